@@ -1,0 +1,339 @@
+"""Every secret of one deployment, encrypted in `inventories/<name>.vault`.
+
+    python vault.py show prod                   names, meanings, whether set; never values
+    python vault.py show prod smtp_password     one value
+    python vault.py set prod smtp_password      asked for without echo, or the first line of standard input
+    python vault.py rotate prod turn_shared_secret
+
+The key is in the environment, `MATRIX_VAULT_KEY`, or else in `inventories/<name>.key`, made with the vault.
+"""
+
+import argparse
+import base64
+import contextlib
+import difflib
+import fcntl
+import getpass
+import json
+import os
+import re
+import secrets
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, Self
+
+from cryptography.fernet import Fernet, InvalidToken
+
+KEY_VARIABLE = "MATRIX_VAULT_KEY"
+MAKE_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+FORMAT = 1
+
+
+class Known(NamedTuple):
+    kind: Literal["token", "hex", "ed25519", "given"]  # "given" by the operator, the others generated
+    meaning: str
+    keep: str = ""  # why it must stay what it is once it has been used
+
+
+SECRETS = {
+    "synapse_registration_shared_secret": Known("token", "lets an administrator register accounts on Synapse"),
+    "synapse_macaroon_secret_key": Known("token", "signs Synapse's short-lived login, guest and SSO tokens"),
+    "synapse_form_secret": Known("token", "protects the forms that Synapse serves"),
+    "turn_shared_secret": Known("token", "Synapse signs TURN credentials with it, coturn checks them"),
+    "sydent_signing_key": Known("ed25519", "Sydent signs identity associations with it", "clients pin it"),
+    "sliding_sync_secret": Known(
+        "hex", "encrypts the access tokens in the proxy's database", "the proxy's database cannot be read without it"
+    ),
+    "postgres_synapse_password": Known("hex", "Synapse's, where its database is on another machine"),
+    "postgres_sliding_sync_password": Known("hex", "the proxy's, where its database is on another machine"),
+    "smtp_password": Known("given", "of the mail account that Synapse and Sydent send from"),
+    "acme_eab_hmac_key": Known("given", "external account binding at the issuer of the web certificates"),
+    "turn_acme_eab_hmac_key": Known("given", "external account binding at the issuer of the TURN certificate"),
+}
+
+
+class VaultError(Exception):
+    """What is wrong and what to do about it, in one line without a secret in it."""
+
+
+class Secret:
+    """A string that is shown only by `reveal()`: not in messages, templates, debug output, dumps or pickles."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "*****"
+
+    def __format__(self, spec: str) -> str:
+        return "*****"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __getstate__(self) -> NoReturn:  # every pickle protocol comes through here
+        raise TypeError("a Secret cannot be pickled")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:  # settings are copied; without this, by pickling
+        return self
+
+
+class Vault:
+    """The secrets of one deployment. Nothing is written, not even a new key, before `save()`: a dry run stays one."""
+
+    def __init__(self, path: Path, key: Fernet | None, stored: bytes | None, id: str, values: dict[str, Secret]):
+        self.path = path
+        self.id = id  # random, not secret: machines remember it, so that a different vault is recognised
+        self._key = key
+        self._stored = stored  # the file as it was last read or written
+        self._values = values
+        self._saved = dict(values)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The vault in this file, or a new one where there is no file; VaultError when it cannot be read."""
+        with _os_errors(path):
+            stored = path.read_bytes() if path.exists() else None
+            key, where = _find_key(path)
+        if stored is None:
+            return cls(path, key, None, secrets.token_hex(8), {})
+        if key is None:
+            raise VaultError(f"{path} has no key: {where}; bring back the key that was made with it")
+        if not re.fullmatch(rb"gAAAA[\w-]+={0,2}\s*", stored):  # how a Fernet token looks until the year 2106
+            raise VaultError(f"{path} is damaged: bring it back from version control or a backup")
+        try:
+            document = json.loads(key.decrypt(stored.strip()))
+        except InvalidToken:
+            raise VaultError(f"{path} does not open with the key in {where}: it is another's, or damaged") from None
+        if document["format"] != FORMAT:
+            raise VaultError(f"{path} was written by a newer matrix-metal: update this one")
+        values = {name: Secret(value) for name, value in document["secrets"].items()}
+        return cls(path, key, stored, document["id"], values)
+
+    @property
+    def unsaved(self) -> bool:
+        return self._stored is None or self._values != self._saved
+
+    def has(self, name: str) -> bool:
+        _known(name)
+        return name in self._values
+
+    def get(self, name: str) -> Secret:
+        """The secret. Where it is missing, a generated one is made, in memory, and a given one is a VaultError."""
+        known = _known(name)
+        if name not in self._values:
+            if known.kind == "given":
+                raise VaultError(f"{name} is not set in {self.path}: python vault.py set {self._deployment} {name}")
+            self._values[name] = _generate(known.kind)
+        return self._values[name]
+
+    def set(self, name: str, value: str, force: bool = False) -> None:
+        """Take the operator's value, of a generated secret too: that is how an older server's secrets move in."""
+        known, secret = _known(name), Secret(value)
+        if not value:
+            raise VaultError(f"{name}: the value is empty")
+        # Cc: control characters, Zl and Zp: line separators, Cs: what was not UTF-8. Files take one line of text.
+        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") for character in value):
+            raise VaultError(f"{name}: the value must be one line of text, without control characters")
+        if known.kind == "ed25519" and not re.fullmatch(r"ed25519 \w+ [A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]", value):
+            raise VaultError(f"{name}: the value must look like: ed25519 0 <32 bytes in base64, without padding>")
+        if self._values.get(name) != secret:
+            self._may_change(name, "set", force)
+            self._values[name] = secret
+
+    def rotate(self, name: str, force: bool = False) -> None:
+        """Put a new generated value in the place of the old one."""
+        known = _known(name)
+        if known.kind == "given":
+            raise VaultError(f"{name} is not generated but given: python vault.py set {self._deployment} {name}")
+        self._may_change(name, "rotate", force)
+        self._values[name] = _generate(known.kind)
+
+    def save(self) -> None:
+        """Write the vault, whole or not at all, if something changed; first its key, if it has none."""
+        if not self.unsaved:
+            return
+        with _os_errors(self.path), _locked(self.path.parent) as directory:
+            if (self.path.read_bytes() if self.path.exists() else None) != self._stored:
+                raise VaultError(f"{self.path} was changed by someone else in the meantime: run the same command again")
+            key = self._key or _make_key(self.path)
+            values = {name: secret.reveal() for name, secret in self._values.items()}
+            document = {"format": FORMAT, "id": self.id, "secrets": values}
+            token = key.encrypt(json.dumps(document).encode()) + b"\n"
+            target = self.path.resolve()  # a vault may be a link into a private repository: keep the link
+            with _temporary(target, token) as temporary:
+                temporary.replace(target)
+            os.fsync(directory)
+        self._key, self._stored, self._saved = key, token, dict(self._values)
+
+    def _may_change(self, name: str, verb: str, force: bool) -> None:
+        if SECRETS[name].keep and name in self._values and not force:
+            command = f"python vault.py {verb} {self._deployment} {name} --force"
+            raise VaultError(f"{name} must not change: {SECRETS[name].keep}; if that is what you want: {command}")
+
+    @property
+    def _deployment(self) -> str:
+        return self.path.stem if self.path.parent.name == "inventories" else str(self.path)
+
+
+def path_for(deployment: str, directory: Path) -> Path:
+    """`prod` is `<directory>/prod.vault`; a path that ends in .vault is taken as it is."""
+    if deployment.endswith(".vault"):
+        return Path(deployment)
+    if not re.fullmatch(r"\w[\w.-]*", deployment):
+        raise VaultError(f"{deployment!r} is neither a deployment's name, like prod, nor a path that ends in .vault")
+    return directory / f"{deployment}.vault"
+
+
+def _known(name: str) -> Known:
+    if name in SECRETS:
+        return SECRETS[name]
+    # A name that is near none may be a value in the wrong place: it is not repeated.
+    if near := difflib.get_close_matches(name, SECRETS, n=1):
+        raise VaultError(f"there is no secret named {name!r}: did you mean {near[0]}?")
+    raise VaultError(f"there is no secret of that name: there are {', '.join(SECRETS)}")
+
+
+def _generate(kind: str) -> Secret:
+    if kind == "ed25519":  # as signedjson writes it, with the key's version, which is 0 in every Sydent
+        return Secret("ed25519 0 " + base64.b64encode(os.urandom(32)).decode().rstrip("="))
+    return Secret(secrets.token_hex(32) if kind == "hex" else secrets.token_urlsafe(48))
+
+
+def _find_key(path: Path) -> tuple[Fernet | None, str]:
+    """The key of this vault, and where it is or, when there is none, where it was looked for."""
+    file = path.with_suffix(".key")
+    if KEY_VARIABLE in os.environ:
+        where, advice = f"{KEY_VARIABLE} (which goes before {file})", f"this makes one: {MAKE_KEY}"
+        text = os.environ[KEY_VARIABLE].encode(errors="replace")
+    elif not file.exists():
+        return None, f"{KEY_VARIABLE} is not set and {file} does not exist"
+    elif file.stat().st_mode & 0o077:
+        raise VaultError(f"{file} is open to others than its owner: chmod 600 {file}")
+    else:
+        where, advice, text = str(file), f"bring back the one that was made with {path.name}", file.read_bytes()
+    try:
+        return Fernet(text.strip()), where
+    except ValueError:
+        raise VaultError(f"{where} is not a key; {advice}") from None
+
+
+def _make_key(path: Path) -> Fernet:
+    file = path.with_suffix(".key")
+    # Linked rather than created and then filled: of two processes one makes the key, the other finds it whole.
+    with _temporary(file, Fernet.generate_key() + b"\n") as temporary, contextlib.suppress(FileExistsError):
+        file.hardlink_to(temporary)
+    key, where = _find_key(path)
+    if key is None:
+        raise VaultError(f"{file} cannot be made: {where}")
+    return key
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, content: bytes) -> Iterator[Path]:
+    """Content safely on disk beside its target, 0600; gone afterwards. The suffix stays: git ignores by it."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[int]:
+    """One writer at a time between the look at the file and its replacement."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # NFS does not lock directories; then the look alone has to do
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VaultError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _show(vault: Vault, name: str | None) -> None:
+    if name is None:
+        for each, known in SECRETS.items():
+            print(f"{each:36}{known.kind:9}{'set' if vault.has(each) else 'not set':9}{known.meaning}")
+    elif not vault.has(name) and SECRETS[name].kind != "given":
+        raise VaultError(f"{name} is not set in {vault.path} yet: the first deployment makes it")
+    else:  # UTF-8 whatever the terminal's encoding: an encoding error would quote the value
+        sys.stdout.buffer.write(vault.get(name).reveal().encode() + b"\n")
+
+
+def _asked_for(name: str) -> str:
+    _known(name)  # before the question, not after the answer
+    if sys.stdin.isatty():
+        return getpass.getpass(f"{name}: ")
+    # The first line, because password managers print the password there and notes below it.
+    line = sys.stdin.buffer.readline().decode(errors="surrogateescape")
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _run(command: str, deployment: str, name: str | None, force: bool) -> None:
+    path = path_for(deployment, Path("inventories"))
+    inventory, key_file = path.with_suffix(".py"), path.with_suffix(".key")
+    if not deployment.endswith(".vault") and not path.exists() and not inventory.exists():
+        # A misspelt deployment would otherwise get a new vault and a new key.
+        near = difflib.get_close_matches(deployment, [file.stem for file in path.parent.glob("*.py")], n=1)
+        raise VaultError(f"there is no {inventory}" + (f": did you mean {near[0]}?" if near else ""))
+    vault = Vault.open(path)
+    if command == "show":
+        return _show(vault, name)
+    if name is None:
+        raise VaultError(f"which secret? python vault.py show {deployment} lists them")
+    if command == "set":
+        vault.set(name, _asked_for(name), force)
+    else:
+        vault.rotate(name, force)
+    had_key = key_file.exists()
+    vault.save()
+    if key_file.exists() and not had_key:
+        print(f"Made {key_file}: keep a copy apart from the vault, which cannot be read without it.")
+    print(f"{name} is in {path}. Now run: pyinfra {inventory} deploy.py")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("show", "set", "rotate"))
+    parser.add_argument("deployment", help="prod means inventories/prod.vault; or a path that ends in .vault")
+    parser.add_argument("name", nargs="?", help="of the secret")
+    parser.add_argument("--force", action="store_true", help="set or rotate even what other data depends on")
+    arguments, unexpected = parser.parse_known_args()
+    try:
+        if unexpected:  # not repeated: it may well be the value
+            raise VaultError(
+                "too many arguments; a value is asked for, because arguments end up in the shell's history"
+            )
+        _run(**vars(arguments))
+    except VaultError as error:
+        sys.exit(f"vault: {error}")
+    except (KeyboardInterrupt, EOFError):
+        sys.exit("vault: stopped, nothing was changed")
+
+
+if __name__ == "__main__":
+    main()
