@@ -1,0 +1,686 @@
+"""Release binaries: downloaded over real HTTPS, installed by real pyinfra operations below a temporary root."""
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, Literal
+from urllib.request import urlopen
+
+import pytest
+from pyinfra.api.config import Config
+from pyinfra.api.connect import connect_all, disconnect_all
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operation import add_op
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import State, StateStage
+from pyinfra.connectors.local import LocalConnector
+from pyinfra.context import ctx_host, ctx_state
+
+from operations import binaries
+from operations.binaries import Arch, Binary, BinaryError, Release, Timeouts
+from tests.standin.release_server import ReleaseServer
+
+STANDIN = Path(__file__).parent.parent / "standin" / "syncv3"
+PATH = "matrix-org/sliding-sync/releases/download/v0.99.19"
+HERE: Arch = "arm64" if platform.machine() == "aarch64" else "amd64"
+THERE: Arch = "amd64" if HERE == "arm64" else "arm64"
+
+
+def sum_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def program(arch: str = HERE, *, text: bytes = b"") -> bytes:
+    """A real program of this machine, marked as one for another machine if asked for."""
+    content = bytearray(Path("/bin/true").resolve().read_bytes())
+    struct.pack_into("<H", content, 18, {"amd64": 62, "arm64": 183, "riscv64": 243}[arch])
+    return bytes(content) + text
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReleaseServer]:
+    files: dict[str, bytes | Path] = {f"{PATH}/syncv3_linux_{arch}": program(arch) for arch in (HERE, THERE)}
+    with ReleaseServer(files) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def release(server: ReleaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Release(
+        program="sliding-sync",
+        version="v0.99.19",
+        url=f"{server.url}/{PATH}/syncv3_linux_{{arch}}",
+        record=tmp_path / "inventories" / "prod.lock",
+        file_setting="sliding_sync_binary",
+        sha256_setting="sliding_sync_sha256",
+        root=str(tmp_path / "opt"),
+    )
+
+
+def refused(release: Release, arch: Arch = HERE, timeouts: Timeouts | None = None) -> str:
+    """Why it cannot be had: one line, and nothing of it is left in the cache."""
+    with pytest.raises(BinaryError) as caught:
+        binaries.resolve(release, arch, timeouts=timeouts)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert list(binaries.default_cache().glob("*")) == []
+    return message
+
+
+# --- what the operator gives ---
+
+
+def test_a_given_file_is_used_without_a_download_or_a_record(release: Release, server: ReleaseServer, tmp_path: Path) -> None:
+    file = tmp_path / "syncv3"
+    file.write_bytes(program())
+    binary = binaries.resolve(replace(release, file=file), HERE)
+    assert (binary.path, binary.sha256, binary.new) == (file, sum_of(program()), False)
+    assert binaries.wanted_sha256(replace(release, file=file), HERE) == sum_of(program())
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        pytest.param(program(THERE), f"an {THERE} program, the machine is {HERE}", id="other architecture"),
+        pytest.param(program("riscv64"), f"a riscv64 program, the machine is {HERE}", id="exotic architecture"),
+        pytest.param(program()[:4] + b"\x01" + program()[5:], "for 32 bits", id="x32"),
+        pytest.param(program()[:30], "its header is incomplete", id="half a header"),
+        pytest.param(program()[: len(program()) // 2], "cut short", id="half a program"),
+        pytest.param(program()[:16] + b"\x04\0" + program()[18:], "cannot be executed", id="core dump"),
+        pytest.param(b"<!doctype html><title>Not Found</title>", "a web page, neither a Linux program", id="page"),
+        pytest.param(b"\x1f\x8b\x08\0\0\0\0\0", "a gzip archive", id="archive"),
+        pytest.param(b"", "an empty file", id="empty"),
+    ],
+)
+def test_a_file_that_the_machine_could_not_run_is_refused(
+    content: bytes, complaint: str, release: Release, server: ReleaseServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "syncv3"
+    file.write_bytes(content)
+    message = refused(replace(release, file=file))
+    assert complaint in message
+    assert f"sliding_sync_binary = '{file}'" in message
+
+    server.files[f"{PATH}/syncv3_linux_{HERE}"] = content
+    message = refused(release)
+    assert complaint in message
+    assert server.url in message
+    assert "sliding_sync_binary" in message
+
+
+def test_a_script_is_a_program_for_every_machine(release: Release) -> None:
+    for arch in (HERE, THERE):
+        assert binaries.resolve(replace(release, file=STANDIN), arch).path == STANDIN
+
+
+def test_a_given_file_must_be_a_file(release: Release, tmp_path: Path) -> None:
+    missing = refused(replace(release, file=tmp_path / "nothing"))
+    assert "does not exist" in missing
+    assert f"sliding_sync_binary = '{tmp_path}/nothing'" in missing
+    assert "is not a regular file" in refused(replace(release, file=tmp_path))
+
+
+def test_a_given_file_must_match_the_setting_but_not_the_record(release: Release, tmp_path: Path) -> None:
+    file = tmp_path / "syncv3"
+    file.write_bytes(program())
+    binaries.remember(binaries.resolve(release, HERE))
+    file.write_bytes(program(text=b"patched"))
+    assert binaries.resolve(replace(release, file=file), HERE).sha256 == sum_of(program(text=b"patched"))
+
+    with pytest.raises(BinaryError) as caught:
+        binaries.resolve(replace(release, file=file, sha256={HERE: "0" * 64}), HERE)
+    message = str(caught.value)
+    assert "sliding_sync_sha256" in message
+    assert "0" * 64 in message
+    assert sum_of(program(text=b"patched")) in message
+
+
+def test_a_misspelt_sha256_names_the_setting(release: Release) -> None:
+    assert f"sliding_sync_sha256 for {HERE} is 'abc': 64 hexadecimal digits" in refused(replace(release, sha256={HERE: "abc"}))
+
+
+# --- the download ---
+
+
+def test_it_is_downloaded_once_and_each_architecture_gets_its_own(release: Release, server: ReleaseServer) -> None:
+    first = binaries.resolve(release, HERE)
+    assert first.path is not None
+    assert first.path.read_bytes() == program(HERE)
+    requests = len(server.requests)
+    assert binaries.resolve(release, HERE) == first
+    assert len(server.requests) == requests
+    assert binaries.resolve(release, THERE).sha256 == sum_of(program(THERE))
+
+
+def test_machines_prepared_side_by_side_share_one_download(release: Release, server: ReleaseServer) -> None:
+    threads = [threading.Thread(target=binaries.resolve, args=(release, HERE)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.requests) == 2  # the asset, and where it redirects to
+
+
+def test_a_damaged_cache_is_downloaded_again(release: Release, server: ReleaseServer) -> None:
+    first = binaries.resolve(release, HERE)
+    assert first.path is not None
+    first.path.write_bytes(program(text=b"bit rot"))
+    requests = len(server.requests)
+    again = binaries.resolve(release, HERE)
+    assert again.path is not None
+    assert again.path.read_bytes() == program()
+    assert len(server.requests) > requests
+
+
+def test_what_a_mirror_served_is_not_taken_for_upstreams(release: Release, server: ReleaseServer) -> None:
+    server.files["mirror/syncv3"] = program(text=b"theirs")
+    mirror = binaries.resolve(replace(release, url=f"{server.url}/mirror/syncv3"), HERE)
+    assert binaries.resolve(release, HERE).sha256 == sum_of(program()) != mirror.sha256
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("truncated", f"the connection ended after {len(program()) // 2} of {len(program())} bytes"),
+        ("unsized", "does not say how long the file is"),
+        ("not-found", "answered 404 Not Found"),
+        ("unavailable", "answered 503 Service Unavailable"),
+        ("dead", "connection refused"),
+        ("slow", "nothing came for 0.3 s"),
+        ("insecure", "redirects to http://127.0.0.1"),
+    ],
+)
+def test_a_failing_server_is_one_clear_line_and_the_next_try_succeeds(
+    fault: Any, complaint: str, release: Release, server: ReleaseServer
+) -> None:
+    server.fault = fault
+    message = refused(release, timeouts=Timeouts(connect=5, read=0.3))
+    assert complaint in message
+    assert f"{server.url}/{PATH}/syncv3_linux_{HERE}" in message
+    assert message.endswith("set sliding_sync_binary = '/path/to/file' instead, or try again")
+    server.fault = None
+    assert binaries.resolve(release, HERE).sha256 == sum_of(program())
+
+
+def test_a_server_that_does_not_answer_at_all(release: Release) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/x"
+        message = refused(replace(release, url=url), timeouts=Timeouts(connect=0.2))
+    assert f"{url}: no answer within 0.2 s: set sliding_sync_binary" in message
+
+
+def test_a_server_that_speaks_no_tls(release: Release) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+
+        def answer() -> None:
+            connection, _ = plain.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"https://127.0.0.1:{plain.getsockname()[1]}/x"
+        assert "no TLS connection" in refused(replace(release, url=url))
+
+
+def test_an_untrusted_certificate(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    message = refused(release)
+    assert "certificate is not trusted" in message
+    assert "sliding_sync_binary" in message
+
+
+def test_an_unknown_name(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    message = refused(replace(release, url="https://releases.invalid/syncv3"))
+    assert "https://releases.invalid/syncv3: the name cannot be resolved" in message
+
+
+def test_only_https_is_downloaded(release: Release) -> None:
+    for url in ("http://127.0.0.1/x", "file:///bin/true", "https:/x"):
+        message = refused(replace(release, url=url))
+        assert f"{url}: only https:// is allowed" in message
+        assert "sliding_sync_binary" in message
+
+
+def test_an_interrupted_download_leaves_nothing(
+    release: Release, server: ReleaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(binaries, "_check_runs_on", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            binaries.resolve(release, HERE)
+    assert list(binaries.default_cache().glob("*")) == []
+
+
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_server(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(BinaryError, match=r"cannot be kept in .*/file/matrix-metal: Not a directory: set XDG_CACHE_HOME"):
+        binaries.resolve(release, HERE)
+
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):  # noqa: PTH123
+        binaries._fetch(release, str(release.url).format(arch=HERE), full, Timeouts())
+
+
+# --- what it must be ---
+
+
+def test_the_first_download_is_recorded_on_request_and_binds_every_later_one(release: Release, server: ReleaseServer) -> None:
+    binary = binaries.resolve(release, HERE)
+    assert binary.new
+    assert not release.record.exists()  # what a dry run leaves
+    assert binaries.wanted_sha256(release, HERE) is None
+
+    assert binaries.remember(binary)
+    assert binaries.wanted_sha256(release, HERE) == binary.sha256
+    assert not binaries.resolve(release, HERE).new
+    assert binaries.wanted_sha256(release, THERE) is None
+
+    assert binary.path is not None
+    binary.path.unlink()
+    server.fault = "wrong"
+    message = refused(release)
+    assert binary.sha256 in message
+    assert sum_of(b"#!/bin/sh\necho this is not what was released\n") in message
+    assert str(release.record) in message
+    assert "not installed" in message
+
+
+def test_the_setting_beats_the_record(release: Release, server: ReleaseServer) -> None:
+    binaries.remember(binaries.resolve(release, HERE))
+    server.files[f"{PATH}/syncv3_linux_{HERE}"] = program(text=b"rebuilt")
+    wanted = replace(release, sha256={HERE: sum_of(program(text=b"rebuilt")).upper()})
+    binary = binaries.resolve(wanted, HERE)
+    assert binary.sha256 == sum_of(program(text=b"rebuilt"))
+    assert not binary.new
+
+
+def test_a_wrong_setting_shows_both_sums(release: Release) -> None:
+    message = refused(replace(release, sha256={HERE: "0" * 64}))
+    assert f"sliding_sync_sha256 says {'0' * 64}" in message
+    assert sum_of(program()) in message
+
+
+def test_the_record_keeps_everything_sorted(release: Release) -> None:
+    for arch in ("arm64", "amd64"):
+        for name in ("sliding-sync", "another"):
+            binaries.remember(Binary(replace(release, program=name), arch, sum_of(name.encode()), new=True))
+    lines = [line for line in release.record.read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == [
+        '["another"."v0.99.19"]',
+        f'"amd64" = "{sum_of(b"another")}"',
+        f'"arm64" = "{sum_of(b"another")}"',
+        '["sliding-sync"."v0.99.19"]',
+        f'"amd64" = "{sum_of(b"sliding-sync")}"',
+        f'"arm64" = "{sum_of(b"sliding-sync")}"',
+    ]
+    assert [path.name for path in release.record.parent.iterdir()] == ["prod.lock"]
+    assert release.record.stat().st_mode & 0o777 == 0o644
+
+
+def test_runs_side_by_side_lose_no_record(release: Release) -> None:
+    names = [f"program-{number}" for number in range(12)]
+    threads = [
+        threading.Thread(target=binaries.remember, args=(Binary(replace(release, program=name), HERE, "0" * 64, new=True),))
+        for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name for name, _, _ in binaries.read_record(release.record)} == set(names)
+
+
+def test_a_record_is_never_overwritten_with_another_sum(release: Release) -> None:
+    binaries.remember(Binary(release, HERE, "1" * 64, new=True))
+    with pytest.raises(BinaryError, match=r"1{64}.*2{64}"):
+        binaries.remember(Binary(release, HERE, "2" * 64, new=True))
+    assert binaries.wanted_sha256(release, HERE) == "1" * 64
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n", "sliding-sync = 1\n", '[sliding-sync."v0.99.19"]\namd64 = "x"\n'])
+def test_a_damaged_record_is_not_taken_for_none(content: str, release: Release) -> None:
+    release.record.parent.mkdir()
+    release.record.write_text(content)
+    assert "restore it from version control" in refused(release)
+    assert release.record.read_text() == content
+
+
+def test_a_version_cannot_lead_out_of_its_directory(release: Release) -> None:
+    for version in ("../v1", "", ".hidden", "v1/x", "-v1", "v 1"):
+        with pytest.raises(BinaryError):
+            replace(release, version=version)
+
+
+# --- on the machine ---
+
+
+class Machine:
+    """This machine, by pyinfra's own connector, with the program's root in a temporary directory."""
+
+    def run(self, binary: Binary, mode: str = "755") -> Literal["changed", "unchanged", "failed"]:
+        with self._connected() as state:
+            add_op(state, binaries.installed, name="Install it", binary=binary, mode=mode)
+            try:
+                run_ops(state)
+            except PyinfraError:
+                return "failed"
+            results = next(iter(state.results.values()))
+            assert results.ops == results.success_ops == 1
+            meta = next(iter(next(iter(state.ops.values())).values())).operation_meta
+            return "changed" if meta.did_change() else "unchanged"
+
+    def dry_run(self, binary: Binary) -> bool:
+        """Whether something would change."""
+        with self._connected() as state:
+            add_op(state, binaries.installed, name="Install it", binary=binary)
+            return bool(next(iter(state.meta.values())).ops_change)
+
+    def obtain(self, release: Release) -> Binary:
+        with self._connected() as state, ctx_state.use(state), ctx_host.use(next(iter(state.inventory))):
+            return binaries.obtain(release)
+
+    def needs(self, release: Release, sha256: str) -> bool:
+        with self._connected() as state:
+            return binaries.needs(next(iter(state.inventory)), release, sha256)
+
+    def _connected(self) -> "_Connected":
+        return _Connected()
+
+
+class _Connected:
+    def __enter__(self) -> State:
+        self.state = State(Inventory((["@local"], {})), Config())  # type: ignore[no-untyped-call]
+        self.state.current_stage = StateStage.Prepare
+        connect_all(self.state)
+        return self.state
+
+    def __exit__(self, *_: object) -> None:
+        disconnect_all(self.state)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def make(release: Release, tmp_path: Path) -> Callable[[str], Binary]:
+    """A version of the program that says its own name."""
+
+    def make(version: str, text: str = "") -> Binary:
+        file = tmp_path / f"given-{version}"
+        file.write_text(f"#!/bin/sh\necho {version}{text}\n")
+        return binaries.resolve(replace(release, version=version, file=file), HERE)
+
+    return make
+
+
+def says(release: Release) -> str:
+    return subprocess.run([release.executable], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def kept(release: Release) -> list[str]:
+    return sorted(path.name for path in (Path(release.root) / release.program).iterdir())
+
+
+def test_it_is_installed_from_the_release_page_and_a_second_run_does_nothing(
+    machine: Machine, release: Release, server: ReleaseServer
+) -> None:
+    binary = machine.obtain(release)
+    assert machine.dry_run(binary)
+    assert not Path(release.root).exists()
+    assert not release.record.exists()
+
+    assert machine.run(binary) == "changed"
+    subprocess.run([release.executable], check=True)
+    assert kept(release) == ["current", f"v0.99.19-{binary.sha256[:12]}"]
+    assert (Path(release.root) / "sliding-sync" / "current").readlink() == Path(binary.directory)
+    assert Path(release.executable).stat().st_mode & 0o7777 == 0o755
+    assert binaries.read_record(release.record) == {("sliding-sync", "v0.99.19", HERE): binary.sha256}
+
+    # Neither the page nor the cache is needed any more.
+    assert binary.path is not None
+    binary.path.unlink()
+    server.fault = "dead"
+    again = machine.obtain(release)
+    assert again.path is None
+    assert not machine.dry_run(again)
+    assert machine.run(again) == "unchanged"
+
+
+def test_a_damaged_program_is_repaired(machine: Machine, make: Callable[[str], Binary], release: Release) -> None:
+    binary = make("v1")
+    machine.run(binary)
+    Path(release.executable).write_text("#!/bin/sh\necho damaged\n")
+    assert machine.needs(binary.release, binary.sha256)
+    assert machine.run(binary) == "changed"
+    assert says(release) == "v1"
+    Path(release.executable).unlink()
+    assert machine.run(binary) == "changed"
+    assert says(release) == "v1"
+    assert machine.run(binary) == "unchanged"
+
+
+def test_a_changed_mode_or_link_is_repaired_without_an_upload(
+    machine: Machine, make: Callable[[str], Binary], release: Release
+) -> None:
+    binary = make("v1")
+    machine.run(binary)
+    there = replace(binary, path=None)
+    Path(release.executable).chmod(0o600)
+    assert machine.run(there) == "changed"
+    assert says(release) == "v1"
+    current = Path(release.root) / "sliding-sync" / "current"
+    current.unlink()
+    assert machine.run(there) == "changed"
+    assert says(release) == "v1"
+    assert machine.run(binary, mode="700") == "changed"
+    assert Path(release.executable).stat().st_mode & 0o7777 == 0o700
+
+
+def test_the_version_before_is_kept_and_older_ones_go(
+    machine: Machine, make: Callable[[str], Binary], release: Release
+) -> None:
+    home = Path(release.root) / "sliding-sync"
+    versions = {name: make(name) for name in ("v1", "v2", "v3")}
+    for name in ("v1", "v2"):
+        assert machine.run(versions[name]) == "changed"
+    (home / "notes").mkdir()
+    (home / "v1").mkdir()
+
+    def present() -> set[str]:
+        return {name for name, binary in versions.items() if (home / binary.directory).exists()}
+
+    assert says(release) == "v2"
+    assert present() == {"v1", "v2"}
+
+    # Back to the one before, which is still there and need not be uploaded; then to the newest.
+    before = Path(release.root, "sliding-sync", versions["v1"].directory).stat().st_ctime_ns
+    assert machine.run(replace(versions["v1"], path=None)) == "changed"
+    assert says(release) == "v1"
+    assert Path(release.executable).stat().st_ctime_ns > before  # a unit that watches the program restarts
+    assert machine.run(versions["v3"]) == "changed"
+    assert says(release) == "v3"
+    assert present() == {"v1", "v3"}
+    assert (home / "notes").exists()
+    assert (home / "v1").exists()
+    assert machine.run(versions["v3"]) == "unchanged"
+
+
+def test_what_an_interrupted_cleaning_left_is_removed(
+    machine: Machine, make: Callable[[str], Binary], release: Release
+) -> None:
+    binary = make("v9")
+    machine.run(binary)
+    home = Path(release.root) / "sliding-sync"
+    for age, name in enumerate(("v8-" + "0" * 12, "v7-" + "0" * 12)):
+        (home / name).mkdir()
+        moment = time.time() - 1000 * (age + 1)
+        os.utime(home / name, (moment, moment))
+    assert machine.run(binary) == "changed"
+    assert kept(release) == ["current", "v8-" + "0" * 12, binary.directory]
+    assert machine.run(binary) == "unchanged"
+
+
+@pytest.mark.parametrize("outcome", ["connection lost", "silently cut short", "other content"])
+def test_an_upload_that_goes_wrong_leaves_the_old_version_running(
+    outcome: str,
+    machine: Machine,
+    make: Callable[[str], Binary],
+    release: Release,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    old, new = make("v1"), make("v2")
+    machine.run(old)
+
+    def broken(self: LocalConnector, source: str, target: str, *args: object, **kwargs: object) -> bool:
+        content = Path(source).read_bytes()
+        Path(target).write_bytes(content[:-3] if outcome != "other content" else b"#!/bin/sh\necho evil\n")
+        if outcome == "connection lost":
+            raise OSError("connection lost")
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalConnector, "put_file", broken)
+        assert machine.run(new) == "failed"
+    assert says(release) == "v1"
+    assert not (Path(release.root) / "sliding-sync" / new.directory).exists()
+    if outcome != "connection lost":
+        assert kept(release) == ["current", old.directory]
+
+    assert machine.run(new) == "changed"
+    assert says(release) == "v2"
+    assert kept(release) == sorted(["current", old.directory, new.directory])
+
+
+def test_a_failed_installation_records_nothing(machine: Machine, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = machine.obtain(release)
+    monkeypatch.setattr(LocalConnector, "put_file", lambda *args, **kwargs: False)
+    assert machine.run(binary) == "failed"
+    assert not release.record.exists()
+
+
+def test_paths_with_spaces_and_quotes_are_taken_literally(
+    machine: Machine, make: Callable[[str], Binary], release: Release, tmp_path: Path
+) -> None:
+    odd = replace(make("v1").release, root=str(tmp_path / "it's $HOME"))
+    binary = binaries.resolve(odd, HERE)
+    assert machine.run(binary) == "changed"
+    assert machine.run(binary) == "unchanged"
+    assert says(odd) == "v1"
+
+
+def test_a_machine_of_another_architecture_is_refused(
+    machine: Machine, release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dpkg = tmp_path / "bin" / "dpkg"
+    dpkg.parent.mkdir()
+    dpkg.write_text("#!/bin/sh\necho armhf\n")
+    dpkg.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dpkg.parent}:{os.environ['PATH']}")
+    with pytest.raises(BinaryError, match=r"@local is armhf: sliding-sync v0\.99\.19 runs on amd64 and arm64"):
+        machine.obtain(release)
+
+
+# --- the stand-in ---
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What the stand-in needs: a homeserver, and a psql that notes how it was called."""
+
+    class Homeserver(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"versions": ["v1.1", "v1.11"]}).encode()
+            self.send_response(200 if self.path == "/_matrix/client/versions" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    psql = tmp_path / "bin" / "psql"
+    psql.parent.mkdir()
+    psql.write_text('#!/bin/sh\n{ echo "arguments: $*"; env; cat; } >"${0%/*}/psql.log"\n')
+    psql.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with HTTPServer(("127.0.0.1", 0), Homeserver) as homeserver:
+        threading.Thread(target=homeserver.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield {
+            "PATH": f"{psql.parent}:{os.environ['PATH']}",
+            "SYNCV3_SERVER": f"http://127.0.0.1:{homeserver.server_address[1]}",
+            "SYNCV3_DB": "user=sliding-sync dbname=syncv3 host=/run/postgresql password='it\\'s secret'",
+            "SYNCV3_SECRET": "sixty-four hex digits",
+            "SYNCV3_BINDADDR": f"127.0.0.1:{port}",
+        }
+        homeserver.shutdown()
+
+
+def test_the_standin_connects_as_the_proxy_would_and_says_what_it_is(environment: dict[str, str], tmp_path: Path) -> None:
+    url = f"http://{environment['SYNCV3_BINDADDR']}"
+    with subprocess.Popen([STANDIN], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "listens" in line:
+                    break
+            with urlopen(f"{url}/client/server.json", timeout=5) as answer:  # noqa: S310
+                content = json.load(answer)
+            with pytest.raises(OSError, match="404"):
+                urlopen(f"{url}/_matrix/client/unstable/org.matrix.msc3575/sync", timeout=5)  # noqa: S310
+        finally:
+            process.terminate()
+    assert content == {"server": environment["SYNCV3_SERVER"], "version": "stand-in", "stand_in": True}
+    called = (tmp_path / "bin" / "psql.log").read_text().splitlines()
+    assert "PGHOST=/run/postgresql" in called
+    assert "PGUSER=sliding-sync" in called
+    assert "PGPASSWORD=it's secret" in called
+    assert "secret" not in called[0]
+    assert any(line.startswith("CREATE TABLE") for line in called)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"SYNCV3_SECRET": ""}, "SYNCV3_SECRET must be set"),
+        ({"SYNCV3_DB": "", "SYNCV3_SERVER": ""}, "SYNCV3_SERVER and SYNCV3_DB must be set"),
+        ({"SYNCV3_SERVER": "http://127.0.0.1:9"}, "the homeserver of SYNCV3_SERVER does not answer"),
+        ({"SYNCV3_DB": "hosst=/run/postgresql"}, "SYNCV3_DB: hosst not understood"),
+        ({"SYNCV3_BINDADDR": "8009"}, "SYNCV3_BINDADDR is '8009'"),
+        ({"PATH": "/nowhere"}, "psql cannot be run"),
+    ],
+)
+def test_the_standin_says_in_one_line_what_it_lacks(
+    change: dict[str, str], complaint: str, environment: dict[str, str]
+) -> None:
+    done = subprocess.run([STANDIN], env=environment | change, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("stand-in for the Sliding Sync proxy: ")
+    assert complaint in last
+    assert "Traceback" not in done.stderr
