@@ -1,0 +1,23 @@
+"""A complete Matrix homeserver. The roles, in the order in which they depend on each other."""
+
+from pyinfra import config, host, local
+
+from operations.preflight import checked
+
+settings = checked(host)
+config.SUDO = settings.machine.user != "root"
+
+local.include("tasks/machine.py")
+
+if settings.here("postgres"):
+    local.include("tasks/postgres.py")
+if settings.here("caddy"):
+    local.include("tasks/caddy.py")
+if settings.here("coturn"):
+    local.include("tasks/coturn.py")
+if settings.here("synapse"):
+    local.include("tasks/synapse.py")
+if settings.here("sydent"):
+    local.include("tasks/sydent.py")
+if settings.here("sliding_sync"):
+    local.include("tasks/sliding_sync.py")

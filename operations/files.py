@@ -1,0 +1,271 @@
+"""Files, directories and links of a machine: one question for many of them, each written whole or not at all.
+
+A file is uploaded through the standard input of one command, into a temporary file that only root can read, gets its owner
+and mode, is checked, and is then moved into place. So a reader sees the old file or the new one, a secret is never readable
+for a moment, and an upload works the same as root and through sudo.
+"""
+
+import base64
+import difflib
+import hashlib
+import re
+import shlex
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from pyinfra.api import FactBase, OperationError, StringCommand, operation
+from pyinfra.api.output import format_text
+from pyinfra.context import host, state
+
+from operations.shell import quoted, script
+from operations.templating import MASK, TEMPLATES, render
+from vault import Secret
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory; what lies in it is left alone.
+
+    mode: octal digits as a string, such as "750".
+    """
+
+    path: str
+    mode: str
+    user: str = "root"
+    group: str = "root"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link to target."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A file that must not exist."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file; its subclasses say what it holds.
+
+    mode: octal digits as a string, such as "640".
+    check: shell command run on the new file before it is put in place, with {} for its temporary path; if it fails,
+        nothing is changed.
+    """
+
+    path: str
+    _: KW_ONLY
+    mode: str
+    user: str = "root"
+    group: str = "root"
+    check: str | None = None
+
+    def content(self) -> tuple[bytes, bytes]:
+        """What it holds, and the same with secrets masked."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Copy(File):
+    """A file copied as it is from templates/<source>."""
+
+    source: str = field(kw_only=False)
+
+    def content(self) -> tuple[bytes, bytes]:
+        content = (TEMPLATES / self.source).read_bytes()
+        return content, content
+
+
+@dataclass(frozen=True)
+class Template(File):
+    """A file rendered from templates/<source>.j2 with the given values."""
+
+    source: str = field(kw_only=False)
+    values: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def content(self) -> tuple[bytes, bytes]:
+        real, masked = render(f"{self.source}.j2", self.values)
+        return real.encode(), masked.encode()
+
+
+@dataclass(frozen=True)
+class Text(File):
+    """A file that holds the given text, which is never shown if it is secret."""
+
+    text: str | Secret = field(kw_only=False)
+
+    def content(self) -> tuple[bytes, bytes]:
+        if isinstance(self.text, Secret):
+            return self.text.reveal().encode(), MASK.encode()
+        return self.text.encode(), self.text.encode()
+
+
+Entry = Directory | Link | Absent | File
+
+
+@dataclass(frozen=True)
+class State:
+    """What lies at a path. kind: file, directory, link or other; mode in octal digits."""
+
+    kind: str
+    mode: str = ""
+    user: str = ""
+    group: str = ""
+    sha256: str = ""
+    target: str = ""
+
+
+class Paths(FactBase[dict[str, State]]):
+    """What lies at each of the given paths; those where nothing lies are left out."""
+
+    def command(self, paths: Sequence[str]) -> str:
+        names = quoted(*paths)
+        return (
+            f"stat --printf 'S\\t%n\\t%f\\t%a\\t%U\\t%G\\n' -- {names} 2>/dev/null; "
+            f"for path in {names}; do "
+            'if [ -L "$path" ]; then printf "L\\t%s\\t%s\\n" "$path" "$(readlink "$path")"; fi; done; '
+            f"sha256sum -- {names} 2>/dev/null | sed 's/^/H\\t/'; true"
+        )
+
+    @staticmethod
+    def default() -> dict[str, State]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, State]:
+        kinds = {0o100000: "file", 0o040000: "directory", 0o120000: "link"}
+        stats: dict[str, tuple[str, str, str, str]] = {}
+        sums: dict[str, str] = {}
+        targets: dict[str, str] = {}
+        for line in output:
+            tag, _, rest = line.partition("\t")
+            if tag == "S":
+                path, raw, mode, user, group = rest.split("\t")
+                stats[path] = (kinds.get(int(raw, 16) & 0o170000, "other"), mode, user, group)
+            elif tag == "L":
+                path, _, target = rest.partition("\t")
+                targets[path] = target
+            elif tag == "H":
+                sha256, _, path = rest.partition("  ")
+                sums[path] = sha256
+        return {
+            path: State(*values, sha256=sums.get(path, ""), target=targets.get(path, "")) for path, values in stats.items()
+        }
+
+
+class Contents(FactBase[list[str]]):
+    """The lines of a text file, for --diff; none if it does not exist."""
+
+    def command(self, path: str) -> str:
+        return f"cat -- {shlex.quote(path)} 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return list(output)
+
+
+@operation()
+def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
+    """The given files, directories and links are as described, made in the given order.
+
+    Only what differs is touched. Raises OperationError where something of another kind lies at a path: it is never removed.
+    """
+    found: dict[str, State] = host.get_fact(Paths, paths=[entry.path for entry in entries])
+    for entry in entries:
+        now = found.get(entry.path)
+        match entry:
+            case Directory():
+                yield from _directory(entry, now)
+            case Link():
+                yield from _link(entry, now)
+            case Absent():
+                if now is not None:
+                    yield script(f"rm -f -- {shlex.quote(entry.path)}")
+            case File():
+                yield from _file(entry, now)
+
+
+def _expect(entry: Entry, now: State | None, kind: str) -> None:
+    if now is not None and now.kind != kind:
+        raise OperationError(f"{entry.path} should be a {kind} but is a {now.kind}; move it away and run again")
+
+
+def _directory(entry: Directory, now: State | None) -> Generator[StringCommand, None, None]:
+    _expect(entry, now, "directory")
+    if now is None or (now.mode, now.user, now.group) != (entry.mode, entry.user, entry.group):
+        yield script(f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}")
+
+
+def _link(entry: Link, now: State | None) -> Generator[StringCommand, None, None]:
+    _expect(entry, now, "link")
+    if now is None or now.target != entry.target:
+        # Renaming a new link over the old one leaves no moment without a link.
+        new = f"{entry.path}.new"
+        yield script(f"ln -sfn {quoted(entry.target, new)}", f"mv -fT {quoted(new, entry.path)}")
+
+
+def _file(entry: File, now: State | None) -> Generator[StringCommand, None, None]:
+    _expect(entry, now, "file")
+    content, masked = entry.content()
+    if content != masked and int(entry.mode[-1]) & 4:
+        raise OperationError(f"{entry.path} holds a secret and must not have mode {entry.mode}, readable by everybody")
+
+    same_content = now is not None and now.sha256 == hashlib.sha256(content).hexdigest()
+    same_access = now is not None and (now.mode, now.user, now.group) == (entry.mode, entry.user, entry.group)
+    if same_content and same_access:
+        return
+    if not same_content and state.config.DIFF:
+        _show_difference(entry, content, masked)
+
+    directory, name = PurePosixPath(entry.path).parent, PurePosixPath(entry.path).name
+    steps = [
+        "umask 077",
+        f"new=$(mktemp {quoted(f'{directory}/.{name}.XXXXXX')})",
+        "trap 'rm -f \"$new\"' EXIT",
+        'base64 -d >"$new"',
+        f'chown {quoted(f"{entry.user}:{entry.group}")} "$new"',
+        f'chmod {entry.mode} "$new"',
+    ]
+    if entry.check:
+        steps.append(entry.check.replace("{}", '"$new"'))
+    steps.append(f'mv -fT "$new" {quoted(entry.path)}')
+    yield script(*steps, stdin=base64.encodebytes(content).decode() or "\n")
+
+
+def _show_difference(entry: File, content: bytes, masked: bytes) -> None:
+    """Print what --diff asks for, with every secret masked: those of the new file, and what stood in their place."""
+    try:
+        new_lines = masked.decode().splitlines()
+    except UnicodeDecodeError:
+        host.log(f"{entry.path}: not text, no difference shown")
+        return
+    old_lines: list[str] = host.get_fact(Contents, path=entry.path)
+    if content != masked:
+        # A line that holds a secret is recognised by what stands before it, so that the old secret is masked as well.
+        starts = [line.split(MASK)[0] for line in new_lines if MASK in line]
+        if not all(start.strip() for start in starts):
+            host.log(f"{entry.path}: holds nothing but a secret, which differs")
+            return
+        old_lines = [_masked(line, starts) for line in old_lines]
+    host.log(f"{'Will change' if old_lines else 'Will create'} {format_text(entry.path, bold=True)}")
+    for line in difflib.unified_diff(old_lines, new_lines, "on the machine", "wanted", lineterm="", n=2):
+        colour = {"+": "green", "-": "red"}.get(line[:1])
+        host.log(format_text(line, colour) if colour else line)
+
+
+def _masked(line: str, starts: Sequence[str]) -> str:
+    for start in starts:
+        pattern = r"\s*".join(re.escape(word) for word in start.split())
+        if re.match(rf"\s*#?\s*{pattern}", line):
+            return start + MASK
+    return line

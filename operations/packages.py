@@ -1,0 +1,56 @@
+"""Debian packages."""
+
+from collections.abc import Generator, Sequence
+
+from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.context import host
+
+from operations.shell import quoted, script
+
+
+class Installed(FactBase[set[str]]):
+    """Which of the given packages are installed."""
+
+    def command(self, packages: Sequence[str]) -> str:
+        form = "${db:Status-Status} ${Package}\\n"
+        return f"dpkg-query --show --showformat '{form}' {quoted(*packages)} 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> set[str]:
+        return set()
+
+    def process(self, output: list[str]) -> set[str]:
+        return {line.split()[1] for line in output if line.startswith("installed ")}
+
+
+@operation()
+def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[StringCommand, None, None]:
+    """Install Debian packages, without their recommendations.
+
+    packages: plain names (no version, no architecture).
+    held: units that a package would start at once with its sample configuration (an open relay, a page on port 80). They
+        stay masked while it is installed; `units.running` starts them once they are configured. The mask lies in /run,
+        so that not even a power cut leaves it behind.
+    """
+    found: set[str] = host.get_fact(Installed, packages=packages)
+    missing = [package for package in packages if package not in found]
+    if not missing:
+        host.noop(f"installed: {', '.join(packages)}")
+        return
+
+    options = "-q -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300"
+    install = f"apt-get install {options} {quoted(*missing)}"
+    steps = ["export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8"]
+    if held:
+        steps += [
+            f"systemctl mask --runtime --quiet {quoted(*held)}",
+            f"trap 'systemctl unmask --runtime --quiet {quoted(*held)}' EXIT",
+        ]
+    steps += [
+        # A server's lists may be absent or stale, and a stale list names versions that the mirror no longer has.
+        "update() { apt-get update -q -o DPkg::Lock::Timeout=300; }",
+        'if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name "*Packages*" -print -quit)" ] '
+        '|| [ -z "$(find /var/lib/apt/lists -maxdepth 0 -mtime -1)" ]; then update; fi',
+        f"{install} || {{ update && {install}; }}",
+    ]
+    yield script(*steps)

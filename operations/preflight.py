@@ -1,0 +1,88 @@
+"""Whether a machine can be deployed to. Everything here is looked at before anything anywhere is touched."""
+
+from collections.abc import Iterator
+
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host
+from pyinfra_cli.exceptions import CliError
+
+from operations.machine import MARKER
+from settings import SettingError, Settings, settings_of
+from vault import VaultError
+
+# A first deploy needs room for packages, virtualenvs and what they leave; a later one for one more virtualenv.
+FIRST_DISK, LATER_DISK, MEMORY = 3072, 512, 900  # MiB
+
+# role -> (protocol, port, unit that may hold it)
+PORTS = {
+    "caddy": [("tcp", 80, "caddy.service"), ("tcp", 443, "caddy.service"), ("udp", 443, "caddy.service")],
+    "coturn": [(protocol, port, "coturn.service") for protocol in ("udp", "tcp") for port in (3478, 5349)],
+    "synapse": [("tcp", 8008, "matrix-synapse.service")],
+    "sydent": [("tcp", 8090, "sydent.service")],
+    "sliding_sync": [("tcp", 8009, "sliding-sync.service")],
+}
+
+
+class Refused(PyinfraError, CliError):  # type: ignore[misc]
+    """The run stops before anything is touched. The text is shown as it is, without a traceback; exit status 1."""
+
+
+def checked(host: Host) -> Settings:
+    """The settings of the machine, after all that could be wrong with them and with the machine was looked at."""
+    try:
+        settings = settings_of(host)
+        # Deriving every room's settings finds secrets that are missing and a vault that does not open.
+        for role in settings.roles:
+            if settings.here(role):
+                getattr(settings, role)
+        mistakes = list(_machine_mistakes(settings))
+    except (SettingError, VaultError) as error:
+        raise Refused(str(error)) from None
+    if mistakes:
+        raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
+    return settings
+
+
+def _machine_mistakes(settings: Settings) -> Iterator[str]:
+    machine = settings.machine
+    if not machine.root:
+        yield f"connected as {machine.user}, who is not root and has no sudo without a password; use either"
+        return
+    if machine.distribution != "debian" or machine.release not in ("12", "13"):
+        yield f"runs {machine.distribution} {machine.release}; only Debian 13 and 12 are supported"
+        return
+    if machine.architecture not in ("amd64", "arm64"):
+        yield f"is {machine.architecture}; only amd64 and arm64 are supported"
+    if machine.memory < MEMORY:
+        yield f"has {machine.memory} MiB of memory; at least {MEMORY} MiB are needed"
+    needed = LATER_DISK if machine.deployment else FIRST_DISK
+    if machine.disk < needed:
+        yield f"has {machine.disk} MiB free for /opt and /var; at least {needed} MiB are needed"
+    yield from _foreign_deployment(settings)
+    for role, ports in PORTS.items():
+        if not settings.here(role):
+            continue
+        for protocol, port, unit in ports:
+            for listener in machine.listeners:
+                if (listener.protocol, listener.port) == (protocol, port) and listener.unit != unit:
+                    yield (
+                        f"{protocol} port {port}, which {role} needs, is taken by {listener.program or 'another program'} "
+                        f"(process {listener.pid}, {listener.unit or 'no unit'}); stop it and run again"
+                    )
+                    break
+
+
+def _foreign_deployment(settings: Settings) -> Iterator[str]:
+    earlier = settings.machine.deployment
+    if earlier is None:
+        return
+    if earlier["server_name"] != settings.server_name:
+        yield (
+            f"was deployed as {earlier['server_name']}, and server_name is now {settings.server_name}: it cannot be changed, "
+            f"because it is part of every user, room and signature ({MARKER})"
+        )
+    if earlier["vault"] != settings.vault.id:
+        yield (
+            f"was deployed with another vault than {settings.vault_path}: its secrets would be lost; "
+            "bring back the vault and key it was deployed with"
+        )

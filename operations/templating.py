@@ -1,0 +1,71 @@
+"""Jinja2 as our templates use it. Values are passed by name; a missing one is an error, never an empty string."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from vault import Secret
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+MASK = "*****"
+
+
+def yaml(value: Any) -> str:
+    """A value as YAML on one line. JSON is YAML, and its quoting leaves nothing to guess."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def ini(value: Any) -> str:
+    """A value for Python's ConfigParser, which interpolates %."""
+    return str(value).replace("%", "%%")
+
+
+def caddyfile(value: Any) -> str:
+    """A value as one quoted word of a Caddyfile. Braces are placeholders there and cannot be quoted: see Caddy's docs."""
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def environment_file(value: Any) -> str:
+    """A value for systemd's EnvironmentFile=, where only these characters mean something between double quotes."""
+    escaped = str(value)
+    for character in '\\"`$':
+        escaped = escaped.replace(character, "\\" + character)
+    return f'"{escaped}"'
+
+
+def _environment(reveal: Callable[[Secret | str], str]) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - configuration files, not web pages
+    )
+    environment.filters |= {
+        "reveal": reveal,
+        "yaml": yaml,
+        "ini": ini,
+        "caddyfile": caddyfile,
+        "environment_file": environment_file,
+    }
+    return environment
+
+
+def _revealed(value: Secret | str) -> str:
+    return value.reveal() if isinstance(value, Secret) else value
+
+
+_REAL = _environment(_revealed)
+_MASKED = _environment(lambda value: MASK)
+
+
+def render(template: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    """The template (a path below templates/) filled with the values, and the same with every secret masked.
+
+    A secret is written only through the filter `reveal`; one that is not is written as ***** and so cannot slip out.
+    """
+    return _REAL.get_template(template).render(values), _MASKED.get_template(template).render(values)

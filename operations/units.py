@@ -1,0 +1,172 @@
+"""systemd units.
+
+Whether a unit must be restarted is read from the machine, never from what this run happened to change: a unit restarts when
+it is older than a file it reads. So a run that was interrupted between a file and its restart is healed by the next one, and
+a run that finds everything newer does nothing.
+"""
+
+import datetime
+import shlex
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.context import host
+
+from operations.shell import quoted, script
+
+_PROPERTIES = (
+    "LoadState",
+    "ActiveState",
+    "UnitFileState",
+    "NeedDaemonReload",
+    "FragmentPath",
+    "DropInPaths",
+    "ExecMainStartTimestamp",
+    "ActiveEnterTimestamp",
+    "StateChangeTimestamp",
+)
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A unit as systemd sees it. Times are seconds since the epoch; 0.0 for never."""
+
+    load: str = "not-found"
+    active: str = "inactive"
+    enabled: str = ""
+    definition_changed: bool = False
+    started: float = 0.0
+    changed: float = 0.0
+    # When each file that it reads was last written or renamed into place; absent ones are left out.
+    written: tuple[tuple[str, float], ...] = ()
+    ready: bool = False
+
+    def newer_than(self, moment: float, paths: Sequence[str]) -> bool:
+        """Whether one of the files was written after that moment."""
+        return any(when > moment for path, when in self.written if path in paths)
+
+
+class Unit(FactBase[UnitState]):
+    """One unit, the files it reads (its own definition included) and whether it answers."""
+
+    def command(self, unit: str, reads: Sequence[str], ready: str | None) -> str:
+        name = shlex.quote(unit)
+        return (
+            f"systemctl show {name} --timestamp=us+utc {' '.join(f'-p {p}' for p in _PROPERTIES)}; "
+            f"stat -c 'Written=%.9Z %n' -- {quoted(*reads)} "
+            f"$(systemctl show {name} -p FragmentPath -p DropInPaths --value) 2>/dev/null; "
+            # Asked only of a running unit: a probe of a stopped one may be slow to fail.
+            f"systemctl is-active --quiet {name} && sh -c {shlex.quote(ready or 'true')} >/dev/null 2>&1 && echo Ready=yes; "
+            "true"
+        )
+
+    @staticmethod
+    def default() -> UnitState:
+        return UnitState()
+
+    def process(self, output: list[str]) -> UnitState:
+        values: dict[str, str] = {}
+        written: list[tuple[str, float]] = []
+        for line in output:
+            key, _, value = line.partition("=")
+            if key == "Written":
+                when, _, path = value.partition(" ")
+                written.append((path, float(when)))
+            else:
+                values[key] = value
+        return UnitState(
+            load=values.get("LoadState", "not-found"),
+            active=values.get("ActiveState", "inactive"),
+            enabled=values.get("UnitFileState", ""),
+            definition_changed=values.get("NeedDaemonReload") == "yes",
+            # A process reads its files after it was started and before it says that it is ready. Paths and timers have none.
+            started=_seconds(values.get("ExecMainStartTimestamp", "")) or _seconds(values.get("ActiveEnterTimestamp", "")),
+            changed=_seconds(values.get("StateChangeTimestamp", "")),
+            written=tuple(written),
+            ready=values.get("Ready") == "yes",
+        )
+
+
+def _seconds(timestamp: str) -> float:
+    """systemd's `Mon 2026-11-23 22:44:41.123456 UTC` as seconds since the epoch; 0.0 for an empty one."""
+    if not timestamp or timestamp == "n/a":
+        return 0.0
+    _, date, time, _ = timestamp.split()
+    moment = datetime.datetime.fromisoformat(f"{date} {time}").replace(tzinfo=datetime.UTC)
+    return moment.timestamp()
+
+
+@operation()
+def running(
+    unit: str,
+    reads: Sequence[str] = (),
+    rereads: Sequence[str] = (),
+    check: str | None = None,
+    ready: str | None = None,
+    patience: int = 60,
+    enabled: bool = True,
+) -> Generator[StringCommand, None, None]:
+    """The unit runs what lies on the machine, starts at boot, and answers.
+
+    reads: files it reads only when it starts: it is restarted when one is newer. Its own definition is always one of them.
+    rereads: files it reads again when it is reloaded: it is reloaded when one is newer.
+    check: shell command that must succeed before a restart or reload; while it fails the old process keeps running.
+    ready: shell command that succeeds once the unit does its work; asked on every run, so that a unit which runs but does
+        not answer is restarted.
+    patience: seconds to wait for that.
+    enabled: whether to enable it; False for units that their package starts in a way of its own.
+    """
+    now: UnitState = host.get_fact(Unit, unit=unit, reads=[*reads, *rereads], ready=ready)
+    definition = [path for path, _ in now.written if path not in (*reads, *rereads)]
+    stale = now.definition_changed or now.newer_than(now.started, [*reads, *definition])
+    outdated = now.newer_than(now.changed, rereads)
+
+    name = shlex.quote(unit)
+    start = [f"systemctl reset-failed --quiet {name} 2>/dev/null || true", f"systemctl restart {name} || failed start"]
+    steps: list[str] = []
+    if now.load != "loaded" or now.definition_changed:
+        # A mask of `packages.installed` that outlived its run.
+        steps += [f"systemctl unmask --runtime --quiet {name} || true", "systemctl daemon-reload"]
+    if enabled and now.enabled not in ("enabled", "enabled-runtime", "static", "alias"):
+        steps.append(f"systemctl enable --quiet {name}")
+    if now.active != "active" or stale:
+        steps += [*_checked(unit, check), *start, "wait_ready"]
+    elif outdated:
+        steps += [*_checked(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
+    elif ready and not now.ready:
+        steps += ["(wait_ready) 2>/dev/null || {", *start, "wait_ready; }"]
+    if not steps:
+        host.noop(f"{unit} runs what lies on the machine")
+        return
+    yield script(*_functions(unit, ready, patience), *steps)
+
+
+def _checked(unit: str, check: str | None) -> list[str]:
+    if check is None:
+        return []
+    return [
+        f"{check} || {{ echo {quoted(f'{unit} was not touched: its new configuration is refused, see above')} >&2; exit 1; }}"
+    ]
+
+
+def _functions(unit: str, ready: str | None, patience: int) -> list[str]:
+    """Shell functions that wait for the unit, and that say why it does not come up, with the end of its log."""
+    name = shlex.quote(unit)
+    return [
+        "failed() {",
+        f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',
+        f"  journalctl -u {name} -n 20 --no-pager -o cat >&2 || true",
+        "  exit 1",
+        "}",
+        "wait_ready() {",
+        f"  end=$(( $(date +%s) + {patience} ))",
+        f"  until sh -c {shlex.quote(ready or 'true')} >/dev/null 2>&1; do",
+        f"    if systemctl is-failed --quiet {name}; then failed 'keep running'; fi",
+        f"    if [ $(date +%s) -ge $end ]; then failed 'answer within {patience} s'; fi",
+        "    sleep 0.1",
+        "  done",
+        # Without a probe of its own, a unit that dies at once must still be noticed.
+        f"  systemctl is-active --quiet {name} || failed 'keep running'",
+        "}",
+    ]

@@ -1,0 +1,203 @@
+"""Python programs, each in a virtualenv of its own, locked with hashes.
+
+A virtualenv lives in /opt/<program>/<lock>, where <lock> names the lock file's content and the machine's Python. It is built by a
+transient systemd unit, so that it goes on beside the operations that install Debian packages, and survives the end of the run
+that began it. /opt/<program>/current switches to it once it is complete.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.context import host
+
+from operations.shell import quoted, script
+
+REQUIREMENTS = Path(__file__).parent.parent / "requirements"
+_UV = REQUIREMENTS / "uv.txt"
+_BUILD = REQUIREMENTS / "build.txt"
+
+
+@dataclass(frozen=True)
+class Virtualenv:
+    """A program's virtualenv.
+
+    program: its directory below /opt.
+    lock: name of the file in requirements/, without .txt.
+    python: the machine's Python, such as "3.13": a virtualenv is bound to it.
+    imports: module that must be importable before the virtualenv is used.
+    source_only: distributions that exist only as source, to be built with requirements/build.txt; all others are wheels.
+    """
+
+    program: str
+    lock: str
+    python: str
+    imports: str
+    source_only: tuple[str, ...] = ()
+
+    @property
+    def requirements(self) -> bytes:
+        return (REQUIREMENTS / f"{self.lock}.txt").read_bytes()
+
+    @property
+    def key(self) -> str:
+        """What the directory is called: the same for the same packages on the same Python, built the same way."""
+        recipe = self.requirements + _UV.read_bytes() + _BUILD.read_bytes() + self._build().encode()
+        return f"{hashlib.sha256(recipe).hexdigest()[:12]}-py{self.python}"
+
+    @property
+    def root(self) -> str:
+        return f"/opt/{self.program}"
+
+    @property
+    def current(self) -> str:
+        """The link that always leads to the virtualenv in use."""
+        return f"{self.root}/current"
+
+    @property
+    def unit(self) -> str:
+        """The transient unit that builds it."""
+        return f"matrix-metal-build-{self.program}.service"
+
+    def _build(self) -> str:
+        options = "--only-binary :all:"
+        for distribution in self.source_only:
+            options += f" --no-binary {distribution}"
+        if self.source_only:
+            options += " --build-constraints build.txt"
+        return options
+
+    def build_script(self) -> str:
+        """What the transient unit runs. It starts from nothing each time, and says by .complete that it came to its end."""
+        uv = f"/opt/uv/{hashlib.sha256(_UV.read_bytes()).hexdigest()[:12]}"
+        return "\n".join(
+            [
+                "set -eu",
+                "umask 022",
+                # Both know the machine's own certificate authorities only when told.
+                "export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
+                "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore HOME=/root",
+                f"cd {self.root}/{self.key}.build",
+                "exec 9>/run/matrix-metal-uv.lock",
+                "flock 9",
+                f"if [ ! -e {uv}/.complete ]; then",
+                f"  rm -rf {uv}; python3 -m venv {uv}",
+                f"  {uv}/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt",
+                f"  touch {uv}/.complete",
+                "fi",
+                "flock -u 9",
+                f"venv={self.root}/{self.key}",
+                'rm -rf "$venv"',
+                f'{uv}/bin/uv venv -q --python /usr/bin/python3 "$venv"',
+                f'{uv}/bin/uv pip install -q --python "$venv" --require-hashes --compile-bytecode --no-cache '
+                f"{self._build()} -r requirements.txt",
+                f'"$venv/bin/python" -c "import {self.imports}"',
+                'touch "$venv/.complete"',
+                f"rm -rf {self.root}/{self.key}.build",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class BuildState:
+    """complete: it can be used; building: its unit is at work; current: name of the virtualenv in use."""
+
+    complete: bool = False
+    building: bool = False
+    current: str = ""
+
+
+class Build(FactBase[BuildState]):
+    """How far a virtualenv is."""
+
+    def command(self, root: str, key: str, unit: str) -> str:
+        return (
+            f"[ -e {shlex.quote(f'{root}/{key}/.complete')} ] && echo complete; "
+            f"systemctl is-active {shlex.quote(unit)} | grep -qE '^(active|activating)$' && echo building; "
+            f'echo "current $(readlink {shlex.quote(root)}/current)"; true'
+        )
+
+    @staticmethod
+    def default() -> BuildState:
+        return BuildState()
+
+    def process(self, output: list[str]) -> BuildState:
+        current = [line.partition(" ")[2] for line in output if line.startswith("current ")]
+        return BuildState("complete" in output, "building" in output, current[0] if current else "")
+
+
+def _state(virtualenv: Virtualenv) -> BuildState:
+    state: BuildState = host.get_fact(Build, root=virtualenv.root, key=virtualenv.key, unit=virtualenv.unit)
+    return state
+
+
+def _begin(virtualenv: Virtualenv) -> StringCommand:
+    """Upload the locks and start the transient unit; the upload is one stream: base64 texts, separated by empty lines."""
+    build = f"{virtualenv.root}/{virtualenv.key}.build"
+    files = {
+        "requirements.txt": virtualenv.requirements,
+        "uv.txt": _UV.read_bytes(),
+        "build.txt": _BUILD.read_bytes(),
+        "build.sh": virtualenv.build_script().encode(),
+    }
+    unit = shlex.quote(virtualenv.unit)
+    return script(
+        "umask 022",
+        f"rm -rf {quoted(build)}",
+        f"mkdir -p {quoted(build)} /opt/uv",
+        *(f'IFS= read -r content; printf %s "$content" | base64 -d >{quoted(f"{build}/{name}")}' for name in files),
+        f"systemctl reset-failed --quiet {unit} 2>/dev/null || true",
+        f"systemd-run --quiet --collect --no-block --unit={unit} --service-type=exec "
+        f"--description={quoted(f'Build the virtualenv of {virtualenv.program}')} sh {quoted(f'{build}/build.sh')}",
+        stdin="\n".join(base64.b64encode(content).decode() for content in files.values()),
+    )
+
+
+@operation()
+def begun(virtualenvs: Sequence[Virtualenv]) -> Generator[StringCommand, None, None]:
+    """Every virtualenv is complete or being built. It takes the machine's Python, nothing else, so it can come early."""
+    for virtualenv in virtualenvs:
+        state = _state(virtualenv)
+        if not (state.complete or state.building):
+            yield _begin(virtualenv)
+
+
+@operation()
+def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringCommand, None, None]:
+    """The virtualenv is complete, and `current` leads to it. The one before is kept; older ones are removed.
+
+    patience: seconds to wait for the build.
+    """
+    state = _state(virtualenv)
+    if state.complete and state.current == virtualenv.key:
+        return
+    if not state.complete:
+        if not state.building:
+            yield _begin(virtualenv)
+        yield _wait(virtualenv, patience)
+    root, key = quoted(virtualenv.root), quoted(virtualenv.key)
+    yield script(
+        f"cd {root}",
+        f"ln -sfn {key} current.new",
+        "mv -fT current.new current",
+        # Virtualenvs are large: keep this one and the one before it.
+        f"for old in *-py3.*; do case $old in {key}|{quoted(state.current or virtualenv.key)}|*.build) ;; "
+        '*) rm -rf -- "$old" ;; esac; done',
+    )
+
+
+def _wait(virtualenv: Virtualenv, patience: int) -> StringCommand:
+    unit, complete = shlex.quote(virtualenv.unit), quoted(f"{virtualenv.root}/{virtualenv.key}/.complete")
+    return script(
+        f"end=$(( $(date +%s) + {patience} ))",
+        f"while systemctl is-active {unit} | grep -qE '^(active|activating)$' && [ $(date +%s) -lt $end ]; do sleep 0.2; done",
+        f"if [ ! -e {complete} ]; then",
+        f"  echo {quoted(f'{virtualenv.program}: the virtualenv could not be built; the end of its log:')} >&2",
+        f"  journalctl -u {unit} -n 20 --no-pager -o cat >&2 || true",
+        "  exit 1",
+        "fi",
+    )

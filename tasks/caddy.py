@@ -1,0 +1,47 @@
+"""Caddy: the only one that strangers talk to on the web ports, and the only one that obtains certificates."""
+
+from pyinfra import host
+
+from operations import certificates, files, packages, units
+from operations.files import Directory, Template
+from settings import settings_of
+
+settings = settings_of(host)
+caddy = settings.caddy
+CADDYFILE = "/etc/caddy/Caddyfile"
+OVERRIDE = "/etc/systemd/system/caddy.service.d/override.conf"
+
+packages.installed(name="Install Caddy", packages=["caddy", "curl"], held=["caddy.service"])
+files.present(
+    name="Configure Caddy",
+    entries=[
+        Template(
+            CADDYFILE,
+            "caddy/Caddyfile",
+            mode="640",
+            group="caddy",
+            values={"caddy": caddy},
+            # As the user that will run it, so that a file which it may not read is noticed as well.
+            check="runuser -u caddy -- env HOME=/var/lib/caddy caddy validate --adapter caddyfile --config {}",
+        ),
+    ],
+)
+files.present(
+    name="Confine Caddy",
+    entries=[
+        Directory("/etc/systemd/system/caddy.service.d", mode="755"),
+        Template(OVERRIDE, "caddy/override.conf", mode="644"),
+    ],
+)
+units.running(
+    name="Run Caddy",
+    unit="caddy.service",
+    rereads=[CADDYFILE],
+    ready="curl -s --max-time 5 -o /dev/null http://127.0.0.1:80/",
+)
+if settings.choices.tls == "internal":
+    certificates.trusted(
+        name="Trust Caddy's own authority on this machine",
+        certificate="/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt",
+        label="caddy-internal",
+    )

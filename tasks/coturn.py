@@ -1,0 +1,40 @@
+"""coturn: relays calls between users whose networks do not let them reach each other. Run as root, and confined."""
+
+from pyinfra import host
+
+from operations import certificates, files, packages, units
+from operations.files import Directory, Template
+from settings import settings_of
+
+coturn = settings_of(host).coturn
+CONFIGURATION = "/etc/turnserver.conf"
+OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
+RELOADER = "coturn-certificate"
+
+packages.installed(name="Install coturn", packages=["coturn", "openssl"], held=["coturn.service"])
+files.present(
+    name="Configure coturn",
+    entries=[Template(CONFIGURATION, "coturn/turnserver.conf", mode="600", values={"coturn": coturn})],
+)
+files.present(
+    name="Confine coturn, run as root",
+    entries=[
+        Directory("/etc/systemd/system/coturn.service.d", mode="755"),
+        Template(OVERRIDE, "coturn/override.conf", mode="644", values={"coturn": coturn}),
+    ],
+)
+units.running(
+    name="Run coturn",
+    unit="coturn.service",
+    reads=[CONFIGURATION],
+    # It goes on without TLS when it cannot read the certificate, so only a handshake proves that it has it.
+    ready=certificates.presented("127.0.0.1", 5349, coturn.domain, coturn.certificate),
+)
+files.present(
+    name="Give coturn renewed certificates",
+    entries=[
+        Template(f"/etc/systemd/system/{RELOADER}.{kind}", f"coturn/{RELOADER}.{kind}", mode="644", values={"coturn": coturn})
+        for kind in ("path", "service")
+    ],
+)
+units.running(name="Watch coturn's certificate", unit=f"{RELOADER}.path")

@@ -1,0 +1,50 @@
+"""Sydent, the identity server: finds users by e-mail address. For Element Web and the classic apps."""
+
+from pyinfra import host
+
+from operations import files, units, virtualenvs
+from operations.files import Copy, Directory, Template
+from settings import ROOT, settings_of
+
+settings = settings_of(host)
+sydent = settings.sydent
+CONFIGURATION = "/etc/sydent/sydent.conf"
+OWNED = {"user": "root", "group": "sydent"}
+BRAND = sorted(path.name for path in (ROOT / "templates/sydent/brand").iterdir())
+
+virtualenvs.in_use(name="Install Sydent", virtualenv=sydent.virtualenv)
+files.present(
+    name="Configure Sydent",
+    entries=[
+        Directory("/etc/sysusers.d", mode="755"),
+        Template("/etc/sysusers.d/sydent.conf", "sydent/sysusers.conf", mode="644", check="systemd-sysusers {}"),
+        Directory("/etc/sydent", mode="750", **OWNED),
+        Directory("/var/lib/sydent", mode="750", user="sydent", group="sydent"),
+        Directory(sydent.templates_path, mode="755"),
+        Directory(f"{sydent.templates_path}/{sydent.brand}", mode="755"),
+        *(Copy(f"{sydent.templates_path}/{sydent.brand}/{name}", f"sydent/brand/{name}", mode="644") for name in BRAND),
+        Template(CONFIGURATION, "sydent/sydent.conf", mode="640", values={"sydent": sydent}, **OWNED),
+    ],
+)
+files.present(
+    name="Confine Sydent",
+    entries=[
+        Template(
+            "/etc/systemd/system/sydent.service",
+            "sydent/sydent.service",
+            mode="644",
+            values={"configuration": CONFIGURATION, "python": f"{sydent.virtualenv.current}/bin/python"},
+        )
+    ],
+)
+units.running(
+    name="Run Sydent",
+    unit="sydent.service",
+    reads=[
+        CONFIGURATION,
+        *(f"{sydent.templates_path}/{sydent.brand}/{name}" for name in BRAND),
+        sydent.virtualenv.current,
+        *settings.private_authorities,
+    ],
+    ready=f"curl -sf --max-time 5 http://{sydent.bind_address}:{sydent.port}/_matrix/identity/v2",
+)

@@ -1,0 +1,71 @@
+"""Synapse, the homeserver."""
+
+from pyinfra import host
+
+from operations import files, packages, units, virtualenvs
+from operations.files import Directory, Template, Text
+from settings import settings_of
+
+settings = settings_of(host)
+synapse = settings.synapse
+HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
+ARGUMENTS = f"--no-secrets-in-config -c {HOME}/homeserver.yaml -c {HOME}/conf.d"
+OWNED = {"user": "root", "group": "matrix-synapse"}
+SECRETS = {
+    "registration_shared_secret": synapse.registration_shared_secret,
+    "macaroon_secret_key": synapse.macaroon_secret_key,
+    "form_secret": synapse.form_secret,
+    **({"turn_shared_secret": synapse.turn_shared_secret} if synapse.turn_shared_secret else {}),
+}
+
+packages.installed(name="Install jemalloc for Synapse", packages=["libjemalloc2"])
+virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv)
+
+configuration = [
+    Template(f"{HOME}/homeserver.yaml", "synapse/homeserver.yaml", mode="640", values={"synapse": synapse}, **OWNED),
+    Template(f"{HOME}/log.yaml", "synapse/log.yaml", mode="640", **OWNED),
+    Template(f"{HOME}/conf.d/email.yaml", "synapse/email.yaml", mode="640", values={"mail": synapse.mail}, **OWNED),
+    *(Text(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
+]
+files.present(
+    name="Configure Synapse",
+    entries=[
+        Directory("/etc/sysusers.d", mode="755"),
+        Template("/etc/sysusers.d/matrix-synapse.conf", "synapse/sysusers.conf", mode="644", check="systemd-sysusers {}"),
+        Directory(HOME, mode="750", **OWNED),
+        Directory(f"{HOME}/conf.d", mode="750", **OWNED),
+        Directory(f"{HOME}/secrets", mode="750", **OWNED),
+        Directory(STATE, mode="750", user="matrix-synapse", group="matrix-synapse"),
+        *configuration,
+    ],
+)
+files.present(
+    name="Confine Synapse",
+    entries=[
+        Template(
+            "/etc/systemd/system/matrix-synapse.service",
+            "synapse/matrix-synapse.service",
+            mode="644",
+            values={
+                "arguments": ARGUMENTS,
+                "home": HOME,
+                "state": STATE,
+                "python": f"{synapse.virtualenv.current}/bin/python",
+            },
+        )
+    ],
+)
+
+as_synapse = f"cd {STATE} && umask 077 && runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin/python -m"
+units.running(
+    name="Run Synapse",
+    unit="matrix-synapse.service",
+    reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
+    # Synapse makes its signing key by itself, once; its own check then reads every file as the service will.
+    check=(
+        f"( {{ [ -s {STATE}/signing.key ] || {as_synapse} synapse.app.homeserver --generate-keys {ARGUMENTS}; }} "
+        f"&& {as_synapse} synapse.config {ARGUMENTS} >/dev/null )"
+    ),
+    ready=f"curl -sf --max-time 5 http://{synapse.address}:{synapse.port}/health",
+    patience=180,
+)
