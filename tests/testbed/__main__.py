@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start a fresh host")
     up.add_argument("name", help="its name; it owns NAME.test and all names below")
     up.add_argument("--release", choices=list(RELEASES), default="trixie", help="Debian release (default: trixie)")
-    up.add_argument("--names", nargs="+", default=[], metavar="DOMAIN", help="more names: example.test '*.example.test'")
+    up.add_argument(
+        "--names", nargs="+", default=[], metavar="DOMAIN", help="more names: example.test '*.example.test'"
+    )
     up.add_argument("--keep-disk", action="store_true", help="start the stopped one again, or leave the running one")
     down = commands.add_parser("down", help="delete a host")
     which = down.add_mutually_exclusive_group(required=True)
@@ -44,7 +46,9 @@ def _do(bed: Testbed, options: argparse.Namespace) -> int:
     if options.command == "up":
         begin = time.monotonic()
         host = bed.up(options.name, release=options.release, names=options.names, wipe=not options.keep_disk)
-        print(f"{host.name} is up after {time.monotonic() - begin:.1f} s: Debian {RELEASES[host.release]}, {host.address}")
+        print(
+            f"{host.name} is up after {time.monotonic() - begin:.1f} s: Debian {RELEASES[host.release]}, {host.address}"
+        )
         print(f"log in with: python -m tests.testbed shell {host.name}")
     elif options.command == "down":
         for host in bed.hosts() if options.all else [bed.find(options.name)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -25,6 +26,8 @@ echo $$ > "$4/cgroup.procs"
 echo $$ > pid
 machine=$3
 shift 4
+# The release decides whether /tmp is on the disk or in memory, as on a machine.
+export SYSTEMD_NSPAWN_TMPFS_TMP=0
 exec systemd-nspawn --machine="$machine" --directory=merged "$@"
 """
 
@@ -75,6 +78,16 @@ class Container:
             return int((self._group() / "payload/init.scope/cgroup.procs").read_text().split()[0])
         except (OSError, IndexError):
             return None
+
+    def listens(self, port: int) -> bool:
+        """Whether anything inside accepts TCP connections on a port, asked without making one."""
+        for table in ("tcp", "tcp6"):
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{self.init}/net/{table}").read_text().splitlines()[1:]:
+                    _, local, _, state, *_ = line.split()
+                    if local.endswith(f":{port:04X}") and state == "0A":
+                        return True
+        return False
 
     def launch(self, root: Path, bridge: str) -> None:
         """Boot, detached from this process, and return once systemd-nspawn starts. Raises TestbedError."""

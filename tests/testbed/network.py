@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .tools import TestbedError, run
+from .tools import TestbedError, last_line, run
 
 CONTROLLER_NAME = "controller.test"
 
@@ -124,7 +124,13 @@ class Network:
             return
         configuration.write_text(content)
         self._stop_name_server()
-        run(["dnsmasq", f"--conf-file={configuration}"])
+        deadline = time.monotonic() + 5
+        while not self._name_server():
+            # A process that ends is gone from sight a moment before it lets go of its address.
+            started = run(["dnsmasq", f"--conf-file={configuration}"], check=False)
+            if started.returncode and time.monotonic() > deadline:
+                raise TestbedError(f"the hosts' name server does not start: {last_line(started.stderr)}")
+            time.sleep(0.01)
 
     def address_of(self, number: int) -> str:
         return str(self.subnet[number])
@@ -182,7 +188,6 @@ class Network:
         if number := self._name_server():
             os.kill(number, signal.SIGTERM)
             deadline = time.monotonic() + 5
-            # It removes its pid file before it lets go of its address.
             while self._is_name_server(number) and time.monotonic() < deadline:
                 time.sleep(0.005)
 
