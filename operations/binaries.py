@@ -10,9 +10,10 @@ A task says what it wants, sees to it that it can be had before anything is touc
     proxy = settings_of(host).sliding_sync
     release = binaries.Release(
         program="sliding-sync",
-        version="v0.99.19",
-        url="https://github.com/matrix-org/sliding-sync/releases/download/v0.99.19/syncv3_linux_{arch}",
-        file=proxy.binary,
+        version=proxy.version,
+        arch=proxy.architecture,
+        url=proxy.url,
+        file=proxy.file,
         sha256=proxy.sha256,
         record=proxy.record,
         file_setting="sliding_sync_binary",
@@ -44,9 +45,9 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NoReturn, get_args
+from typing import IO, NoReturn
 
 from pyinfra.api.command import FileUploadCommand, FunctionCommand, PyinfraCommand
 from pyinfra.api.exceptions import DeployError
@@ -57,13 +58,10 @@ from pyinfra.context import host as current_host
 
 from operations.shell import quoted, script
 
-Arch = Literal["amd64", "arm64"]
-
 # ELF's e_machine numbers (elf.h), in Debian's words.
 _MACHINES = {3: "i386", 21: "ppc64el", 22: "s390x", 40: "armhf", 62: "amd64", 183: "arm64", 243: "riscv64"}
 # What a mistake in an address or a path mostly leads to.
 _OTHERS = {b"\x1f\x8b": "a gzip archive", b"PK": "a zip archive", b"\xfd7zXZ": "an xz archive", b"<": "a web page"}
-_UNAME = {"x86_64": "amd64", "aarch64": "arm64"}
 _DIRECTORY = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_~-]*-[0-9a-f]{12}")
 _CHUNK = 1 << 20
 
@@ -83,32 +81,36 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Release:
-    """A program of a project's release page, and what the settings say about it.
+    """A program of a project's release page for one kind of machine, and what the settings say about it.
 
     program: its name below /opt.
     version: as upstream writes it; part of a directory's name.
-    url: https address of the release asset, {arch} standing for amd64 or arm64; None where there is none to download.
+    arch: the machine's architecture in Debian's words, amd64 or arm64.
+    url: https address of the release asset; None where there is none to download.
     record: file with the sha256 of every first download, `inventories/<name>.lock`.
     file: path on the controller to install instead of upstream's asset.
-    sha256: what the program must be, per architecture; beats the record.
+    sha256: what the program must be; beats the record.
     file_setting, sha256_setting: what the last two are called in group_data, for messages.
     root: directory on the machine that the program's own directory lies in.
     """
 
     program: str
     version: str
+    arch: str
     url: str | None
     record: Path
     file_setting: str
     sha256_setting: str
     file: Path | None = None
-    sha256: Mapping[str, str] = field(default_factory=dict)
+    sha256: str | None = None
     root: str = "/opt"
 
     def __post_init__(self) -> None:
         for value in (self.program, self.version):
             if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+_~-]*", value) or value == "current":
                 raise BinaryError(f"{value!r} cannot be a directory's name: letters, digits and . + _ ~ - are allowed")
+        if self.arch not in ("amd64", "arm64"):
+            raise BinaryError(f"{self} cannot be installed on {self.arch}: amd64 and arm64 are allowed")
 
     def __str__(self) -> str:
         return f"{self.program} {self.version}"
@@ -132,7 +134,6 @@ class Binary:
     """
 
     release: Release
-    arch: Arch
     sha256: str
     path: Path | None = None
     new: bool = False
@@ -152,40 +153,40 @@ def default_cache() -> Path:
     return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "matrix-metal"
 
 
-def wanted_sha256(release: Release, arch: Arch) -> str | None:
+def wanted_sha256(release: Release) -> str | None:
     """What the program must be, known without a download: from a given file, the settings or the record; else None.
 
     Raises BinaryError if the given file, the setting or the record is not usable.
     """
     if release.file is not None:
-        return _given(release, release.file, arch).sha256
-    return _set_sha256(release, arch) or read_record(release.record).get((release.program, release.version, arch))
+        return _given(release, release.file).sha256
+    return _set_sha256(release) or read_record(release.record).get(_key(release))
 
 
-def resolve(release: Release, arch: Arch, cache: Path | None = None, timeouts: Timeouts | None = None) -> Binary:
+def resolve(release: Release, cache: Path | None = None, timeouts: Timeouts | None = None) -> Binary:
     """The program as a checked file on the controller: the given one, or upstream's, downloaded if the cache lacks it.
 
     Writes nothing but the cache, so that a dry run may call it.
     Raises BinaryError: not downloadable, not what the settings or the record say, not for this architecture.
     """
     if release.file is not None:
-        return _given(release, release.file, arch)
+        return _given(release, release.file)
     if release.url is None:
         raise BinaryError(f"{release} is not published for download: set {release.file_setting} = '/path/to/file'")
-    url = release.url.replace("{arch}", arch)
+    url = release.url
     if not _is_https(url):
         raise BinaryError(f"{release} would be downloaded from {url}: only https:// is allowed, {_instead(release)}")
-    wanted = wanted_sha256(release, arch)
+    wanted = wanted_sha256(release)
     cache = cache or default_cache()
     # The address is part of the name: what a mirror or a test served is never taken for upstream's first download.
-    stem = f"{release.program}-{release.version}-{arch}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    stem = f"{release.program}-{release.version}-{release.arch}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     timeouts = timeouts or Timeouts()
     # Machines are prepared side by side, and the first one downloads for all.
     with _downloading:
-        path = _cached(cache, stem, wanted) or _download(release, arch, url, wanted, cache, stem, timeouts)
+        path = _cached(cache, stem, wanted) or _download(release, url, wanted, cache, stem, timeouts)
     sha256 = path.name.rpartition("-")[2]
-    _check_runs_on(path, arch, f"{url} is", _instead(release))
-    return Binary(release, arch, sha256, path, new=wanted is None)
+    _check_runs_on(path, release.arch, f"{url} is", _instead(release))
+    return Binary(release, sha256, path, new=wanted is None)
 
 
 _downloading = threading.Lock()
@@ -195,7 +196,7 @@ def _instead(release: Release) -> str:
     return f"set {release.file_setting} = '/path/to/file' instead, or try again"
 
 
-def _given(release: Release, file: Path, arch: Arch) -> Binary:
+def _given(release: Release, file: Path) -> Binary:
     setting = f"{release.file_setting} = {str(file)!r}"
     path = file.expanduser()
     try:
@@ -203,23 +204,29 @@ def _given(release: Release, file: Path, arch: Arch) -> Binary:
             problem = "is not a regular file" if path.exists() else "does not exist"
             raise BinaryError(f"{setting}: {path} {problem} on this machine, from which you deploy")
         sha256 = _sha256(path)
-        _check_runs_on(path, arch, f"{setting} is", f"set {release.file_setting} to a program for {arch}")
+        _check_runs_on(path, release.arch, f"{setting} is", f"set {release.file_setting} to another program")
     except OSError as error:
         raise BinaryError(f"{setting}: it cannot be read: {error.strerror}") from error
-    wanted = _set_sha256(release, arch)
+    wanted = _set_sha256(release)
     if wanted not in (None, sha256):
         raise BinaryError(
-            f"{setting} has the sha256 {sha256}, but {release.sha256_setting} for {arch} is {wanted}: not installed"
+            f"{setting} has the sha256 {sha256}, but {release.sha256_setting} for {release.arch} is {wanted}: not installed"
         )
-    return Binary(release, arch, sha256, path)
+    return Binary(release, sha256, path)
 
 
-def _set_sha256(release: Release, arch: Arch) -> str | None:
-    value = release.sha256.get(arch)
+def _key(release: Release) -> tuple[str, str, str]:
+    return release.program, release.version, release.arch
+
+
+def _set_sha256(release: Release) -> str | None:
+    value = release.sha256
     if value is None:
         return None
     if not _is_sha256(value.lower()):
-        raise BinaryError(f"{release.sha256_setting} for {arch} is {value!r}: 64 hexadecimal digits are allowed")
+        raise BinaryError(
+            f"{release.sha256_setting} for {release.arch} is {value!r}: 64 hexadecimal digits are allowed"
+        )
     return value.lower()
 
 
@@ -232,7 +239,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_runs_on(path: Path, arch: Arch, subject: str, remedy: str) -> None:
+def _check_runs_on(path: Path, arch: str, subject: str, remedy: str) -> None:
     """Refuse what the machine could not execute: another architecture, a web page, an archive, half a program.
 
     subject: what it is, with its verb: `https://... is`.
@@ -279,7 +286,7 @@ def _cached(cache: Path, stem: str, wanted: str | None) -> Path | None:
     return None
 
 
-def _download(release: Release, arch: Arch, url: str, wanted: str | None, cache: Path, stem: str, timeouts: Timeouts) -> Path:
+def _download(release: Release, url: str, wanted: str | None, cache: Path, stem: str, timeouts: Timeouts) -> Path:
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in cache.glob("*.part"):
@@ -292,14 +299,14 @@ def _download(release: Release, arch: Arch, url: str, wanted: str | None, cache:
             if wanted not in (None, sha256):
                 says = (
                     f"{release.sha256_setting} says"
-                    if arch in release.sha256
+                    if release.sha256
                     else f"{release.record} recorded at the first download"
                 )
                 raise BinaryError(
                     f"{url} has the sha256 {sha256}, but {says} {wanted}: not installed; if you know why it differs, "
                     f"set {release.sha256_setting}, or set {release.file_setting} = '/path/to/file' instead"
                 )
-            _check_runs_on(Path(part.name), arch, f"{url} is", _instead(release))
+            _check_runs_on(Path(part.name), release.arch, f"{url} is", _instead(release))
             path = cache / f"{stem}-{sha256}"
             # A link, not a rename: the temporary file then cleans itself up in every case.
             path.unlink(missing_ok=True)
@@ -465,7 +472,7 @@ def remember(binary: Binary) -> bool:
     """
     if not binary.new:
         return False
-    record, key = binary.release.record, (binary.release.program, binary.release.version, binary.arch)
+    record, key = binary.release.record, _key(binary.release)
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         # Locks the directory, for a file that is replaced cannot carry a lock.
@@ -477,7 +484,7 @@ def remember(binary: Binary) -> bool:
                 return False
             if key in sums:
                 raise BinaryError(
-                    f"{record} says {sums[key]} for {binary.release} ({binary.arch}) by now, but {binary.sha256} was "
+                    f"{record} says {sums[key]} for {binary.release} ({binary.release.arch}) by now, but {binary.sha256} was "
                     f"downloaded: run again"
                 )
             _replace(record, _as_text({**sums, key: binary.sha256}))
@@ -519,10 +526,9 @@ def _replace(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Installation:
-    """arch: in Debian's words; current: directory in use; sha256, mode: of the program in the directory asked about,
-    empty if it is not there; versions: directories of every version kept, last used first."""
+    """current: directory in use; sha256, mode: of the program in the directory asked about, empty if it is not there;
+    versions: directories of every version kept, last used first."""
 
-    arch: str = ""
     current: str = ""
     sha256: str = ""
     mode: str = ""
@@ -535,7 +541,6 @@ class Installed(FactBase[Installation]):
     def command(self, program: str, root: str = "/opt", directory: str = "current") -> str:
         file = shlex.quote(f"{directory}/{program}")
         return (
-            'echo "arch=$(dpkg --print-architecture 2>/dev/null || uname -m)"; '
             f"if cd {quoted(f'{root}/{program}')} 2>/dev/null; then "
             'echo "current=$(readlink current)"; '
             f'echo "mode=$(stat -c %a -- {file} 2>/dev/null)"; '
@@ -557,9 +562,7 @@ class Installed(FactBase[Installation]):
                 versions.append(value.rstrip("/"))
             else:
                 values[key] = value
-        arch = values.get("arch", "")
         return Installation(
-            arch=_UNAME.get(arch, arch),
             current=values.get("current", ""),
             sha256=values.get("sha256", "").partition(" ")[0],
             mode=values.get("mode", ""),
@@ -583,17 +586,11 @@ def obtain(release: Release, cache: Path | None = None) -> Binary:
     To be called by a task before it installs, so that a wrong setting or a dead server stops the run early.
     Raises BinaryError.
     """
-    host: Host = current_host
-    now = _ask(host, release)
-    if now.arch not in get_args(Arch):
-        raise BinaryError(f"{host.name} is {now.arch or 'of unknown architecture'}: {release} runs on amd64 and arm64")
-    arch: Arch = "amd64" if now.arch == "amd64" else "arm64"
-    wanted = wanted_sha256(release, arch)
-    if release.file is None and wanted is not None:
-        in_use = (now.current, now.sha256) == (release.directory(wanted), wanted)
-        if in_use or not needs(host, release, wanted):
-            return Binary(release, arch, wanted)
-    return resolve(release, arch, cache)
+    if release.file is None:
+        wanted = wanted_sha256(release)
+        if wanted is not None and not needs(current_host, release, wanted):
+            return Binary(release, wanted)
+    return resolve(release, cache)
 
 
 @operation()
