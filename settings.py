@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pyinfra.api.host import Host
 from pyinfra.context import inventory
 
+from operations.binaries import Release
 from operations.machine import Machine, MachineState
 from operations.virtualenvs import Virtualenv
 from vault import Secret, Vault
@@ -147,7 +148,9 @@ class Acme(Chosen):
 
     directory: Https = Field(description="the https URL of an ACME directory")
     email: MailAddress | None = Field(None, description="an e-mail address")
-    eab_key_id: Annotated[str, AfterValidator(_user_name)] | None = Field(None, description="the issuer's key identifier")
+    eab_key_id: Annotated[str, AfterValidator(_user_name)] | None = Field(
+        None, description="the issuer's key identifier"
+    )
     eab_hmac_key: Annotated[str, AfterValidator(_user_name)] | None = Field(None, description="the issuer's key")
     trusted_root: AbsolutePath | None = Field(None, description="the absolute path of a PEM file on the machine")
 
@@ -181,7 +184,9 @@ class Choices(Chosen):
     smtp_tls: Literal["none", "starttls", "tls"] = Field(description='"starttls", "tls" or "none"')
     smtp_username: Annotated[str, AfterValidator(_user_name)] | None = Field(description="None or a user name")
     mail_from: MailAddress | None = Field(description="an e-mail address, such as noreply@example.org")
-    external_ip: Annotated[str, AfterValidator(_ipv4)] | None = Field(description="an IPv4 address, such as 198.51.100.7")
+    external_ip: Annotated[str, AfterValidator(_ipv4)] | None = Field(
+        description="an IPv4 address, such as 198.51.100.7"
+    )
     sliding_sync_binary: str | None = Field(description="None or the path of a program on this computer")
     sliding_sync_sha256: dict[Literal["amd64", "arm64"], Annotated[str, AfterValidator(_sha256)]] = Field(
         description='{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
@@ -324,17 +329,12 @@ class Sydent:
 
 @dataclass(frozen=True)
 class SlidingSync:
-    version: str
     address: str
     port: int
     homeserver_url: str
     database: str
     secret: Secret
-    architecture: str
-    url: str
-    file: Path | None
-    sha256: str | None
-    record: Path
+    release: Release
 
 
 @dataclass(frozen=True)
@@ -479,12 +479,15 @@ class Settings:
     @cached_property
     def mail(self) -> Mail:
         choices = self.choices
+        password = self.vault.get("smtp_password") if choices.smtp_username else None
+        if self.exists("sydent") and not f"{choices.smtp_username}{password.reveal() if password else ''}".isascii():
+            raise SettingError("smtp_username and smtp_password must be ASCII: Sydent cannot log in with anything else")
         return Mail(
             host=choices.smtp_host,
             port=choices.smtp_port,
             tls=choices.smtp_tls,
             username=choices.smtp_username,
-            password=self.vault.get("smtp_password") if choices.smtp_username else None,
+            password=password,
             sender=choices.mail_from or f"noreply@{self.server_name}",
         )
 
@@ -529,7 +532,9 @@ class Settings:
             database="/var/lib/sydent/sydent.db",
             bind_address="127.0.0.1",
             port=8090,
-            virtualenv=Virtualenv("sydent", "sydent", self._python, imports="sydent.sydent", source_only=("signedjson",)),
+            virtualenv=Virtualenv(
+                "sydent", "sydent", self._python, imports="sydent.sydent", source_only=("signedjson",)
+            ),
             signing_key=self.vault.get("sydent_signing_key"),
             mail_from=mail.sender,
             smtp_host=mail.host or "localhost",
@@ -544,21 +549,24 @@ class Settings:
 
     @cached_property
     def sliding_sync(self) -> SlidingSync:
-        version = "v0.99.19"
-        architecture = self.machine.architecture
-        file = self.choices.sliding_sync_binary
+        choices, version, architecture = self.choices, "v0.99.19", self.machine.architecture
         return SlidingSync(
-            version=version,
             address="127.0.0.1",
             port=8009,
             homeserver_url=f"http://{self.synapse.address}:{self.synapse.port}",
             database="syncv3",
             secret=self.vault.get("sliding_sync_secret"),
-            architecture=architecture,
-            url=f"{self.choices.sliding_sync_releases.rstrip('/')}/{version}/syncv3_linux_{architecture}",
-            file=Path(file).expanduser() if file else None,
-            sha256={str(key): value for key, value in self.choices.sliding_sync_sha256.items()}.get(architecture),
-            record=self.vault_path.with_suffix(".lock"),
+            release=Release(
+                program="sliding-sync",
+                version=version,
+                arch=architecture,
+                url=f"{choices.sliding_sync_releases.rstrip('/')}/{version}/syncv3_linux_{architecture}",
+                file=Path(choices.sliding_sync_binary) if choices.sliding_sync_binary else None,
+                sha256=next((value for key, value in choices.sliding_sync_sha256.items() if key == architecture), None),
+                record=self.vault_path.with_suffix(".lock"),
+                file_setting="sliding_sync_binary",
+                sha256_setting="sliding_sync_sha256",
+            ),
         )
 
     @cached_property
@@ -602,7 +610,9 @@ class Settings:
             shared_secret=self.vault.get("turn_shared_secret"),
             certificate=certificate,
             key=key,
-            certificate_written=f"{certificate.removesuffix('.crt')}.json" if self.choices.tls != "files" else certificate,
+            certificate_written=f"{certificate.removesuffix('.crt')}.json"
+            if self.choices.tls != "files"
+            else certificate,
             external_ip=self.choices.external_ip,
             denied_ranges=tuple(_range(network) for network in NEVER_RELAYED_TO),
             allowed_ranges=tuple(_range(network) for network in dict.fromkeys([*own, *self.choices.private_networks])),
@@ -730,7 +740,9 @@ def settings_of(host: Host) -> Settings:
         # pyinfra adds a group named after the inventory file, last.
         deployment = [name for name in groups if name not in NEEDS and name != "all"][-1]
         data: dict[str, Any] = host.data.dict()  # type: ignore[no-untyped-call]
-        misspelt = [f"inventories/{deployment}.py: {line}" for line in misspelt_roles(set(groups) - {deployment, "all"})]
+        misspelt = [
+            f"inventories/{deployment}.py: {line}" for line in misspelt_roles(set(groups) - {deployment, "all"})
+        ]
         if misspelt:
             raise SettingError("\n".join(misspelt))
         settings = Settings(choices_from(data, deployment), deployment, groups, host.name, host.get_fact(Machine))

@@ -53,7 +53,9 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
     existing: dict[str, str] = host.get_fact(Existing)
     for database in databases:
         if f"role {database.owner}" not in existing:
-            yield script(f"{AS_POSTGRES} createuser --no-superuser --no-createdb --no-createrole {quoted(database.owner)}")
+            yield script(
+                f"{AS_POSTGRES} createuser --no-superuser --no-createdb --no-createrole {quoted(database.owner)}"
+            )
         found = existing.get(f"database {database.name}")
         wanted = f"{database.owner} UTF8 C C"
         if found is None:

@@ -156,7 +156,8 @@ class Paths(FactBase[dict[str, State]]):
                 sha256, _, path = rest.partition("  ")
                 sums[path] = sha256
         return {
-            path: State(*values, sha256=sums.get(path, ""), target=targets.get(path, "")) for path, values in stats.items()
+            path: State(*values, sha256=sums.get(path, ""), target=targets.get(path, ""))
+            for path, values in stats.items()
         }
 
 
@@ -203,7 +204,9 @@ def _expect(entry: Entry, now: State | None, kind: str) -> None:
 def _directory(entry: Directory, now: State | None) -> Generator[StringCommand, None, None]:
     _expect(entry, now, "directory")
     if now is None or (now.mode, now.user, now.group) != (entry.mode, entry.user, entry.group):
-        yield script(f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}")
+        yield script(
+            f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}"
+        )
 
 
 def _link(entry: Link, now: State | None) -> Generator[StringCommand, None, None]:

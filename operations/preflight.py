@@ -6,7 +6,7 @@ from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra_cli.exceptions import CliError
 
-from operations.machine import MARKER
+from operations.machine import MARKER, MachineState
 from settings import SettingError, Settings, settings_of
 from vault import VaultError
 
@@ -31,11 +31,13 @@ def checked(host: Host) -> Settings:
     """The settings of the machine, after all that could be wrong with them and with the machine was looked at."""
     try:
         settings = settings_of(host)
-        # Deriving every room's settings finds secrets that are missing and a vault that does not open.
-        for role in settings.roles:
-            if settings.here(role):
-                getattr(settings, role)
-        mistakes = list(_machine_mistakes(settings))
+        mistakes = list(_unsuitable(settings.machine)) or list(_occupied(settings))
+        if not mistakes:
+            # Deriving every room's settings finds secrets that are missing and a vault that does not open.
+            for role in settings.roles:
+                if settings.here(role):
+                    getattr(settings, role)
+            mistakes = list(_deployed_otherwise(settings))
     except (SettingError, VaultError) as error:
         raise Refused(str(error)) from None
     if mistakes:
@@ -43,36 +45,36 @@ def checked(host: Host) -> Settings:
     return settings
 
 
-def _machine_mistakes(settings: Settings) -> Iterator[str]:
-    machine = settings.machine
+def _unsuitable(machine: MachineState) -> Iterator[str]:
     if not machine.root:
         yield f"connected as {machine.user}, who is not root and has no sudo without a password; use either"
-        return
-    if machine.distribution != "debian" or machine.release not in ("12", "13"):
+    elif machine.distribution != "debian" or machine.release not in ("12", "13"):
         yield f"runs {machine.distribution} {machine.release}; only Debian 13 and 12 are supported"
-        return
-    if machine.architecture not in ("amd64", "arm64"):
+    elif machine.architecture not in ("amd64", "arm64"):
         yield f"is {machine.architecture}; only amd64 and arm64 are supported"
-    if machine.memory < MEMORY:
-        yield f"has {machine.memory} MiB of memory; at least {MEMORY} MiB are needed"
-    needed = LATER_DISK if machine.deployment else FIRST_DISK
-    if machine.disk < needed:
-        yield f"has {machine.disk} MiB free for /opt and /var; at least {needed} MiB are needed"
-    yield from _foreign_deployment(settings)
+    else:
+        if machine.memory < MEMORY:
+            yield f"has {machine.memory} MiB of memory; at least {MEMORY} MiB are needed"
+        needed = LATER_DISK if machine.deployment else FIRST_DISK
+        if machine.disk < needed:
+            yield f"has {machine.disk} MiB free for /opt and /var; at least {needed} MiB are needed"
+
+
+def _occupied(settings: Settings) -> Iterator[str]:
+    """Ports that another program holds, a line each."""
     for role, ports in PORTS.items():
-        if not settings.here(role):
-            continue
-        for protocol, port, unit in ports:
-            for listener in machine.listeners:
-                if (listener.protocol, listener.port) == (protocol, port) and listener.unit != unit:
-                    yield (
-                        f"{protocol} port {port}, which {role} needs, is taken by {listener.program or 'another program'} "
-                        f"(process {listener.pid}, {listener.unit or 'no unit'}); stop it and run again"
-                    )
-                    break
+        for protocol, port, unit in ports if settings.here(role) else []:
+            foreign = [
+                listener
+                for listener in settings.machine.listeners
+                if (listener.protocol, listener.port) == (protocol, port) and listener.unit != unit
+            ]
+            if foreign:
+                program, pid = foreign[0].program or "another program", foreign[0].pid
+                yield f"{protocol} port {port}, which {role} needs, is taken by {program} (process {pid}); stop it"
 
 
-def _foreign_deployment(settings: Settings) -> Iterator[str]:
+def _deployed_otherwise(settings: Settings) -> Iterator[str]:
     earlier = settings.machine.deployment
     if earlier is None:
         return

@@ -19,8 +19,12 @@ def yaml(value: Any) -> str:
 
 
 def ini(value: Any) -> str:
-    """A value for Python's ConfigParser, which interpolates %."""
-    return str(value).replace("%", "%%")
+    """A value for Python's ConfigParser, which interpolates % and strips white space at both ends.
+
+    The section must have an empty option called `nothing`, which holds such white space in place.
+    """
+    text = str(value).replace("%", "%%")
+    return text if text == text.strip() else f"%(nothing)s{text}%(nothing)s"
 
 
 def caddyfile(value: Any) -> str:

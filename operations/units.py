@@ -81,7 +81,8 @@ class Unit(FactBase[UnitState]):
             enabled=values.get("UnitFileState", ""),
             definition_changed=values.get("NeedDaemonReload") == "yes",
             # A process reads its files after it was started and before it says that it is ready. Paths and timers have none.
-            started=_seconds(values.get("ExecMainStartTimestamp", "")) or _seconds(values.get("ActiveEnterTimestamp", "")),
+            started=_seconds(values.get("ExecMainStartTimestamp", ""))
+            or _seconds(values.get("ActiveEnterTimestamp", "")),
             changed=_seconds(values.get("StateChangeTimestamp", "")),
             written=tuple(written),
             ready=values.get("Ready") == "yes",

@@ -33,7 +33,9 @@ units.running(
 files.present(
     name="Give coturn renewed certificates",
     entries=[
-        Template(f"/etc/systemd/system/{RELOADER}.{kind}", f"coturn/{RELOADER}.{kind}", mode="644", values={"coturn": coturn})
+        Template(
+            f"/etc/systemd/system/{RELOADER}.{kind}", f"coturn/{RELOADER}.{kind}", mode="644", values={"coturn": coturn}
+        )
         for kind in ("path", "service")
     ],
 )

@@ -1,1 +1,43 @@
 """The Sliding Sync proxy, archived upstream: only old clients need it. Synapse serves the new ones by itself."""
+
+from pyinfra import host
+
+from operations import binaries, files, units
+from operations.files import Directory, Template
+from settings import settings_of
+
+sliding_sync = settings_of(host).sliding_sync
+ENVIRONMENT = "/etc/sliding-sync/environment"
+
+binaries.installed(name="Install the Sliding Sync proxy", binary=binaries.obtain(sliding_sync.release))
+files.present(
+    name="Configure the Sliding Sync proxy",
+    entries=[
+        Directory("/etc/sysusers.d", mode="755"),
+        Template(
+            "/etc/sysusers.d/sliding-sync.conf",
+            "sliding_sync/sysusers.conf",
+            mode="644",
+            check="systemd-sysusers {}",
+        ),
+        Directory("/etc/sliding-sync", mode="750"),
+        Template(ENVIRONMENT, "sliding_sync/environment", mode="600", values={"sliding_sync": sliding_sync}),
+    ],
+)
+files.present(
+    name="Confine the Sliding Sync proxy",
+    entries=[
+        Template(
+            "/etc/systemd/system/sliding-sync.service",
+            "sliding_sync/sliding-sync.service",
+            mode="644",
+            values={"environment": ENVIRONMENT, "program": sliding_sync.release.executable},
+        )
+    ],
+)
+units.running(
+    name="Run the Sliding Sync proxy",
+    unit="sliding-sync.service",
+    reads=[ENVIRONMENT, "/opt/sliding-sync/current", sliding_sync.release.executable],
+    ready=f"curl -sf --max-time 5 http://{sliding_sync.address}:{sliding_sync.port}/client/server.json",
+)

@@ -4,13 +4,20 @@ from pyinfra import host
 
 from operations import files, units, virtualenvs
 from operations.files import Copy, Directory, Template
-from settings import ROOT, settings_of
+from operations.templating import TEMPLATES
+from settings import settings_of
 
 settings = settings_of(host)
 sydent = settings.sydent
 CONFIGURATION = "/etc/sydent/sydent.conf"
+BRAND = TEMPLATES / "sydent/brand"
 OWNED = {"user": "root", "group": "sydent"}
-BRAND = sorted(path.name for path in (ROOT / "templates/sydent/brand").iterdir())
+TEXTS = f"{sydent.templates_path}/{sydent.brand}"
+texts = [
+    *(Copy(f"{TEXTS}/{path.name}", f"sydent/brand/{path.name}", mode="644") for path in sorted(BRAND.iterdir())),
+    # What Sydent's own templates cannot learn from Sydent.
+    Template(f"{TEXTS}/site.j2", "sydent/site.j2", mode="644", values={"sydent": sydent}),
+]
 
 virtualenvs.in_use(name="Install Sydent", virtualenv=sydent.virtualenv)
 files.present(
@@ -21,8 +28,8 @@ files.present(
         Directory("/etc/sydent", mode="750", **OWNED),
         Directory("/var/lib/sydent", mode="750", user="sydent", group="sydent"),
         Directory(sydent.templates_path, mode="755"),
-        Directory(f"{sydent.templates_path}/{sydent.brand}", mode="755"),
-        *(Copy(f"{sydent.templates_path}/{sydent.brand}/{name}", f"sydent/brand/{name}", mode="644") for name in BRAND),
+        Directory(TEXTS, mode="755"),
+        *texts,
         Template(CONFIGURATION, "sydent/sydent.conf", mode="640", values={"sydent": sydent}, **OWNED),
     ],
 )
@@ -42,7 +49,7 @@ units.running(
     unit="sydent.service",
     reads=[
         CONFIGURATION,
-        *(f"{sydent.templates_path}/{sydent.brand}/{name}" for name in BRAND),
+        *(text.path for text in texts),
         sydent.virtualenv.current,
         *settings.private_authorities,
     ],
