@@ -148,6 +148,7 @@ class Testbed:
             self._check_disk()
             self._clean()
             host = self._find(name)
+            self._claim(name, asked if wipe or not host else host.names)
             if host and wipe:
                 host._delete()
                 host = None
@@ -156,7 +157,7 @@ class Testbed:
             else:
                 self.network.ensure()
                 host = host or self._create(name, release, asked)
-                self._claim(host)
+                self._serve_names()
                 host._launch()
                 starting = True
         try:
@@ -205,19 +206,18 @@ class Testbed:
             raise TestbedError("no address is left on the hosts' bridge: remove hosts with `down --all`")
         host = Host(self, _Record(name, release, root.name, free[0], names))
         host._write_disk()
+        host._save(host.record)
         return host
 
-    def _claim(self, host: Host) -> None:
-        """Give a host its names; a stopped one loses them, because a crashed run must not block the next."""
+    def _claim(self, name: str, names: tuple[str, ...]) -> None:
+        """Free names for a host; a stopped one loses them, because a crashed run must not block the next."""
         for other in self.hosts():
-            common = set(other.names) & set(host.names)
-            if other.name == host.name or not common:
+            common = set(other.names) & set(names)
+            if other.name == name or not common:
                 continue
             if other.running:
                 raise TestbedError(f"{min(common)} belongs to the running host {other.name}")
             other._save(replace(other.record, names=tuple(n for n in other.names if n not in common)))
-        host._save(host.record)
-        self._serve_names()
 
     def _serve_names(self) -> None:
         self.network.serve_names({host.address: host.names for host in self.hosts()})
@@ -352,6 +352,8 @@ class Host:
         `timeout` is in seconds. Raises CommandFailed (with `check`) when it fails, and TestbedError when the host
         cannot be reached or the command takes too long.
         """
+        if not self.running:
+            raise TestbedError(f"{self.name} is stopped")
         wrapped = command if user in ("root", "admin") else f"runuser -u {user} -- sh -c {shlex.quote(command)}"
         login = "admin" if user == "admin" else "root"
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -15,20 +16,32 @@ from .tools import TestbedError, last_line, run
 # The overlay and the control groups are mounted where only this container sees them: whatever way it dies, the mounts
 # go with it. `volatile` saves every fsync; it is safe because a killed container loses nothing of the controller's page
 # cache, and the mark it leaves would only forbid the next mount.
+#
+# systemd-nspawn leaves a reboot to whoever started it (status 133), and makes groups of its own below the one it is
+# started in, where after that no process may be: so each boot gets a new one.
 LAUNCH = """\
 set -e
-cd "$1"
+directory=$1 root=$2 machine=$3 group=/sys/fs/cgroup/$4
+shift 4
+cd "$directory"
 mkdir -p upper work merged
 rm -rf work/work/incompat
-mount -t overlay -o "lowerdir=$2,upperdir=upper,workdir=work,volatile,redirect_dir=on" "$3" merged
+mount -t overlay -o "lowerdir=$root,upperdir=upper,workdir=work,volatile,redirect_dir=on" "$machine" merged
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-echo $$ > "$4/cgroup.procs"
+mkdir -p "$group/launcher"
+echo $$ > "$group/launcher/cgroup.procs"
 echo $$ > pid
-machine=$3
-shift 4
 # The release decides whether /tmp is on the disk or in memory, as on a machine.
 export SYSTEMD_NSPAWN_TMPFS_TMP=0
-exec systemd-nspawn --machine="$machine" --directory=merged "$@"
+status=133
+while [ $status = 133 ]; do
+    [ ! -d "$group/boot" ] || find "$group/boot" -depth -type d -delete
+    mkdir "$group/boot"
+    status=0
+    sh -c 'echo $$ > "$0/cgroup.procs"; exec systemd-nspawn "$@"' "$group/boot" \
+        --machine="$machine" --directory=merged "$@" || status=$?
+done
+exit $status
 """
 
 # As much like a machine as a container gets: services inside set up namespaces, filters and BPF programs of their own.
@@ -63,19 +76,19 @@ class Container:
 
     @property
     def process(self) -> int | None:
-        """The process id of the running systemd-nspawn, if it is ours."""
+        """The process id of what keeps it running, if that is ours."""
         try:
             number = int((self.directory / "pid").read_text())
             words = Path(f"/proc/{number}/cmdline").read_text().split("\0")
         except (OSError, ValueError):
             return None
-        return number if f"--machine={self.machine}" in words else None
+        return number if self.machine in words else None
 
     @property
     def init(self) -> int | None:
         """The process id, on the controller, of the container's own PID 1."""
         try:
-            return int((self._group() / "payload/init.scope/cgroup.procs").read_text().split()[0])
+            return int((self._group() / "boot/payload/init.scope/cgroup.procs").read_text().split()[0])
         except (OSError, IndexError):
             return None
 
@@ -90,15 +103,14 @@ class Container:
         return False
 
     def launch(self, root: Path, bridge: str) -> None:
-        """Boot, detached from this process, and return once systemd-nspawn starts. Raises TestbedError."""
+        """Boot, detached from this process, and return once that is under way. Raises TestbedError."""
         self.kill()
         # The kernel removes a dead container's end of the cable a little later than its processes.
         run(["ip", "link", "delete", self.cable], check=False)
         (self.directory / "pid").unlink(missing_ok=True)
         group = self._group()
-        group.mkdir(parents=True)
         script: list[str | Path] = [self.directory, os.path.relpath(root, self.directory), self.machine]
-        script += [f"/sys/fs/cgroup/{group.parent.name}/{group.name}"]
+        script += [f"{group.parent.name}/{group.name}"]
         inner: list[str | Path] = ["sh", "-c", LAUNCH, "sh", *script, *OPTIONS, f"--network-bridge={bridge}"]
         command: list[str | Path] = ["setsid", "--fork", "unshare", "--mount", "--propagation=private", *inner]
         shell = 'log=$1; shift; exec "$@" > "$log" 2>&1'
@@ -111,8 +123,9 @@ class Container:
 
     def stop(self, timeout: float) -> None:
         """Shut down in order; pull the plug after `timeout` seconds."""
-        if number := self.process:
-            os.kill(number, signal.SIGTERM)
+        if number := self.init:
+            # What systemd as PID 1 takes for an orderly power-off.
+            os.kill(number, signal.SIGRTMIN + 4)
             deadline = time.monotonic() + timeout
             while self.process and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -121,6 +134,7 @@ class Container:
     def kill(self) -> None:
         """Kill every process of the container at once, and what remains of an earlier one."""
         remove_group(self._group())
+        shutil.rmtree(Path("/run/systemd/nspawn/propagate", self.machine), ignore_errors=True)
 
     def attach(self, command: Sequence[str], *, timeout: float) -> str:
         """Run a program inside without the network. Raises TestbedError."""

@@ -97,7 +97,6 @@ def test_hosts_reach_one_another(new: Host, old: Host, version: int) -> None:
 def test_a_name_belongs_to_one_host(bed: Testbed, new: Host) -> None:
     with pytest.raises(TestbedError, match=r"tb-exact\.test belongs to the running host tb-new"):
         bed.up("tb-thief", names=["tb-exact.test"])
-    bed.find("tb-thief").down()
     assert bed.resolve("tb-exact.test") == new.address
 
 
@@ -137,7 +136,7 @@ def test_a_power_cut_loses_no_disk(host: Host) -> None:
     machine = host.run("cat /etc/machine-id").stdout
     host.kill()
     assert not host.running
-    with pytest.raises(TestbedError):
+    with pytest.raises(TestbedError, match="is stopped"):
         host.run("true")
     assert "tb-sleeper" in host.journal(lines=1000)
     host.start()
