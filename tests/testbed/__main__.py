@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     except TestbedError as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +59,8 @@ def _do(bed: Testbed, options: argparse.Namespace) -> int:
     elif options.command == "list":
         for host in bed.hosts():
             print(_line(host))
+        if not bed.hosts():
+            print("no hosts: start one with `python -m tests.testbed up NAME`")
     else:
         host = bed.get(options.name)
         words = options.words

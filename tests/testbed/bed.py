@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import time
 import uuid
@@ -20,7 +19,7 @@ from pathlib import Path
 from .container import Container, groups, remove_group
 from .network import CONTROLLER_NAME, NUMBERS, Network
 from .roots import ensure_root, registry_settings, remove_unused
-from .tools import TestbedError, ensure_tools, last_line, run, say
+from .tools import TestbedError, delete, ensure_tools, last_line, require_root, run, say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -236,7 +235,7 @@ class Testbed:
                 remove_group(group)
         for directory in self.directory.glob("hosts/*"):
             if directory.name not in known:
-                shutil.rmtree(directory)
+                delete(directory)
         remove_unused(self.directory / "roots", {host.record.root for host in known.values()})
 
     def _check_disk(self) -> None:
@@ -248,9 +247,16 @@ class Testbed:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other processes and threads from changing the testbed meanwhile."""
+        require_root()
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                begin = time.monotonic()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if (waited := time.monotonic() - begin) > 5:
+                    say(f"waited {waited:.0f} s for another process that changed the testbed")
             yield
 
     def _public_key(self) -> str:
@@ -487,7 +493,7 @@ class Host:
 
     def _delete(self) -> None:
         self.kill()
-        shutil.rmtree(self.directory)
+        delete(self.directory)
 
     def _save(self, record: _Record) -> None:
         path = self.directory / "host.json"

@@ -7,10 +7,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
-from .tools import KEYRING, TestbedError, last_line, run, say
+from .tools import KEYRING, TestbedError, delete, last_line, run, say
 
 RELEASES = {"trixie": "13", "bookworm": "12"}
 
@@ -95,13 +94,12 @@ def remove_unused(directory: Path, used: set[str]) -> None:
         latest[path.name.partition("-")[0]] = path
     for path in directory.iterdir():
         if path.name not in used and path not in latest.values():
-            shutil.rmtree(path)
+            delete(path)
 
 
 def _build(root: Path, release: str, certificates: dict[str, str]) -> None:
-    partial = root.with_name(f"{root.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
+    # The process id keeps an interrupted build that still goes on out of the way of this one.
+    partial = root.with_name(f"{root.name}.{os.getpid()}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     options = [f"--dpkgopt={line}" for line in NO_DOCUMENTATION]
     options += [f"--aptopt={line}" for line in _apt_settings().splitlines()]

@@ -182,7 +182,7 @@ def test_what_a_crash_left_is_cleaned(bed: Testbed) -> None:
     number = host.container.process
     assert number
     os.kill(number, signal.SIGKILL)
-    partial = bed.directory / "roots/trixie-0.partial"
+    partial = bed.directory / "roots/trixie-0.1.partial"
     partial.mkdir()
     again = bed.up("tb-crash")
     assert again.run("ls /root/mark", check=False).returncode == 2

@@ -79,15 +79,24 @@ def last_line(*texts: str) -> str:
     return "it gave no reason"
 
 
+def delete(directory: Path) -> None:
+    """Delete a directory, but nothing that an interrupted program left mounted in it."""
+    run(["rm", "-rf", "--one-file-system", directory], timeout=300)
+
+
+def require_root() -> None:
+    """Raise TestbedError, saying what to do instead, where throw-away hosts are impossible."""
+    if sys.platform != "linux":
+        raise TestbedError("throw-away hosts need a Linux controller: run this in a Debian virtual machine")
+    if os.geteuid() != 0:
+        raise TestbedError("throw-away hosts need root: run this with sudo or in a root shell")
+
+
 def ensure_tools() -> None:
     """Install what is missing on the controller.
 
     Raises TestbedError, saying what to do instead, where that is impossible.
     """
-    if sys.platform != "linux":
-        raise TestbedError("throw-away hosts need a Linux controller: run this in a Debian virtual machine")
-    if os.geteuid() != 0:
-        raise TestbedError("throw-away hosts need root: run this with sudo or in a root shell")
     missing = {package for program, package in NEEDED.items() if not shutil.which(program, path=SEARCH_PATH)}
     if not KEYRING.exists():
         missing.add("debian-archive-keyring")
