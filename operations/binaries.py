@@ -49,11 +49,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
+from pyinfra.api.arguments import ConnectorArguments
 from pyinfra.api.command import FileUploadCommand, FunctionCommand, PyinfraCommand
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 from pyinfra.api.operation import operation
+from pyinfra.api.state import State
 from pyinfra.context import host as current_host
 
 from operations.shell import quoted, script
@@ -210,7 +212,7 @@ def _given(release: Release, file: Path) -> Binary:
     wanted = _set_sha256(release)
     if wanted not in (None, sha256):
         raise BinaryError(
-            f"{setting} has the sha256 {sha256}, but {release.sha256_setting} for {release.arch} is {wanted}: not installed"
+            f"{setting} has the sha256 {sha256}, not installed: {release.sha256_setting} for {release.arch} is {wanted}"
         )
     return Binary(release, sha256, path)
 
@@ -484,8 +486,8 @@ def remember(binary: Binary) -> bool:
                 return False
             if key in sums:
                 raise BinaryError(
-                    f"{record} says {sums[key]} for {binary.release} ({binary.release.arch}) by now, but {binary.sha256} was "
-                    f"downloaded: run again"
+                    f"{record} says {sums[key]} for {binary.release} on {binary.release.arch} by now, but "
+                    f"{binary.sha256} was downloaded: run again"
                 )
             _replace(record, _as_text({**sums, key: binary.sha256}))
         finally:
@@ -634,14 +636,41 @@ def installed(binary: Binary, mode: str = "755") -> Generator[PyinfraCommand, No
         yield FunctionCommand(_remember_and_say, (binary,), {})
 
 
+class _Upload(FileUploadCommand):
+    """An upload that takes away what it left when it fails: half a program would fill a full disk for good."""
+
+    def execute(self, state: State, host: Host, connector_arguments: ConnectorArguments) -> bool:
+        done = False
+        try:
+            done = bool(super().execute(state, host, connector_arguments.copy()))
+        finally:
+            if not done:
+                # Without a connection this fails too; then the next run does it.
+                with contextlib.suppress(Exception):
+                    left = quoted(self.dest, str(self.remote_temp_filename))
+                    script(f"rm -f -- {left}").execute(state, host, connector_arguments)
+        return done
+
+
 def _upload(binary: Binary, home: str, mode: str) -> Iterator[PyinfraCommand]:
     release = binary.release
     if binary.path is None:
         raise BinaryError(f"{release} was on {current_host.name} when this run began, and is damaged now: run again")
     # A name of its own: two people who deploy at once must not write into each other's file.
-    arriving = f"{home}/.arriving-{uuid.uuid4().hex}"
-    yield script(f"install -d -m 755 {quoted(home)}", f"rm -f -- {quoted(home)}/.arriving-*")
-    yield FileUploadCommand(str(binary.path), arriving)
+    token = uuid.uuid4().hex
+    arriving = f"{home}/.arriving-{token}"
+    # Where pyinfra puts it first when it must then copy it through sudo.
+    handover = current_host.get_temp_filename(f"{release.program}-", hash_filename=False)
+    size = binary.path.stat().st_size
+    yield script(
+        f"install -d -m 755 {quoted(home)}",
+        f"rm -f -- {quoted(home)}/.arriving-* {quoted(handover)}*",
+        f'if [ "$(df -B1 --output=avail {quoted(home)} | tail -n 1)" -lt {size} ]; then',
+        f"  echo {quoted(f'{release}: {home} has no room for {size} bytes: not installed')} >&2",
+        "  exit 1",
+        "fi",
+    )
+    yield _Upload(str(binary.path), arriving, remote_temp_filename=f"{handover}{token}")
     yield script(
         f"trap {quoted(f'rm -f -- {quoted(arriving)}')} EXIT",
         f"got=$(sha256sum <{quoted(arriving)}); got=${{got%% *}}",
