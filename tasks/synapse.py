@@ -58,14 +58,15 @@ files.present(
     ],
 )
 
-as_synapse = f"cd {STATE} && umask 077 && runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin/python -m"
+as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin/python -m"
 units.running(
     name="Run Synapse",
     unit="matrix-synapse.service",
     reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
     # Synapse makes its signing key by itself, once; its own check then reads every file as the service will.
     check=(
-        f"( {{ [ -s {STATE}/signing.key ] || {as_synapse} synapse.app.homeserver --generate-keys {ARGUMENTS}; }} "
+        f"( cd {STATE} && umask 077 "
+        f"&& {{ [ -s signing.key ] || {as_synapse} synapse.app.homeserver --generate-keys {ARGUMENTS}; }} "
         f"&& {as_synapse} synapse.config {ARGUMENTS} >/dev/null )"
     ),
     ready=f"curl -sf --max-time 5 http://{synapse.address}:{synapse.port}/health",

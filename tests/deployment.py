@@ -1,0 +1,139 @@
+"""A deployment of our own for tests: an inventory and its group data in a directory, and throw-away hosts to deploy to.
+
+with a Deployment(directory, hosts=[host]) the real command line is run, as an administrator runs it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.testbed import Host
+
+ROOT = Path(__file__).parent.parent
+ROLES = ("postgres", "synapse", "sydent", "sliding_sync", "caddy", "coturn")
+PYINFRA = str(Path(sys.executable).parent / "pyinfra")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of pyinfra did. changed: names of the operations that changed something, without their file's name."""
+
+    status: int
+    output: str
+    results: dict[str, Any] = field(repr=False)
+
+    @property
+    def changed(self) -> list[str]:
+        operations = (self.results.get("results") or {}).get("operations", [])
+        return [_name(operation) for operation in operations if operation["success"]]
+
+    @property
+    def planned(self) -> list[str]:
+        """Operations that a run without -y would change."""
+        return [_name(operation) for operation in self.results.get("plan", []) if operation.get("hosts_with_change")]
+
+    @property
+    def refusal(self) -> str:
+        """What was said before the run stopped, without pyinfra's progress and colours."""
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", self.output)
+        _, _, message = plain.partition("pyinfra error: ")
+        return message.strip()
+
+
+def _name(operation: Mapping[str, Any]) -> str:
+    name = operation.get("name") or ", ".join(operation.get("names", []))
+    return str(name).rpartition(" | ")[2]
+
+
+class Deployment:
+    """An administrator's own directory: <name>.py, group_data/<name>.py, <name>.vault, <name>.key and <name>.lock.
+
+    hosts: the machines; the first plays every role unless roles says otherwise (role -> names of machines).
+    user: whom to connect as: "root", or "admin", who has sudo.
+    settings: group data.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        hosts: Sequence[Host],
+        settings: Mapping[str, Any],
+        roles: Mapping[str, Sequence[str]] | None = None,
+        user: str = "root",
+        name: str = "trial",
+    ) -> None:
+        self.directory, self.hosts, self.name, self.user = directory, list(hosts), name, user
+        self.inventory = directory / f"{name}.py"
+        self.vault = directory / f"{name}.vault"
+        self.environment: dict[str, str] = {}
+        (directory / "group_data").mkdir(parents=True, exist_ok=True)
+        self.choose(**settings)
+        self.assign(roles if roles is not None else {role: [hosts[0].name] for role in ROLES})
+
+    def choose(self, **settings: Any) -> None:
+        """Write the group data anew."""
+        chosen = {"vault": str(self.vault), **settings}
+        lines = [f"{name} = {value!r}\n" for name, value in chosen.items()]
+        (self.directory / "group_data" / f"{self.name}.py").write_text("".join(lines))
+
+    def assign(self, roles: Mapping[str, Sequence[str]]) -> None:
+        """Write the inventory anew."""
+        data = {
+            host.name: {
+                "ssh_hostname": host.address,
+                "ssh_user": self.user,
+                "ssh_key": str(host.ssh_key),
+                "ssh_known_hosts_file": str(host.known_hosts),
+            }
+            for host in self.hosts
+        }
+        lines = [f"_data = {data!r}\n"]
+        lines += [
+            f"{role} = [(name, _data.get(name, {{}})) for name in {list(names)!r}]\n" for role, names in roles.items()
+        ]
+        self.inventory.write_text("".join(lines))
+
+    def command(self, *options: str) -> list[str]:
+        return [PYINFRA, str(self.inventory), "deploy.py", *options]
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        """Begin a run and do not wait for it."""
+        return subprocess.Popen(
+            self.command(*options),
+            cwd=ROOT,
+            env=self._environ(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *options: str, check: bool = True, timeout: float = 900) -> Run:
+        """Deploy. options: `-y` deploys, `--dry` only looks; more as pyinfra takes them. check: raise if it fails."""
+        done = subprocess.run(
+            self.command("--json", *options),
+            cwd=ROOT,
+            env=self._environ(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        try:
+            results = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            results = {}
+        run = Run(done.returncode, done.stderr, results)
+        if check and done.returncode:
+            raise AssertionError(f"pyinfra exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return run
+
+    def _environ(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name != "MATRIX_VAULT_KEY"}
+        return {**inherited, **self.environment}
