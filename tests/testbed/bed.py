@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 HOST_NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
-# `PreferredLifetime` and the like are left alone; address checks would only delay the first IPv6 packet by a second.
+# Looking for duplicates would delay the first IPv6 packet by a second, on a network where all addresses are given out here.
 CABLE = """\
 [Match]
 Name=host0
@@ -473,6 +473,7 @@ class Host:
                 self.bed._serve_names()
             else:
                 self.bed.network.remove()
+                remove_group(groups(self.bed.run_directory) / self.bed.bridge)
 
     def journal(self, unit: str | None = None, lines: int = 100) -> str:
         """The last `lines` of its journal, of one unit or of all, even cut off or stopped. Raises TestbedError."""
