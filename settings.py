@@ -77,7 +77,7 @@ NEVER_RELAYED_TO = (
 )
 
 
-# --- what may be chosen -----------------------------------------------------------------------------------------------
+# --- what may be chosen ---------------------------------------------------------------------------
 
 
 def _domain(value: str) -> str:
@@ -247,7 +247,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else "; group_data/all.py lists them all"
 
 
-# --- what each role works with ----------------------------------------------------------------------------------------
+# --- what each role works with --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -687,7 +687,10 @@ class Settings:
             if name != "server_name" and not self.exists(of_role[name]):
                 continue
             if domain in used:
-                yield f"group_data/{self.deployment}.py: {name} and {used[domain]} are both {domain}; each needs a name of its own"
+                yield (
+                    f"group_data/{self.deployment}.py: {name} and {used[domain]} are both {domain}; "
+                    "each needs a name of its own"
+                )
             used.setdefault(domain, name)
 
     def _choice_mistakes(self) -> Iterable[str]:
@@ -723,32 +726,31 @@ def _only_local(address: str) -> bool:
     return ip.is_loopback or ip.is_link_local
 
 
-# --- as pyinfra sees it -----------------------------------------------------------------------------------------------
+# --- as pyinfra sees it ---------------------------------------------------------------------------
 
 # One vault for the whole run: secrets made for one machine must be the ones that another gets.
 _vault = cache(Vault.open)
 _settings: dict[str, Settings] = {}
 
 
-def settings_of(host: Host) -> Settings:
-    """The settings of one of the run's machines, validated once per run.
+def chosen_for(host: Host, machine: MachineState) -> Settings:
+    """The settings of one of the run's machines, validated. Raises SettingError for what cannot be deployed anywhere."""
+    groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
+    # pyinfra adds a group named after the inventory file, last.
+    deployment = [name for name in groups if name not in NEEDS and name != "all"][-1]
+    if misspelt := misspelt_roles(set(groups) - {deployment, "all"}):
+        raise SettingError("\n".join(f"inventories/{deployment}.py: {line}" for line in misspelt))
+    data: dict[str, Any] = host.data.dict()  # type: ignore[no-untyped-call]
+    settings = Settings(choices_from(data, deployment), deployment, groups, host.name, machine)
+    if mistakes := settings.mistakes():
+        raise SettingError("\n".join(mistakes))
+    return settings
 
-    Raises SettingError for choices that cannot be deployed, VaultError for a vault that cannot be used.
-    """
+
+def settings_of(host: Host) -> Settings:
+    """The settings of one of the run's machines: validated, and the machine looked at, once per run."""
     if host.name not in _settings:
-        groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
-        # pyinfra adds a group named after the inventory file, last.
-        deployment = [name for name in groups if name not in NEEDS and name != "all"][-1]
-        data: dict[str, Any] = host.data.dict()  # type: ignore[no-untyped-call]
-        misspelt = [
-            f"inventories/{deployment}.py: {line}" for line in misspelt_roles(set(groups) - {deployment, "all"})
-        ]
-        if misspelt:
-            raise SettingError("\n".join(misspelt))
-        settings = Settings(choices_from(data, deployment), deployment, groups, host.name, host.get_fact(Machine))
-        if mistakes := settings.mistakes():
-            raise SettingError("\n".join(mistakes))
-        _settings[host.name] = settings
+        _settings[host.name] = chosen_for(host, host.get_fact(Machine))
     return _settings[host.name]
 
 

@@ -51,13 +51,13 @@ from typing import IO, NoReturn
 
 from pyinfra.api.arguments import ConnectorArguments
 from pyinfra.api.command import FileUploadCommand, FunctionCommand, PyinfraCommand
-from pyinfra.api.exceptions import DeployError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 from pyinfra.api.operation import operation
 from pyinfra.api.state import State
 from pyinfra.context import host as current_host
 
+from operations.refusal import Refused
 from operations.shell import quoted, script
 
 # ELF's e_machine numbers (elf.h), in Debian's words.
@@ -68,8 +68,7 @@ _DIRECTORY = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_~-]*-[0-9a-f]{12}")
 _CHUNK = 1 << 20
 
 
-# pyinfra shows its own kind of exception as one line, every other kind as a traceback.
-class BinaryError(DeployError):
+class BinaryError(Refused):
     """What is wrong, where, and what to set or do about it, in one line."""
 
 

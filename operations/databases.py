@@ -30,8 +30,8 @@ class Existing(FactBase[dict[str, str]]):
     def command(self) -> str:
         query = (
             "SELECT 'role ' || rolname, '' FROM pg_roles UNION ALL "
-            "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datctype) "
-            "FROM pg_database"
+            "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
+            "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database"
         )
         return f"{AS_POSTGRES} psql -XAtq -F '\t' -c {shlex.quote(query)} 2>/dev/null; true"
 
@@ -60,7 +60,8 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
         wanted = f"{database.owner} UTF8 C C"
         if found is None:
             yield script(
-                f"{AS_POSTGRES} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C --template=template0 {quoted(database.name)}"
+                f"{AS_POSTGRES} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C "
+                f"--template=template0 {quoted(database.name)}"
             )
         elif found != wanted:
             raise OperationError(

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
-from pyinfra_cli.exceptions import CliError
+from pyinfra.api.state import BaseStateCallback, State
 
 from operations.machine import MARKER, MachineState
-from settings import SettingError, Settings, settings_of
+from operations.refusal import Refused
+from settings import SettingError, Settings, chosen_for, settings_of
 from vault import VaultError
 
 # A first deploy needs room for packages, virtualenvs and what they leave; a later one for one more virtualenv.
@@ -23,8 +23,15 @@ PORTS = {
 }
 
 
-class Refused(PyinfraError, CliError):  # type: ignore[misc]
-    """The run stops before anything is touched. The text is shown as it is, without a traceback; exit status 1."""
+class ChoicesFirst(BaseStateCallback):
+    """Wrong choices are said before any machine is connected to."""
+
+    @staticmethod
+    def host_before_connect(state: State, host: Host) -> None:
+        try:
+            chosen_for(host, MachineState())
+        except SettingError as error:
+            raise Refused(str(error)) from None
 
 
 def checked(host: Host) -> Settings:
@@ -80,8 +87,8 @@ def _deployed_otherwise(settings: Settings) -> Iterator[str]:
         return
     if earlier["server_name"] != settings.server_name:
         yield (
-            f"was deployed as {earlier['server_name']}, and server_name is now {settings.server_name}: it cannot be changed, "
-            f"because it is part of every user, room and signature ({MARKER})"
+            f"was deployed as {earlier['server_name']}, and server_name is now {settings.server_name}: "
+            f"it cannot be changed, because it is part of every user, room and signature ({MARKER})"
         )
     if earlier["vault"] != settings.vault.id:
         yield (

@@ -1,5 +1,7 @@
 """Sydent, the identity server: finds users by e-mail address. For Element Web and the classic apps."""
 
+from typing import Any
+
 from pyinfra import host
 
 from operations import files, units, virtualenvs
@@ -11,7 +13,7 @@ settings = settings_of(host)
 sydent = settings.sydent
 CONFIGURATION = "/etc/sydent/sydent.conf"
 BRAND = TEMPLATES / "sydent/brand"
-OWNED = {"user": "root", "group": "sydent"}
+OWNED: Any = {"user": "root", "group": "sydent"}
 TEXTS = f"{sydent.templates_path}/{sydent.brand}"
 texts = [
     *(Copy(f"{TEXTS}/{path.name}", f"sydent/brand/{path.name}", mode="644") for path in sorted(BRAND.iterdir())),

@@ -1,5 +1,7 @@
 """Synapse, the homeserver."""
 
+from typing import Any
+
 from pyinfra import host
 
 from operations import files, packages, units, virtualenvs
@@ -10,7 +12,7 @@ settings = settings_of(host)
 synapse = settings.synapse
 HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
 ARGUMENTS = f"--no-secrets-in-config -c {HOME}/homeserver.yaml -c {HOME}/conf.d"
-OWNED = {"user": "root", "group": "matrix-synapse"}
+OWNED: Any = {"user": "root", "group": "matrix-synapse"}
 SECRETS = {
     "registration_shared_secret": synapse.registration_shared_secret,
     "macaroon_secret_key": synapse.macaroon_secret_key,

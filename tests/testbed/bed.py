@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 HOST_NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
-# Looking for duplicates would delay the first IPv6 packet by a second, on a network where all addresses are given out here.
+# Looking for duplicates would delay the first IPv6 packet by a second, where all addresses are given out by the testbed.
 CABLE = """\
 [Match]
 Name=host0

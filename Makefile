@@ -1,0 +1,45 @@
+# `make setup` makes .venv from the hash-pinned lock; every other target calls it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quiet
+COMPILE := $(BIN)/uv pip compile $(LOCKED)
+
+.PHONY: help setup demo demo-stop test lint unit bench lock
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.complete ## Make .venv from requirements.lock
+
+$(VENV)/.complete: requirements.lock
+	@echo "Making $(VENV) from requirements.lock ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+demo: setup ## Deploy everything to a throw-away Debian host
+	@$(BIN)/python -m tests.demo
+
+demo-stop: setup ## Remove the throw-away host of `make demo`
+	@$(BIN)/python -m tests.testbed down demo
+
+test: setup lint ## Every test there is
+	@$(BIN)/pytest
+
+lint: setup
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary .
+
+unit: setup ## The tests that need no machine
+	@$(BIN)/pytest tests/unit
+
+bench: setup ## Measure: deploy, re-run, memory
+	@$(BIN)/python -m bench
+
+lock: setup ## Renew every lock file from PyPI
+	@$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
+	@cd requirements && for lock in build uv synapse; do ../$(COMPILE) --only-binary :all: $$lock.in --output-file $$lock.txt; done
+	@cd requirements && ../$(COMPILE) --only-binary :all: --no-binary signedjson --build-constraints build.txt sydent.in --output-file sydent.txt

@@ -1,0 +1,17 @@
+"""The throw-away host of `make demo`: names and addresses that exist only on this computer."""
+
+import os
+
+from tests.testbed import Testbed
+
+server_name = "demo.test"
+admin_email = "admin@demo.test"
+
+# Nobody issues certificates for names that only this computer knows.
+tls = "internal"
+
+# Throw-away hosts have private addresses, and the identity server has to reach the homeserver.
+private_networks = [str(Testbed().network.subnet), str(Testbed().network.subnet6)]
+
+# `make demo` says how to give it the program where its release page cannot be reached.
+sliding_sync_binary = os.environ.get("SLIDING_SYNC_BINARY") or None

@@ -1,0 +1,21 @@
+"""The throw-away host of `make demo`."""
+
+from tests.testbed import Testbed
+
+_host = Testbed().get("demo")
+_machine = (
+    "demo",
+    {
+        "ssh_hostname": _host.address,
+        "ssh_user": "root",
+        "ssh_key": str(_host.ssh_key),
+        "ssh_known_hosts_file": str(_host.known_hosts),
+    },
+)
+
+postgres = [_machine]
+synapse = [_machine]
+sydent = [_machine]
+caddy = [_machine]
+coturn = [_machine]
+sliding_sync = [_machine]

@@ -1,0 +1,20 @@
+"""Which machine plays which role. Write your machine's name or address instead of matrix.example.org.
+
+Leave a line out and its component is left out. How to connect goes beside the name, see
+https://docs.pyinfra.com/en/3.x/connectors/ssh.html: ("matrix.example.org", {"ssh_user": "admin"}).
+"""
+
+_machine = ("matrix.example.org", {"ssh_user": "root"})
+
+postgres = [_machine]
+synapse = [_machine]
+caddy = [_machine]
+
+# Relay for calls of Element Web and the classic apps.
+coturn = [_machine]
+
+# Find people by e-mail address, in the same clients.
+sydent = [_machine]
+
+# Only clients from before 2025 need it: new ones use the sliding sync that Synapse has itself.
+# sliding_sync = [_machine]
