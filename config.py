@@ -2,13 +2,11 @@
 
 import sys
 
-import gevent
-from pyinfra import state
+import pyinfra_cli.cli
 
-from operations.preflight import ChoicesFirst
-from operations.refusal import Refused
+from operations.preflight import choices_first
 
+# pyinfra has no place of its own for this: its callbacks exist only after the inventory is loaded, from where on nothing
+# but connecting happens.
 if "deploy.py" in sys.argv:
-    state.add_callback_handler(ChoicesFirst)
-    # Machines are connected to side by side; gevent would print a traceback for what is no error of the program.
-    gevent.get_hub().NOT_ERROR += (Refused,)
+    pyinfra_cli.cli.connect_all = choices_first(pyinfra_cli.cli.connect_all)

@@ -1,9 +1,9 @@
 """Whether a machine can be deployed to. Everything here is looked at before anything anywhere is touched."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pyinfra.api.host import Host
-from pyinfra.api.state import BaseStateCallback, State
+from pyinfra.api.state import State
 
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
@@ -23,15 +23,18 @@ PORTS = {
 }
 
 
-class ChoicesFirst(BaseStateCallback):
-    """Wrong choices are said before any machine is connected to."""
+def choices_first(connect_all: Callable[[State], None]) -> Callable[[State], None]:
+    """pyinfra's step that connects to all machines, preceded by a look at the choices made for them."""
 
-    @staticmethod
-    def host_before_connect(state: State, host: Host) -> None:
+    def checked_connect_all(state: State) -> None:
         try:
-            chosen_for(host, MachineState())
+            for host in state.inventory:
+                chosen_for(host, MachineState())
         except SettingError as error:
             raise Refused(str(error)) from None
+        connect_all(state)
+
+    return checked_connect_all
 
 
 def checked(host: Host) -> Settings:
