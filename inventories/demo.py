@@ -1,5 +1,7 @@
 """The throw-away host of `make demo`."""
 
+import os
+
 from tests.testbed import Testbed
 
 _host = Testbed().get("demo")
@@ -18,4 +20,4 @@ synapse = [_machine]
 sydent = [_machine]
 caddy = [_machine]
 coturn = [_machine]
-sliding_sync = [_machine]
+sliding_sync = [] if os.environ.get("DEMO_WITHOUT") == "sliding_sync" else [_machine]

@@ -1,0 +1,141 @@
+"""`make demo`: a throw-away Debian host with the whole homeserver on it, deployed as an administrator deploys.
+
+Run again, it deploys to the same host again. SLIDING_SYNC_BINARY=PATH gives it the Sliding Sync proxy where upstream's
+release page cannot be reached; the path is remembered.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from operations.binaries import BinaryError, Release, resolve
+from tests.deployment import PYINFRA, ROOT
+from tests.testbed import Host, Testbed, TestbedError
+
+INVENTORY = "inventories/demo.py"
+ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
+REMEMBERED = ROOT / ".cache" / "demo-sliding-sync"
+
+
+def main() -> int:
+    """Exit status: 0 when everything runs."""
+    try:
+        say("Booting a throw-away Debian 13 host; the first time it has to be made, which takes about half a minute.")
+        host = Testbed().up("demo", wipe=False)
+        say(f"It is up at {host.address}.")
+        missing = without_proxy()
+        say(f"Deploying: pyinfra {INVENTORY} deploy.py -y")
+        changed = deploy()
+        if changed is None:
+            return 1
+        ROOT_CERTIFICATE.parent.mkdir(exist_ok=True)
+        host.get("/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt", ROOT_CERTIFICATE)
+    except TestbedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(report(host, changed, missing))
+    return 0
+
+
+def say(text: str) -> None:
+    print(f"--> {text}", flush=True)
+
+
+def without_proxy() -> str:
+    """Leave the Sliding Sync proxy out if it cannot be had, and return why; else return nothing."""
+    given = os.environ.get("SLIDING_SYNC_BINARY") or (REMEMBERED.read_text() if REMEMBERED.exists() else "")
+    if given and Path(given).expanduser().is_file():
+        REMEMBERED.parent.mkdir(exist_ok=True)
+        REMEMBERED.write_text(str(Path(given).expanduser().resolve()))
+        os.environ["SLIDING_SYNC_BINARY"] = REMEMBERED.read_text()
+        return ""
+    say("Looking for the Sliding Sync proxy on its release page.")
+    try:
+        resolve(proxy_release())
+    except BinaryError as error:
+        os.environ["DEMO_WITHOUT"] = "sliding_sync"
+        return str(error)
+    return ""
+
+
+def proxy_release() -> Release:
+    """What the deploy will ask for, found without connecting to the machine."""
+    version, arch = "v0.99.19", {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    page = "https://github.com/matrix-org/sliding-sync/releases/download"
+    record = ROOT / "inventories/demo.lock"
+    url = f"{page}/{version}/syncv3_linux_{arch}"
+    return Release("sliding-sync", version, arch, url, record, "sliding_sync_binary", "sliding_sync_sha256")
+
+
+def deploy() -> int | None:
+    """Run pyinfra, show each operation and its seconds; the number of changes, None if it failed."""
+    run = subprocess.Popen(
+        [PYINFRA, INVENTORY, "deploy.py", "-y"],
+        cwd=ROOT,
+        env={**os.environ, "PYINFRA_PROGRESS": "off"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.stdout is not None
+    output: list[str] = []
+    changed, began, name = 0, time.monotonic(), ""
+    for line in run.stdout:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip())
+        output.append(plain)
+        if plain.startswith("--> Starting operation:"):
+            name, began = plain.rpartition(" | ")[2].strip(), time.monotonic()
+        elif name and plain.endswith(("] Success", "] No changes")):
+            change = plain.endswith("Success")
+            changed += change
+            took = f"{time.monotonic() - began:5.1f} s" if change else "no change"
+            print(f"    {name:<50} {took}", flush=True)
+            name = ""
+    if run.wait() == 0:
+        return changed
+    print("\n".join(output[-40:]), file=sys.stderr)
+    print("The demo stopped; `make demo` goes on from here.", file=sys.stderr)
+    return None
+
+
+def report(host: Host, changed: int, missing: str) -> str:
+    names = ["demo.test", *(f"{service}.demo.test" for service in ("matrix", "identity", "turn"))]
+    if not missing:
+        names.append("sliding.demo.test")
+    certificate = ROOT_CERTIFICATE.relative_to(ROOT)
+    left_out = f"""
+The Sliding Sync proxy, which only old clients need, was left out:
+    {missing}
+This adds it:
+    SLIDING_SYNC_BINARY=/path/to/syncv3_linux_amd64 make demo
+"""
+    return f"""
+A Matrix homeserver runs at {host.address} ({changed or "no"} change{"" if changed == 1 else "s"} in this run).
+
+The homeserver is https://matrix.demo.test, users are @name:demo.test. Only the throw-away hosts know these names; for
+a client on this computer, put this line into /etc/hosts, and let the client trust {certificate}:
+    {host.address} {" ".join(names)}
+Without either, from here:
+    curl --cacert {certificate} --resolve matrix.demo.test:443:{host.address} \\
+        https://matrix.demo.test/_matrix/client/versions
+
+Make the first account (it asks for the password):
+    {command("shell demo")} /opt/matrix-synapse/current/bin/register_new_matrix_user \\
+        -c /etc/matrix-synapse/homeserver.yaml -u alice -a http://127.0.0.1:8008
+Verify that everything works:   .venv/bin/pytest tests/host --inventory {INVENTORY}
+Look around on the host:        {command("shell demo")}
+Deploy again after a change:    make demo
+Stop and remove it:             make demo-stop
+{left_out if missing else ""}"""
+
+
+def command(words: str) -> str:
+    return f".venv/bin/python -m tests.testbed {words}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
