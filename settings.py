@@ -737,7 +737,10 @@ def chosen_for(host: Host, machine: MachineState) -> Settings:
     """The settings of one of the run's machines, validated. Raises SettingError for what cannot be deployed anywhere."""
     groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
     # pyinfra adds a group named after the inventory file, last.
-    deployment = [name for name in groups if name not in NEEDS and name != "all"][-1]
+    own = [name for name in groups if name not in NEEDS and name != "all"]
+    if not own:
+        raise SettingError("the inventory's file must have a name that is no role's, such as inventories/prod.py")
+    deployment = own[-1]
     if misspelt := misspelt_roles(set(groups) - {deployment, "all"}):
         raise SettingError("\n".join(f"inventories/{deployment}.py: {line}" for line in misspelt))
     data: dict[str, Any] = host.data.dict()  # type: ignore[no-untyped-call]
