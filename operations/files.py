@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import re
 import shlex
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -182,18 +182,22 @@ def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
     Only what differs is touched. Raises OperationError where something of another kind lies at a path: it is never removed.
     """
     found: dict[str, State] = host.get_fact(Paths, paths=[entry.path for entry in entries])
-    for entry in entries:
-        now = found.get(entry.path)
-        match entry:
-            case Directory():
-                yield from _directory(entry, now)
-            case Link():
-                yield from _link(entry, now)
-            case Absent():
-                if now is not None:
-                    yield script(f"rm -f -- {shlex.quote(entry.path)}")
-            case File():
-                yield from _file(entry, now)
+    # All commands are made before the first is yielded: a dry run goes no further than that, and its --diff would show
+    # nothing but the first difference.
+    yield from [command for entry in entries for command in _commands(entry, found.get(entry.path))]
+
+
+def _commands(entry: Entry, now: State | None) -> Iterator[StringCommand]:
+    match entry:
+        case Directory():
+            yield from _directory(entry, now)
+        case Link():
+            yield from _link(entry, now)
+        case Absent():
+            if now is not None:
+                yield script(f"rm -f -- {shlex.quote(entry.path)}")
+        case File():
+            yield from _file(entry, now)
 
 
 def _expect(entry: Entry, now: State | None, kind: str) -> None:
@@ -201,7 +205,7 @@ def _expect(entry: Entry, now: State | None, kind: str) -> None:
         raise OperationError(f"{entry.path} should be a {kind} but is a {now.kind}; move it away and run again")
 
 
-def _directory(entry: Directory, now: State | None) -> Generator[StringCommand, None, None]:
+def _directory(entry: Directory, now: State | None) -> Iterator[StringCommand]:
     _expect(entry, now, "directory")
     if now is None or (now.mode, now.user, now.group) != (entry.mode, entry.user, entry.group):
         yield script(
@@ -209,7 +213,7 @@ def _directory(entry: Directory, now: State | None) -> Generator[StringCommand, 
         )
 
 
-def _link(entry: Link, now: State | None) -> Generator[StringCommand, None, None]:
+def _link(entry: Link, now: State | None) -> Iterator[StringCommand]:
     _expect(entry, now, "link")
     if now is None or now.target != entry.target:
         # Renaming a new link over the old one leaves no moment without a link.
@@ -217,7 +221,7 @@ def _link(entry: Link, now: State | None) -> Generator[StringCommand, None, None
         yield script(f"ln -sfn {quoted(entry.target, new)}", f"mv -fT {quoted(new, entry.path)}")
 
 
-def _file(entry: File, now: State | None) -> Generator[StringCommand, None, None]:
+def _file(entry: File, now: State | None) -> Iterator[StringCommand]:
     _expect(entry, now, "file")
     content, masked = entry.content()
     if content != masked and int(entry.mode[-1]) & 4:
