@@ -21,3 +21,5 @@ if settings.here("sydent"):
     local.include("tasks/sydent.py")
 if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
+if settings.served:
+    local.include("tasks/certificates.py")

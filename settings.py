@@ -21,6 +21,7 @@ from pyinfra.api.host import Host
 from pyinfra.context import inventory
 
 from operations.binaries import Release
+from operations.certificates import Served
 from operations.machine import Machine, MachineState
 from operations.virtualenvs import Virtualenv
 from vault import Secret, Vault
@@ -644,6 +645,19 @@ class Settings:
     def private_authorities(self) -> list[str]:
         """The machine's trust store, where its certificates come from an authority that only a trust store of ours knows."""
         return ["/etc/ssl/certs/ca-certificates.crt"] if self.choices.tls == "internal" else []
+
+    @cached_property
+    def served(self) -> list[Served]:
+        """The names that this machine serves over TLS."""
+        served: list[Served] = []
+        if self.here("caddy"):
+            caddy = self.caddy
+            names = (caddy.server_name, caddy.matrix_domain, caddy.identity_domain, caddy.sliding_sync_domain)
+            served += [Served(name, 443) for name in names if name]
+        if self.here("coturn"):
+            # It goes on without TLS when it cannot read its certificate: only a handshake proves that it has it.
+            served.append(Served(self.coturn.domain, 5349, self.coturn.certificate, "coturn.service"))
+        return served
 
     @property
     def virtualenvs(self) -> list[Virtualenv]:

@@ -1,7 +1,8 @@
 """Certificates: whom a machine trusts, and what a server presents."""
 
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 from pyinfra.api import FactBase, StringCommand, operation
 from pyinfra.context import host
@@ -45,11 +46,78 @@ def trusted(certificate: str, label: str) -> Generator[StringCommand, None, None
     )
 
 
-def presented(address: str, port: int, domain: str, certificate: str) -> str:
-    """Shell command that succeeds if the TLS server at address and port presents the certificate file for the domain."""
-    fingerprint = "openssl x509 -noout -fingerprint -sha256"
-    return (
-        f'wanted=$({fingerprint} -in {quoted(certificate)}) && [ -n "$wanted" ] && '
-        f'[ "$wanted" = "$(openssl s_client -connect {address}:{port} -servername {quoted(domain)} </dev/null 2>/dev/null '
-        f'| {fingerprint} 2>/dev/null)" ]'
+@dataclass(frozen=True)
+class Served:
+    """A name that this machine must serve with a certificate for it.
+
+    port: 443, or 5349 for the relay. file, unit: for a server that reads the certificate from a file itself: where it
+    lies, and the unit that is reloaded when it presents another one.
+    """
+
+    domain: str
+    port: int
+    file: str = "-"
+    unit: str = "-"
+
+    @property
+    def words(self) -> str:
+        return quoted(self.domain, str(self.port), self.file, self.unit)
+
+
+# proof DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
+# prove: waits for that until $end; why not, in one line.
+_SHELL = r"""
+proof() {
+  shown=$(openssl s_client -connect "127.0.0.1:$2" -servername "$1" </dev/null 2>/dev/null) || return 1
+  printf '%s' "$shown" | openssl x509 -noout -checkend 0 >/dev/null 2>&1 || return 1
+  printf '%s' "$shown" | openssl x509 -noout -checkhost "$1" 2>/dev/null | grep -q 'does match' || return 1
+  [ "$3" = - ] || [ "$(printf '%s' "$shown" | openssl x509)" = "$(openssl x509 -in "$3" 2>/dev/null)" ]
+}
+prove() {
+  until proof "$@"; do
+    if [ "$(date +%s)" -ge "$end" ]; then
+      why=$(journalctl -u caddy -o cat --no-pager --since -1h 2>/dev/null | grep -F "$1" \
+        | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1)
+      echo "$1, port $2: no valid certificate${why:+ ($why)}. Does its DNS record lead here, are ports 80 and 443 open?" >&2
+      return 1
+    fi
+    if [ "$4" != - ] && [ -s "$3" ]; then systemctl reload-or-restart "$4" || true; fi
+    sleep 1
+  done
+}
+"""
+
+
+class Unproven(FactBase[list[str]]):
+    """Which of the names are not served with their certificate."""
+
+    def command(self, served: Sequence[Served]) -> str:
+        return _SHELL + "\n".join(f"proof {each.words} || echo {quoted(each.domain)}" for each in served) + "\ntrue"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return list(output)
+
+
+@operation()
+def proven(served: Sequence[Served], patience: int = 30) -> Generator[StringCommand, None, None]:
+    """Every name is served with a certificate that is valid for it; a line for each that is not, and failure.
+
+    patience: seconds to wait for certificates that are being issued.
+    """
+    unproven: list[str] = host.get_fact(Unproven, served=served)
+    missing = [each for each in served if each.domain in unproven]
+    if not missing:
+        return
+    yield script(
+        _SHELL,
+        f"end=$(( $(date +%s) + {patience} )); failed=",
+        *(f"prove {each.words} || failed=yes" for each in missing),
+        'if [ "$failed" ]; then',
+        "  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2",
+        "  exit 1",
+        "fi",
     )
