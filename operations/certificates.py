@@ -76,8 +76,8 @@ proof() {
 prove() {
   until proof "$@"; do
     if [ "$(date +%s)" -ge "$end" ]; then
-      why=$(journalctl -u caddy -o cat --no-pager --since -1h 2>/dev/null | grep -F "$1" \
-        | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1)
+      why=$(journalctl -u caddy -o cat --no-pager --since -1h 2>/dev/null \
+        | grep -F '"level":"error"' | grep -F "$1" | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1)
       echo "$1, port $2: no valid certificate${why:+ ($why)}. Does its DNS record lead here, are ports 80 and 443 open?" >&2
       return 1
     fi
