@@ -11,6 +11,8 @@ local.include("tasks/machine.py")
 
 if settings.here("postgres"):
     local.include("tasks/postgres.py")
+if settings.database_server:
+    local.include("tasks/database_client.py")
 if settings.here("caddy"):
     local.include("tasks/caddy.py")
 if settings.here("coturn"):

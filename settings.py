@@ -22,6 +22,7 @@ from pyinfra.context import inventory
 
 from operations.binaries import Release
 from operations.certificates import Served
+from operations.databases import Database
 from operations.machine import Machine, MachineState
 from operations.virtualenvs import Virtualenv
 from vault import Secret, Vault
@@ -46,6 +47,12 @@ PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
 class SettingError(Exception):
     """A choice that cannot be deployed. Its text has one line per mistake: what, where, what is allowed."""
 
+
+# Database and user of each role that has one.
+DATABASES = {"synapse": ("synapse", "matrix-synapse"), "sliding_sync": ("syncv3", "sliding-sync")}
+
+# Where a machine keeps the certificate by which it knows the database server, if that is another machine.
+DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
 
 # Peers that no relay has business with: private, local and reserved networks, each also in the forms that carry an IPv4
 # address inside IPv6 (CVE-2026-27624: coturn before 4.9 does not recognise them). Source: IANA's special-purpose registries.
@@ -86,6 +93,13 @@ def _domain(value: str) -> str:
     if len(value) > 230 or not re.fullmatch(rf"({label}\.)+{label}", value) or re.fullmatch(r"[0-9.]+", value):
         raise ValueError
     return value
+
+
+def _host(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return _domain(value)
 
 
 def _mail_address(value: str) -> str:
@@ -193,6 +207,7 @@ class Choices(Chosen):
         description='{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
     )
     sliding_sync_releases: Https = Field(description="an https URL")
+    address: Annotated[str, AfterValidator(_host)] | None = Field(description="an IP address or a domain name")
     vault: str | None = Field(description="None or the path of a file ending in .vault")
 
 
@@ -252,15 +267,65 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """Another machine of the deployment. address: where we reach it. addresses: all it has, one of which it comes from."""
+
+    address: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DatabaseAccess:
+    """How a role reaches its database.
+
+    On the same machine: host is the Unix socket's directory, and the system user of the role's name needs no password.
+    On another: host is its address; password and authority (path of the certificate it must present) are set.
+    """
+
+    name: str
+    user: str
+    host: str = "/run/postgresql"
+    password: Secret | None = None
+    authority: str | None = None
+
+    @property
+    def dsn(self) -> str:
+        """As libpq and lib/pq take it. It holds the password: for secret files only."""
+        words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
+        if self.password and self.authority:
+            words |= {"sslmode": "verify-full", "sslrootcert": self.authority, "password": self.password.reveal()}
+        escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items()}
+        return " ".join(f"{key}='{value}'" for key, value in escaped.items())
+
+    @property
+    def password_file(self) -> str:
+        """A line for libpq's password file."""
+        password = self.password.reveal() if self.password else ""
+        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+        return f"*:*:*:{self.user}:{escaped}\n"
+
+
+@dataclass(frozen=True)
+class DatabaseClient:
+    """A role on another machine that uses a database here, from one of these addresses."""
+
+    database: str
+    user: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Postgres:
-    """version: PostgreSQL's major version. Memory in MiB."""
+    """version: PostgreSQL's major version. Memory in MiB. address: where other machines reach it."""
 
     version: str
     shared_buffers: int
     effective_cache_size: int
     maintenance_work_mem: int
     work_mem: int
-    databases: tuple[tuple[str, str], ...]
+    databases: tuple[Database, ...]
+    clients: tuple[DatabaseClient, ...]
+    address: str
 
     @property
     def unit(self) -> str:
@@ -269,6 +334,11 @@ class Postgres:
     @property
     def directory(self) -> str:
         return f"/etc/postgresql/{self.version}/main"
+
+    @property
+    def certificate(self) -> str:
+        """What it shows to other machines; the key lies beside it."""
+        return f"{self.directory}/matrix-metal.crt"
 
 
 @dataclass(frozen=True)
@@ -290,8 +360,7 @@ class Synapse:
     address: str
     port: int
     virtualenv: Virtualenv
-    database: str
-    database_host: str
+    database: DatabaseAccess
     identity_server_url: str | None
     turn_uris: tuple[str, ...]
     turn_shared_secret: Secret | None
@@ -333,9 +402,14 @@ class SlidingSync:
     address: str
     port: int
     homeserver_url: str
-    database: str
+    database: DatabaseAccess
     secret: Secret
     release: Release
+
+    @property
+    def dsn(self) -> str | Secret:
+        """How it is told of its database: secret if it holds a password."""
+        return Secret(self.database.dsn) if self.database.password else self.database.dsn
 
 
 @dataclass(frozen=True)
@@ -408,6 +482,8 @@ class Settings:
         roles: Mapping[str, Sequence[str]],
         name: str,
         machine: MachineState,
+        neighbours: Mapping[str, Neighbour] | None = None,
+        connected_at: str | None = None,
         inventories: Path = ROOT / "inventories",
     ) -> None:
         self.choices = choices
@@ -415,6 +491,8 @@ class Settings:
         self.roles = {role: tuple(roles.get(role, ())) for role in NEEDS}
         self.name = name
         self.machine = machine
+        self.neighbours = neighbours or {}
+        self.connected_at = connected_at or name
         self.inventories = inventories
 
     # Names and places.
@@ -422,6 +500,11 @@ class Settings:
     @property
     def server_name(self) -> str:
         return self.choices.server_name
+
+    @property
+    def address(self) -> str:
+        """Where the deployment's other machines reach this one."""
+        return self.choices.address or self.connected_at
 
     @property
     def matrix_domain(self) -> str:
@@ -463,19 +546,42 @@ class Settings:
 
     @cached_property
     def postgres(self) -> Postgres:
-        memory = self.machine.memory
-        databases = {"synapse": ("synapse", "matrix-synapse"), "sliding_sync": ("syncv3", "sliding-sync")}
+        # Where the homeserver lives on the same machine, it needs more of the memory than the database.
+        memory = self.machine.memory // (2 if self.here("synapse") else 1)
+        remote = [role for role in DATABASES if self.exists(role) and not self.here(role)]
         # The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one.
         versions = self.machine.postgresql or (POSTGRESQL_OF_DEBIAN.get(self.machine.release, "17"),)
         return Postgres(
             version=versions[-1],
-            # An eighth of the memory for the server, since the homeserver lives on the same machine and needs more.
-            shared_buffers=_between(32, memory // 8, 4096),
-            effective_cache_size=_between(128, memory // 2, 65536),
-            maintenance_work_mem=_between(16, memory // 32, 512),
-            work_mem=_between(4, memory // 256, 32),
-            databases=tuple(pair for role, pair in databases.items() if self.exists(role)),
+            shared_buffers=_between(32, memory // 4, 8192),
+            effective_cache_size=_between(128, memory, 65536),
+            maintenance_work_mem=_between(16, memory // 16, 1024),
+            work_mem=_between(4, memory // 128, 32),
+            databases=tuple(
+                Database(name, user, self._database_password(role) if role in remote else None)
+                for role, (name, user) in DATABASES.items()
+                if self.exists(role)
+            ),
+            clients=tuple(
+                DatabaseClient(*DATABASES[role], addresses=self._neighbour(role).addresses) for role in remote
+            ),
+            address=self.address,
         )
+
+    def _neighbour(self, role: str) -> Neighbour:
+        """The machine that plays the role, which is another one."""
+        name = self.roles[role][0]
+        return self.neighbours.get(name, Neighbour(name))
+
+    def _database_password(self, role: str) -> Secret:
+        return self.vault.get(f"postgres_{role}_password")
+
+    def _database(self, role: str) -> DatabaseAccess:
+        name, user = DATABASES[role]
+        if self.roles["postgres"] == self.roles[role]:
+            return DatabaseAccess(name, user)
+        address = self._neighbour("postgres").address
+        return DatabaseAccess(name, user, address, self._database_password(role), DATABASE_AUTHORITY)
 
     @cached_property
     def mail(self) -> Mail:
@@ -506,8 +612,7 @@ class Settings:
             address="127.0.0.1",
             port=8008,
             virtualenv=Virtualenv("matrix-synapse", "synapse", self._python, imports="synapse.app.homeserver"),
-            database="synapse",
-            database_host="/run/postgresql",
+            database=self._database("synapse"),
             identity_server_url=f"https://{self.identity_domain}" if self.exists("sydent") else None,
             turn_uris=uris if self.exists("coturn") else (),
             turn_shared_secret=self.vault.get("turn_shared_secret") if self.exists("coturn") else None,
@@ -555,7 +660,7 @@ class Settings:
             address="127.0.0.1",
             port=8009,
             homeserver_url=f"http://{self.synapse.address}:{self.synapse.port}",
-            database="syncv3",
+            database=self._database("sliding_sync"),
             secret=self.vault.get("sliding_sync_secret"),
             release=Release(
                 program="sliding-sync",
@@ -642,6 +747,12 @@ class Settings:
         )
 
     @property
+    def database_server(self) -> str | None:
+        """Name of the machine that has the databases of this one's roles, if it is another one."""
+        server = self.roles["postgres"][0] if self.exists("postgres") else self.name
+        return server if server != self.name and any(self.here(role) for role in DATABASES) else None
+
+    @property
     def private_authorities(self) -> list[str]:
         """The machine's trust store, where its certificates come from an authority that only a trust store of ours knows."""
         return ["/etc/ssl/certs/ca-certificates.crt"] if self.choices.tls == "internal" else []
@@ -683,7 +794,7 @@ class Settings:
                     continue
                 if not self.roles[needed]:
                     yield f"{where}: {role} needs the role {needed}, which no machine has"
-                elif self.roles[needed][0] != machines[0]:
+                elif needed != "postgres" and self.roles[needed][0] != machines[0]:
                     yield f"{where}: {role} and {needed} must be on the same machine"
             if machines and role == "coturn" and self.choices.tls != "files" and machines[0] not in self.roles["caddy"]:
                 yield f'{where}: {machines[0]} has coturn, so it needs the role caddy for the certificate (or tls = "files")'
@@ -745,9 +856,10 @@ def _only_local(address: str) -> bool:
 # One vault for the whole run: secrets made for one machine must be the ones that another gets.
 _vault = cache(Vault.open)
 _settings: dict[str, Settings] = {}
+_machines: dict[str, MachineState] = {}
 
 
-def chosen_for(host: Host, machine: MachineState) -> Settings:
+def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neighbour] | None = None) -> Settings:
     """The settings of one of the run's machines, validated. Raises SettingError for what cannot be deployed anywhere."""
     groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
     # pyinfra adds a group named after the inventory file, last.
@@ -758,7 +870,9 @@ def chosen_for(host: Host, machine: MachineState) -> Settings:
     if misspelt := misspelt_roles(set(groups) - {deployment, "all"}):
         raise SettingError("\n".join(f"inventories/{deployment}.py: {line}" for line in misspelt))
     data: dict[str, Any] = host.data.dict()  # type: ignore[no-untyped-call]
-    settings = Settings(choices_from(data, deployment), deployment, groups, host.name, machine)
+    settings = Settings(
+        choices_from(data, deployment), deployment, groups, host.name, machine, neighbours, data.get("ssh_hostname")
+    )
     if mistakes := settings.mistakes():
         raise SettingError("\n".join(mistakes))
     return settings
@@ -767,8 +881,21 @@ def chosen_for(host: Host, machine: MachineState) -> Settings:
 def settings_of(host: Host) -> Settings:
     """The settings of one of the run's machines: validated, and the machine looked at, once per run."""
     if host.name not in _settings:
-        _settings[host.name] = chosen_for(host, host.get_fact(Machine))
+        neighbours = {
+            other.name: Neighbour(
+                other.data.get("address") or other.data.get("ssh_hostname") or other.name, _machine_of(other).addresses
+            )
+            for other in inventory
+            if other is not host
+        }
+        _settings[host.name] = chosen_for(host, _machine_of(host), neighbours)
     return _settings[host.name]
+
+
+def _machine_of(host: Host) -> MachineState:
+    if host.name not in _machines:
+        _machines[host.name] = host.get_fact(Machine)
+    return _machines[host.name]
 
 
 def misspelt_roles(groups: Iterable[str]) -> list[str]:

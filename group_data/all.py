@@ -24,6 +24,10 @@ admin_email = None
 # machines or other homeservers have private addresses; else leave it empty: it keeps strangers out of your network.
 private_networks: list[str] = []
 
+# Where the other machines of the deployment reach this one, best in a private network: an IP address or a domain name. A
+# matter of one machine, so it goes beside its name in the inventory. None: the address that pyinfra connects to.
+address = None
+
 # --- certificates (role caddy) ---------------------------------------------------------------------------------------
 
 # "acme": Caddy obtains certificates by itself. "internal": from an authority of Caddy's own, for trials; clients have

@@ -1,12 +1,15 @@
 """Certificates: whom a machine trusts, and what a server presents."""
 
+import re
 import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase, StringCommand, operation
-from pyinfra.context import host
+from pyinfra.api import FactBase, OperationError, StringCommand, operation
+from pyinfra.api.host import Host
+from pyinfra.context import host, state
 
+from operations.files import Contents, Paths
 from operations.shell import quoted, script
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -44,6 +47,60 @@ def trusted(certificate: str, label: str) -> Generator[StringCommand, None, None
         f"install -m 644 {quoted(certificate, f'/usr/local/share/ca-certificates/{label}.crt')}",
         "update-ca-certificates >/dev/null",
     )
+
+
+@operation()
+def self_signed(certificate: str, key: str, address: str, user: str) -> Generator[StringCommand, None, None]:
+    """A certificate that signs itself, for a server whose clients are given exactly this one; made once, for ten years.
+
+    certificate, key: paths of PEM files. address: IP address or domain name it is for. user: who may read the key.
+    """
+    if host.get_fact(CertifiedFor, certificate=certificate) == address and host.get_fact(Paths, paths=[key]):
+        return
+    kind = "IP" if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*", address) else "DNS"
+    yield script(
+        "umask 077",
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 3650 "
+        f"-subj {quoted(f'/CN={address}')} -addext {quoted(f'subjectAltName={kind}:{address}')} "
+        f"-keyout {quoted(f'{key}.new')} -out {quoted(f'{certificate}.new')} 2>/dev/null",
+        f"chown {quoted(user)} {quoted(f'{key}.new')}",
+        f"chmod 644 {quoted(f'{certificate}.new')}",
+        f"mv -fT {quoted(f'{key}.new', key)}",
+        f"mv -fT {quoted(f'{certificate}.new', certificate)}",
+    )
+
+
+class CertifiedFor(FactBase[str]):
+    """The common name of a certificate file; empty if there is none."""
+
+    def command(self, certificate: str) -> str:
+        return f"openssl x509 -in {quoted(certificate)} -noout -subject -nameopt multiline 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def process(self, output: list[str]) -> str:
+        names = [line.partition("=")[2].strip() for line in output if "commonName" in line]
+        return names[0] if names else ""
+
+
+@operation()
+def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand, None, None]:
+    """This machine has another one's certificate, to recognise it by.
+
+    source: the other machine. certificate, path: where it lies there and is to lie here.
+    """
+    wanted: list[str] = source.get_fact(Contents, path=certificate)
+    if not wanted and state.is_executing:
+        raise OperationError(f"{source.name} has no certificate {certificate}: deploy to it first")
+    if not wanted or host.get_fact(Contents, path=path) != wanted:
+        yield script(
+            "umask 022",
+            f"cat >{quoted(f'{path}.new')}",
+            f"mv -fT {quoted(f'{path}.new', path)}",
+            stdin="\n".join(wanted),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,10 @@
 """PostgreSQL roles and databases, over the Unix socket as the superuser."""
 
+import base64
+import hashlib
+import hmac
+import os
+import re
 import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -8,6 +13,7 @@ from pyinfra.api import FactBase, OperationError, StringCommand, operation
 from pyinfra.context import host
 
 from operations.shell import quoted, script
+from vault import Secret
 
 AS_POSTGRES = "cd / && runuser -u postgres --"
 
@@ -16,20 +22,41 @@ AS_POSTGRES = "cd / && runuser -u postgres --"
 class Database:
     """A database and the role that owns it, which the system user of the same name may use without a password.
 
+    password: what the role needs from another machine.
+
     Encoding UTF8, collation and character type C: what Synapse insists on, and the only ones that an upgrade of the
     operating system cannot change under an index.
     """
 
     name: str
     owner: str
+    password: Secret | None = None
+
+
+def verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
+    """What PostgreSQL stores of a password for SCRAM-SHA-256 (RFC 5803): made here, so that it never sees the password."""
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    stored, server = hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256")
+    encoded = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"
+
+
+def matches(password: str, stored: str) -> bool:
+    """Whether the stored verifier is the password's."""
+    found = re.fullmatch(r"SCRAM-SHA-256\$(\d+):([^$]+)\$.*", stored)
+    return found is not None and verifier(password, base64.b64decode(found[2]), int(found[1])) == stored
 
 
 class Existing(FactBase[dict[str, str]]):
-    """What exists: "role NAME" -> "" and "database NAME" -> "owner encoding collation ctype". Empty while PostgreSQL is down."""
+    """What exists: "role NAME" -> verifier of its password, "database NAME" -> "owner encoding collation ctype".
+
+    Empty while PostgreSQL is down.
+    """
 
     def command(self) -> str:
         query = (
-            "SELECT 'role ' || rolname, '' FROM pg_roles UNION ALL "
+            "SELECT 'role ' || rolname, coalesce(rolpassword, '') FROM pg_authid UNION ALL "
             "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
             "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database"
         )
@@ -56,6 +83,11 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
             yield script(
                 f"{AS_POSTGRES} createuser --no-superuser --no-createdb --no-createrole {quoted(database.owner)}"
             )
+        password = database.password.reveal() if database.password else None
+        if password is not None and not matches(password, existing.get(f"role {database.owner}", "")):
+            statement = f"ALTER ROLE \"{database.owner}\" PASSWORD '{verifier(password, os.urandom(16))}'"
+            # Through standard input: a verifier is no password, but nobody's business either.
+            yield script(f"{AS_POSTGRES} psql -XAtq -v ON_ERROR_STOP=1 -f -", stdin=statement)
         found = existing.get(f"database {database.name}")
         wanted = f"{database.owner} UTF8 C C"
         if found is None:

@@ -47,6 +47,9 @@ def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[St
             f"trap 'systemctl unmask --runtime --quiet {quoted(*held)}' EXIT",
         ]
     steps += [
+        # A machine that lost its power while packages were unpacked takes no others before this. If another apt is at work
+        # instead, it is refused, and apt-get waits for that one.
+        "if ls /var/lib/dpkg/updates | grep -q .; then dpkg --force-confold --configure -a || true; fi",
         # A server's lists may be absent or stale, and a stale list names versions that the mirror no longer has.
         "update() { apt-get update -q -o DPkg::Lock::Timeout=300; }",
         'if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name "*Packages*" -print -quit)" ] '

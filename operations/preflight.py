@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
@@ -32,7 +33,11 @@ def choices_first(connect_all: Callable[[State], None]) -> Callable[[State], Non
                 chosen_for(host, MachineState())
         except SettingError as error:
             raise Refused(str(error)) from None
-        connect_all(state)
+        try:
+            connect_all(state)
+        except PyinfraError as error:
+            # Else it would be told as a mistake in this file. The machines' own lines, above it, say why.
+            raise Refused(str(error)) from None
 
     return checked_connect_all
 

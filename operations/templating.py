@@ -64,7 +64,7 @@ def _revealed(value: Secret | str) -> str:
 
 
 _REAL = _environment(_revealed)
-_MASKED = _environment(lambda value: MASK)
+_MASKED = _environment(lambda value: MASK if isinstance(value, Secret) else value)
 
 
 def render(template: str, values: Mapping[str, Any]) -> tuple[str, str]:

@@ -1,14 +1,19 @@
-"""PostgreSQL: Debian's own cluster, reached over the Unix socket by system users of the same name."""
+"""PostgreSQL: Debian's own cluster, reached over the Unix socket by system users of the same name.
+
+Roles on other machines reach it over TLS, with a password that it knows only the verifier of, and nobody else does.
+"""
 
 from pyinfra import host
 
-from operations import databases, files, packages, units
-from operations.databases import Database
+from operations import certificates, databases, files, packages, units
 from operations.files import Directory, Template
 from settings import settings_of
 
 postgres = settings_of(host).postgres
 CONFIGURATION = f"{postgres.directory}/conf.d/matrix-metal.conf"
+ACCESS = f"{postgres.directory}/matrix-metal.hba.conf"
+KEY = f"{postgres.directory}/matrix-metal.key"
+FENCE = f"/etc/systemd/system/{postgres.unit}.d"
 
 files.present(
     name="Let new PostgreSQL clusters have data checksums",
@@ -18,19 +23,32 @@ files.present(
         Template("/etc/postgresql-common/createcluster.d/matrix-metal.conf", "postgres/createcluster.conf", mode="644"),
     ],
 )
-packages.installed(name="Install PostgreSQL", packages=[f"postgresql-{postgres.version}"], held=[postgres.unit])
+packages.installed(
+    name="Install PostgreSQL", packages=[f"postgresql-{postgres.version}", "openssl"], held=[postgres.unit]
+)
+if postgres.clients:
+    certificates.self_signed(
+        name="Give PostgreSQL a certificate for other machines",
+        certificate=postgres.certificate,
+        key=KEY,
+        address=postgres.address,
+        user="postgres",
+    )
+values = {"postgres": postgres, "access": ACCESS, "key": KEY}
 files.present(
     name="Configure PostgreSQL",
-    entries=[Template(CONFIGURATION, "postgres/matrix-metal.conf", mode="644", values={"postgres": postgres})],
+    entries=[
+        Template(ACCESS, "postgres/matrix-metal.hba.conf", mode="640", group="postgres", values=values),
+        Template(CONFIGURATION, "postgres/matrix-metal.conf", mode="644", values=values),
+        Directory(FENCE, mode="755"),
+        Template(f"{FENCE}/matrix-metal.conf", "postgres/fence.conf", mode="644", values=values),
+    ],
 )
 units.running(
     name="Run PostgreSQL",
     unit=postgres.unit,
-    reads=[CONFIGURATION],
+    reads=[CONFIGURATION, ACCESS, *([postgres.certificate, KEY] if postgres.clients else [])],
     ready=f"{databases.AS_POSTGRES} psql -XAtqc 'SELECT 1'",
     enabled=False,
 )
-databases.exist(
-    name="Create the databases",
-    databases=[Database(name, owner) for name, owner in postgres.databases],
-)
+databases.exist(name="Create the databases", databases=postgres.databases)

@@ -7,11 +7,13 @@ from pyinfra import host
 from operations import files, packages, units, virtualenvs
 from operations.files import Directory, Template, Text
 from settings import settings_of
+from vault import Secret
 
 settings = settings_of(host)
 synapse = settings.synapse
 HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
 ARGUMENTS = f"--no-secrets-in-config -c {HOME}/homeserver.yaml -c {HOME}/conf.d"
+OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}
 SECRETS = {
     "registration_shared_secret": synapse.registration_shared_secret,
@@ -23,11 +25,14 @@ SECRETS = {
 packages.installed(name="Install jemalloc for Synapse", packages=["libjemalloc2"])
 virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv)
 
+# libpq ignores a password file that anybody else may read, the group included.
+password_file = Secret(synapse.database.password_file) if synapse.database.password else None
 configuration = [
     Template(f"{HOME}/homeserver.yaml", "synapse/homeserver.yaml", mode="640", values={"synapse": synapse}, **OWNED),
     Template(f"{HOME}/log.yaml", "synapse/log.yaml", mode="640", **OWNED),
     Template(f"{HOME}/conf.d/email.yaml", "synapse/email.yaml", mode="640", values={"mail": synapse.mail}, **OWNED),
     *(Text(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
+    *([Text(f"{HOME}/secrets/postgresql", password_file, mode="600", **OWN)] if password_file else []),
 ]
 files.present(
     name="Configure Synapse",
@@ -39,7 +44,7 @@ files.present(
         Directory(HOME, mode="750", **OWNED),
         Directory(f"{HOME}/conf.d", mode="750", **OWNED),
         Directory(f"{HOME}/secrets", mode="750", **OWNED),
-        Directory(STATE, mode="750", user="matrix-synapse", group="matrix-synapse"),
+        Directory(STATE, mode="750", **OWN),
         *configuration,
     ],
 )

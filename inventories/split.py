@@ -1,0 +1,14 @@
+"""Three machines: the database, the homeserver with its web names, the relay. Write your machines instead of these.
+
+address: where the others reach a machine, best in a private network; else they use the address that you connect to.
+"""
+
+_database = ("db.example.org", {"ssh_user": "root", "address": "10.0.0.2"})
+_homeserver = ("matrix.example.org", {"ssh_user": "root", "address": "10.0.0.3"})
+_relay = ("turn.example.org", {"ssh_user": "root"})
+
+postgres = [_database]
+synapse = [_homeserver]
+sydent = [_homeserver]
+coturn = [_relay]
+caddy = [_homeserver, _relay]
