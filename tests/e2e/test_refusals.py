@@ -1,0 +1,340 @@
+"""What cannot be deployed is said in one line, before anything is touched."""
+
+import contextlib
+import json
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+
+from tests.conftest import Deployed
+from tests.deployment import PYINFRA, ROLES, ROOT, Deployment, Run
+from tests.standin.release_server import ReleaseServer
+from tests.testbed import Host, Testbed
+from vault import Vault
+
+# Where a deployment writes.
+WRITTEN = "/etc /opt /usr/local /var/lib"
+STAMP = "/run/before"
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A machine to which nothing has been deployed."""
+
+    host: Host
+    page: ReleaseServer
+    directory: Path
+
+    def deployment(
+        self, roles: Mapping[str, list[str]] | None = None, user: str = "root", **settings: Any
+    ) -> Deployment:
+        """A good deployment, but for what is given. A setting that is ... is left out."""
+        good = {
+            "server_name": self.host.domain,
+            "tls": "internal",
+            "sliding_sync_releases": f"{self.page.url}/matrix-org/sliding-sync/releases/download",
+        }
+        chosen = {name: value for name, value in {**good, **settings}.items() if value is not ...}
+        deployment = Deployment(self.directory, [self.host], chosen, roles, user=user)
+        deployment.environment |= {**self.page.environment, "XDG_CACHE_HOME": str(self.directory / "cache")}
+        return deployment
+
+    def touched(self) -> list[str]:
+        """What was written since the stamp, but for what systemd notes down by itself."""
+        found = self.host.run(f"find {WRITTEN} -path /var/lib/systemd -prune -o -newercm {STAMP} -print").stdout
+        return found.splitlines()
+
+
+@pytest.fixture(scope="module")
+def machine(testbed: Testbed) -> Iterator[Host]:
+    host = testbed.up("refusals13")
+    # The first look at a directory of an overlay may note something down there.
+    host.run(f"find {WRITTEN} >/dev/null")
+    yield host
+    host.down()
+
+
+@pytest.fixture
+def fresh(machine: Host, release_page: ReleaseServer, tmp_path: Path) -> Fresh:
+    # The clock of a file is coarser than that of a command: what comes later must be newer for sure.
+    machine.run(f"touch {STAMP}; sleep 0.02")
+    return Fresh(machine, release_page, tmp_path)
+
+
+def assert_refused(run: Run, *words: str) -> None:
+    """It stopped with one line that has all of these words in it."""
+    assert run.status == 1, run.output
+    assert run.changed == []
+    assert len(run.refusal.splitlines()) == 1, run.output
+    assert "Traceback" not in run.output
+    for word in words:
+        assert word in run.refusal
+
+
+def assert_refused_untouched(fresh: Fresh, deployment: Deployment, *words: str) -> None:
+    secrets = {
+        path: path.read_bytes() for path in (deployment.vault, deployment.vault.with_suffix(".key")) if path.exists()
+    }
+    assert_refused(deployment.run("-y", check=False), *words)
+    assert fresh.touched() == []
+    for suffix in (".vault", ".key", ".lock"):
+        path = deployment.vault.with_suffix(suffix)
+        assert (path.read_bytes() if path.exists() else None) == secrets.get(path), f"{path.name} was written"
+
+
+def everything_on(name: str, but: tuple[str, ...] = (), **more: list[str]) -> dict[str, list[str]]:
+    return {**{role: [name] for role in ROLES if role not in but}, **more}
+
+
+# --- choices --------------------------------------------------------------------------------------
+
+HERE = "group_data/trial.py: "
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"server_name": ...}, [HERE, "server_name is missing", "example.org"]),
+        ({"server_name": "https://x.test"}, [HERE, "server_name = 'https://x.test' is not allowed", "a domain name"]),
+        ({"server_name": "Matrix.test"}, [HERE, "server_name = 'Matrix.test'", "lower-case"]),
+        ({"server_name": "example.org"}, [HERE, "server_name is still example.org", "your own domain"]),
+        ({"federaton": False}, [HERE, "there is no setting federaton", "did you mean federation?"]),
+        ({"federation": "yes"}, [HERE, "federation = 'yes' is not allowed", "True or False"]),
+        ({"smtp_port": "25"}, [HERE, "smtp_port = '25' is not allowed", "1 to 65535"]),
+        ({"tls": "letsencrypt"}, [HERE, "tls = 'letsencrypt' is not allowed", '"acme", "internal" or "files"']),
+        ({"tls": "acme"}, [HERE, "admin_email is missing", "certificate authority"]),
+        ({"tls": "files"}, [HERE, "tls_files is missing", '"certificate"']),
+        ({"max_upload_size": "50 MB"}, [HERE, "max_upload_size = '50 MB' is not allowed", '"50M"']),
+        ({"private_networks": ["10.0.0.1/8"]}, [HERE, "private_networks", "10.0.0.1/8", '["10.1.0.0/16"]']),
+        (
+            {"matrix_domain": "chat.x.test", "turn_domain": "chat.x.test"},
+            [HERE, "turn_domain and matrix_domain are both chat.x.test"],
+        ),
+    ],
+)
+def test_wrong_choice(fresh: Fresh, settings: dict[str, Any], words: list[str]) -> None:
+    assert_refused_untouched(fresh, fresh.deployment(**settings), *words)
+
+
+@pytest.mark.parametrize(
+    ("but", "more", "words"),
+    [
+        (("synapse",), {}, ["sliding_sync needs the role synapse"]),
+        (("postgres",), {}, ["needs the role postgres"]),
+        (("caddy",), {}, ["has coturn", "needs the role caddy", "certificate"]),
+        ((), {"coturn": ["refusals13", "another"]}, ["coturn has 2 machines (refusals13, another)", "one is allowed"]),
+        (("coturn",), {"cotrun": ["refusals13"]}, ["the group cotrun is no role", "did you mean coturn?"]),
+    ],
+    ids=["synapse", "postgres", "caddy", "two machines", "misspelt"],
+)
+def test_wrong_inventory(fresh: Fresh, but: tuple[str, ...], more: dict[str, list[str]], words: list[str]) -> None:
+    roles = everything_on(fresh.host.name, but, **more)
+    if "postgres" in but:
+        del roles["sliding_sync"]
+    assert_refused_untouched(fresh, fresh.deployment(roles), "inventories/trial.py: ", *words)
+
+
+def test_sample_inventory_as_it_comes() -> None:
+    """Who runs it before editing it reaches nobody's machine."""
+    command = [PYINFRA, "inventories/prod.py", "deploy.py", "-y"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert_refused(Run(done.returncode, done.stderr, {}), "group_data/prod.py", "server_name")
+    assert "Connected" not in done.stderr
+
+
+# --- connection -----------------------------------------------------------------------------------
+
+
+def assert_no_connection(run: Run, host: Host, *words: str) -> None:
+    """pyinfra says why, a line for each machine, and that it goes no further."""
+    assert_refused(run, "No hosts remaining")
+    [line] = [line for line in run.output.splitlines() if host.name in line]
+    for word in words:
+        assert word in line
+
+
+def test_unreachable_machine(fresh: Fresh) -> None:
+    deployment = fresh.deployment()
+    written = deployment.inventory.read_text()
+    deployment.inventory.write_text(written.replace("'ssh_user'", "'ssh_port': 9, 'ssh_user'"))
+    run = deployment.run("-y", check=False)
+    assert_no_connection(run, fresh.host, "Could not connect", "port 9", fresh.host.address)
+    assert fresh.touched() == []
+
+
+def test_unknown_user(fresh: Fresh) -> None:
+    run = fresh.deployment(user="nobody-of-this-name").run("-y", check=False)
+    assert_no_connection(run, fresh.host, "Authentication")
+    assert fresh.touched() == []
+
+
+def test_user_without_sudo(fresh: Fresh) -> None:
+    host = fresh.host
+    host.run("useradd --create-home plain && install -d -o plain -m 700 /home/plain/.ssh")
+    host.run("install -o plain -m 600 /home/admin/.ssh/authorized_keys /home/plain/.ssh/authorized_keys")
+    host.run(f"sleep 0.02; touch {STAMP}; sleep 0.02")
+    assert_refused_untouched(fresh, fresh.deployment(user="plain"), "refusals13: connected as plain", "sudo")
+
+
+# --- machine --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def pretended(host: Host, path: str, content: str) -> Iterator[None]:
+    """Something else in the place of a file, without touching it."""
+    host.run("cat > /run/pretended", stdin=content)
+    host.run(f"mount --bind /run/pretended $(readlink -f {path})")
+    try:
+        yield
+    finally:
+        host.run(f"umount $(readlink -f {path})")
+
+
+@pytest.mark.parametrize(
+    ("distribution", "release"), [("debian", "11"), ("ubuntu", "24.04")], ids=["debian11", "ubuntu"]
+)
+def test_other_system(fresh: Fresh, distribution: str, release: str) -> None:
+    with pretended(fresh.host, "/etc/os-release", f'ID={distribution}\nVERSION_ID="{release}"\n'):
+        words = f"refusals13: runs {distribution} {release}", "only Debian 13 and 12"
+        assert_refused_untouched(fresh, fresh.deployment(), *words)
+
+
+def test_too_little_memory(fresh: Fresh) -> None:
+    with pretended(fresh.host, "/proc/meminfo", "MemTotal:         524288 kB\nMemAvailable:     262144 kB\n"):
+        assert_refused_untouched(fresh, fresh.deployment(), "has 512 MiB of memory", "at least")
+
+
+def test_too_small_disk(fresh: Fresh) -> None:
+    fresh.host.run(f"mount -t tmpfs -o size=100M tmpfs /opt; sleep 0.02; touch {STAMP}; sleep 0.02")
+    try:
+        assert_refused_untouched(fresh, fresh.deployment(), "has 100 MiB free for /opt and /var", "at least")
+    finally:
+        fresh.host.run("umount /opt")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "port", "role"), [("tcp", 80, "caddy"), ("tcp", 443, "caddy"), ("udp", 3478, "coturn")]
+)
+def test_taken_port(fresh: Fresh, protocol: str, port: int, role: str) -> None:
+    listen = ", Listen => 1" if protocol == "tcp" else ""
+    program = f"my $s = IO::Socket::INET->new(Proto => '{protocol}', LocalPort => {port}{listen}) or die $!; sleep 600"
+    # Not in the background of the SSH session: a service is what mostly holds a port.
+    fresh.host.run(
+        f'systemd-run --quiet --collect --unit=squatter perl -MIO::Socket::INET -e "{program.replace("$", chr(92) + "$")}"'
+    )
+    try:
+        fresh.host.run(f"until ss -Hln{protocol[0]} sport = :{port} | grep -q .; do sleep 0.05; done")
+        words = f"refusals13: {protocol} port {port}", f"which {role} needs", "taken by perl (process "
+        assert_refused_untouched(fresh, fresh.deployment(), *words)
+    finally:
+        fresh.host.run("systemctl stop squatter.service")
+
+
+# --- vault ----------------------------------------------------------------------------------------
+
+
+def a_vault(deployment: Deployment) -> Path:
+    """A vault with its key; returns the key's file."""
+    vault = Vault.open(deployment.vault)
+    vault.get("turn_shared_secret")
+    vault.save()
+    return deployment.vault.with_suffix(".key")
+
+
+def test_vault_without_its_key(fresh: Fresh) -> None:
+    deployment = fresh.deployment()
+    a_vault(deployment).unlink()
+    assert_refused_untouched(fresh, deployment, "trial.vault has no key", "bring back the key")
+
+
+def test_vault_with_another_key(fresh: Fresh) -> None:
+    deployment = fresh.deployment()
+    a_vault(deployment)
+    deployment.environment["MATRIX_VAULT_KEY"] = Fernet.generate_key().decode()
+    assert_refused_untouched(fresh, deployment, "trial.vault does not open with the key in MATRIX_VAULT_KEY")
+
+
+def test_given_secret_that_was_not_given(fresh: Fresh) -> None:
+    deployment = fresh.deployment(smtp_host="mail.x.test", smtp_username="x")
+    assert_refused_untouched(fresh, deployment, "smtp_password is not set", "python vault.py set")
+
+
+@contextlib.contextmanager
+def marked(fresh: Fresh, **marker: str) -> Iterator[None]:
+    """As if the machine had been deployed earlier."""
+    directory = "/etc/matrix-metal"
+    fresh.host.run(f"mkdir {directory}; cat > {directory}/deployment.json", stdin=json.dumps(marker))
+    fresh.host.run(f"sleep 0.02; touch {STAMP}; sleep 0.02")
+    try:
+        yield
+    finally:
+        fresh.host.run(f"rm -r {directory}")
+
+
+def test_another_server_name_than_deployed_with(fresh: Fresh) -> None:
+    deployment = fresh.deployment()
+    a_vault(deployment)
+    with marked(fresh, server_name="earlier.test", vault=Vault.open(deployment.vault).id):
+        words = "refusals13: was deployed as earlier.test", "refusals13.test", "cannot be changed"
+        assert_refused_untouched(fresh, deployment, *words)
+
+
+def test_another_vault_than_deployed_with(fresh: Fresh) -> None:
+    with marked(fresh, server_name=fresh.host.domain, vault="0123456789abcdef"):
+        words = "refusals13: was deployed with another vault", "bring back the vault and key"
+        assert_refused_untouched(fresh, fresh.deployment(), *words)
+
+
+def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed, tmp_path: Path) -> None:
+    host, mine = deployed.host, deployed.deployment
+    host.run(f"touch {STAMP}; sleep 0.02")
+    directories = (
+        "/etc/matrix-metal /etc/matrix-synapse /etc/sydent /etc/caddy /etc/sliding-sync /etc/turnserver.conf /opt"
+    )
+    settings = {"server_name": "other.test", "tls": "internal", "vault": str(mine.vault)}
+    renamed = Deployment(tmp_path / "renamed", [host], settings)
+    assert_refused(renamed.run("-y", check=False), f"was deployed as {host.domain}", "other.test")
+    lost = Deployment(tmp_path / "lost", [host], {"server_name": host.domain, "tls": "internal"})
+    lost.environment |= mine.environment
+    # The record of the program's sha256 is beside the vault; the test is not about it.
+    (tmp_path / "lost" / "trial.lock").write_bytes(mine.vault.with_suffix(".lock").read_bytes())
+    assert_refused(lost.run("-y", check=False), "was deployed with another vault", str(lost.vault))
+    assert not lost.vault.exists()
+    assert host.run(f"find {directories} -newercm {STAMP}").stdout == ""
+
+
+# --- release binary -------------------------------------------------------------------------------
+
+
+def test_program_with_another_sha256(fresh: Fresh) -> None:
+    deployment = fresh.deployment(sliding_sync_sha256={"amd64": "0" * 64, "arm64": "0" * 64})
+    assert_refused_untouched(fresh, deployment, "has the sha256", "sliding_sync_sha256 says " + "0" * 64)
+
+
+def test_release_page_that_cannot_be_reached(fresh: Fresh) -> None:
+    deployment = fresh.deployment(sliding_sync_releases="https://127.0.0.1:9/releases")
+    words = "could not be downloaded", "connection refused", "set sliding_sync_binary = '/path/to/file'"
+    assert_refused_untouched(fresh, deployment, *words)
+
+
+def test_program_for_another_architecture(fresh: Fresh, tmp_path: Path) -> None:
+    content = bytearray(Path("/bin/true").resolve().read_bytes())
+    struct.pack_into("<H", content, 18, 243)  # riscv64, which is no machine of ours
+    program = tmp_path / "syncv3"
+    program.write_bytes(content)
+    words = "sliding_sync_binary", "a riscv64 program", "the machine is "
+    assert_refused_untouched(fresh, fresh.deployment(sliding_sync_binary=str(program)), *words)
+
+
+def test_program_that_is_none(fresh: Fresh, tmp_path: Path) -> None:
+    page = tmp_path / "syncv3"
+    page.write_text("<!DOCTYPE html><title>Not Found</title>")
+    assert_refused_untouched(
+        fresh, fresh.deployment(sliding_sync_binary=str(page)), "sliding_sync_binary", "a web page"
+    )
