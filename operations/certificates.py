@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase, OperationError, StringCommand, operation
+from pyinfra.api import FactBase, StringCommand, operation
 from pyinfra.api.host import Host
 from pyinfra.context import host, state
 
 from operations.files import Contents, Paths
+from operations.refusal import refusing
 from operations.shell import quoted, script
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -93,8 +94,8 @@ def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand
     """
     wanted: list[str] = source.get_fact(Contents, path=certificate)
     if not wanted and state.is_executing:
-        raise OperationError(f"{source.name} has no certificate {certificate}: deploy to it first")
-    if not wanted or host.get_fact(Contents, path=path) != wanted:
+        yield from refusing(f"{source.name} has no certificate {certificate}: deploy to it as well")
+    elif not wanted or host.get_fact(Contents, path=path) != wanted:
         yield script(
             "umask 022",
             f"cat >{quoted(f'{path}.new')}",

@@ -9,9 +9,10 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase, OperationError, StringCommand, operation
+from pyinfra.api import FactBase, StringCommand, operation
 from pyinfra.context import host
 
+from operations.refusal import refusing
 from operations.shell import quoted, script
 from vault import Secret
 
@@ -75,7 +76,7 @@ class Existing(FactBase[dict[str, str]]):
 def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]:
     """The databases and the roles that own them exist.
 
-    Raises OperationError where a database exists with another owner, encoding or collation: it is never changed.
+    Refuses where a database exists with another owner, encoding or collation: it is never changed.
     """
     existing: dict[str, str] = host.get_fact(Existing)
     for database in databases:
@@ -96,7 +97,7 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
                 f"--template=template0 {quoted(database.name)}"
             )
         elif found != wanted:
-            raise OperationError(
+            yield from refusing(
                 f"the database {database.name} has owner, encoding, collation and character type {found!r}, "
                 f"but needs {wanted!r}; it was not touched"
             )

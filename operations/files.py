@@ -15,10 +15,11 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyinfra.api import FactBase, OperationError, StringCommand, operation
+from pyinfra.api import FactBase, StringCommand, operation
 from pyinfra.api.output import format_text
 from pyinfra.context import host, state
 
+from operations.refusal import refusing
 from operations.shell import quoted, script
 from operations.templating import MASK, TEMPLATES, render
 from vault import Secret
@@ -179,9 +180,13 @@ class Contents(FactBase[list[str]]):
 def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
     """The given files, directories and links are as described, made in the given order.
 
-    Only what differs is touched. Raises OperationError where something of another kind lies at a path: it is never removed.
+    Only what differs is touched. Refuses where something of another kind lies at a path: it is never removed.
     """
     found: dict[str, State] = host.get_fact(Paths, paths=[entry.path for entry in entries])
+    for entry in entries:
+        if problem := _problem(entry, found.get(entry.path)):
+            yield from refusing(problem)
+            return
     # All commands are made before the first is yielded: a dry run goes no further than that, and its --diff would show
     # nothing but the first difference.
     yield from [command for entry in entries for command in _commands(entry, found.get(entry.path))]
@@ -200,13 +205,16 @@ def _commands(entry: Entry, now: State | None) -> Iterator[StringCommand]:
             yield from _file(entry, now)
 
 
-def _expect(entry: Entry, now: State | None, kind: str) -> None:
-    if now is not None and now.kind != kind:
-        raise OperationError(f"{entry.path} should be a {kind} but is a {now.kind}; move it away and run again")
+def _problem(entry: Entry, now: State | None) -> str | None:
+    """Why this entry cannot be made, if it cannot."""
+    kinds = {Directory: "directory", Link: "link", Absent: None}
+    kind = kinds.get(type(entry), "file")
+    if now is not None and kind is not None and now.kind != kind:
+        return f"{entry.path} should be a {kind} but is a {now.kind}; move it away and run again"
+    return None
 
 
 def _directory(entry: Directory, now: State | None) -> Iterator[StringCommand]:
-    _expect(entry, now, "directory")
     if now is None or (now.mode, now.user, now.group) != (entry.mode, entry.user, entry.group):
         yield script(
             f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}"
@@ -214,7 +222,6 @@ def _directory(entry: Directory, now: State | None) -> Iterator[StringCommand]:
 
 
 def _link(entry: Link, now: State | None) -> Iterator[StringCommand]:
-    _expect(entry, now, "link")
     if now is None or now.target != entry.target:
         # Renaming a new link over the old one leaves no moment without a link.
         new = f"{entry.path}.new"
@@ -222,10 +229,9 @@ def _link(entry: Link, now: State | None) -> Iterator[StringCommand]:
 
 
 def _file(entry: File, now: State | None) -> Iterator[StringCommand]:
-    _expect(entry, now, "file")
     content, masked = entry.content()
     if content != masked and int(entry.mode[-1]) & 4:
-        raise OperationError(f"{entry.path} holds a secret and must not have mode {entry.mode}, readable by everybody")
+        raise ValueError(f"{entry.path} holds a secret and must not have mode {entry.mode}, readable by everybody")
 
     same_content = now is not None and now.sha256 == hashlib.sha256(content).hexdigest()
     same_access = now is not None and (now.mode, now.user, now.group) == (entry.mode, entry.user, entry.group)

@@ -5,7 +5,7 @@ from pyinfra import host, inventory
 from operations import certificates
 from settings import DATABASE_AUTHORITY, settings_of
 
-server = inventory.get_host(settings_of(host).database_server)
+server = inventory.get_host(settings_of(host).database_server or "")
 certificates.copied(
     name="Know the database server by its certificate",
     source=server,
