@@ -27,7 +27,7 @@ from vault import Secret
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory; what lies in it is left alone.
+    """A directory; what lies in it is left alone. A link, by which an administrator moved it to another disk, is one too.
 
     mode: octal digits as a string, such as "750".
     """
@@ -209,12 +209,14 @@ def _problem(entry: Entry, now: State | None) -> str | None:
     """Why this entry cannot be made, if it cannot."""
     kinds = {Directory: "directory", Link: "link", Absent: None}
     kind = kinds.get(type(entry), "file")
-    if now is not None and kind is not None and now.kind != kind:
+    if now is not None and kind is not None and now.kind not in ("link" if kind == "directory" else kind, kind):
         return f"{entry.path} should be a {kind} but is a {now.kind}; move it away and run again"
     return None
 
 
 def _directory(entry: Directory, now: State | None) -> Iterator[StringCommand]:
+    if now is not None and now.kind == "link":
+        return
     if now is None or (now.mode, now.user, now.group) != (entry.mode, entry.user, entry.group):
         yield script(
             f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}"
