@@ -163,10 +163,23 @@ class Paths(FactBase[dict[str, State]]):
 
 
 class Contents(FactBase[list[str]]):
-    """The lines of a text file, for --diff; none if it does not exist."""
+    """The lines of a text file, for --diff; none if it does not exist.
 
-    def command(self, path: str) -> str:
-        return f"cat -- {shlex.quote(path)} 2>/dev/null; true"
+    secret: (start, instead) for each line that is to hold a secret. Such a line is replaced on the machine already: what a
+    fact reads is printed by -vvv.
+    """
+
+    def command(self, path: str, secret: Sequence[tuple[str, str]] = ()) -> str:
+        blank = "[[:space:]]*"
+        edits = []
+        for start, instead in secret:
+            edits.append(f"s/^{blank}#?{blank}{blank.join(map(_literal, start.split()))}.*/{_replacement(instead)}/;t")
+        for start, _ in secret:
+            # What else stands before the secret may have been different, too: the first word tells what the line is.
+            [word] = re.findall(r"^\s*([\w.-]+|\S+)", start)
+            edits.append(f"s/^({blank}#?{blank}{_literal(word)})([^[:alnum:]_.-].*)?$/\\1 {_replacement(MASK)}/;t")
+        program = " ".join(f"-e {shlex.quote(edit)}" for edit in edits) or "-e ''"
+        return f"sed -E {program} -- {shlex.quote(path)} 2>/dev/null; true"
 
     @staticmethod
     def default() -> list[str]:
@@ -174,6 +187,15 @@ class Contents(FactBase[list[str]]):
 
     def process(self, output: list[str]) -> list[str]:
         return list(output)
+
+
+def _literal(text: str) -> str:
+    """The text as an extended regular expression of sed."""
+    return re.sub(r"([][\\.^$*+?(){}|/])", r"\\\1", text)
+
+
+def _replacement(text: str) -> str:
+    return re.sub(r"([\\&/])", r"\\\1", text)
 
 
 @operation()
@@ -264,23 +286,15 @@ def _show_difference(entry: File, content: bytes, masked: bytes) -> None:
     except UnicodeDecodeError:
         host.log(f"{entry.path}: not text, no difference shown")
         return
-    old_lines: list[str] = host.get_fact(Contents, path=entry.path)
-    if content != masked:
-        # A line that holds a secret is recognised by what stands before it, so that the old secret is masked as well.
-        starts = [line.split(MASK)[0] for line in new_lines if MASK in line]
-        if not all(start.strip() for start in starts):
-            host.log(f"{entry.path}: holds nothing but a secret, which differs")
-            return
-        old_lines = [_masked(line, starts) for line in old_lines]
+    # A line that holds a secret is recognised by what stands before it, so that the old secret is masked as well.
+    secret = [(line.split(MASK)[0], line) for line in new_lines if MASK in line] if content != masked else []
+    if not all(start.strip() for start, _ in secret):
+        host.log(f"{entry.path}: holds nothing but a secret, which differs")
+        return
+    old_lines: list[str] = host.get_fact(Contents, path=entry.path, secret=secret)
     host.log(f"{'Will change' if old_lines else 'Will create'} {format_text(entry.path, bold=True)}")
+    if old_lines == new_lines:
+        host.log("only a secret in it differs")
     for line in difflib.unified_diff(old_lines, new_lines, "on the machine", "wanted", lineterm="", n=2):
         colour = {"+": "green", "-": "red"}.get(line[:1])
         host.log(format_text(line, colour) if colour else line)
-
-
-def _masked(line: str, starts: Sequence[str]) -> str:
-    for start in starts:
-        pattern = r"\s*".join(re.escape(word) for word in start.split())
-        if re.match(rf"\s*#?\s*{pattern}", line):
-            return start + MASK
-    return line
