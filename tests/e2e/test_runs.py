@@ -1,0 +1,284 @@
+"""Running a deployment again: nothing to do changes nothing, drift is repaired, an interrupted run is healed."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.conftest import Deployed, complete
+from tests.deployment import Deployment
+from tests.standin.release_server import ReleaseServer
+from tests.testbed import Host, Testbed
+from vault import SECRETS, Vault
+
+UNITS = "postgresql@*.service caddy.service coturn.service matrix-synapse.service sydent.service sliding-sync.service"
+RUN = {
+    "postgresql": "Run PostgreSQL",
+    "caddy": "Run Caddy",
+    "coturn": "Run coturn",
+    "matrix-synapse": "Run Synapse",
+    "sydent": "Run Sydent",
+    "sliding-sync": "Run the Sliding Sync proxy",
+}
+ANSWERS = {
+    "caddy": "curl -s -o /dev/null http://127.0.0.1:80/",
+    "coturn": "ss -Htln sport = :5349 | grep -q .",
+    "matrix-synapse": "curl -sf http://127.0.0.1:8008/health",
+    "sydent": "curl -sf http://127.0.0.1:8090/_matrix/identity/v2",
+    "sliding-sync": "curl -sf http://127.0.0.1:8009/client/server.json",
+    "postgresql": "cd / && runuser -u postgres -- psql -XAtc 'SELECT 1'",
+}
+
+
+def invocations(host: Host) -> dict[str, str]:
+    """Which start of each unit is running: systemd gives every start an id of its own."""
+    shown = host.run(f"systemctl show {UNITS} -p Id -p InvocationID -p ActiveState").stdout
+    started = {}
+    for block in shown.strip().split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.splitlines())
+        started[values["Id"].partition(".")[0].partition("@")[0]] = values["InvocationID"] + values["ActiveState"]
+    return started
+
+
+def restarted(before: dict[str, str], host: Host) -> set[str]:
+    after = invocations(host)
+    return {unit for unit in after if after[unit] != before.get(unit)}
+
+
+def assert_nothing_to_do(deployment: Deployment) -> None:
+    """Neither a run nor a look finds anything to change."""
+    again = deployment.run("-y")
+    assert again.changed == []
+    totals = again.results["results"]["totals"]
+    # A run that reaches no machine changes nothing either.
+    assert totals["no_change"] > len(RUN) and totals["error"] == 0
+    assert deployment.run().planned == []
+
+
+def assert_all_answer(host: Host) -> None:
+    for unit, question in ANSWERS.items():
+        assert host.run(question, check=False).returncode == 0, f"{unit} does not answer"
+
+
+def test_second_run_changes_nothing(deployed: Deployed) -> None:
+    before = invocations(deployed.host)
+    assert set(before) == set(RUN)
+    assert_nothing_to_do(deployed.deployment)
+    assert restarted(before, deployed.host) == set()
+
+
+# --- drift ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "path", "operation"),
+    [
+        ("postgresql", "/etc/postgresql/*/main/conf.d/matrix-metal.conf", "Configure PostgreSQL"),
+        ("caddy", "/etc/caddy/Caddyfile", "Configure Caddy"),
+        ("coturn", "/etc/turnserver.conf", "Configure coturn"),
+        ("matrix-synapse", "/etc/matrix-synapse/homeserver.yaml", "Configure Synapse"),
+        ("sydent", "/etc/sydent/sydent.conf", "Configure Sydent"),
+        ("sliding-sync", "/etc/sliding-sync/environment", "Configure the Sliding Sync proxy"),
+    ],
+)
+def test_edited_file_is_restored_and_read(deployed: Deployed, unit: str, path: str, operation: str) -> None:
+    host = deployed.host
+    before, content = invocations(host), host.run(f"sha256sum {path}").stdout
+    host.run(f"echo '# edited by hand' >> $(ls {path})")
+
+    assert deployed.deployment.run("-y").changed == [operation, RUN[unit]]
+
+    assert host.run(f"sha256sum {path}").stdout == content
+    # Caddy takes its new file without a restart: connections survive.
+    assert restarted(before, host) == (set() if unit == "caddy" else {unit})
+    assert host.run(ANSWERS[unit], check=False).returncode == 0
+
+
+def test_opened_secrets_are_closed_again(deployed: Deployed) -> None:
+    host = deployed.host
+    secrets = (
+        "/etc/matrix-synapse/secrets/form_secret /etc/matrix-synapse/conf.d/email.yaml /etc/sydent/sydent.conf "
+        "/etc/sliding-sync/environment /etc/turnserver.conf /etc/matrix-synapse/secrets /etc/sydent"
+    )
+    modes = host.run(f"stat -c '%a %U %G %n' {secrets}").stdout
+    host.run(f"chmod o+rx {secrets}; chown nobody /etc/turnserver.conf")
+    changed = deployed.deployment.run("-y").changed
+    assert host.run(f"stat -c '%a %U %G %n' {secrets}").stdout == modes
+    assert {name for name in changed if name not in RUN.values()} == {
+        "Configure coturn",
+        "Configure Synapse",
+        "Configure Sydent",
+        "Configure the Sliding Sync proxy",
+    }
+
+
+def test_stopped_units_are_started(deployed: Deployed) -> None:
+    host = deployed.host
+    host.run(f"systemctl stop coturn-certificate.path {UNITS}")
+    changed = deployed.deployment.run("-y").changed
+    assert sorted(changed) == sorted([*RUN.values(), "Watch coturn's certificate"])
+    assert_all_answer(host)
+
+
+def test_disabled_unit_is_enabled(deployed: Deployed) -> None:
+    host = deployed.host
+    before = invocations(host)
+    host.run("systemctl disable --quiet matrix-synapse.service")
+    assert deployed.deployment.run("-y").changed == ["Run Synapse"]
+    assert host.run("systemctl is-enabled matrix-synapse.service").stdout.strip() == "enabled"
+    assert restarted(before, host) == set(), "users would lose their connections for nothing"
+
+
+def test_edited_unit_definitions_are_repaired_and_used(deployed: Deployed) -> None:
+    host = deployed.host
+    before = invocations(host)
+    drop_ins = "/etc/systemd/system/caddy.service.d/override.conf /etc/systemd/system/coturn.service.d/override.conf"
+    host.run(f"for file in {drop_ins}; do echo 'LimitCORE=1' >> $file; done")
+    host.run("echo '[Service]\nExecStart=/bin/false' > /etc/systemd/system/sydent.service")
+    changed = deployed.deployment.run("-y").changed
+    assert sorted(changed) == sorted(
+        ["Confine Caddy", "Run Caddy", "Confine coturn, run as root", "Run coturn", "Confine Sydent", "Run Sydent"]
+    )
+    assert restarted(before, host) == {"caddy", "coturn", "sydent"}
+    shown = host.run("systemctl show caddy coturn sydent -p NeedDaemonReload -p LimitCORE").stdout
+    assert "NeedDaemonReload=yes" not in shown
+    assert "LimitCORE=1\n" not in shown
+    assert_all_answer(host)
+
+
+# --- a machine on which nothing is yet ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Empty:
+    host: Host
+    deployment: Deployment
+
+
+@pytest.fixture(scope="module")
+def empty(testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Empty]:
+    """A fresh host, and a deployment that has not been run."""
+    host = testbed.up("runs13")
+    yield Empty(host, complete(testbed, host, tmp_path_factory.mktemp("runs13"), release_page))
+    host.down()
+
+
+def inventory_of(host: Host) -> str:
+    """All that a deployment could touch: packages, users, and every file with its content's time, owner and mode.
+
+    Left out: what the machine writes by itself while somebody is logged in.
+    """
+    left_out = " -o ".join(
+        f"-path {path}" for path in ("/dev", "/proc", "/run", "/sys", "/var/lib/systemd", "/var/log")
+    )
+    return host.run(
+        "dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\\n'; getent passwd; "
+        f"find / -xdev \\( {left_out} \\) -prune -o -printf '%p %y %m %U %G %s %T@ %l\\n' | sort",
+        timeout=120,
+    ).stdout
+
+
+def test_dry_run_on_an_empty_machine_lists_everything_and_touches_nothing(empty: Empty) -> None:
+    host, deployment = empty.host, empty.deployment
+    before, controller = inventory_of(host), set(deployment.directory.iterdir())
+
+    looked = deployment.run("--dry")
+
+    assert [name for name in looked.planned if name.startswith("Run ")] == list(RUN.values())
+    assert {"Install PostgreSQL", "Configure Synapse", "Install the Sliding Sync proxy"} <= set(looked.planned)
+    assert looked.results["results"] is None
+    assert inventory_of(host) == before
+    # A download is kept for the real run; a vault, a key or a record would be a promise.
+    assert set(deployment.directory.iterdir()) - controller <= {deployment.directory / "cache"}
+
+
+def test_dry_diff_on_an_empty_machine_shows_files_without_secrets(empty: Empty) -> None:
+    host, deployment = empty.host, empty.deployment
+    vault = Vault.open(deployment.vault)
+    for name, known in SECRETS.items():
+        if known.kind != "given":
+            vault.get(name)
+    vault.save()
+    kept, before = deployment.vault.read_bytes(), inventory_of(host)
+
+    looked = deployment.run("--dry", "--diff")
+
+    assert "static-auth-secret=*****" in looked.output
+    assert f'server_name: "{host.domain}"' in looked.output
+    for name in SECRETS:
+        if vault.has(name):
+            assert vault.get(name).reveal() not in looked.output, name
+    assert inventory_of(host) == before
+    assert deployment.vault.read_bytes() == kept
+
+
+# Where a run is killed, one after the other on the same machine, and after how many seconds there.
+INTERRUPTIONS = [
+    ("Begin to build the virtualenvs", 0.0),
+    ("Begin to build the virtualenvs", 0.5),
+    ("Install PostgreSQL", 1.5),
+    ("Configure Caddy", 0.0),
+    ("Install coturn", 0.4),
+    ("Configure Synapse", 0.05),
+    ("Run Synapse", 0.0),
+    ("Run Synapse", 1.0),
+    ("Configure Sydent", 0.0),
+]
+
+
+def kill_at(deployment: Deployment, operation: str, seconds: float = 0.0) -> str:
+    """Begin a run, and kill it without warning once it has come to the operation and so many seconds have passed."""
+    run = deployment.start("-y")
+    output = ""
+    assert run.stdout is not None
+    try:
+        for line in run.stdout:
+            output += line
+            if operation in line:
+                time.sleep(seconds)
+                return output
+        raise AssertionError(f"the run ended before {operation!r}:\n{output}")
+    finally:
+        run.kill()
+        run.communicate()
+
+
+def test_interrupted_runs_heal(empty: Empty) -> None:
+    host, deployment = empty.host, empty.deployment
+    kill_at(deployment, "Install PostgreSQL")
+    # The machine's power fails while packages are unpacked and virtualenvs are built.
+    run = deployment.start("-y")
+    host.run("until pgrep -x dpkg; do sleep 0.1; done; sleep 0.5")
+    host.kill()
+    run.kill()
+    run.communicate()
+    host.start()
+    for operation, seconds in INTERRUPTIONS:
+        kill_at(deployment, operation, seconds)
+    deployment.run("-y")
+    assert_nothing_to_do(deployment)
+    assert_all_answer(host)
+
+
+def test_restart_lost_to_an_interruption_is_made_up_for(empty: Empty) -> None:
+    host, deployment = empty.host, empty.deployment
+    deployment.run("-y")
+    group_data = deployment.directory / "group_data" / f"{deployment.name}.py"
+    chosen = group_data.read_text()
+    for attempt in range(1, 6):
+        before, address = invocations(host), f"198.51.100.{attempt}"
+        group_data.write_text(f"{chosen}external_ip = {address!r}\n")
+        # The file is there, and the operation that would restart its unit comes after this one.
+        kill_at(deployment, "Confine coturn, run as root")
+        assert f"external-ip={address}" in host.run("cat /etc/turnserver.conf").stdout
+        time.sleep(1)
+        if restarted(before, host) == set():
+            break  # else the run was faster than the kill
+    else:
+        pytest.fail("no run could be killed in time")
+
+    assert deployment.run("-y").changed == ["Run coturn"]
+
+    assert restarted(before, host) == {"coturn"}
+    assert_nothing_to_do(deployment)
