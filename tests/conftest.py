@@ -21,6 +21,11 @@ def real_proxy() -> Path | None:
     return Path(named).expanduser().resolve() if named else None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # For tests/host, whose own conftest.py is too late for options when every test is run.
+    parser.addoption("--inventory", metavar="PATH", help="verify this live deployment, only reading (tests/host)")
+
+
 @pytest.fixture(scope="session")
 def testbed() -> Testbed:
     """The throw-away hosts of this checkout."""

@@ -1,0 +1,191 @@
+"""The machines of an inventory, as tests see them: their settings without a secret, and a way to ask them over SSH.
+
+Nothing here writes to a machine, and nothing opens the vault: who verifies a deployment need not be trusted with it.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+from operations.machine import Machine as MachineFact
+from operations.machine import MachineState
+from settings import NEEDS, Neighbour, SettingError, Settings, choices_from
+from vault import Secret, Vault
+
+ROOT = Path(__file__).parent.parent.parent
+PYINFRA = str(Path(sys.executable).parent / "pyinfra")
+
+
+class InventoryError(Exception):
+    """Why the inventory cannot be used, in the words of whoever refused it."""
+
+
+class _Sealed(Vault):
+    """In the vault's place: views of the settings that hold a secret can be derived, and hold an empty one."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull), None, None, "", {})
+
+    def get(self, name: str) -> Secret:
+        return Secret("")
+
+
+class Machine:
+    """One machine of the inventory. It is connected to when it is first asked something."""
+
+    def __init__(self, inventory: "Inventory", name: str, data: Mapping[str, Any]) -> None:
+        self.inventory, self.name, self.data = inventory, name, data
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def roles(self) -> list[str]:
+        return [role for role in NEEDS if self.name in self.inventory.groups.get(role, ())]
+
+    @cached_property
+    def state(self) -> MachineState:
+        """What the machine is, as a deploy finds out as well."""
+        fact = MachineFact()
+        try:
+            asked = self._connection(sudo=False).run(fact.command())
+        except RuntimeError as error:
+            reason = getattr(error.args[0], "stderr", None) or str(error)
+            pytest.fail(f"{self.name} cannot be reached over SSH: {reason.strip()}", pytrace=False)
+        return fact.process(str(asked.stdout).splitlines())
+
+    @cached_property
+    def host(self) -> Host:
+        """testinfra's view of it, as root."""
+        if not self.state.root:
+            pytest.fail(
+                f"{self.name}: connected as {self.state.user}, who is not root and has no sudo without a password",
+                pytrace=False,
+            )
+        return self._connection(sudo=self.state.user != "root")
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What this machine should work with."""
+        neighbours = {
+            other.name: Neighbour(other.data.get("address") or other.data.get("ssh_hostname") or other.name)
+            for other in self.inventory.machines
+            if other is not self
+        }
+        settings = Settings(
+            choices_from(self.data, self.inventory.deployment),
+            self.inventory.deployment,
+            self.inventory.groups,
+            self.name,
+            self.state,
+            neighbours,
+            self.data.get("ssh_hostname"),
+        )
+        settings.vault = _Sealed()
+        return settings
+
+    def _connection(self, sudo: bool) -> Host:
+        if self.name.startswith("@local"):
+            return testinfra.get_host("local://", sudo=sudo)
+        # Every check is a connection of its own unless they share one; that is ten times as fast.
+        options = {
+            "BatchMode": "yes",
+            "LogLevel": "ERROR",
+            "ConnectTimeout": "10",
+            "ControlMaster": "auto",
+            "ControlPersist": "60",
+            "ControlPath": str(self._control_path),
+            "HostName": self.data.get("ssh_hostname"),
+            "User": self.data.get("ssh_user"),
+            "Port": self.data.get("ssh_port"),
+            "IdentityFile": self.data.get("ssh_key"),
+            "UserKnownHostsFile": self.data.get("ssh_known_hosts_file"),
+            "StrictHostKeyChecking": self.data.get("ssh_strict_host_key_checking"),
+        }
+        arguments = [word for key, value in options.items() if value for word in ("-o", f'{key}="{value}"')]
+        if configuration := self.data.get("ssh_config_file"):
+            arguments += ["-F", str(configuration)]
+        return testinfra.get_host(f"ssh://{self.name}", sudo=sudo, ssh_extra_args=shlex.join(arguments))
+
+    @property
+    def _control_path(self) -> Path:
+        return self.inventory.sockets / str(self.inventory.machines.index(self))
+
+    def disconnect(self) -> None:
+        """End the shared connection."""
+        if self._control_path.exists():
+            ended = ["ssh", "-o", f"ControlPath={self._control_path}", "-O", "exit", self.name]
+            subprocess.run(ended, capture_output=True, check=False)
+
+
+class Inventory:
+    """An inventory of pyinfra's. Raises InventoryError where it cannot be read or could not be deployed."""
+
+    def __init__(self, path: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.path = path.resolve()
+        self.deployment = self.path.stem
+        # Short, because the path of a socket may have no more than 107 characters.
+        self.sockets = Path(tempfile.mkdtemp(prefix="verify-"))
+        listed = self._listed({**os.environ, **(environment or {})})
+        self.machines = [Machine(self, each["name"], each["data"]) for each in listed]
+        self.groups: dict[str, list[str]] = {}
+        for each in listed:
+            for group in each["groups"]:
+                self.groups.setdefault(group, []).append(each["name"])
+        if mistakes := self._mistakes():
+            raise InventoryError("\n".join(mistakes))
+
+    def _listed(self, environment: Mapping[str, str]) -> list[dict[str, Any]]:
+        """In a process of its own: pyinfra changes the one it is loaded into."""
+        if not self.path.is_file():
+            raise InventoryError(
+                f"{self.path} is not there: give the path of an inventory, such as inventories/prod.py"
+            )
+        done = subprocess.run(
+            [PYINFRA, str(self.path), "debug-inventory", "--json"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        try:
+            listed: list[dict[str, Any]] = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            raise InventoryError(f"pyinfra cannot read {self.path}:\n{done.stderr.strip()}") from None
+        return listed
+
+    def _mistakes(self) -> list[str]:
+        """What a deploy would refuse as well."""
+        for machine in self.machines:
+            try:
+                choices = choices_from(machine.data, self.deployment)
+            except SettingError as error:
+                return str(error).splitlines()
+            if mistakes := Settings(
+                choices, self.deployment, self.groups, machine.name, MachineState(release="13")
+            ).mistakes():
+                return mistakes
+        return [] if self.machines else [f"{self.path} has no machines"]
+
+    def playing(self, role: str | None) -> list[Machine]:
+        """The machines that play the role; None: those that play any."""
+        return [machine for machine in self.machines if (role in machine.roles if role else machine.roles)]
+
+    def close(self) -> None:
+        for machine in self.machines:
+            machine.disconnect()
+        shutil.rmtree(self.sockets, ignore_errors=True)

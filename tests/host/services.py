@@ -1,0 +1,252 @@
+"""What tests ask of a machine's services, and what they ask of every one of them."""
+
+import datetime
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from testinfra.host import Host
+
+from operations.virtualenvs import REQUIREMENTS
+
+DEPLOY = "run the deploy again"
+_PROPERTIES = (
+    "ActiveState,SubState,UnitFileState,NeedDaemonReload,NRestarts,MainPID,InvocationID,ControlGroup,"
+    "ExecMainStartTimestamp,StateChangeTimestamp"
+)
+DAY = 24 * 60 * 60
+
+
+def ask(host: Host, command: str, *words: str) -> str:
+    """What the command prints; it must succeed. `%s` in the command is a word, quoted."""
+    done = host.run(command, *words)
+    assert done.rc == 0, f"`{command % words if words else command}` failed: {(done.stderr or done.stdout).strip()}"
+    return str(done.stdout)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A systemd unit.
+
+    user: who runs it. exposure: what `systemd-analyze security` may say at most, from 0 to 10; None: it is not ours to
+    confine. reads, rereads: files and directories with its configuration, which it reads when it starts, and also when it is
+    reloaded. secrets: files and directories that are nobody else's business. troubles: a regular expression (PCRE) for the
+    lines of its log that mean trouble.
+    """
+
+    host: Host
+    unit: str
+    user: str
+    exposure: float | None = None
+    reads: Sequence[str] = ()
+    rereads: Sequence[str] = ()
+    secrets: Sequence[str] = ()
+    troubles: str = ""
+    enabled: str = field(default="enabled")
+
+    @cached_property
+    def properties(self) -> dict[str, str]:
+        asked = ask(self.host, f"systemctl show --timestamp=us+utc -p {_PROPERTIES} %s", self.unit)
+        return dict(line.split("=", 1) for line in asked.splitlines())
+
+    @property
+    def pid(self) -> str:
+        pid = self.properties["MainPID"]
+        assert pid != "0", f"{self.unit} is {self.properties['ActiveState']}: see journalctl -u {self.unit}"
+        return pid
+
+    @property
+    def started(self) -> float:
+        """When, in seconds since the epoch."""
+        return _seconds(self.properties["ExecMainStartTimestamp"])
+
+    @property
+    def reloaded(self) -> float:
+        """When it was started or reloaded last, in seconds since the epoch."""
+        return _seconds(self.properties["StateChangeTimestamp"])
+
+    def sockets(self) -> set[str]:
+        """Where its processes listen, such as `tcp 127.0.0.1:8008`; `*` and `0.0.0.0` are all addresses.
+
+        From ss: testinfra's own socket module takes a socket on all addresses for one on the address that it was asked for.
+        """
+        assert self.pid
+        processes = ask(self.host, "cat %s", f"/sys/fs/cgroup{self.properties['ControlGroup']}/cgroup.procs").split()
+        listening = set()
+        for line in ask(self.host, "ss -Hlntup").splitlines():
+            words = line.split()
+            if set(re.findall(r"pid=(\d+)", line)) & set(processes):
+                listening.add(f"{words[0]} {words[4]}")
+        return listening
+
+    def tcp(self) -> set[str]:
+        """Where it listens for TCP. Of UDP, resolvers open sockets that look as if they listened."""
+        return {socket.removeprefix("tcp ") for socket in self.sockets() if socket.startswith("tcp ")}
+
+    def log(self, since: float, until: float | None = None, pattern: str = "") -> list[str]:
+        """Lines that it wrote between two times, in seconds since the epoch, and not before its last start."""
+        command = "journalctl --no-pager -q -o cat _SYSTEMD_INVOCATION_ID=%s --since=%s"
+        words = [self.properties["InvocationID"], f"@{since:.0f}"]
+        if until is not None:
+            command, words = f"{command} --until=%s", [*words, f"@{until:.0f}"]
+        if pattern:
+            command, words = f"{command} --grep=%s --case-sensitive=true", [*words, pattern]
+        done = self.host.run(command, *words)  # 1: there is no such line
+        return list(map(str, done.stdout.splitlines()))
+
+    def log_end(self, lines: int = 20) -> str:
+        """The end of its log, and of what systemd says about it."""
+        return str(self.host.run(f"journalctl --no-pager -q -n {lines} -o short-iso -u %s", self.unit).stdout)
+
+
+class ServiceTests:
+    """What is asked of every service. Each module has a subclass, and a fixture `service`."""
+
+    def test_runs(self, service: Service) -> None:
+        state = service.properties
+        assert (state["ActiveState"], state["SubState"]) == ("active", "running"), (
+            f"{service.unit} is {state['ActiveState']} ({state['SubState']}): see journalctl -u {service.unit}, "
+            f"then {DEPLOY} or `systemctl restart {service.unit}`"
+        )
+
+    def test_starts_at_boot(self, service: Service) -> None:
+        found = service.properties["UnitFileState"]
+        assert found == service.enabled, (
+            f"{service.unit} is {found or 'not there'}, so the next boot will not start it: {DEPLOY}"
+        )
+
+    def test_does_not_crash(self, service: Service) -> None:
+        restarts, age = int(service.properties["NRestarts"]), time.time() - service.started
+        assert not restarts or age > DAY, (
+            f"{service.unit} has ended by itself and was started again {restarts} times, last {age / 60:.0f} minutes ago: "
+            f"see journalctl -u {service.unit}"
+        )
+
+    def test_runs_as_its_user(self, service: Service) -> None:
+        users = ask(service.host, "stat -c %%U %s", f"/proc/{service.pid}").split()
+        assert users == [service.user], f"{service.unit} runs as {users[0]} instead of {service.user}: {DEPLOY}"
+
+    def test_runs_the_installed_program(self, service: Service) -> None:
+        program = ask(service.host, "readlink %s", f"/proc/{service.pid}/exe").strip()
+        assert not program.endswith(" (deleted)"), (
+            f"{service.unit} still runs a program that was replaced: systemctl restart {service.unit}"
+        )
+
+    def test_runs_what_is_configured(self, service: Service) -> None:
+        assert service.pid
+        assert service.properties["NeedDaemonReload"] == "no", (
+            f"the definition of {service.unit} was changed since it started: {DEPLOY}"
+        )
+        for paths, since, verb in (
+            (service.reads, service.started, "restart"),
+            (service.rereads, service.reloaded, "reload"),
+        ):
+            if paths:
+                command = f"find {' '.join('%s' for _ in paths)} -type f -newermt %s"
+                newer = ask(service.host, command, *paths, f"@{since:.6f}").split()
+                assert not newer, (
+                    f"{', '.join(newer)} changed after {service.unit} read it: {DEPLOY} or `systemctl {verb} {service.unit}`"
+                )
+
+    def test_keeps_its_secrets(self, service: Service) -> None:
+        if service.secrets:
+            command = f"find {' '.join('%s' for _ in service.secrets)} ! -type l -perm /o=rwx"
+            exposed = ask(service.host, command, *service.secrets).split()
+            assert not exposed, f"every user of the machine may read or change {', '.join(exposed)}: {DEPLOY}"
+
+    def test_is_confined(self, service: Service) -> None:
+        if service.exposure is not None:
+            said = ask(service.host, "systemd-analyze security --no-pager %s", service.unit)
+            found = re.search(r"exposure level for .*: ([0-9.]+)", said)
+            assert found and float(found[1]) <= service.exposure, (
+                f"{service.unit} may do more than it needs, exposure {found[1] if found else '?'} instead of at most "
+                f"{service.exposure}: {DEPLOY}; `systemctl cat {service.unit}` shows drop-ins that are not ours"
+            )
+
+    def test_logs_no_trouble(self, service: Service) -> None:
+        # What is over is over: an hour-old outage of a neighbour is no fault of today's deployment.
+        lines = service.log(since=max(service.started, time.time() - 15 * 60), pattern=service.troubles)
+        assert not service.troubles or not lines, (
+            f"{service.unit} has logged {len(lines)} errors in the last 15 minutes, such as {lines[-1]!r}: "
+            f"see journalctl -u {service.unit}"
+        )
+
+
+def program_in_use(service: Service, program: str) -> str:
+    """Name of the directory below /opt/<program> that `current` leads to, after a look at whether the process uses it.
+
+    Not from its command line, which says `current` whatever that was when it started.
+    """
+    current = ask(service.host, "readlink %s", f"/opt/{program}/current").strip()
+    mapped = ask(service.host, "cat %s", f"/proc/{service.pid}/maps")
+    used = set(re.findall(rf"/opt/{re.escape(program)}/([^/\s]+)/", mapped))
+    assert used <= {current}, (
+        f"{service.unit} still runs from {', '.join(sorted(used - {current}))}, not from the installed {current}: "
+        f"systemctl restart {service.unit}"
+    )
+    if not used:
+        # A script leaves no trace among the mapped files: it has to be younger than the link.
+        switched = float(ask(service.host, "stat -c %%.9Z %s", f"/opt/{program}/current"))
+        assert service.started >= switched, (
+            f"{service.unit} is older than the installed {current}: systemctl restart {service.unit}"
+        )
+    return current
+
+
+def locked_version(lock: str, distribution: str) -> str:
+    """The version that requirements/<lock>.txt installs."""
+    text = (REQUIREMENTS / f"{lock}.txt").read_text()
+    found = re.search(rf"^{re.escape(distribution)}(?:\[.*\])?==(\S+)", text, re.MULTILINE)
+    assert found, f"requirements/{lock}.txt has no {distribution}"
+    return found[1]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """status: 0 if there was no answer. headers: names in lower case."""
+
+    url: str
+    status: int
+    headers: dict[str, str]
+    body: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.url} answers {self.status or self.reason}{f': {self.body[:200]}' if self.status else ''}"
+
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise AssertionError(f"{self}, which is not JSON") from None
+
+
+def get(host: Host, url: str, method: str = "GET", origin: str = "") -> Answer:
+    """Ask from the machine itself; a public name is taken for the machine, so that no name server or router matters.
+
+    The certificate is not looked at here, so that a bad one is one failure and not all of them.
+    """
+    name = url.split("/")[2]
+    command = "curl -sSik --noproxy '*' --max-time 10 -X %s -H %s %s"
+    words = [method, f"Origin: {origin}" if origin else "Origin:", url]
+    for port in (80, 443) if ":" not in name else ():
+        command, words = f"{command} --resolve %s", [*words, f"{name}:{port}:127.0.0.1"]
+    done = host.run(command, *words)
+    head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
+    first, *lines = head.splitlines() or [""]
+    if done.rc or not first.startswith("HTTP/"):
+        return Answer(url, 0, {}, "", reason=done.stderr.strip() or f"curl failed with {done.rc}")
+    headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return Answer(url, int(first.split()[1]), headers, body)
+
+
+def _seconds(timestamp: str) -> float:
+    """systemd's `Mon 2026-11-23 22:44:41.123456 UTC` as seconds since the epoch; 0.0 for none."""
+    if not timestamp or timestamp == "n/a":
+        return 0.0
+    _, date, clock, _ = timestamp.split()
+    return datetime.datetime.fromisoformat(f"{date} {clock}").replace(tzinfo=datetime.UTC).timestamp()

@@ -1,0 +1,153 @@
+"""coturn, the relay for calls: it answers, with its certificate, and root though it is, it sees nothing of the machine."""
+
+import re
+import shlex
+
+import pytest
+from cryptography import x509
+from testinfra.host import Host
+
+from settings import Settings
+from tests.host.certificates import complaint, presented
+from tests.host.services import DEPLOY, Service, ServiceTests, ask
+
+CAP_DAC_READ_SEARCH = 1 << 2
+# What holds secrets, or may, and how to say which of it has something in it.
+SENSITIVE = (
+    "/etc/shadow /etc/gshadow /etc/ssh /root /etc/matrix-synapse /var/lib/matrix-synapse /etc/sydent /var/lib/sydent "
+    "/etc/sliding-sync /etc/caddy /etc/ssl/private /var/lib/postgresql /run/postgresql /var/backups /var/log"
+)
+LOOK = 'for p; do if [ -d "$p" ]; then [ -z "$(ls -A "$p" 2>/dev/null)" ]; else [ ! -s "$p" ]; fi || echo "$p"; done'
+# One TURN request to this machine, printed in hexadecimal: the answer.
+ASK = """
+import os, socket, struct, sys
+kind, attributes = int(sys.argv[1], 16), bytes.fromhex(sys.argv[2])
+link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+link.settimeout(2)
+for attempt in range(3):
+    link.sendto(struct.pack("!HHI", kind, len(attributes), 0x2112A442) + os.urandom(12) + attributes, ("127.0.0.1", 3478))
+    try:
+        print(link.recv(2048).hex())
+        break
+    except TimeoutError:
+        pass
+"""
+
+
+@pytest.fixture
+def service(host: Host, settings: Settings) -> Service:
+    return Service(
+        host,
+        "coturn.service",
+        user="root",
+        exposure=2.0,
+        reads=["/etc/turnserver.conf"],
+        secrets=["/etc/turnserver.conf", settings.coturn.key],
+    )
+
+
+class TestService(ServiceTests):
+    pass
+
+
+def test_takes_its_configuration(service: Service) -> None:
+    """It goes on without what it does not understand or cannot read, and says so only here, when it starts."""
+    wrong = service.log(
+        since=service.started - 1,
+        until=service.started + 120,
+        pattern="Bad configuration format|Wrong address format|CONFIG ERROR|ERROR: .*(certificate|key|TLS|file)"
+        "|WARNING: .*(certificate|key file|TLS|file)|[Cc]annot (bind|start|find (certificate|private)|create a? ?(TLS|DTLS))",
+    )
+    assert not wrong, f"coturn does not take its configuration, {wrong}: {DEPLOY}, or correct /etc/turnserver.conf"
+
+
+def test_listens_only_where_it_should(service: Service) -> None:
+    wanted = {f"{protocol} {port}" for protocol in ("tcp", "udp") for port in (3478, 5349)}
+    found = {f"{socket.split()[0]} {socket.rpartition(':')[2]}" for socket in service.sockets()}
+    assert wanted <= found, (
+        f"coturn does not listen on {', '.join(sorted(wanted - found))}: {DEPLOY}; see journalctl -u coturn. Without TLS on "
+        "5349, it could not read its certificate when it started"
+    )
+    # What is relayed at this moment has ports of its own.
+    others = {socket for socket in found - wanted if not ("udp" in socket and 49152 <= int(socket.split()[1]) <= 65535)}
+    assert not others, f"coturn listens on {', '.join(sorted(others))} as well: {DEPLOY}"
+
+
+@pytest.mark.parametrize("datagrams", [False, True], ids=["tls", "dtls"])
+def test_presents_its_certificate(host: Host, settings: Settings, datagrams: bool) -> None:
+    coturn = settings.coturn
+    shown = presented(host, 5349, coturn.domain, datagrams).certificate
+    assert shown, f"5349 presents no certificate ({'udp' if datagrams else 'tcp'}): {DEPLOY}; see journalctl -u coturn"
+    problem = complaint(shown, coturn.domain)
+    assert not problem, f"{coturn.domain}, port 5349: {problem}; see journalctl -u caddy -u coturn"
+    file = x509.load_pem_x509_certificate(ask(host, "cat %s", coturn.certificate).encode())
+    assert shown == file, f"5349 does not present {coturn.certificate}: {DEPLOY}; see journalctl -u coturn-certificate"
+
+
+def test_gets_renewed_certificates(host: Host) -> None:
+    unit = "coturn-certificate.path"
+    found = ask(host, "systemctl show --value -p ActiveState -p UnitFileState %s", unit).split()
+    assert found == ["active", "enabled"], (
+        f"{unit} is {' and '.join(found)}: {DEPLOY}, else the certificate will expire"
+    )
+
+
+def turn_request(host: Host, kind: int, attributes: bytes = b"") -> tuple[int, dict[int, bytes]]:
+    """Kind and attributes of coturn's answer (RFC 8489, 5 and 14); kind 0 is no answer."""
+    command = f"python3 -Ic {shlex.quote(ASK)} {kind:x} {shlex.quote(attributes.hex())}"
+    answer = bytes.fromhex(ask(host, command))
+    found, rest = {}, answer[20:]
+    while len(rest) >= 4:
+        number, length = int.from_bytes(rest[:2]), int.from_bytes(rest[2:4])
+        found[number] = rest[4 : 4 + length]
+        rest = rest[4 + length + -length % 4 :]
+    return int.from_bytes(answer[:2]), found
+
+
+def test_answers(host: Host) -> None:
+    kind, _ = turn_request(host, 0x0001)
+    assert kind == 0x0101, "no answer to a STUN binding request on port 3478: see journalctl -u coturn"
+
+
+def test_relays_only_for_who_has_credentials(host: Host, settings: Settings) -> None:
+    udp = bytes.fromhex("0019000411000000")
+    kind, attributes = turn_request(host, 0x0003, udp)
+    error = attributes.get(0x0009, b"")
+    assert kind == 0x0113 and error[2:4] == bytes([4, 1]), (
+        f"coturn answers a request without credentials with {kind:#x} {error!r} instead of 401: it may relay for anyone; {DEPLOY}"
+    )
+    realm = attributes.get(0x0014, b"").decode()
+    assert realm == settings.turn_domain, f"its realm is {realm!r} instead of {settings.turn_domain}: {DEPLOY}"
+
+
+def test_has_no_power_but_to_read(service: Service) -> None:
+    status = ask(service.host, "cat %s", f"/proc/{service.pid}/status")
+    for kind in ("CapEff", "CapPrm", "CapBnd"):
+        found = re.search(rf"^{kind}:\s*(\w+)$", status, re.MULTILINE)
+        assert found and int(found[1], 16) == CAP_DAC_READ_SEARCH, (
+            f"coturn has capabilities {found[1] if found else '?'} ({kind}), not CAP_DAC_READ_SEARCH alone: {DEPLOY}"
+        )
+
+
+def test_sees_no_secrets(service: Service, host: Host) -> None:
+    """It is root, who may read whatever is there: so nothing may be there, as coturn sees the machine.
+
+    A file that is replaced while it runs can come to light again, hence a look at the machine as it is now.
+    """
+    there = set(ask(host, f"sh -c {shlex.quote(LOOK)} - {SENSITIVE}").split())
+    assert "/etc/shadow" in there, (
+        "what should be hidden from coturn is not on the machine: this test would prove nothing"
+    )
+    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(LOOK)} - {' '.join(sorted(there))}"
+    seen = ask(host, command).split()
+    assert not seen, f"coturn sees {', '.join(seen)}: {DEPLOY}, then `systemctl restart coturn`"
+
+
+def test_cannot_write(service: Service, host: Host) -> None:
+    places = (
+        "/ /etc /etc/turnserver.conf /usr /usr/bin /opt /boot /home /var /var/lib /var/lib/caddy /var/tmp/.. /run /srv"
+    )
+    look = 'for p; do [ -w "$p" ] && echo "$p"; done; true'
+    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(look)} - {places}"
+    writable = ask(host, command).split()
+    assert not writable, f"coturn may write to {', '.join(writable)}: {DEPLOY}"

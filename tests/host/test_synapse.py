@@ -1,0 +1,89 @@
+"""Synapse, the homeserver."""
+
+import time
+
+import pytest
+from testinfra.host import Host
+
+from settings import Settings
+from tests.host.services import DEPLOY, Answer, Service, ServiceTests, get, locked_version, program_in_use
+
+# What goes wrong at other homeservers is logged as an error as well, and is nobody's business here.
+OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
+
+
+@pytest.fixture
+def service(host: Host) -> Service:
+    return Service(
+        host,
+        "matrix-synapse.service",
+        user="matrix-synapse",
+        exposure=1.5,
+        reads=["/etc/matrix-synapse"],
+        secrets=["/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key"],
+        troubles=rf"^(CRITICAL|ERROR (?!{OTHERS}))",
+    )
+
+
+class TestService(ServiceTests):
+    pass
+
+
+def ask_synapse(host: Host, settings: Settings, path: str) -> Answer:
+    return get(host, f"http://{settings.synapse.address}:{settings.synapse.port}{path}")
+
+
+def test_only_this_machine_reaches_it(service: Service, settings: Settings) -> None:
+    own = f"{settings.synapse.address}:{settings.synapse.port}"
+    assert service.tcp() == {own}, (
+        f"Synapse listens on {service.tcp()} instead of {own}: {DEPLOY}, look for listeners in /etc/matrix-synapse/conf.d"
+    )
+
+
+def test_answers(host: Host, settings: Settings) -> None:
+    answer = ask_synapse(host, settings, "/health")
+    assert answer.status == 200, f"{answer}; see journalctl -u matrix-synapse"
+
+
+def test_reaches_its_database(host: Host, settings: Settings) -> None:
+    # It looks the alias up in its database.
+    answer = ask_synapse(
+        host, settings, f"/_matrix/client/v3/directory/room/%23no-such-room-{time.time():.0f}:{settings.server_name}"
+    )
+    assert (answer.status, answer.json().get("errcode")) == (404, "M_NOT_FOUND"), (
+        f"Synapse cannot use its database, {answer}; see journalctl -u matrix-synapse and -u {settings.postgres.unit}"
+    )
+
+
+def test_is_the_version_of_the_lock(host: Host, settings: Settings) -> None:
+    running = ask_synapse(host, settings, "/_synapse/admin/v1/server_version").json()["server_version"]
+    locked = locked_version("synapse", "matrix-synapse")
+    assert running == locked, f"Synapse {running} runs, requirements/synapse.txt says {locked}: {DEPLOY}"
+
+
+def test_runs_from_the_installed_virtualenv(service: Service, settings: Settings) -> None:
+    current = program_in_use(service, "matrix-synapse")
+    assert current == settings.synapse.virtualenv.key, (
+        f"/opt/matrix-synapse/{current} is in use, requirements/synapse.txt makes {settings.synapse.virtualenv.key}: {DEPLOY}"
+    )
+
+
+def test_speaks_for_its_server_name(host: Host, settings: Settings) -> None:
+    """Other homeservers ask for its signing key; without federation nobody may."""
+    answer = ask_synapse(host, settings, "/_matrix/key/v2/server")
+    if settings.choices.federation:
+        assert answer.status == 200, f"other homeservers cannot check its signatures, {answer}"
+        key = answer.json()
+        assert key["server_name"] == settings.server_name, f"{answer.url} speaks for {key['server_name']}: {DEPLOY}"
+        assert key["verify_keys"] and key["valid_until_ts"] > time.time() * 1000, f"no valid signing key, {answer}"
+    else:
+        assert answer.status == 404, f"federation is off in the settings, but {answer}: {DEPLOY}"
+
+
+def test_registration_is_as_chosen(host: Host, settings: Settings) -> None:
+    answer = ask_synapse(host, settings, "/_matrix/client/v3/register/available?username=nobody-asks-for-this-name")
+    chosen = settings.choices.registration
+    if chosen == "closed":
+        assert answer.status == 403, f"registration is closed in the settings, but {answer}: {DEPLOY}"
+    else:
+        assert answer.status == 200, f'registration is "{chosen}" in the settings, but {answer}: {DEPLOY}'
