@@ -1,0 +1,325 @@
+"""Every file that the tasks write, rendered for the choices that change it, and read as its program will read it.
+
+The tasks themselves are run, with operations that do nothing but note down what they are given.
+"""
+
+import json
+import re
+import runpy
+import shutil
+import string
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pyinfra.local
+import pytest
+import yaml
+from jinja2 import UndefinedError
+from pyinfra.api.config import Config
+from pyinfra.context import ctx_config
+
+import settings as settings_module
+from operations import binaries, certificates, databases, deployment, files, packages, preflight, templating, units
+from operations import virtualenvs as virtualenvs_module
+from operations.files import File
+from operations.machine import MachineState
+from operations.templating import MASK, TEMPLATES, caddyfile, environment_file, ini
+from settings import NEEDS, Settings, choices_from
+from vault import SECRETS, Secret
+
+ROOT = Path(__file__).parent.parent.parent
+DEFAULTS = runpy.run_path(str(ROOT / "group_data" / "all.py"))
+EVERYTHING = tuple(NEEDS)
+PRINTABLE = string.digits + string.ascii_letters + string.punctuation + " "
+LETS_ENCRYPT = DEFAULTS["acme"]
+ZEROSSL = {"directory": "https://acme.zerossl.com/v2/DV90", "eab_key_id": "key-1", "email": "turn@x.test"}
+MAIL = {"smtp_host": "mail.x.test", "smtp_username": "mailer"}
+
+# What is chosen beside a server name, and which roles there are.
+SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
+    "default": (EVERYTHING, {"admin_email": "admin@x.test"}),
+    "internal": (EVERYTHING, {"tls": "internal", "private_networks": ["10.1.0.0/16", "fd00::/8"]}),
+    "files": (EVERYTHING, {"tls": "files", "tls_files": {"certificate": "/etc/tls/a.pem", "key": "/etc/tls/a.key"}}),
+    "zerossl": (EVERYTHING, {"admin_email": "admin@x.test", "turn_acme": ZEROSSL, "external_ip": "198.51.100.7"}),
+    "private authority": (
+        EVERYTHING,
+        {"acme": {"directory": "https://ca.x.test/dir", "trusted_root": "/etc/ca.pem", "email": "a@x.test"}},
+    ),
+    "mail": (EVERYTHING, {"tls": "internal", **MAIL}),
+    "mail over tls": (EVERYTHING, {"tls": "internal", **MAIL, "smtp_port": 465, "smtp_tls": "tls"}),
+    "mail without login": (EVERYTHING, {"tls": "internal", "smtp_host": "mail.x.test", "smtp_tls": "none"}),
+    "open": (EVERYTHING, {"tls": "internal", "registration": "open"}),
+    "token, no federation": (EVERYTHING, {"tls": "internal", "registration": "token", "federation": False}),
+    "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
+    "without caddy": (("postgres", "synapse", "sydent"), {"tls": "internal"}),
+    "relay alone": (("caddy", "coturn"), {"tls": "internal"}),
+    "identity server alone": (("caddy", "sydent"), {"tls": "internal"}),
+}
+
+
+def settings_for(scenario: str, directory: Path, release: str = "13") -> Settings:
+    roles, chosen = SCENARIOS[scenario]
+    known = {name: value for name, value in DEFAULTS.items() if name in settings_module.Choices.model_fields}
+    choices = choices_from({**known, "server_name": "x.test", **chosen}, "trial")
+    machine = MachineState("root", True, "debian", release, "amd64", 4096, 40960, ("192.0.2.1", "2001:db8::1"))
+    made = Settings(choices, "trial", {role: ["one"] for role in roles}, "one", machine, inventories=directory)
+    assert made.mistakes() == []
+    for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key"):
+        made.vault.set(name, f"{name}{PRINTABLE}")
+    return made
+
+
+Rendered = dict[str, tuple[str, str]]
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Rendered]:
+    """Runs deploy.py for a scenario; returns each file's path, its content and its content with secrets masked."""
+
+    def render(scenario: str, release: str = "13") -> Rendered:
+        made = settings_for(scenario, tmp_path, release)
+        entries: list[Any] = []
+
+        def ignore(*args: object, **kwargs: object) -> None:
+            pass
+
+        for module in (binaries, certificates, databases, deployment, files, packages, units, virtualenvs_module):
+            for name, value in vars(module).items():
+                if getattr(value, "is_idempotent", None) is not None:
+                    monkeypatch.setattr(module, name, ignore)
+        monkeypatch.setattr(files, "present", lambda name, entries: given(entries))
+        monkeypatch.setattr(binaries, "obtain", ignore)
+        monkeypatch.setattr(settings_module, "settings_of", lambda host: made)
+        monkeypatch.setattr(preflight, "checked", lambda host: made)
+        monkeypatch.setattr(pyinfra.local, "include", lambda path: runpy.run_path(str(ROOT / path)))
+
+        def given(more: Sequence[Any]) -> None:
+            entries.extend(more)
+
+        with ctx_config.use(Config()):  # type: ignore[no-untyped-call]
+            runpy.run_path(str(ROOT / "deploy.py"))
+        contents = {entry.path: entry.content() for entry in entries if isinstance(entry, File)}
+        return {path: (real.decode(), masked.decode()) for path, (real, masked) in contents.items()}
+
+    return render
+
+
+@pytest.mark.parametrize("release", ["12", "13"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_files_are_complete_and_readable(written: Callable[..., Rendered], scenario: str, release: str) -> None:
+    rendered = written(scenario, release)
+    for path, (content, _) in rendered.items():
+        assert content.endswith("\n") or "/secrets/" in path, path
+        assert "{{" not in content.replace(PRINTABLE, "") or "/sydent/templates/" in path, f"unrendered: {path}"
+        if path.endswith(".yaml"):
+            assert isinstance(yaml.safe_load(content), dict), path
+        elif path.endswith((".service", ".path", "override.conf")):
+            # A unit's value that is empty by accident would mean: reset.
+            sections = re.findall(r"^\[(\w+)\]$", content, re.M)
+            assert sections and len(sections) == len(set(sections)), path
+        elif path.endswith("sydent.conf") and "sysusers" not in path:
+            parser = ConfigParser()
+            parser.read_string(content)
+            # Interpolation happens on reading.
+            assert all(dict(parser[section]) for section in parser.sections()), path
+
+
+def test_every_template_is_used(written: Callable[..., Rendered], monkeypatch: pytest.MonkeyPatch) -> None:
+    used: set[str] = set()
+    original = templating._REAL.loader.get_source  # type: ignore[union-attr]
+
+    def watched(environment: Any, template: str) -> Any:
+        used.add(template)
+        return original(environment, template)
+
+    monkeypatch.setattr(templating._REAL.loader, "get_source", watched)
+    templating._REAL.cache.clear()  # type: ignore[union-attr]
+    for scenario in SCENARIOS:
+        written(scenario)
+    kept = {str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2") if "brand" not in path.parts}
+    assert kept - used == set()
+
+
+def test_missing_value_is_an_error_not_an_empty_word() -> None:
+    with pytest.raises(UndefinedError):
+        templating.render("postgres/matrix-metal.conf.j2", {"postgres": object()})
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", ["mail", "zerossl"])
+def test_masked_files_hold_no_secret(written: Callable[..., Rendered], scenario: str, tmp_path: Path) -> None:
+    rendered = written(scenario)
+    vault = settings_module._vault(tmp_path / "trial.vault")
+    values = [vault.get(name).reveal() for name in SECRETS if vault.has(name)]
+    for value in values:
+        # An odd one is written quoted: then its letters at the beginning tell.
+        needle = value[:40]
+        for path, (_, masked) in rendered.items():
+            assert needle not in masked, path
+    used = {"mail": "smtp_password", "zerossl": "turn_acme_eab_hmac_key"}[scenario]
+    assert any(f"{used}0123456789" in content for content, _ in rendered.values())
+
+
+def test_secret_without_reveal_is_written_masked() -> None:
+    template = templating._REAL.from_string(
+        "{{ secret }} {{ [secret] }} {{ secret | yaml if false else secret | string }}"
+    )
+    assert template.render(secret=Secret("hidden")) == f"{MASK} [{MASK}] {MASK}"
+
+
+# --- quoting: each program reads back exactly what was written -------------------------------------
+
+AWKWARD = [
+    PRINTABLE,
+    " leading and trailing ",
+    "   ",
+    "%(nothing)s",
+    "100%",
+    "# no comment",
+    "; no comment",
+    '"quoted"',
+    "'quoted'",
+    "back\\slash\\n",
+    "${HOME} $(id) `id`",
+    "{{ x }} {% y %}",
+    "ключ é 鍵",
+    "a\u00a0b",
+    "= : =",
+    "[section]",
+]
+
+
+@pytest.mark.parametrize("value", AWKWARD)
+def test_config_parser_reads_back_what_was_written(value: str) -> None:
+    parser = ConfigParser()
+    parser.read_string(f"[email]\nnothing =\npassword = {ini(value)}\nnext = 1\n")
+    assert parser["email"]["password"] == value
+    assert parser["email"]["next"] == "1"
+
+
+@pytest.mark.parametrize("value", [*AWKWARD, "\u2028", "tab\there"])
+def test_yaml_reads_back_what_was_written(value: str) -> None:
+    assert yaml.safe_load(f"password: {templating.yaml(value)}\nnext: 1\n") == {"password": value, "next": 1}
+
+
+@pytest.mark.parametrize("value", AWKWARD)
+def test_systemd_would_read_back_what_was_written(value: str) -> None:
+    written = environment_file(value)
+    assert written[0] == written[-1] == '"'
+    # systemd.exec(5): between double quotes a backslash takes one of these characters literally, and stays before others.
+    assert re.sub(r'\\(["\\`$])', r"\1", written[1:-1]) == value
+    assert not re.search(r'(?<!\\)(\\\\)*["`$]', written[1:-1])
+
+
+@pytest.mark.parametrize("value", [value for value in AWKWARD if "{" not in value])
+def test_caddyfile_would_read_back_what_was_written(value: str) -> None:
+    written = caddyfile(value)
+    assert re.sub(r"\\([\"\\])", r"\1", written[1:-1]) == value
+
+
+# --- what choices do ------------------------------------------------------------------------------
+
+
+def homeserver(rendered: Rendered) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(rendered["/etc/matrix-synapse/homeserver.yaml"][0])
+    return loaded
+
+
+def well_known(rendered: Rendered, kind: str) -> dict[str, Any] | None:
+    """What Caddy serves there."""
+    found = re.search(
+        rf"/\.well-known/matrix/{kind} {{.*?respond `(.*?)` 200", rendered["/etc/caddy/Caddyfile"][0], re.S
+    )
+    return json.loads(found[1]) if found else None
+
+
+def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) -> None:
+    assert homeserver(written("default"))["enable_registration"] is False
+    by_token = homeserver(written("token, no federation"))
+    assert by_token["enable_registration"] and by_token["registration_requires_token"]
+    assert homeserver(written("open"))["enable_registration_without_verification"]
+
+
+def test_left_out_roles_are_nowhere_mentioned(written: Callable[..., Rendered]) -> None:
+    alone = written("homeserver alone")
+    assert well_known(alone, "client") == {"m.homeserver": {"base_url": "https://matrix.x.test"}}
+    assert "turn_uris" not in homeserver(alone)
+    assert "default_identity_server" not in homeserver(alone)
+    everything = json.dumps([alone[path][0] for path in sorted(alone)])
+    for foreign in ("turn.x.test", "identity.x.test", "sliding.x.test", "/var/lib/sydent/sydent.db"):
+        assert foreign not in everything
+    assert set(well_known(written("default"), "client") or {}) == {
+        "m.homeserver",
+        "m.identity_server",
+        "org.matrix.msc3575.proxy",
+    }
+
+
+def test_unfederated_server_tells_other_homeservers_nothing(written: Callable[..., Rendered]) -> None:
+    unfederated = written("token, no federation")
+    assert well_known(unfederated, "server") is None
+    assert homeserver(unfederated)["federation_domain_whitelist"] == []
+    [listener] = homeserver(unfederated)["listeners"]
+    assert "federation" not in listener["resources"][0]["names"]
+    assert well_known(written("default"), "server") == {"m.server": "matrix.x.test:443"}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "directory"),
+    [
+        ("default", "acme-v02.api.letsencrypt.org-directory"),
+        ("zerossl", "acme.zerossl.com-v2-dv90"),
+        ("private authority", "ca.x.test-dir"),
+        ("internal", "local"),
+    ],
+)
+def test_coturn_reads_the_certificate_where_caddy_keeps_it(
+    written: Callable[..., Rendered], scenario: str, directory: str
+) -> None:
+    """Caddy names the directory after the issuer (CertMagic's storage)."""
+    certificate = f"/var/lib/caddy/.local/share/caddy/certificates/{directory}/turn.x.test/turn.x.test"
+    rendered = written(scenario)
+    configuration = rendered["/etc/turnserver.conf"][0].splitlines()
+    assert f"cert={certificate}.crt" in configuration
+    assert f"pkey={certificate}.key" in configuration
+
+
+def test_external_account_binding_is_only_for_who_asks_for_it(written: Callable[..., Rendered]) -> None:
+    content = written("zerossl")["/etc/caddy/Caddyfile"][0]
+    assert content.count("eab ") == 1
+    turn = content[content.index("\nturn.x.test {") :]
+    assert 'eab "key-1" "turn_acme_eab_hmac_key' in turn
+    assert f'dir "{ZEROSSL["directory"]}"' in turn and f'dir "{LETS_ENCRYPT["directory"]}"' not in turn
+
+
+def test_mail_goes_the_way_that_was_chosen(written: Callable[..., Rendered]) -> None:
+    path = "/etc/matrix-synapse/conf.d/email.yaml"
+    mail = yaml.safe_load(written("mail")[path][0])["email"]
+    assert mail["require_transport_security"] and not mail["force_tls"] and mail["smtp_port"] == 587
+    assert mail["smtp_pass"] == f"smtp_password{PRINTABLE}"
+    tls = yaml.safe_load(written("mail over tls")[path][0])["email"]
+    assert tls["force_tls"] and tls["smtp_port"] == 465
+    plain = yaml.safe_load(written("mail without login")[path][0])["email"]
+    assert not plain["enable_tls"] and "smtp_user" not in plain
+    assert yaml.safe_load(written("default")[path][0]) == {}
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not on this computer")
+def test_units_are_understood_by_systemd(written: Callable[..., Rendered], tmp_path: Path) -> None:
+    rendered = written("default")
+    verified = []
+    for path, (content, _) in rendered.items():
+        if path.startswith("/etc/systemd/system/") and path.endswith((".service", ".path")):
+            # The programs and the users are not on this computer, and not what is looked at.
+            content = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", content, flags=re.M)
+            (tmp_path / Path(path).name).write_text(content)
+            verified.append(str(tmp_path / Path(path).name))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *verified], capture_output=True, text=True)
+    wrong = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "Unknown" in line]
+    assert len(verified) >= 4
+    assert wrong == []
