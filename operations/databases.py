@@ -4,7 +4,6 @@ import base64
 import hashlib
 import hmac
 import os
-import re
 import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -43,21 +42,27 @@ def verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
     return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"
 
 
-def matches(password: str, stored: str) -> bool:
-    """Whether the stored verifier is the password's."""
-    found = re.fullmatch(r"SCRAM-SHA-256\$(\d+):([^$]+)\$.*", stored)
-    return found is not None and verifier(password, base64.b64decode(found[2]), int(found[1])) == stored
+def matches(password: str, found: str) -> bool:
+    """Whether what `Existing` found of a role's password is the password's: "iterations:salt sha256-of-the-verifier"."""
+    how, _, digest = found.partition(" ")
+    iterations, _, salt = how.partition(":")
+    if not (iterations.isdigit() and salt):
+        return False
+    wanted = verifier(password, base64.b64decode(salt), int(iterations))
+    return hashlib.sha256(wanted.encode()).hexdigest() == digest
 
 
 class Existing(FactBase[dict[str, str]]):
-    """What exists: "role NAME" -> verifier of its password, "database NAME" -> "owner encoding collation ctype".
+    """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype".
 
     Empty while PostgreSQL is down.
     """
 
     def command(self) -> str:
         query = (
-            "SELECT 'role ' || rolname, coalesce(rolpassword, '') FROM pg_authid UNION ALL "
+            # A fact's answer is printed by -vvv: enough to recognise a verifier by, not the verifier.
+            "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "
+            "encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), '') FROM pg_authid UNION ALL "
             "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
             "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database"
         )
