@@ -1,0 +1,166 @@
+"""Clients as a user has them: they know a deployment by its public names, and trust its certificates' authority alone.
+
+The names are resolved by the testbed's name server, which the controller itself does not use; nothing else is special.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import nio
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from tests.testbed import Host, Testbed
+
+CADDY_ROOT = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
+REGISTER = "/opt/matrix-synapse/current/bin/register_new_matrix_user"
+
+# Generous, because the machine may be busy with other hosts. Seconds.
+PATIENCE = 60
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user who has logged in."""
+
+    user_id: str
+    password: str = field(repr=False)
+    device_id: str
+    access_token: str = field(repr=False)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.access_token}"}
+
+
+class _Transport(httpx.BaseTransport):
+    """Connects to the address that the testbed gives for a name; the certificate still has to be the name's own."""
+
+    def __init__(self, bed: Testbed, context: ssl.SSLContext, *, http2: bool, ipv6: bool) -> None:
+        self.bed, self.context, self.http2, self.ipv6 = bed, context, http2, ipv6
+        # One for each name: several names share an address, and a connection belongs to one of them.
+        self.transports: dict[str, httpx.HTTPTransport] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.host
+        if name not in self.transports:
+            self.transports[name] = httpx.HTTPTransport(verify=self.context, http2=self.http2, trust_env=False)
+        sent = httpx.Request(
+            request.method,
+            request.url.copy_with(host=self.bed.resolve(name, ipv6=self.ipv6)),
+            headers=request.headers,
+            stream=request.stream,
+            extensions={**request.extensions, "sni_hostname": name},
+        )
+        return self.transports[name].handle_request(sent)
+
+    def close(self) -> None:
+        for transport in self.transports.values():
+            transport.close()
+
+
+class _Resolver(AbstractResolver):
+    def __init__(self, bed: Testbed) -> None:
+        self.bed = bed
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        address = await asyncio.to_thread(self.bed.resolve, host)
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=socket.AI_NUMERICHOST
+            )
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+class Outside:
+    """Whoever reaches a deployment from another machine.
+
+    directory: for Caddy's root certificate, which is fetched from the host as its administrator would hand it out.
+    """
+
+    def __init__(self, host: Host, directory: Path) -> None:
+        self.host, self.server_name = host, host.domain
+        self.root = directory / "caddy-root.crt"
+        host.get(CADDY_ROOT, self.root)
+
+    def context(self) -> ssl.SSLContext:
+        """Trusts the deployment's authority and no other. A new one each time, because HTTP clients change theirs."""
+        return ssl.create_default_context(cafile=str(self.root))
+
+    def http(self, *, http2: bool = True, ipv6: bool = False) -> httpx.Client:
+        """An HTTP client that follows no redirects."""
+        transport = _Transport(self.host.bed, self.context(), http2=http2, ipv6=ipv6)
+        return httpx.Client(transport=transport, trust_env=False, timeout=PATIENCE)
+
+    def url(self, service: str, path: str = "") -> str:
+        """The address of one of the deployment's services, such as "matrix"; "" is the server name itself."""
+        return f"https://{f'{service}.' if service else ''}{self.server_name}{path}"
+
+    @contextlib.asynccontextmanager
+    async def matrix(self, account: Account | None = None, homeserver: str = "") -> AsyncIterator[nio.AsyncClient]:
+        """matrix-nio's client, logged in as the account if there is one."""
+        context = self.context()
+        client = nio.AsyncClient(homeserver or self.url("matrix"), ssl=context)
+        if account:
+            client.restore_login(account.user_id, account.device_id, account.access_token)
+        connector = aiohttp.TCPConnector(resolver=_Resolver(self.host.bed), ssl=context)
+        client.client_session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=PATIENCE)
+        )
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    async def discover(self) -> nio.DiscoveryInfoResponse:
+        """What a client learns from nothing but the server name."""
+        async with self.matrix(homeserver=self.url("")) as client:
+            return expect(await client.discovery_info(), nio.DiscoveryInfoResponse)
+
+    async def log_in(self, user: str, password: str) -> Account:
+        """Find the homeserver and log in there, as a client that is given a user's address and password."""
+        found = await self.discover()
+        async with self.matrix(homeserver=found.homeserver_url) as client:
+            client.user = f"@{user}:{self.server_name}"
+            answer = expect(await client.login(password, device_name="matrix-metal's tests"), nio.LoginResponse)
+            return Account(answer.user_id, password, answer.device_id, answer.access_token)
+
+
+def register(host: Host, user: str, password: str) -> None:
+    """Make an account, as the administrator does on the machine."""
+    # By standard input into a file: every user of the machine can read its command lines.
+    host.run(
+        f'umask 077; file=$(mktemp); trap "rm -f $file" EXIT; cat > $file; '
+        f"{REGISTER} -c /etc/matrix-synapse/homeserver.yaml --user {user} --password-file $file --no-admin "
+        "http://127.0.0.1:8008",
+        stdin=password,
+    )
+
+
+def expect(answer: Any, kind: type[Any]) -> Any:
+    """The answer of matrix-nio, which returns errors instead of raising them."""
+    assert isinstance(answer, kind), f"the homeserver answered {answer}, not {kind.__name__}"
+    return answer
+
+
+def answered(response: httpx.Response, status: int = 200) -> Any:
+    """The JSON of a response, which must have this status."""
+    assert response.status_code == status, (
+        f"{response.request.method} {response.request.url} was answered with {response.status_code} "
+        f"instead of {status}: {response.text[:500]}"
+    )
+    return response.json()

@@ -1,0 +1,191 @@
+"""What is, and above all what is not, within reach of another machine."""
+
+import asyncio
+import os
+import re
+import socket
+import ssl
+import struct
+
+import pytest
+
+from tests.e2e.client import Outside, answered
+from tests.e2e.turn import relay
+
+SERVICES = ["", "matrix", "identity", "sliding", "turn"]
+UNREACHABLE = [
+    "/",
+    "/index.html",
+    "/health",
+    "/metrics",
+    "/_synapse/admin/v1/register",
+    "/_synapse/admin/v1/server_version",
+    "/_synapse/admin/v2/users",
+    "/_synapse/metrics",
+    "/_synapse/replication/",
+    "/_synapse/mas/query_user",
+    "//_synapse/admin/v1/register",
+    "/_synapse//admin/v1/register",
+    "/_matrix/../_synapse/admin/v1/register",
+    "/_matrix/%2e%2e/_synapse/admin/v1/register",
+    "/_matrix/..%2f_synapse/admin/v1/register",
+    "/_synapse/client/../admin/v1/register",
+    "/_synapse/client/%2e%2e/admin/v1/register",
+    "/.well-known/matrix",
+    "/.well-known/matrix/server/x",
+    "/client/",
+    "/config/",
+    "/debug/pprof/",
+]
+# Of Sydent's old API, which needs no account: these would send mail in our name, or tell who has an account.
+OLD_IDENTITY = [
+    "store-invite",
+    "lookup",
+    "bulk_lookup",
+    "3pid/bind",
+    "3pid/unbind",
+    "3pid/getValidated3pid",
+    "validate/email/requestToken",
+    "validate/msisdn/requestToken",
+    "validate/msisdn/submitToken",
+]
+TCP = {22, 80, 443, 3478, 5349}
+UDP = {443, 3478, 5349}
+RELAYED = range(49152, 65536)
+INSIDE = {2019: "Caddy's administration", 5432: "PostgreSQL", 8008: "Synapse", 8009: "Sliding Sync", 8090: "Sydent"}
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=[service or "apex" for service in SERVICES])
+def test_unknown_paths_are_not_found(outside: Outside, service: str) -> None:
+    with outside.http() as http:
+        statuses = {path: http.get(outside.url(service, path)).status_code for path in UNREACHABLE}
+    assert {path: status for path, status in statuses.items() if status != 404} == {}
+
+
+def test_the_administration_is_there_but_not_outside(outside: Outside) -> None:
+    """So that the paths above are unreachable, and not merely misspelt."""
+    inside = outside.host.run("curl -s http://127.0.0.1:8008/_synapse/admin/v1/register").stdout
+    assert "nonce" in inside, inside
+
+
+@pytest.mark.parametrize("service", ["", "identity", "sliding", "turn"])
+def test_only_the_homeservers_name_leads_to_the_homeserver(outside: Outside, service: str) -> None:
+    """The Sliding Sync proxy answers some of these itself, and keeps tokens; Sydent has paths that look alike."""
+    with outside.http() as http:
+        for path in ("/_matrix/client/versions", "/_matrix/client/v3/sync", "/_matrix/federation/v1/version"):
+            response = http.get(outside.url(service, path))
+            assert response.status_code == 404, f"{response.url} is answered with {response.status_code}"
+
+
+@pytest.mark.parametrize("path", OLD_IDENTITY)
+def test_the_old_identity_api_is_closed(outside: Outside, path: str) -> None:
+    with outside.http() as http:
+        url = outside.url("identity", f"/_matrix/identity/api/v1/{path}")
+        for response in (http.get(url), http.post(url, json={})):
+            assert response.status_code == 404, f"{response.request.method} {path}: {response.status_code}"
+        assert answered(http.get(outside.url("identity", "/_matrix/identity/v2"))) == {}
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=[service or "apex" for service in SERVICES])
+def test_plain_http_leads_to_https(outside: Outside, service: str) -> None:
+    target = outside.url(service, "/_matrix/client/versions?a=b%20c")
+    with outside.http(http2=False) as http:
+        response = http.get(target.replace("https:", "http:"))
+    assert (response.status_code, response.headers.get("location")) == (308, target)
+
+
+def test_it_answers_over_ipv6(outside: Outside) -> None:
+    with outside.http(ipv6=True) as http:
+        assert answered(http.get(outside.url("matrix", "/_matrix/client/versions")))["versions"]
+
+
+@pytest.mark.parametrize("service", ["other", "www"])
+def test_no_other_name_has_a_certificate(outside: Outside, service: str) -> None:
+    name = f"{service}.{outside.server_name}"
+    with (
+        socket.create_connection((outside.host.address, 443), timeout=30) as connection,
+        pytest.raises(ssl.SSLError),
+        outside.context().wrap_socket(connection, server_hostname=name),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1], ids=["tls1.0", "tls1.1"])
+@pytest.mark.parametrize(("service", "port"), [("matrix", 443), ("turn", 5349)])
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_old_tls_is_refused(outside: Outside, service: str, port: int, version: ssl.TLSVersion) -> None:
+    context = outside.context()
+    # Else this side would refuse first.
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = version
+    with (
+        # Caddy says no; coturn says nothing.
+        socket.create_connection((outside.host.address, port), timeout=3) as connection,
+        pytest.raises((ssl.SSLError, ConnectionResetError, TimeoutError)),
+        context.wrap_socket(connection, server_hostname=f"{service}.{outside.server_name}"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+def test_few_tcp_ports_are_open(outside: Outside, ipv6: bool) -> None:
+    address = outside.host.address6 if ipv6 else outside.host.address
+    open_ports = asyncio.run(_open_ports(address))
+    for port, what in INSIDE.items():
+        assert port not in open_ports, f"{what} can be reached from outside on port {port}"
+    assert open_ports == TCP, f"open are {sorted(open_ports)}, expected {sorted(TCP)}"
+
+
+def test_few_udp_ports_are_open(outside: Outside) -> None:
+    """Closed ports answer too rarely to be scanned, so the machine says what is bound, and whoever is there must answer."""
+    bound = outside.host.run("ss --no-header --udp --listening --numeric").stdout
+    addresses = [re.sub(r"%\w+", "", line.split()[3]).rpartition(":") for line in bound.splitlines()]
+    ports = {int(port) for address, _, port in addresses if not address.startswith(("127.", "[::1]"))}
+    assert ports - set(RELAYED) == UDP, f"bound are {sorted(ports)}, expected {sorted(UDP)}:\n{bound}"
+
+    own = outside.host.bed.bridge_address
+    for port in (3478, 5349):
+        with relay(outside.host.address, "udp", port=port) as client:
+            assert client.bind()[0] == own, f"STUN on port {port} tells us another address than ours"
+    assert _speaks_quic(outside.host.address), "HTTP/3 is announced, but nobody answers on UDP port 443"
+
+
+async def _open_ports(address: str) -> set[int]:
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    room = asyncio.Semaphore(400)
+    # Every test has come in by SSH, whose server is wary of whoever knocks and goes away.
+    found = {22}
+
+    async def probe(port: int) -> None:
+        async with room:
+            with socket.socket(family, socket.SOCK_STREAM) as connection:
+                connection.setblocking(False)
+                try:
+                    await asyncio.wait_for(loop.sock_connect(connection, (address, port)), 10)
+                except (TimeoutError, OSError):
+                    return
+                found.add(port)
+
+    ports = [port for port in range(1, 65536) if port != 22]
+    for at in range(0, len(ports), 4000):
+        await asyncio.gather(*(probe(port) for port in ports[at : at + 4000]))
+    return found
+
+
+def _speaks_quic(address: str) -> bool:
+    """Whether somebody refuses a version of QUIC that does not exist (RFC 9000, 6.1)."""
+    ours, theirs = os.urandom(8), os.urandom(8)
+    hello = struct.pack(">BIB8sB8s", 0xC0, 0x1A2A3A4A, 8, theirs, 8, ours).ljust(1200, b"\0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(3)
+        connection.connect((address, 443))
+        for _ in range(5):
+            connection.send(hello)
+            try:
+                answer = connection.recv(2048)
+            except TimeoutError:
+                continue
+            # Version 0: the answer lists versions. It is for us: it is addressed with our identifier.
+            return answer[1:5] == bytes(4) and answer[6:14] == ours
+    return False
