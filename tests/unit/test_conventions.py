@@ -1,0 +1,121 @@
+"""What every task keeps to, so that runs are readable, repeatable and silent about secrets. The reasons are in DESIGN."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TASKS = [ROOT / "deploy.py", *sorted((ROOT / "tasks").glob("*.py"))]
+OPERATIONS = sorted((ROOT / "operations").glob("*.py"))
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call of a file, with the dotted name of what is called."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@cache
+def operations_of_ours() -> set[str]:
+    """Every `module.function` below operations/ that is a pyinfra operation."""
+    return {
+        f"{path.stem}.{node.name}"
+        for path in OPERATIONS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and any(ast.unparse(decorator).partition("(")[0] == "operation" for decorator in node.decorator_list)
+    }
+
+
+def where(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', '?')}"
+
+
+by_name = pytest.mark.parametrize("path", [*TASKS, *OPERATIONS], ids=lambda path: f"{path.parent.name}/{path.name}")
+task_by_name = pytest.mark.parametrize("path", TASKS, ids=lambda path: path.name)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {"files.present", "units.running", "packages.installed", "virtualenvs.in_use"} <= operations_of_ours()
+    assert sum(name in operations_of_ours() for path in TASKS for name, _ in calls(path)) > 25
+
+
+@task_by_name
+def test_operations_are_named(path: Path) -> None:
+    """Without a name an operation is shown with all its arguments, secrets among them."""
+    for name, call in calls(path):
+        if name in operations_of_ours():
+            given = next((keyword.value for keyword in call.keywords if keyword.arg == "name"), None)
+            assert given is not None, f"{where(path, call)}: {name} has no name="
+            assert isinstance(given, ast.Constant) and isinstance(given.value, str), (
+                f"{where(path, call)}: not a plain text"
+            )
+            assert given.value[:1].isupper() and not given.value.endswith("."), f"{where(path, call)}: {given.value!r}"
+
+
+def test_names_tell_operations_apart() -> None:
+    names = [
+        ast.literal_eval(keyword.value)
+        for path in TASKS
+        for name, call in calls(path)
+        if name in operations_of_ours()
+        for keyword in call.keywords
+        if keyword.arg == "name"
+    ]
+    assert sorted(names) == sorted(set(names))
+
+
+@by_name
+def test_nothing_is_derived_from_what_would_change(path: Path) -> None:
+    """A restart that hangs on it is lost when a run is interrupted (operations/units.py)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            own = path.name == "units.py" and ast.unparse(node) == "now.changed"  # a time
+            assert node.attr not in ("will_change", "did_change") or own, where(path, node)
+            assert node.attr != "changed" or own, where(path, node)
+
+
+@by_name
+def test_no_operation_that_changes_something_every_time(path: Path) -> None:
+    for name, call in calls(path):
+        assert name not in ("server.shell", "python.call", "systemd.daemon_reload", "apt.update"), where(path, call)
+        given = {keyword.arg for keyword in call.keywords}
+        assert not given & {"restarted", "reloaded", "daemon_reload"}, where(path, call)
+
+
+@by_name
+def test_modes_are_texts_and_always_given(path: Path) -> None:
+    """A number would be taken as decimal, and a file without a mode gets another one by sudo than as root."""
+    for name, call in calls(path):
+        mode = next((keyword.value for keyword in call.keywords if keyword.arg == "mode"), None)
+        if mode is not None and name.rpartition(".")[2] not in ("mkdir", "open", "chmod"):
+            assert not isinstance(mode, ast.Constant) or isinstance(mode.value, str), where(path, call)
+        if path in TASKS and name in ("Directory", "Template", "Text", "Copy"):
+            assert mode is not None, f"{where(path, call)}: {name} without mode="
+            assert isinstance(mode, ast.Constant) and str(mode.value).isdigit(), where(path, call)
+
+
+@task_by_name
+def test_tasks_are_recipes(path: Path) -> None:
+    """Short enough to be read at once, and with a first line that says what for."""
+    assert len(path.read_text().splitlines()) <= 120
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@task_by_name
+def test_tasks_take_only_typed_settings(path: Path) -> None:
+    """Group data reaches a task through settings.py, which has checked it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "host.data"), where(path, node)
+
+
+def test_every_role_has_its_room() -> None:
+    from settings import NEEDS
+
+    for role in NEEDS:
+        assert (ROOT / "tasks" / f"{role}.py").is_file()
+        assert (ROOT / "templates" / role).is_dir()

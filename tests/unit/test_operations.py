@@ -1,0 +1,348 @@
+"""When a unit is restarted, reloaded or left alone; which files are touched, and what is shown of them."""
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from operations import files, packages, refusal, units
+from operations.files import Absent, Contents, Copy, Directory, Link, Paths, State, Text
+from operations.machine import Machine, MachineState
+from operations.templating import MASK
+from operations.units import Unit, UnitState
+from vault import Secret
+
+
+class FakeHost:
+    """A machine that answers each fact with what the test says."""
+
+    name = "one"
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.logged: list[str] = []
+        self.asked: list[dict[str, Any]] = []
+
+    def get_fact(self, fact: type, **arguments: Any) -> Any:
+        self.asked.append(arguments)
+        return self.answers.pop(0)
+
+    def noop(self, text: str) -> None:
+        pass
+
+    def log(self, text: str) -> None:
+        self.logged.append(text)
+
+
+def commands(operation: Any, **arguments: Any) -> list[str]:
+    """What the operation would run on the machine."""
+    inner: Iterator[Any] = operation._inner(**arguments)
+    return [str(command) for command in inner]
+
+
+# --- units ----------------------------------------------------------------------------------------
+
+UNIT = "/etc/systemd/system/x.service"
+RUNNING = {
+    "load": "loaded",
+    "active": "active",
+    "enabled": "enabled",
+    "started": 100.0,
+    "changed": 100.0,
+    "ready": True,
+}
+
+
+def decided(monkeypatch: pytest.MonkeyPatch, written: Sequence[tuple[str, float]] = (), **now: Any) -> set[str]:
+    """What is done to a unit in this state: of start, reload, enable, daemon-reload, check, wait."""
+    state = UnitState(**{**RUNNING, **now}, written=tuple(written))
+    monkeypatch.setattr(units, "host", FakeHost(state))
+    done = commands(units.running, unit="x.service", reads=["/etc/a"], rereads=["/etc/b"], check="try-it", ready="ask")
+    # Functions come first and are only defined there.
+    steps = "\n".join(done).partition("is-active --quiet x.service || failed")[2]
+    words = {
+        "start": "systemctl restart x.service",
+        "reload": "systemctl reload x.service",
+        "enable": "systemctl enable",
+        "daemon-reload": "systemctl daemon-reload",
+        "check": "try-it",
+        "wait": "wait_ready",
+    }
+    return {name for name, word in words.items() if word in steps}
+
+
+def test_unit_newer_than_its_files_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decided(monkeypatch, [("/etc/a", 99.9), ("/etc/b", 99.9), (UNIT, 99.9)]) == set()
+
+
+def test_unit_older_than_what_it_reads_is_restarted_once_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decided(monkeypatch, [("/etc/a", 100.1)]) == {"check", "start", "wait"}
+
+
+def test_unit_older_than_its_own_definition_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after somebody else ran daemon-reload, which makes systemd forget that it was."""
+    assert decided(monkeypatch, [(UNIT, 100.1)]) == {"check", "start", "wait"}
+    assert decided(monkeypatch, definition_changed=True) == {"check", "start", "wait", "daemon-reload"}
+
+
+def test_unit_that_rereads_is_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decided(monkeypatch, [("/etc/b", 100.1)]) == {"check", "reload", "wait"}
+    # A reload counts: systemd notes it as a change of state.
+    assert decided(monkeypatch, [("/etc/b", 100.1)], changed=100.2) == set()
+    # But it does not make the unit read what is read only at the start.
+    assert decided(monkeypatch, [("/etc/a", 100.1)], changed=100.2) == {"check", "start", "wait"}
+
+
+def test_restart_makes_reload_superfluous(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decided(monkeypatch, [("/etc/a", 100.1), ("/etc/b", 100.1)]) == {"check", "start", "wait"}
+
+
+@pytest.mark.parametrize("active", ["inactive", "failed", "activating", "deactivating"])
+def test_unit_that_does_not_run_is_started(monkeypatch: pytest.MonkeyPatch, active: str) -> None:
+    assert decided(monkeypatch, active=active, ready=False) == {"check", "start", "wait"}
+
+
+def test_new_unit_is_learnt_enabled_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {"check", "start", "wait", "daemon-reload", "enable"}
+    assert decided(monkeypatch, load="not-found", active="inactive", enabled="", ready=False) == expected
+    assert decided(monkeypatch, load="masked", active="inactive", enabled="masked-runtime", ready=False) == expected
+
+
+def test_disabled_unit_is_enabled_without_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decided(monkeypatch, enabled="disabled") == {"enable"}
+
+
+def test_unit_that_does_not_answer_is_given_time_then_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decided(monkeypatch, ready=False) == {"wait", "start"}
+
+
+def test_unit_state_is_read_from_systemd() -> None:
+    state = Unit().process(
+        [
+            "LoadState=loaded",
+            "ActiveState=active",
+            "UnitFileState=enabled",
+            "NeedDaemonReload=no",
+            "ExecMainStartTimestamp=Mon 2026-11-23 22:44:41.500000 UTC",
+            "ActiveEnterTimestamp=Mon 2026-11-23 22:44:43.000000 UTC",
+            "StateChangeTimestamp=Mon 2026-11-23 22:45:00.250000 UTC",
+            "Written=1795473882.750000000 /etc/a file with spaces",
+            "Ready=yes",
+        ]
+    )
+    # A file that is written while the unit starts may have come too late: the beginning of the start counts.
+    assert state.changed - state.started == 18.75
+    assert state.written == (("/etc/a file with spaces", 1795473882.75),)
+    assert state.ready and state.newer_than(state.started, ["/etc/a file with spaces"])
+
+
+def test_unit_that_never_ran_has_no_times() -> None:
+    state = Unit().process(["LoadState=not-found", "ExecMainStartTimestamp=", "ActiveEnterTimestamp=n/a"])
+    assert (state.started, state.changed, state.active) == (0.0, 0.0, "inactive")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, host: FakeHost, diff: bool = False) -> None:
+    """To be a run that only looks, with or without --diff, at the machine."""
+    state = SimpleNamespace(config=SimpleNamespace(DIFF=diff), is_executing=False)
+    for module in (files, refusal):
+        monkeypatch.setattr(module, "host", host)
+        monkeypatch.setattr(module, "state", state)
+
+
+def touched(
+    monkeypatch: pytest.MonkeyPatch, entry: Any, now: State | None, diff: bool = False
+) -> tuple[list[str], FakeHost]:
+    host = FakeHost({entry.path: now} if now else {})
+    pretend(monkeypatch, host, diff)
+    return commands(files.present, entries=[entry]), host
+
+
+def on_disk(tmp_path: Path) -> State:
+    """What the machine would say of a file, by running the fact's own command."""
+    answer = subprocess.run(["sh", "-c", Paths().command([str(tmp_path)])], capture_output=True, text=True, check=True)
+    return Paths().process(answer.stdout.splitlines())[str(tmp_path)]
+
+
+def test_paths_are_seen_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x\n")
+    (tmp_path / "file").chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "it's a dir").mkdir(mode=0o750)
+    assert (on_disk(tmp_path / "file").kind, on_disk(tmp_path / "file").mode) == ("file", "640")
+    assert (on_disk(tmp_path / "link").kind, on_disk(tmp_path / "link").target) == ("link", "file")
+    assert (on_disk(tmp_path / "it's a dir").kind, on_disk(tmp_path / "it's a dir").mode) == ("directory", "750")
+
+
+@pytest.mark.parametrize(
+    ("change", "repaired"),
+    [
+        ({}, False),
+        ({"mode": "644"}, True),
+        ({"user": "nobody"}, True),
+        ({"group": "adm"}, True),
+        ({"sha256": "0"}, True),
+    ],
+)
+def test_file_is_touched_only_where_it_differs(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, str], repaired: bool
+) -> None:
+    sha256 = "73cb3858a687a8494ca3323053016282f3dad39d42cf62ca4e79dda2aac7d9ac"  # of x and a newline
+    now = State(**{"kind": "file", "mode": "600", "user": "root", "group": "root", "sha256": sha256, **change})
+    done, _ = touched(monkeypatch, Text("/etc/x", "x\n", mode="600"), now)
+    assert bool(done) == repaired
+
+
+def test_new_file_arrives_whole_and_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is never readable by others, not even for a moment, and a failed check leaves the old one."""
+    target = tmp_path / "x"
+    target.write_text("old\n")
+    me = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    group = subprocess.run(["id", "-gn"], capture_output=True, text=True, check=True).stdout.strip()
+    for check, expected in (("false", "old\n"), ("grep -q new {}", "new\n")):
+        entry = Text(str(target), "new\n", mode="640", user=me, group=group, check=check)
+        pretend(monkeypatch, FakeHost({}))
+        [command] = files.present._inner(entries=[entry])
+        [stdin] = command.connector_arguments["_stdin"]
+        subprocess.run(["sh", "-c", str(command)], input=stdin, text=True, check=False)
+        assert target.read_text() == expected
+        assert list(tmp_path.iterdir()) == [target], "a temporary file is left"
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_secret_is_not_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    [command], _ = touched(monkeypatch, Text("/etc/x", Secret("hidden-value"), mode="600"), None)
+    assert "hidden-value" not in command and "aGlkZGVuLXZhbHVl" not in command
+
+
+@pytest.mark.parametrize("mode", ["644", "604", "664"])
+def test_secret_for_everybody_is_refused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    with pytest.raises(Exception, match="readable by everybody"):
+        touched(monkeypatch, Text("/etc/x", Secret("hidden"), mode=mode), None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        (Directory("/x", mode="755"), "file"),
+        (Text("/x", "", mode="644"), "directory"),
+        (Copy("/x", "sydent/brand/mail.j2", mode="644"), "link"),
+        (Link("/x", "/y"), "directory"),
+    ],
+)
+def test_what_is_of_another_kind_is_never_removed(monkeypatch: pytest.MonkeyPatch, entry: Any, kind: str) -> None:
+    with pytest.raises(Exception, match="move it away and run again"):
+        touched(monkeypatch, entry, State(kind, "755", "root", "root"))
+
+
+def test_absent_file_is_removed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert touched(monkeypatch, Absent("/etc/x"), None)[0] == []
+    assert len(touched(monkeypatch, Absent("/etc/x"), State("file"))[0]) == 1
+
+
+def test_every_difference_is_shown_before_the_first_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run goes no further than the first command."""
+    host = FakeHost({}, [], [])
+    pretend(monkeypatch, host, diff=True)
+    entries: list[files.Entry] = [
+        Directory("/etc/d", mode="755"),
+        Text("/etc/a", "first\n", mode="644"),
+        Text("/etc/b", "second\n", mode="644"),
+    ]
+    next(files.present._inner(entries=entries))
+    shown = "\n".join(host.logged)
+    assert "+first" in shown and "+second" in shown
+
+
+# --- what --diff reads and shows ------------------------------------------------------------------
+
+
+def read(path: Path, wanted: Sequence[str]) -> list[str]:
+    """What --diff would read of a file on the machine, for these lines that are to be there."""
+    secret = [(line.split(MASK)[0], line) for line in wanted if MASK in line]
+    command = Contents().command(str(path), secret)
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "old"),
+    [
+        ("static-auth-secret=*****", "static-auth-secret=OLD"),
+        ("static-auth-secret=*****", "#static-auth-secret = OLD"),
+        ('  smtp_pass: "*****"', '  smtp_pass: "OLD"'),
+        ('  smtp_pass: "*****"', "smtp_pass: OLD"),
+        ("email.smtppassword = *****", "email.smtppassword=OLD"),
+        ("SYNCV3_SECRET=*****", 'SYNCV3_SECRET="OLD"'),
+        ('\t\teab "key/1" *****', '\teab "another" "OLD"'),
+    ],
+)
+def test_old_secret_never_leaves_the_machine(tmp_path: Path, wanted: str, old: str) -> None:
+    """-vvv prints what is read, so it is masked before that."""
+    path = tmp_path / "x"
+    path.write_text(f"first\n{old}\nlast\n")
+    lines = read(path, ["first", wanted, "last"])
+    assert "OLD" not in "".join(lines)
+    assert (lines[0], len(lines), lines[2]) == ("first", 3, "last")
+
+
+def test_unchanged_secret_is_no_difference(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text('one\n  smtp_pass: "SECRET"\n')
+    assert read(path, ["two", '  smtp_pass: "*****"']) == ["one", '  smtp_pass: "*****"']
+
+
+def test_file_that_is_nothing_but_a_secret_is_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = State("file", "600", "root", "root", "0" * 64)
+    _, host = touched(monkeypatch, Text("/etc/x", Secret("hidden"), mode="600"), now, True)
+    assert len(host.asked) == 1, "only what lies there, not what it holds"
+    assert host.logged == ["/etc/x: holds nothing but a secret, which differs"]
+
+
+# --- machine and packages -------------------------------------------------------------------------
+
+
+def test_machine_is_understood() -> None:
+    state = Machine().process(
+        [
+            "user admin",
+            "root yes",
+            "distribution debian",
+            "release 13",
+            "architecture amd64",
+            "memory 3910",
+            "disk 20000",
+            "addresses 192.0.2.1 2001:db8::1 ",
+            "postgresql 15",
+            "postgresql 9",
+            'deployment {"server_name": "x.test", "vault": "1"}',
+            'listener tcp 80 users:(("nginx",pid=7,fd=6)) 7 nginx.service',
+            "listener udp 3478  0 ",
+        ]
+    )
+    assert (state.user, state.root, state.memory, state.postgresql) == ("admin", True, 3910, ("9", "15"))
+    assert state.deployment == {"server_name": "x.test", "vault": "1"}
+    web, relay = state.listeners
+    assert (web.program, web.pid, web.unit, web.port) == ("nginx", 7, "nginx.service", 80)
+    assert (relay.protocol, relay.port, relay.program) == ("udp", 3478, "")
+
+
+def test_this_computer_can_be_asked(tmp_path: Path) -> None:
+    """The question is a script of its own: it must be one that a POSIX shell takes."""
+    answer = subprocess.run(["sh", "-c", Machine().command()], capture_output=True, text=True, check=True)
+    state = Machine().process(answer.stdout.splitlines())
+    assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
+
+
+def test_only_missing_packages_are_installed_and_their_units_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "host", FakeHost({"curl"}))
+    [command] = commands(packages.installed, packages=["caddy", "curl"], held=["caddy.service"])
+    assert "--no-install-recommends" in command
+    assert command.index("mask --runtime --quiet caddy.service") < command.index("apt-get install")
+    assert " curl" not in command.partition("apt-get install")[2].partition("||")[0]
+    monkeypatch.setattr(packages, "host", FakeHost({"caddy", "curl"}))
+    assert commands(packages.installed, packages=["caddy", "curl"], held=["caddy.service"]) == []

@@ -1,0 +1,277 @@
+"""Choices: what is allowed, what is said about what is not, and what is derived from them."""
+
+import runpy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from operations.machine import MachineState
+from settings import (
+    NEVER_RELAYED_TO,
+    Choices,
+    SettingError,
+    Settings,
+    choices_from,
+    misspelt_roles,
+    size_in_bytes,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+DEFAULTS = {
+    name: value
+    for name, value in runpy.run_path(str(ROOT / "group_data" / "all.py")).items()
+    if name in Choices.model_fields
+}
+MACHINE = MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("192.0.2.1",))
+ALL = ("postgres", "caddy", "coturn", "synapse", "sydent", "sliding_sync")
+
+
+def chosen(**choices: Any) -> Choices:
+    return choices_from({**DEFAULTS, "server_name": "x.test", "tls": "internal", **choices}, "prod")
+
+
+def settings(
+    tmp_path: Path,
+    roles: Mapping[str, Sequence[str]] | None = None,
+    machine: MachineState = MACHINE,
+    **choices: Any,
+) -> Settings:
+    given = roles if roles is not None else {role: ["one"] for role in ALL}
+    return Settings(chosen(**choices), "prod", given, "one", machine, inventories=tmp_path)
+
+
+def refusal(**choices: Any) -> str:
+    with pytest.raises(SettingError) as caught:
+        chosen(**choices)
+    return str(caught.value)
+
+
+def test_group_data_lists_every_setting() -> None:
+    assert set(DEFAULTS) == set(Choices.model_fields)
+
+
+def test_server_name_is_all_that_must_be_chosen() -> None:
+    choices = choices_from({**DEFAULTS, "server_name": "x.test"}, "prod")
+    assert (choices.tls, choices.registration, choices.federation) == ("acme", "closed", True)
+
+
+# --- what is not allowed --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "x",
+            "X.test",
+            "x.test.",
+            ".x.test",
+            "-x.test",
+            "x_y.test",
+            "x..test",
+            "x .test",
+            "x.test\n",
+            "bücher.test",
+        ),
+        *("10.0.0.1", "[::1]", "x.test:8448", "https://x.test", f"{'a' * 64}.test", 5),
+    ],
+)
+def test_server_name_must_be_a_domain(name: object) -> None:
+    line = refusal(server_name=name)
+    assert line.startswith(f"group_data/prod.py: server_name = {name!r} is not allowed: it must be a domain name")
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["x.test", "a-b.x.test", "1.x.test", "xn--bcher-kva.test"])
+def test_domains_that_are_allowed(name: str) -> None:
+    assert chosen(server_name=name).server_name == name
+
+
+def test_missing_server_name_is_said_once() -> None:
+    with pytest.raises(SettingError) as caught:
+        choices_from(DEFAULTS, "prod")
+    assert str(caught.value).startswith("group_data/prod.py: server_name is missing: set it to a domain name")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "right"),
+    [("sever_name", "server_name"), ("federaton", "federation"), ("max_upload", "max_upload_size"), ("TLS", None)],
+)
+def test_misspelt_setting_names_the_nearest(misspelt: str, right: str | None) -> None:
+    line = refusal(**{misspelt: "x"})
+    assert f"there is no setting {misspelt}" in line
+    assert (f"did you mean {right}?" if right else "group_data/all.py lists them all") in line
+
+
+def test_misspelt_key_of_a_dictionary_names_the_nearest() -> None:
+    line = refusal(acme={"directory": "https://ca.x.test", "eab_keyid": "x"})
+    assert "there is no acme['eab_keyid']; did you mean eab_key_id?" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("federation", "yes", "True or False"),
+        ("federation", 1, "True or False"),
+        ("tls", "letsencrypt", '"acme", "internal" or "files"'),
+        ("registration", True, '"closed", "token" or "open"'),
+        ("max_upload_size", "50MB", '"50M" or "1G"'),
+        ("max_upload_size", 52428800, '"50M" or "1G"'),
+        ("max_upload_size", "0M", '"50M" or "1G"'),
+        ("smtp_port", "587", "a port from 1 to 65535"),
+        ("smtp_port", 0, "a port from 1 to 65535"),
+        ("smtp_port", True, "a port from 1 to 65535"),
+        ("smtp_tls", "ssl", '"starttls", "tls" or "none"'),
+        ("admin_email", "admin", "an e-mail address"),
+        ("mail_from", "a@x.test, b@x.test", "an e-mail address"),
+        ("mail_from", "a@x.test\nBcc: b@x.test", "an e-mail address"),
+        ("external_ip", "2001:db8::1", "an IPv4 address"),
+        ("external_ip", "198.51.100", "an IPv4 address"),
+        ("acme", {}, "acme['directory'] is missing"),
+        ("acme", {"directory": "http://ca.x.test"}, "the https URL"),
+        ("acme", "letsencrypt", "a dictionary such as"),
+        ("tls_files", {"certificate": "a.pem", "key": "/etc/a.key"}, "the absolute path"),
+        ("sliding_sync_releases", "http://x.test", "an https URL"),
+        ("sliding_sync_sha256", {"amd64": "abc"}, "64 hexadecimal digits"),
+        ("private_networks", ["10.0.0.1/8"], '["10.1.0.0/16"]'),
+        ("private_networks", "10.0.0.0/8", '["10.1.0.0/16"]'),
+    ],
+)
+def test_wrong_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+    line = refusal(**{name: value})
+    assert line.startswith("group_data/prod.py: ") and name in line and allowed in line
+    assert len(line.splitlines()) == 1
+
+
+def test_every_mistake_is_said_at_once() -> None:
+    lines = refusal(server_name="X", federation="no", colour="red").splitlines()
+    assert len(lines) == 3
+
+
+def test_key_in_group_data_is_not_repeated() -> None:
+    line = refusal(acme={"directory": "https://ca.x.test", "eab_hmac_key": "line\nbreak"})
+    assert "break" not in line and "*****" in line
+
+
+def test_data_of_pyinfra_is_no_mistake() -> None:
+    chosen(ssh_user="admin", ssh_port=2222, _sudo=True)
+
+
+# --- the whole of a deployment ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        ({}, "no machine has a role"),
+        ({"synapse": ["one"]}, "synapse needs the role postgres"),
+        ({"postgres": ["one"], "sliding_sync": ["one"]}, "sliding_sync needs the role synapse"),
+        ({"coturn": ["one"]}, "needs the role caddy for the certificate"),
+        ({"coturn": ["one"], "caddy": ["two"]}, "needs the role caddy for the certificate"),
+        ({"postgres": ["one", "two"]}, "postgres has 2 machines (one, two), but one is allowed"),
+    ],
+)
+def test_roles_that_do_not_fit(tmp_path: Path, roles: dict[str, list[str]], said: str) -> None:
+    [line] = settings(tmp_path, roles).mistakes()
+    assert line.startswith("inventories/prod.py: ") and said in line
+
+
+def test_several_machines_may_have_caddy(tmp_path: Path) -> None:
+    assert settings(tmp_path, {"caddy": ["one", "two"], "coturn": ["two"]}).mistakes() == []
+
+
+def test_files_need_no_caddy_for_the_relay(tmp_path: Path) -> None:
+    files = {"certificate": "/etc/a.pem", "key": "/etc/a.key"}
+    assert settings(tmp_path, {"coturn": ["one"]}, tls="files", tls_files=files).mistakes() == []
+
+
+@pytest.mark.parametrize(("groups", "said"), [(["coturm"], "did you mean coturn?"), (["sliding-sync"], "sliding_sync")])
+def test_misspelt_role_is_noticed(groups: list[str], said: str) -> None:
+    [line] = misspelt_roles(groups)
+    assert said in line
+
+
+def test_groups_of_the_administrators_own_are_no_mistake() -> None:
+    assert misspelt_roles(["berlin", "webservers", "synapse"]) == []
+
+
+def test_domains_must_differ_only_among_roles_that_exist(tmp_path: Path) -> None:
+    both: dict[str, Any] = {"matrix_domain": "chat.x.test", "identity_domain": "chat.x.test"}
+    [line] = settings(tmp_path, **both).mistakes()
+    assert "identity_domain and matrix_domain are both chat.x.test" in line
+    homeserver = {"postgres": ["one"], "synapse": ["one"], "caddy": ["one"]}
+    assert settings(tmp_path, homeserver, **both).mistakes() == []
+
+
+@pytest.mark.parametrize("name", ["example.org", "example.com", "my.example.net"])
+def test_sample_domains_are_refused(tmp_path: Path, name: str) -> None:
+    assert "belongs to nobody" in settings(tmp_path, server_name=name).mistakes()[0]
+
+
+def test_authority_wants_a_contact(tmp_path: Path) -> None:
+    assert "admin_email is missing" in settings(tmp_path, tls="acme").mistakes()[0]
+    assert settings(tmp_path, tls="acme", admin_email="a@x.test").mistakes() == []
+    acme = {"directory": "https://ca.x.test", "email": "a@x.test"}
+    assert settings(tmp_path, tls="acme", acme=acme).mistakes() == []
+
+
+# --- what is derived ------------------------------------------------------------------------------
+
+
+def test_domains_follow_the_server_name(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    domains = (made.matrix_domain, made.identity_domain, made.sliding_sync_domain, made.turn_domain)
+    assert domains == ("matrix.x.test", "identity.x.test", "sliding.x.test", "turn.x.test")
+    assert settings(tmp_path, matrix_domain="chat.y.test").synapse.public_url == "https://chat.y.test/"
+
+
+@pytest.mark.parametrize(("size", "count"), [("1K", 1024), ("50M", 50 * 1024**2), ("2G", 2 * 1024**3)])
+def test_sizes(size: str, count: int) -> None:
+    assert size_in_bytes(size) == count
+
+
+def test_relay_reaches_itself_but_no_private_network(tmp_path: Path) -> None:
+    """Two users behind the same relay meet at its address, which may be private."""
+    machine = MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("10.9.9.9", "127.0.0.1", "fe80::1"))
+    coturn = settings(tmp_path, machine=machine, external_ip="198.51.100.7").coturn
+    assert [first for first, _ in coturn.allowed_ranges] == ["198.51.100.7", "10.9.9.9"]
+    denied = {first for first, _ in coturn.denied_ranges}
+    assert {"10.0.0.0", "127.0.0.0", "169.254.0.0", "192.168.0.0", "fc00::", "fe80::"} <= denied
+    assert len(coturn.denied_ranges) == len(NEVER_RELAYED_TO)
+
+
+def test_memory_of_the_database_follows_the_machine(tmp_path: Path) -> None:
+    small = settings(tmp_path, machine=MachineState(memory=1000, release="13")).postgres
+    large = settings(tmp_path, machine=MachineState(memory=1 << 20, release="13")).postgres
+    assert 32 <= small.shared_buffers <= 1000 // 4 < large.shared_buffers <= (1 << 20) // 4
+    assert small.work_mem >= 4
+
+
+def test_cluster_that_is_there_is_kept(tmp_path: Path) -> None:
+    """After an upgrade from Debian 12 the data is in PostgreSQL 15 still."""
+    assert settings(tmp_path, machine=MachineState(release="13", postgresql=("15",))).postgres.version == "15"
+    assert settings(tmp_path, machine=MachineState(release="13")).postgres.version == "17"
+    assert settings(tmp_path, machine=MachineState(release="12")).postgres.version == "15"
+
+
+def test_password_that_sydent_cannot_send_is_refused(tmp_path: Path) -> None:
+    made = settings(tmp_path, smtp_host="mail.x.test", smtp_username="mailer")
+    made.vault.set("smtp_password", "pässword")
+    with pytest.raises(SettingError, match="must be ASCII") as caught:
+        _ = made.mail
+    assert "pässword" not in str(caught.value)
+    alone = {"postgres": ["one"], "synapse": ["one"]}
+    without = settings(tmp_path, alone, smtp_host="mail.x.test", smtp_username="mailer")
+    assert without.mail.password is not None and without.mail.password.reveal() == "pässword"
+
+
+def test_secrets_are_asked_for_only_where_they_are_used(tmp_path: Path) -> None:
+    """A given one that nobody uses must not stop a deployment."""
+    made = settings(tmp_path)
+    _ = made.synapse, made.sydent, made.caddy
+    assert not made.vault.has("smtp_password")
+    assert not made.vault.has("acme_eab_hmac_key")
