@@ -68,6 +68,22 @@ def test_second_run_changes_nothing(deployed: Deployed) -> None:
     assert restarted(before, deployed.host) == set()
 
 
+# Secrets of the deployments that the test below has met, by release.
+MET: dict[str, set[str]] = {}
+
+
+def test_deployments_share_no_secret(deployed: Deployed) -> None:
+    vault = Vault.open(deployed.deployment.vault)
+    made = {vault.get(name).reveal() for name, known in SECRETS.items() if known.kind != "given" and vault.has(name)}
+    signing_key = deployed.host.run("cat /var/lib/matrix-synapse/signing.key").stdout
+    assert signing_key.startswith("ed25519 ") and len(made) > 4
+    mine = {*made, signing_key.split()[-1], vault.id}
+    # Sets of secrets are not compared by `assert`, which would print them.
+    shared = [release for release, secrets in MET.items() if release != deployed.host.release and secrets & mine]
+    MET[deployed.host.release] = mine
+    assert shared == []
+
+
 # --- drift ----------------------------------------------------------------------------------------
 
 

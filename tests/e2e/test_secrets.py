@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Deployed, complete
+from tests.conftest import complete
 from tests.deployment import Deployment, Run
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -259,16 +259,6 @@ def test_controller_holds_them_only_encrypted(odd: Odd) -> None:
     assert odd.deployment.vault in files
     for path in files:
         assert_none_in(needles, path.read_text(errors="replace"), path.name)
-
-
-def test_deployments_share_no_secret(odd: Odd, deployed: Deployed) -> None:
-    mine, other = Vault.open(odd.deployment.vault), Vault.open(deployed.deployment.vault)
-    assert mine.id != other.id
-    for name, known in SECRETS.items():
-        if known.kind != "given" and mine.has(name) and other.has(name):
-            assert mine.get(name) != other.get(name), name
-    keys = {host.run("cat /var/lib/matrix-synapse/signing.key").stdout for host in (odd.host, deployed.host)}
-    assert len(keys) == 2 and all(key.startswith("ed25519 ") for key in keys)
 
 
 # The last one: it changes the secrets.
