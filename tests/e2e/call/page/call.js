@@ -1,0 +1,217 @@
+// A small Matrix client that can call: https://spec.matrix.org/v1.11/client-server-api/#voice-over-ip
+// Its two sides meet in a room of a real homeserver, and nowhere else.
+"use strict";
+
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+// What went wrong where nobody waits for it.
+const troubles = [];
+addEventListener("unhandledrejection", ({ reason }) => troubles.push(`${reason}`));
+
+// Events of the rooms are dispatched by their type, those of others only. "invited" comes with the room to join.
+class Matrix extends EventTarget {
+  constructor(homeserver) {
+    super();
+    this.homeserver = homeserver;
+  }
+
+  async request(method, path, body) {
+    for (;;) {
+      const answer = await fetch(`${this.homeserver}/_matrix/client/v3${path}`, {
+        method,
+        headers: this.token ? { Authorization: `Bearer ${this.token}` } : {},
+        body: body && JSON.stringify(body),
+      });
+      const content = await answer.json();
+      if (answer.ok) return content;
+      if (answer.status !== 429) throw new Error(`${method} ${path}: ${content.errcode}: ${content.error}`);
+      await pause(content.retry_after_ms ?? 1000);
+    }
+  }
+
+  async logIn(user, password) {
+    const identifier = { type: "m.id.user", user };
+    const login = await this.request("POST", "/login", { type: "m.login.password", identifier, password });
+    [this.user, this.device, this.token] = [login.user_id, login.device_id, login.access_token];
+    this.position = (await this.request("GET", "/sync?timeout=0")).next_batch;
+    this.follow();
+  }
+
+  async follow() {
+    for (;;) {
+      // As every client, it stays when the network changes.
+      const sync = await this.request("GET", `/sync?timeout=10000&since=${this.position}`).catch(() => pause(500));
+      if (!sync) continue;
+      this.position = sync.next_batch;
+      for (const room of Object.keys(sync.rooms?.invite ?? {})) this.tell("invited", room);
+      for (const { timeline } of Object.values(sync.rooms?.join ?? {}))
+        for (const { type, sender, content } of timeline.events) if (sender !== this.user) this.tell(type, content);
+    }
+  }
+
+  tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  next(type) {
+    return new Promise((done) => this.addEventListener(type, (event) => done(event.detail), { once: true }));
+  }
+
+  send(room, type, content) {
+    return this.request("PUT", `/rooms/${room}/send/${type}/${crypto.randomUUID()}`, content);
+  }
+
+  async meet(other) {
+    const wanted = { preset: "trusted_private_chat", is_direct: true, invite: [other] };
+    return (await this.request("POST", "/createRoom", wanted)).room_id;
+  }
+
+  async accept() {
+    const room = await this.next("invited");
+    await this.request("POST", `/join/${room}`, {});
+    return room;
+  }
+
+  // What the homeserver offers for calls, of which only the addresses that begin with `prefix` and end with `suffix`.
+  async relays(prefix, suffix) {
+    const { uris, username, password } = await this.request("GET", "/voip/turnServer");
+    return { urls: uris.filter((uri) => uri.startsWith(prefix) && uri.endsWith(suffix)), username, credential: password };
+  }
+}
+
+function connect(relays, errors) {
+  const connection = new RTCPeerConnection({ iceServers: [relays], iceTransportPolicy: "relay" });
+  connection.addEventListener("icecandidateerror", ({ url, errorCode, errorText }) =>
+    errors.push(`${url}: ${errorCode} ${errorText}`));
+  return connection;
+}
+
+// What the relays give to us, without calling anybody.
+async function gather(relays) {
+  const [candidates, errors] = [[], []];
+  const connection = connect(relays, errors);
+  connection.createDataChannel("none");
+  const complete = new Promise((done) => {
+    connection.onicecandidate = ({ candidate }) => (candidate?.candidate ? candidates.push(candidate.candidate) : done());
+  });
+  await connection.setLocalDescription();
+  await complete;
+  connection.close();
+  return { candidates, errors };
+}
+
+class Call {
+  constructor(matrix, room, id, relays) {
+    Object.assign(this, { matrix, room, id, errors: [], offered: [], waiting: [], received: [] });
+    this.connection = connect(relays, this.errors);
+    this.connection.onicecandidate = ({ candidate }) => this.offer(candidate ?? { candidate: "", sdpMid: "0" });
+    this.connection.ontrack = ({ streams }) => (document.getElementById("other").srcObject = streams[0]);
+    this.channel = this.connection.createDataChannel("data", { negotiated: true, id: 0 });
+    this.channel.binaryType = "arraybuffer";
+    this.channel.onmessage = ({ data }) => this.received.push(new Uint8Array(data));
+    this.open = new Promise((done) => (this.channel.onopen = done));
+    this.heard("m.call.candidates", ({ candidates }) => {
+      this.offered.push(...candidates.map(({ candidate }) => candidate).filter(Boolean));
+      for (const candidate of candidates) this.connection.addIceCandidate(candidate);
+    });
+    this.over = new Promise((done) => this.heard("m.call.hangup", done)).then(() => this.connection.close());
+  }
+
+  heard(type, act) {
+    this.matrix.addEventListener(type, ({ detail }) => detail.call_id === this.id && act(detail));
+  }
+
+  tell(type, content) {
+    return this.matrix.send(this.room, type, { call_id: this.id, party_id: this.matrix.device, version: "1", ...content });
+  }
+
+  // Several candidates go into one event, as homeservers allow few events a second.
+  async offer(candidate) {
+    this.waiting.push(candidate);
+    if (this.waiting.length > 1) return;
+    await this.described;
+    await pause(300);
+    await this.tell("m.call.candidates", { candidates: this.waiting.splice(0) });
+  }
+
+  async show() {
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: { width: 320, height: 240 } });
+    for (const track of stream.getTracks()) this.connection.addTrack(track, stream);
+  }
+
+  // Nobody may hear of our candidates before our description.
+  async describe(type, key, content) {
+    let told;
+    this.described = new Promise((done) => (told = done));
+    await this.connection.setLocalDescription();
+    await this.tell(type, { ...content, [key]: this.connection.localDescription.toJSON() });
+    told();
+  }
+
+  static async place(matrix, room, relays) {
+    const call = new Call(matrix, room, crypto.randomUUID(), relays);
+    await call.show();
+    call.heard("m.call.answer", ({ answer, party_id }) => {
+      call.connection.setRemoteDescription(answer);
+      call.tell("m.call.select_answer", { selected_party_id: party_id });
+    });
+    await call.describe("m.call.invite", "offer", { lifetime: 60000 });
+    return call;
+  }
+
+  static async take(matrix, room, relays) {
+    const { call_id, offer } = await matrix.next("m.call.invite");
+    const call = new Call(matrix, room, call_id, relays);
+    // Called before anything is waited for, so that candidates that come next find a description.
+    await call.connection.setRemoteDescription(offer);
+    await call.show();
+    await call.describe("m.call.answer", "answer", {});
+    return call;
+  }
+
+  // Send so many bytes over the data channel while receiving as many: the SHA-256 of both.
+  async exchange(size) {
+    await this.open;
+    const sent = new Uint8Array(size);
+    for (let at = 0; at < size; at += 16384) {
+      crypto.getRandomValues(sent.subarray(at, at + 16384));
+      this.channel.send(sent.subarray(at, at + 16384));
+    }
+    while (this.received.reduce((sum, chunk) => sum + chunk.length, 0) < size) await pause(50);
+    const got = new Uint8Array(await new Blob(this.received).arrayBuffer());
+    const [own, other] = await Promise.all([sent, got].map((bytes) => crypto.subtle.digest("SHA-256", bytes)));
+    return { sent: new Uint8Array(own).toHex(), received: new Uint8Array(other).toHex() };
+  }
+
+  // Wait until so many pictures and packets of sound have come.
+  async perceive(pictures, sounds) {
+    for (;;) {
+      const { video, audio } = await this.report();
+      if (video?.framesDecoded >= pictures && audio?.packetsReceived >= sounds) return;
+      await pause(100);
+    }
+  }
+
+  async report() {
+    const stats = await this.connection.getStats();
+    const all = [...stats.values()];
+    const inbound = (kind) => all.find((entry) => entry.type === "inbound-rtp" && entry.kind === kind);
+    const pair = stats.get(all.find((entry) => entry.type === "transport")?.selectedCandidatePairId);
+    return {
+      state: this.connection.iceConnectionState,
+      local: stats.get(pair?.localCandidateId),
+      remote: stats.get(pair?.remoteCandidateId),
+      candidates: all.filter((entry) => entry.type === "local-candidate"),
+      offered: this.offered,
+      video: inbound("video"),
+      audio: inbound("audio"),
+      errors: this.errors,
+      troubles,
+    };
+  }
+
+  async hangUp() {
+    await this.tell("m.call.hangup", { reason: "user_hangup" });
+    this.connection.close();
+  }
+}
