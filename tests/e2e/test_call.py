@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.call.browser import Page, browsing, install
-from tests.e2e.client import PATIENCE, Account, Outside
+from tests.e2e.client import PATIENCE, Outside, register
 from tests.testbed import Host, Testbed
 
 # Prefix and suffix of the relays' addresses that a call uses, as clients are given them, and how each is then reached.
@@ -48,26 +49,29 @@ class Couple:
 
 
 @contextlib.contextmanager
-def _met(client: Host, outside: Outside, alice: Account, bob: Account) -> Iterator[Couple]:
+def _met(client: Host, outside: Outside) -> Iterator[Couple]:
+    """Two new users, since homeservers allow few logins and events of one."""
     with browsing(client, outside.root) as browser:
         pages = browser.page(), browser.page()
-        for page, account in zip(pages, (alice, bob), strict=True):
+        for page, name in zip(pages, ("romeo", "juliet"), strict=True):
+            user, password = f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(20)
+            register(outside.host, user, password)
             page.run(
                 "async (homeserver, ...who) => { self.matrix = new Matrix(homeserver); await matrix.logIn(...who) }",
                 outside.url("matrix"),
-                account.user_id,
-                account.password,
+                user,
+                password,
                 timeout=PATIENCE,
             )
         invited = pages[1].start("matrix.accept()")
-        room = pages[0].run("(other) => matrix.meet(other)", bob.user_id, timeout=PATIENCE)
+        room = pages[0].run("(other) => matrix.meet(other)", pages[1].run("matrix.user"), timeout=PATIENCE)
         assert pages[1].result(invited, PATIENCE) == room
         yield Couple(pages, room)
 
 
 @pytest.fixture(scope="session")
-def couple(client: Host, outside: Outside, alice: Account, bob: Account) -> Iterator[Couple]:
-    with _met(client, outside, alice, bob) as couple:
+def couple(client: Host, outside: Outside) -> Iterator[Couple]:
+    with _met(client, outside) as couple:
         yield couple
 
 
@@ -102,15 +106,13 @@ def test_the_certificate_of_the_relay_is_what_makes_tls_work(couple: Couple, cli
         assert not _gathered(distrusting, tls), "a certificate that nobody vouches for is accepted"
 
 
-def test_two_users_call_each_other_without_ipv4(
-    testbed: Testbed, client: Host, outside: Outside, alice: Account, bob: Account
-) -> None:
+def test_two_users_call_each_other_without_ipv4(testbed: Testbed, client: Host, outside: Outside) -> None:
     with (
         # The machine seems connected to all the world over IPv6, or else Chromium does not look for IPv6 addresses.
         _route(client, f"default via {testbed.bridge_address6}"),
         _route(client, f"unreachable {outside.host.address}"),
         # Browsers of their own, as the connections of others would go on to wait for answers over IPv4.
-        _met(client, outside, alice, bob) as couple,
+        _met(client, outside) as couple,
     ):
         _call(couple, outside, ANY, {"udp", "tcp", "tls"}, caller=0)
 
