@@ -3,17 +3,17 @@
 from collections.abc import Generator, Sequence
 
 from pyinfra.api import FactBase, StringCommand, operation
-from pyinfra.context import host
+from pyinfra.api.state import StateStage
+from pyinfra.context import host, state
 
 from operations.shell import quoted, script
 
 
 class Installed(FactBase[set[str]]):
-    """Which of the given packages are installed."""
+    """Which packages are installed."""
 
-    def command(self, packages: Sequence[str]) -> str:
-        form = "${db:Status-Status} ${Package}\\n"
-        return f"dpkg-query --show --showformat '{form}' {quoted(*packages)} 2>/dev/null; true"
+    def command(self) -> str:
+        return "dpkg-query --show --showformat '${db:Status-Status} ${Package}\\n'"
 
     @staticmethod
     def default() -> set[str]:
@@ -21,6 +21,10 @@ class Installed(FactBase[set[str]]):
 
     def process(self, output: list[str]) -> set[str]:
         return {line.split()[1] for line in output if line.startswith("installed ")}
+
+
+# Asked once per machine and stage of the run, not once per role: what the run itself installs is added.
+_found: dict[tuple[str, StateStage], set[str]] = {}
 
 
 @operation()
@@ -32,7 +36,10 @@ def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[St
         stay masked while it is installed; `units.running` starts them once they are configured. The mask lies in /run,
         so that not even a power cut leaves it behind.
     """
-    found: set[str] = host.get_fact(Installed, packages=packages)
+    asked = (host.name, state.current_stage)
+    if asked not in _found:
+        _found[asked] = host.get_fact(Installed)
+    found = _found[asked]
     missing = [package for package in packages if package not in found]
     if not missing:
         host.noop(f"installed: {', '.join(packages)}")
@@ -57,3 +64,5 @@ def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[St
         f"{install} || {{ update && {install}; }}",
     ]
     yield script(*steps)
+    # A run goes on here only when that succeeded; one that merely looks ahead counts on it, as the rest of it does.
+    found.update(missing)

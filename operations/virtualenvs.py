@@ -111,28 +111,39 @@ class BuildState:
     current: str = ""
 
 
-class Build(FactBase[BuildState]):
-    """How far a virtualenv is."""
+class Builds(FactBase[dict[str, BuildState]]):
+    """How far each of the virtualenvs is, by program."""
 
-    def command(self, root: str, key: str, unit: str) -> str:
-        return (
-            f"[ -e {shlex.quote(f'{root}/{key}/.complete')} ] && echo complete; "
-            f"systemctl is-active {shlex.quote(unit)} | grep -qE '^(active|activating)$' && echo building; "
-            f'echo "current $(readlink {shlex.quote(root)}/current)"; true'
+    def command(self, virtualenvs: Sequence[Virtualenv]) -> str:
+        questions = (
+            f"echo program {quoted(each.program)}; "
+            f"[ -e {quoted(f'{each.root}/{each.key}/.complete')} ] && echo complete; "
+            f"systemctl is-active {quoted(each.unit)} | grep -qE '^(active|activating)$' && echo building; "
+            f'echo "current $(readlink {quoted(each.current)})"; '
+            for each in virtualenvs
         )
+        return f"{''.join(questions)}true"
 
     @staticmethod
-    def default() -> BuildState:
-        return BuildState()
+    def default() -> dict[str, BuildState]:
+        return {}
 
-    def process(self, output: list[str]) -> BuildState:
-        current = [line.partition(" ")[2] for line in output if line.startswith("current ")]
-        return BuildState("complete" in output, "building" in output, current[0] if current else "")
+    def process(self, output: list[str]) -> dict[str, BuildState]:
+        lines: dict[str, list[str]] = {}
+        for line in output:
+            if line.startswith("program "):
+                said = lines.setdefault(line.partition(" ")[2], [])
+            else:
+                said.append(line)
+        return {
+            program: BuildState("complete" in said, "building" in said, said[-1].partition(" ")[2])
+            for program, said in lines.items()
+        }
 
 
-def _state(virtualenv: Virtualenv) -> BuildState:
-    state: BuildState = host.get_fact(Build, root=virtualenv.root, key=virtualenv.key, unit=virtualenv.unit)
-    return state
+def _states(*virtualenvs: Virtualenv) -> list[BuildState]:
+    found: dict[str, BuildState] = host.get_fact(Builds, virtualenvs=virtualenvs)
+    return [found.get(virtualenv.program, BuildState()) for virtualenv in virtualenvs]
 
 
 def _begin(virtualenv: Virtualenv) -> StringCommand:
@@ -160,8 +171,7 @@ def _begin(virtualenv: Virtualenv) -> StringCommand:
 @operation()
 def begun(virtualenvs: Sequence[Virtualenv]) -> Generator[StringCommand, None, None]:
     """Every virtualenv is complete or being built. It takes the machine's Python, nothing else, so it can come early."""
-    for virtualenv in virtualenvs:
-        state = _state(virtualenv)
+    for virtualenv, state in zip(virtualenvs, _states(*virtualenvs), strict=True):
         if not (state.complete or state.building):
             yield _begin(virtualenv)
 
@@ -172,7 +182,7 @@ def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringComma
 
     patience: seconds to wait for the build.
     """
-    state = _state(virtualenv)
+    (state,) = _states(virtualenv)
     if state.complete and state.current == virtualenv.key:
         return
     if not state.complete:
