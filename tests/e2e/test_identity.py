@@ -84,7 +84,6 @@ def test_a_user_is_found_by_a_confirmed_address(
             answered(http.get(f"{identity}/account", headers=headers), 401)
 
 
-@pytest.mark.xfail(strict=True, reason="canonicaljson 2 refuses the bytes that Sydent 2.6.1 has it encode: lock 1.6")
 def test_a_user_can_take_an_address_back(
     outside: Outside, alice: Account, bob: Account, mailbox: str, tmp_path: Path
 ) -> None:
