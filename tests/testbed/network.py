@@ -98,6 +98,10 @@ class Network:
                 run(["ip", "address", "add", f"{self.address6}/64", "dev", self.bridge, "nodad"])
             run(["ip", "link", "set", self.bridge, "up"])
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        # Every host's systemd takes some ten of root's inotify instances; the kernel's default of 128 ends at a dozen hosts.
+        watches = Path("/proc/sys/fs/inotify/max_user_instances")
+        if int(watches.read_text()) < 1024:
+            watches.write_text("1024")
         run(["nft", "-f", "-"], stdin=FIREWALL.format(bridge=self.bridge, subnet=self.subnet))
 
     def remove(self) -> None:
