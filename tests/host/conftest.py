@@ -81,7 +81,7 @@ def settings(machine: Machine) -> Settings:
     return machine.settings
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service() -> Service | None:
     """The service that a module is about; each says it in a fixture of its own."""
     return None

@@ -5,13 +5,13 @@ from testinfra.host import Host
 
 from settings import Settings
 from tests.host.certificates import complaint, presented
-from tests.host.services import DEPLOY, Answer, Service, ServiceTests, get
+from tests.host.services import DEPLOY, Answer, Service, ServiceTests, get, statuses
 
 # What a browser sends along from a web client of somebody else's.
 ORIGIN = "https://app.example.com"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(host: Host) -> Service:
     return Service(
         host,
@@ -44,8 +44,8 @@ def names(settings: Settings) -> list[str]:
 
 def unreachable(host: Host, name: str | None, *paths: str) -> list[str]:
     """What of these strangers can reach nevertheless."""
-    answers = [get(host, f"https://{name}{path}") for path in paths] if name else []
-    return [str(answer) for answer in answers if answer.status != 404]
+    found = statuses(host, name, paths) if name else {}
+    return [f"https://{name}{path} answers {status}" for path, status in found.items() if status != 404]
 
 
 def test_only_the_web_ports_are_open(service: Service) -> None:

@@ -34,7 +34,7 @@ for attempt in range(3):
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(host: Host, settings: Settings) -> Service:
     return Service(
         host,

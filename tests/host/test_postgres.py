@@ -8,7 +8,7 @@ from settings import Settings
 from tests.host.services import DEPLOY, Service, ServiceTests, ask
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(host: Host, settings: Settings) -> Service:
     version, unit = settings.postgres.version, settings.postgres.unit
     # Debian's generator enables each cluster anew at every boot.

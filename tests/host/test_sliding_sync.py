@@ -7,7 +7,7 @@ from settings import Settings
 from tests.host.services import DEPLOY, Service, ServiceTests, get, program_in_use
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(host: Host) -> Service:
     return Service(
         host,

@@ -7,7 +7,7 @@ from settings import Settings
 from tests.host.services import DEPLOY, Answer, Service, ServiceTests, ask, get, locked_version, program_in_use
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(host: Host, settings: Settings) -> Service:
     return Service(
         host,
