@@ -65,7 +65,7 @@ files.present(
     ],
 )
 
-as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin/python -m"
+as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
     unit="matrix-synapse.service",
@@ -73,8 +73,8 @@ units.running(
     # Synapse makes its signing key by itself, once; its own check then reads every file as the service will.
     check=(
         f"( cd {STATE} && umask 077 "
-        f"&& {{ [ -s signing.key ] || {as_synapse} synapse.app.homeserver --generate-keys {ARGUMENTS}; }} "
-        f"&& {as_synapse} synapse.config {ARGUMENTS} >/dev/null )"
+        f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
+        f"&& {as_synapse}/python -m synapse.config {ARGUMENTS} >/dev/null )"
     ),
     ready=f"curl -sf --max-time 5 http://{synapse.address}:{synapse.port}/health",
     patience=180,
