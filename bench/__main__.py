@@ -1,0 +1,59 @@
+"""`python -m bench [--runs N] [--only NAME]`: a table of figures; the exit status is 1 if one misses its bound."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from bench import full_deploy, memory, rerun
+from bench.figures import Figure, table
+from bench.trial import every_role, fresh_host, load, proxy, say
+from tests.conftest import STAND_IN
+from tests.testbed import TestbedError
+
+NAMES = ("deploy", "rerun", "memory")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure on throw-away hosts.")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="full deploys, and floors to compare them with (default: 3)"
+    )
+    parser.add_argument("--only", choices=NAMES, help="measure only this")
+    options = parser.parse_args()
+    if options.runs < 1:
+        parser.error("--runs must be at least 1")
+    wanted = (options.only,) if options.only else NAMES
+    say(load())
+    try:
+        figures = list(measure(wanted, options.runs))
+    except (TestbedError, AssertionError, full_deploy.Unfair, rerun.Changed) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{table(figures)}\n")
+    if proxy() == STAND_IN:
+        print("The Sliding Sync proxy is a stand-in: set SLIDING_SYNC_BINARY to measure the real one.")
+    missed = [figure.name for figure in figures if figure.missed]
+    if missed:
+        print(f"Missed: {', '.join(missed)}.")
+    return 1 if missed else 0
+
+
+def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
+    if "deploy" in wanted:
+        yield from full_deploy.measure(runs)
+    if "rerun" in wanted or "memory" in wanted:
+        for release in ("trixie", "bookworm") if "memory" in wanted else ("trixie",):
+            with ExitStack() as stack:
+                host = stack.enter_context(fresh_host(f"bench-{release}", release))
+                deployment = stack.enter_context(every_role(host))
+                say(f"deploying everything to {host.name}")
+                deployment.run("-y")
+                if "rerun" in wanted and release == "trixie":
+                    yield from rerun.measure(host, deployment)
+                if "memory" in wanted:
+                    yield from memory.measure(host)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Figures: a measured quantity, its bound, and a table of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+# What must hold, by name of the figure. deploy: times the floor. rerun: seconds. memory: MiB.
+BOUNDS = {
+    "deploy / floor, of the medians": 1.2,
+    "deploy / floor, median of the pairs": 1.2,
+    "re-run without changes": 2.0,
+    "re-run, 50 ms of round trip added": 6.0,
+    "memory when idle, trixie": 450.0,
+    "memory when idle, bookworm": 450.0,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something measured, once or several times. unit: "s", "MiB" or "" (a ratio, a number)."""
+
+    name: str
+    values: Sequence[float]
+    unit: str = ""
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def bound(self) -> float | None:
+        return BOUNDS.get(self.name)
+
+    @property
+    def missed(self) -> bool:
+        return self.bound is not None and self.median > self.bound
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        digits = 0 if self.unit == "MiB" or not (self.unit or self.bound) else 2
+        spread = f"{min(self.values):.{digits}f} - {max(self.values):.{digits}f}" if len(self.values) > 1 else ""
+        bound = "" if self.bound is None else f"<= {self.bound:g}{' MISSED' if self.missed else ''}"
+        return self.name, f"{self.median:.{digits}f} {self.unit}".strip(), spread, str(len(self.values)), bound
+
+
+def table(figures: Iterable[Figure]) -> str:
+    rows = [("", "median", "min - max", "n", "bound"), *(figure.cells() for figure in figures)]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -1,0 +1,28 @@
+# The floor under a full deploy: what has to be fetched, unpacked and compiled, by a plain script, one thing after the other.
+# It configures nothing. Packages, locks and options are those of tasks/*.py and operations/; bench/full_deploy.py compares
+# what both leave behind, so that this list cannot fall behind unnoticed.
+#
+# Runs on the machine, in a directory that has the repository's requirements/.
+set -eu
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/root
+export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+apt-get update -q
+apt-get install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold \
+    ca-certificates python3-venv postgresql-17 openssl caddy curl coturn libjemalloc2
+
+cd requirements
+python3 -m venv /opt/uv
+/opt/uv/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt
+
+# install PROGRAM LOCK OPTION...
+install() {
+    program=$1 lock=$2
+    shift 2
+    /opt/uv/bin/uv venv -q --python /usr/bin/python3 "/opt/$program/current"
+    /opt/uv/bin/uv pip install -q --python "/opt/$program/current" --require-hashes --compile-bytecode --no-cache \
+        --only-binary :all: "$@" -r "$lock"
+}
+install matrix-synapse synapse.txt
+install sydent sydent.txt --no-binary signedjson --build-constraints build.txt

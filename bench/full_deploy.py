@@ -1,0 +1,85 @@
+"""A full deploy to a fresh host, against a script that only installs the same things on another fresh host."""
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.figures import Figure
+from bench.trial import every_role, fresh_host, load, say
+from operations.virtualenvs import REQUIREMENTS
+from tests.testbed import Host
+
+FLOOR = Path(__file__).parent / "floor.sh"
+
+# Debian packages, Python distributions, and how many modules are compiled.
+LEFT_BEHIND = (
+    "dpkg-query --show --showformat '${Package} ${Version} ${db:Status-Status}\\n'; "
+    "cd /opt && for program in matrix-synapse sydent; do "
+    "ls $program/current/lib/python3*/site-packages | grep -F .dist-info | sed s,^,$program/,; "
+    "echo \"$program $(find $program/current/ -name '*.pyc' | wc -l) compiled\"; done"
+)
+
+
+class Unfair(Exception):
+    """The floor and the deploy did not install the same."""
+
+
+def measure(pairs: int) -> Iterator[Figure]:
+    """pairs: how often both are run. They take turns, also in who is first: what else the machine does hits both alike."""
+    with fresh_host("bench-warm") as host, every_role(host) as deployment:
+        # The first run of all compiles modules and reads them from the disk; no host ever waits for that again.
+        deployment.run("--dry")
+    deploys: list[float] = []
+    floors: list[float] = []
+    turns = [(deploys, _deploy), (floors, _floor)]
+    for pair in range(pairs):
+        left: list[set[str]] = []
+        for seconds, do in turns if pair % 2 == 0 else turns[::-1]:
+            seconds.append(_timed(do, left))
+        say(f"pair {pair + 1} of {pairs}: deploy {deploys[-1]:.1f} s, floor {floors[-1]:.1f} s; {load()}")
+        if left[0] != left[1]:
+            raise Unfair(f"only one of deploy and floor.sh installs {', '.join(sorted(left[0] ^ left[1]))}")
+    deploy, floor = Figure("full deploy", deploys, "s"), Figure("floor", floors, "s")
+    yield from (deploy, floor)
+    yield Figure("deploy / floor, of the medians", [deploy.median / floor.median])
+    yield Figure(
+        "deploy / floor, median of the pairs", [one / other for one, other in zip(deploys, floors, strict=True)]
+    )
+
+
+def _timed(do: Callable[[Host], float], left: list[set[str]]) -> float:
+    with fresh_host("bench-fresh") as host:
+        seconds = do(host)
+        left.append(set(host.run(LEFT_BEHIND).stdout.splitlines()))
+        return seconds
+
+
+def _deploy(host: Host) -> float:
+    with every_role(host) as deployment:
+        begin = time.monotonic()
+        deployment.run("-y")
+        return time.monotonic() - begin
+
+
+def _floor(host: Host) -> float:
+    # A connection of its own, made within the measured time, as pyinfra makes one.
+    ssh = host.ssh("tar -x && sh floor.sh")
+    ssh[1:1] = ["-o", "ControlPath=none"]
+    content = _files()
+    begin = time.monotonic()
+    done = subprocess.run(ssh, input=content, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
+    seconds = time.monotonic() - begin
+    if done.returncode:
+        raise AssertionError(f"floor.sh exited {done.returncode}:\n{done.stdout.decode(errors='replace')}")
+    return seconds
+
+
+def _files() -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(FLOOR, FLOOR.name)
+        archive.add(REQUIREMENTS, "requirements")
+    return packed.getvalue()

@@ -1,0 +1,66 @@
+"""How much memory the services take when nobody does anything."""
+
+import json
+import secrets
+import shlex
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bench.figures import Figure
+from bench.trial import say
+from settings import POSTGRESQL_OF_DEBIAN
+from tests.testbed import RELEASES, Host
+
+IDLE = 60  # seconds
+
+# Proportional set size: what a process has for itself, and its share of what it has in common with others. So PostgreSQL's
+# shared buffers count once, and the sum over all processes is what they take together. In KiB, one sum per unit.
+SCRIPT = r"""
+for unit in "$@"; do
+  group=$(systemctl show -p ControlGroup --value "$unit")
+  [ -n "$group" ] || { echo "$unit does not run" >&2; exit 1; }
+  find "/sys/fs/cgroup$group" -name cgroup.procs -exec cat {} + | while read -r process; do
+    cat "/proc/$process/smaps_rollup"
+  done | awk -v unit="$unit" '/^Pss:/ { sum += $2 } END { print unit, sum }'
+done
+"""
+
+
+def measure(host: Host) -> Iterator[Figure]:
+    """host: one with every role."""
+    _speak(host)
+    say(f"{host.name} ({host.release}) idles for {IDLE} s")
+    time.sleep(IDLE)
+    version = POSTGRESQL_OF_DEBIAN[str(RELEASES[host.release])]
+    database = f"postgresql@{version}-main"
+    units = ["matrix-synapse", "sydent", "sliding-sync", "caddy", "coturn", database]
+    shown = host.run(f"sh -euc {shlex.quote(SCRIPT)} sh {' '.join(f'{unit}.service' for unit in units)}").stdout
+    sizes = {unit.removesuffix(".service"): int(size) / 1024 for unit, size in map(str.split, shown.splitlines())}
+    for unit in units:
+        yield Figure(f"    {unit}", [sizes[unit]], "MiB")
+    yield Figure(f"memory when idle, {host.release}", [sum(sizes.values())], "MiB")
+
+
+def _speak(host: Host) -> None:
+    """One user logs in, makes a room and says something: what every homeserver has done before it idles."""
+    password = secrets.token_urlsafe()
+    host.run(
+        "/opt/matrix-synapse/current/bin/register_new_matrix_user -c /etc/matrix-synapse/homeserver.yaml "
+        f"--user bench --password {password} --no-admin http://127.0.0.1:8008"
+    )
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bench"}, "password": password}
+    token = _call(host, "POST", "login", login)["access_token"]
+    room = _call(host, "POST", "createRoom", {"preset": "private_chat"}, token)["room_id"]
+    said = {"msgtype": "m.text", "body": "Is anybody there?"}
+    _call(host, "PUT", f"rooms/{room}/send/m.room.message/1", said, token)
+
+
+def _call(host: Host, method: str, path: str, body: dict[str, Any], token: str = "") -> dict[str, Any]:
+    url = f"https://matrix.{host.domain}/_matrix/client/v3/{path}"
+    headers = ["-H", f"Authorization: Bearer {token}"] if token else []
+    answer = host.run(
+        shlex.join(["curl", "-sS", "--fail-with-body", "-X", method, *headers, "-d", "@-", url]), stdin=json.dumps(body)
+    )
+    result: dict[str, Any] = json.loads(answer.stdout)
+    return result

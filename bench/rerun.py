@@ -1,0 +1,54 @@
+"""A second run that finds nothing to do, near and far."""
+
+import re
+import time
+from collections.abc import Iterator
+
+from bench.delay import Delay
+from bench.figures import Figure
+from bench.trial import load, say
+from tests.deployment import Deployment
+from tests.testbed import Host
+
+RUNS = 5
+ROUND_TRIP = 0.05
+
+
+class Changed(Exception):
+    """A run that should have had nothing to do changed something."""
+
+
+def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
+    """host: one that deployment has deployed to."""
+    with Delay((host.address, 22), ROUND_TRIP) as delay:
+        known_hosts = deployment.directory / "known_hosts"
+        _, key = host.known_hosts.read_text().split(maxsplit=1)
+        known_hosts.write_text(f"[127.0.0.1]:{delay.port} {key}")
+        data = {"ssh_hostname": "127.0.0.1", "ssh_port": str(delay.port), "ssh_known_hosts_file": str(known_hosts)}
+        through = [word for name, value in data.items() for word in ("--data", f"{name}={value}")]
+        _timed(deployment)
+        near: list[float] = []
+        far: list[float] = []
+        for _ in range(RUNS):
+            near.append(_timed(deployment))
+            far.append(_timed(deployment, *through))
+    commands = _commands(deployment)
+    say(f"re-runs measured; {load()}")
+    yield Figure("re-run without changes", near, "s")
+    yield Figure("re-run, 50 ms of round trip added", far, "s")
+    yield Figure("remote commands of a re-run", [commands])
+
+
+def _timed(deployment: Deployment, *options: str) -> float:
+    begin = time.monotonic()
+    run = deployment.run("-y", *options)
+    seconds = time.monotonic() - begin
+    if run.changed:
+        raise Changed(f"a second run changed something: {', '.join(run.changed)}")
+    return seconds
+
+
+def _commands(deployment: Deployment) -> int:
+    """How many commands a re-run sends to the machine; each costs two round trips."""
+    shown, _ = deployment.start("-y", "-vvv").communicate(timeout=120)
+    return len(re.findall(r"^\S*\[\S+\]\S* >>> ", shown, re.MULTILINE))

@@ -1,0 +1,53 @@
+"""Throw-away hosts to measure on, and the deployment of every role that is measured."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.conftest import STAND_IN, real_proxy
+from tests.deployment import Deployment
+from tests.testbed import Host, Testbed
+
+
+def say(text: str) -> None:
+    print(f"--> {text}", flush=True)
+
+
+def load() -> str:
+    """How busy the machine is that measures and carries the hosts: figures from a busy one say little."""
+    one, five, _ = os.getloadavg()
+    return f"load {one:.1f} (5 min: {five:.1f}) on {os.cpu_count()} processors"
+
+
+def proxy() -> Path:
+    """The program deployed as Sliding Sync proxy: given as a file, since a download measures somebody else's server."""
+    return real_proxy() or STAND_IN
+
+
+@contextmanager
+def fresh_host(name: str, release: str = "trixie") -> Iterator[Host]:
+    """A host that was booted just now and has nothing; deleted afterwards."""
+    host = Testbed().up(name, release=release)
+    try:
+        yield host
+    finally:
+        host.down()
+
+
+@contextmanager
+def every_role(host: Host) -> Iterator[Deployment]:
+    """A deployment of every role to the host, with a vault of its own, not yet run."""
+    with TemporaryDirectory(prefix="bench-") as directory:
+        yield Deployment(
+            Path(directory),
+            [host],
+            {
+                "server_name": host.domain,
+                "tls": "internal",
+                "admin_email": f"admin@{host.domain}",
+                "private_networks": [str(host.bed.network.subnet), str(host.bed.network.subnet6)],
+                "sliding_sync_binary": str(proxy()),
+            },
+        )
