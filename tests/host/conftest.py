@@ -59,8 +59,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def machine(deployed: Deployed | Machine) -> Iterator[Machine]:
-    """The machine to verify."""
+    """The machine to verify. It is found out here, once, whether it can be reached."""
     if isinstance(deployed, Machine):
+        assert deployed.state
         yield deployed
         return
     deployment = deployed.deployment

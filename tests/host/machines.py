@@ -58,12 +58,13 @@ class Machine:
     @cached_property
     def state(self) -> MachineState:
         """What the machine is, as a deploy finds out as well."""
-        fact = MachineFact()
+        fact, unreachable = MachineFact(), ""
         try:
             asked = self._connection(sudo=False).run(fact.command())
         except RuntimeError as error:
-            reason = getattr(error.args[0], "stderr", None) or str(error)
-            pytest.fail(f"{self.name} cannot be reached over SSH: {reason.strip()}", pytrace=False)
+            unreachable = getattr(error.args[0], "stderr", "").strip() or str(error)
+        if unreachable:
+            pytest.fail(f"{self.name} cannot be reached over SSH: {unreachable}", pytrace=False)
         return fact.process(str(asked.stdout).splitlines())
 
     @cached_property
