@@ -137,8 +137,6 @@ class Inventory:
     def __init__(self, path: Path, environment: Mapping[str, str] | None = None) -> None:
         self.path = path.resolve()
         self.deployment = self.path.stem
-        # Short, because the path of a socket may have no more than 107 characters.
-        self.sockets = Path(tempfile.mkdtemp(prefix="verify-"))
         listed = self._listed({**os.environ, **(environment or {})})
         self.machines = [Machine(self, each["name"], each["data"]) for each in listed]
         self.groups: dict[str, list[str]] = {}
@@ -147,6 +145,8 @@ class Inventory:
                 self.groups.setdefault(group, []).append(each["name"])
         if mistakes := self._mistakes():
             raise InventoryError("\n".join(mistakes))
+        # Short, because the path of a socket may have no more than 107 characters.
+        self.sockets = Path(tempfile.mkdtemp(prefix="verify-"))
 
     def _listed(self, environment: Mapping[str, str]) -> list[dict[str, Any]]:
         """In a process of its own: pyinfra changes the one it is loaded into."""
