@@ -146,6 +146,10 @@ class Vault:
         # Cc: control characters, Zl and Zp: line separators, Cs: what was not UTF-8. Files take one line of text.
         if any(unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") for character in value):
             raise VaultError(f"{name}: the value must be one line of text, without control characters")
+        if known.kind != "given" and value != value.strip():
+            raise VaultError(
+                f"{name}: the value must not begin or end with a space: programs that share it would strip it"
+            )
         if known.kind == "ed25519" and not re.fullmatch(r"ed25519 \w+ [A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]", value):
             raise VaultError(f"{name}: the value must look like: ed25519 0 <32 bytes in base64, without padding>")
         if self._values.get(name) != secret:

@@ -136,7 +136,8 @@ def running(
     elif outdated:
         steps += [*_checked(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
     elif ready and not now.ready:
-        steps += ["(wait_ready) 2>/dev/null || {", *start, "wait_ready; }"]
+        # It may be busy for a moment. `patience` is for starts.
+        steps += [f"(wait_ready {min(10, patience)}) 2>/dev/null || {{", *start, "wait_ready; }"]
     if not steps:
         host.noop(f"{unit} runs what lies on the machine")
         return
@@ -161,7 +162,7 @@ def _functions(unit: str, ready: str | None, patience: int) -> list[str]:
         "  exit 1",
         "}",
         "wait_ready() {",
-        f"  end=$(( $(date +%s) + {patience} ))",
+        f"  end=$(( $(date +%s) + ${{1:-{patience}}} ))",
         f"  until sh -c {shlex.quote(ready or 'true')} >/dev/null 2>&1; do",
         f"    if systemctl is-failed --quiet {name}; then failed 'keep running'; fi",
         f"    if [ $(date +%s) -ge $end ]; then failed 'answer within {patience} s'; fi",
