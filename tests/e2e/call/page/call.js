@@ -80,7 +80,8 @@ class Matrix extends EventTarget {
 }
 
 function connect(relays, errors) {
-  const connection = new RTCPeerConnection({ iceServers: [relays], iceTransportPolicy: "relay" });
+  // As Element Web does, which asks the relay for far more than a call needs.
+  const connection = new RTCPeerConnection({ iceServers: [relays], iceTransportPolicy: "relay", iceCandidatePoolSize: 20 });
   connection.addEventListener("icecandidateerror", ({ url, errorCode, errorText }) =>
     errors.push(`${url}: ${errorCode} ${errorText}`));
   return connection;
