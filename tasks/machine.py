@@ -21,7 +21,10 @@ files.present(
     ],
 )
 
-packages.installed(name="Install Python and the certificate authorities", packages=["ca-certificates", "python3-venv"])
+packages.installed(
+    name="Install Python and the certificate authorities",
+    packages=["ca-certificates", "curl", "openssl", "python3-venv"],
+)
 
 # Virtualenvs take the processor and PyPI, packages take the disk and the mirror: side by side they take half the time.
 virtualenvs.begun(name="Begin to build the virtualenvs", virtualenvs=settings.virtualenvs)
