@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pyinfra.api.host import Host
 from pyinfra.context import inventory
 
 from operations.binaries import Release
-from operations.certificates import Served
+from operations.certificates import BUNDLE, Served
 from operations.databases import Database
 from operations.machine import Machine, MachineState
 from operations.virtualenvs import Virtualenv
@@ -431,8 +431,13 @@ class Issuer:
             return self.certificate, self.key
         issuer = "local"
         if self.kind == "acme":
+            # CertMagic 0.17: ACMEIssuer.issuerKey and then KeyBuilder.Safe.
             url = urlsplit(self.directory)
-            issuer = re.sub(r"[/:]", "-", f"{url.netloc}{url.path}".rstrip("/")).lower()
+            path = re.sub(r"[/\\]", "-", unquote(url.path)).strip("-")
+            issuer = f"{url.netloc.rpartition('@')[2]}{'-' if path else ''}{path}".lower()
+            for character, replacement in ((" ", "_"), ("+", "_plus_"), ("*", "wildcard_"), (":", "-"), ("..", "")):
+                issuer = issuer.replace(character, replacement)
+            issuer = re.sub(r"[^\w@.-]", "", issuer, flags=re.ASCII)
         stem = f"/var/lib/caddy/.local/share/caddy/certificates/{issuer}/{domain}/{domain}"
         return f"{stem}.crt", f"{stem}.key"
 
@@ -455,6 +460,13 @@ class Caddy:
     synapse: str
     sydent: str
     sliding_sync: str
+    reloader: str = "caddy-certificate"
+
+    @property
+    def domains(self) -> list[str]:
+        """The web names."""
+        names = (self.server_name, self.matrix_domain, self.identity_domain, self.sliding_sync_domain)
+        return [name for name in names if name]
 
 
 @dataclass(frozen=True)
@@ -463,10 +475,11 @@ class Coturn:
     shared_secret: Secret
     certificate: str
     key: str
-    certificate_written: str
+    watched: tuple[str, ...]
     external_ip: str | None
     denied_ranges: tuple[tuple[str, str], ...]
     allowed_ranges: tuple[tuple[str, str], ...]
+    reloader: str = "coturn-certificate"
 
 
 class Settings:
@@ -716,9 +729,10 @@ class Settings:
             shared_secret=self.vault.get("turn_shared_secret"),
             certificate=certificate,
             key=key,
-            certificate_written=f"{certificate.removesuffix('.crt')}.json"
-            if self.choices.tls != "files"
-            else certificate,
+            # Caddy writes certificate, key and then the third file; administrators write theirs in any order.
+            watched=(certificate, key)
+            if self.choices.tls == "files"
+            else (f"{certificate.removesuffix('.crt')}.json",),
             external_ip=self.choices.external_ip,
             denied_ranges=tuple(_range(network) for network in NEVER_RELAYED_TO),
             allowed_ranges=tuple(_range(network) for network in dict.fromkeys([*own, *self.choices.private_networks])),
@@ -754,8 +768,29 @@ class Settings:
 
     @property
     def private_authorities(self) -> list[str]:
-        """The machine's trust store, where its certificates come from an authority that only a trust store of ours knows."""
-        return ["/etc/ssl/certs/ca-certificates.crt"] if self.choices.tls == "internal" else []
+        """The machine's trust store, where certificates may come from an authority that the world does not know."""
+        choices = self.choices
+        private = (
+            choices.tls != "acme" or choices.acme.trusted_root or (choices.turn_acme and choices.turn_acme.trusted_root)
+        )
+        return [BUNDLE] if private else []
+
+    @property
+    def brought_files(self) -> dict[str, Any] | None:
+        """What the administrator has to put on this machine, as `operations.certificates.Unusable` takes it."""
+        issuers = [self.caddy.issuer] if self.here("caddy") else []
+        issuers += [self.turn_issuer] if self.here("coturn") else []
+        authorities = list(dict.fromkeys(issuer.trusted_root for issuer in issuers if issuer.trusted_root))
+        own = [issuer for issuer in issuers if issuer.kind == "files"]
+        if not authorities and not own:
+            return None
+        return {
+            "certificate": own[0].certificate if own else "",
+            "key": own[0].key if own else "",
+            "authorities": authorities,
+            "domains": list(dict.fromkeys(each.domain for each in self.served)),
+            "caddy": self.here("caddy"),
+        }
 
     @cached_property
     def served(self) -> list[Served]:
@@ -763,11 +798,12 @@ class Settings:
         served: list[Served] = []
         if self.here("caddy"):
             caddy = self.caddy
-            names = (caddy.server_name, caddy.matrix_domain, caddy.identity_domain, caddy.sliding_sync_domain)
-            served += [Served(name, 443) for name in names if name]
+            # Caddy does not watch files of the administrator's; it is reloaded when they are others than it shows.
+            file, unit = caddy.issuer.certificate or "-", caddy.reloader if caddy.issuer.certificate else "-"
+            served += [Served(name, 443, file, unit) for name in caddy.domains]
         if self.here("coturn"):
             # It goes on without TLS when it cannot read its certificate: only a handshake proves that it has it.
-            served.append(Served(self.coturn.domain, 5349, self.coturn.certificate, "coturn.service"))
+            served.append(Served(self.coturn.domain, 5349, self.coturn.certificate, self.coturn.reloader))
         return served
 
     @property

@@ -15,6 +15,9 @@ from operations.shell import quoted, script
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
+# Makes a unit present its renewed certificate.
+PRESENTER = "/usr/local/sbin/present-certificate"
+
 
 class Trusted(FactBase[bool]):
     """Whether the machine's trust store holds the certificate."""
@@ -104,6 +107,91 @@ def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand
         )
 
 
+# Where Caddy, as its unit confines it, sees nothing of the machine's.
+HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108
+
+
+class Unusable(FactBase[list[str]]):
+    """What is wrong with certificate files that the administrator put on the machine, a line each. Needs root.
+
+    certificate, key: for all the domains; empty if Caddy obtains them. authorities: those by which it knows ACME servers.
+    caddy: whether Caddy is to read them; coturn reads everything.
+    """
+
+    def command(
+        self, certificate: str, key: str, authorities: Sequence[str], domains: Sequence[str], caddy: bool
+    ) -> str:
+        files = [path for path in (certificate, key, *authorities) if path]
+        return "\n".join(
+            [
+                _LOOK,
+                f"caddy={'yes' if caddy else ''} bad=",
+                *(f"look {quoted(path)} || bad=yes" for path in files),
+                f'[ "$bad" ] || fits {quoted(certificate, key, *domains)}' if certificate else "",
+                "true",
+            ]
+        )
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return list(output)
+
+
+# look FILE: can it be read by who has to? On a new machine Caddy's user comes later, but the administrator can make its group.
+# fits CERTIFICATE KEY DOMAIN...: is it valid now, for all of them, with this key?
+_LOOK = (
+    r"""
+look() {
+  if [ ! -f "$1" ]; then
+    echo "$1 is not on the machine; put it there"
+  elif [ "$caddy" ] && case $1 in """
+    + " | ".join(f"{directory}*" for directory in HIDDEN)
+    + r""") ;; *) false ;; esac; then
+    echo "$1 is where services may not look; move it, to /etc/ssl for example"
+  elif [ "$caddy" ] && ! as_caddy test -r "$1"; then
+    echo "$1 is not readable by Caddy; on the machine: groupadd -rf caddy; chgrp caddy $1; chmod 640 $1"
+  elif ! command -v openssl >/dev/null; then
+    echo "$1 cannot be looked at; on the machine: apt install openssl"
+  else
+    return 0
+  fi
+  return 1
+}
+as_caddy() {
+  if id caddy >/dev/null 2>&1; then
+    runuser -u caddy -- "$@"
+  else
+    setpriv --reuid=65534 --regid="$(getent group caddy | cut -d: -f3 | grep . || echo 65534)" --clear-groups "$@"
+  fi
+}
+fits() {
+  certificate=$1 key=$2
+  shift 2
+  if ! public=$(openssl x509 -in "$certificate" -noout -pubkey 2>/dev/null); then
+    echo "$certificate is no certificate in PEM form"
+    return
+  fi
+  names=$(openssl x509 -in "$certificate" -noout -ext subjectAltName 2>/dev/null | sed -n '2s/ *DNS://gp')
+  if ! openssl x509 -in "$certificate" -noout -checkend 0 >/dev/null; then
+    echo "$certificate expired on $(openssl x509 -in "$certificate" -noout -enddate -dateopt iso_8601 | cut -d= -f2)"
+  fi
+  for domain; do
+    openssl x509 -in "$certificate" -noout -checkhost "$domain" | grep -q 'does match' ||
+      echo "$certificate is not for $domain, but for ${names:-no name at all}"
+  done
+  if ! private=$(openssl pkey -in "$key" -passin pass: -pubout 2>/dev/null); then
+    echo "$key is no private key in PEM form without a passphrase"
+  elif [ "$public" != "$private" ]; then
+    echo "$key is not the key of $certificate"
+  fi
+}
+"""
+)
+
+
 @dataclass(frozen=True)
 class Served:
     """A name that this machine must serve with a certificate for it.
@@ -124,6 +212,7 @@ class Served:
 
 # proof DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
 # prove: waits for that until $end; why not, in one line.
+# waits DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
 _SHELL = r"""
 proof() {
   shown=$(openssl s_client -connect "127.0.0.1:$2" -servername "$1" </dev/null 2>/dev/null) || return 1
@@ -131,15 +220,25 @@ proof() {
   printf '%s' "$shown" | openssl x509 -noout -checkhost "$1" 2>/dev/null | grep -q 'does match' || return 1
   [ "$3" = - ] || [ "$(printf '%s' "$shown" | openssl x509)" = "$(openssl x509 -in "$3" 2>/dev/null)" ]
 }
+log() { journalctl -u caddy -o cat --no-pager --since=-6h 2>/dev/null; }
+waits() {
+  log | grep -F -e "\"msg\":\"obtaining certificate\",\"identifier\":\"$1\"" -e "\"msg\":\"will retry\",\"error\":\"[$1] " \
+    | tail -n 1 | grep -qF '"will retry"'
+}
 prove() {
   until proof "$@"; do
     if [ "$(date +%s)" -ge "$end" ]; then
-      why=$(journalctl -u caddy -o cat --no-pager --since -1h 2>/dev/null \
-        | grep -F '"level":"error"' | grep -F "$1" | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1)
-      echo "$1, port $2: no valid certificate${why:+ ($why)}. Does its DNS record lead here, are ports 80 and 443 open?" >&2
+      why=$(log | grep -E '"level":"(error|warn)"' | grep -F "\"identifier\":\"$1\"" \
+        | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1 | sed 's/\\\(["\\]\)/\1/g; s/\\[nt]/ /g')
+      if [ "$why" ] || [ ! -s "$3" ]; then
+        advice="(${why:-Caddy got no answer yet}). Does its DNS record lead here, are ports 80 and 443 open?"
+      else
+        advice="although it is in $3: see journalctl -u $4"
+      fi
+      echo "$1, port $2: no valid certificate $advice" >&2
       return 1
     fi
-    if [ "$4" != - ] && [ -s "$3" ]; then systemctl reload-or-restart "$4" || true; fi
+    if [ "$4" != - ] && [ -s "$3" ]; then systemctl start "$4" 2>/dev/null || true; fi
     sleep 1
   done
 }
@@ -172,6 +271,11 @@ def proven(served: Sequence[Served], patience: int = 30) -> Generator[StringComm
         return
     yield script(
         _SHELL,
+        # Caddy waits a minute after the first failure, and ever longer then. A later run is a reason to try again at once.
+        "age=$(( $(cut -d. -f1 /proc/uptime) - $(systemctl show caddy -p StateChangeTimestampMonotonic --value) / 1000000 ))",
+        f"for name in {quoted(*(each.domain for each in missing))}; do",
+        f'  if [ "$age" -ge {patience} ] && waits "$name"; then systemctl reload caddy; break; fi',
+        "done",
         f"end=$(( $(date +%s) + {patience} )); failed=",
         *(f"prove {each.words} || failed=yes" for each in missing),
         'if [ "$failed" ]; then',

@@ -6,6 +6,7 @@ from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
+from operations.certificates import Unusable
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
@@ -52,12 +53,20 @@ def checked(host: Host) -> Settings:
             for role in settings.roles:
                 if settings.here(role):
                     getattr(settings, role)
-            mistakes = list(_deployed_otherwise(settings))
+            mistakes = list(_deployed_otherwise(settings)) or _brought(host, settings)
     except (SettingError, VaultError) as error:
         raise Refused(str(error)) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
     return settings
+
+
+def _brought(host: Host, settings: Settings) -> list[str]:
+    """What is wrong with certificate files that the administrator put on the machine."""
+    if settings.brought_files is None:
+        return []
+    found: list[str] = host.get_fact(Unusable, **settings.brought_files, _sudo=settings.machine.user != "root")
+    return found
 
 
 def _unsuitable(machine: MachineState) -> Iterator[str]:

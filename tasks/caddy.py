@@ -3,7 +3,7 @@
 from pyinfra import host
 
 from operations import certificates, files, packages, units
-from operations.files import Directory, Template
+from operations.files import Copy, Directory, Template
 from settings import settings_of
 
 settings = settings_of(host)
@@ -45,3 +45,16 @@ if settings.choices.tls == "internal":
         certificate="/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt",
         label="caddy-internal",
     )
+if caddy.issuer.kind == "files" and caddy.domains:
+    values = {"caddy": caddy, "domain": caddy.domains[0]}
+    files.present(
+        name="Give Caddy renewed certificates",
+        entries=[
+            Copy(certificates.PRESENTER, "certificates/present-certificate", mode="755"),
+            *(
+                Template(f"/etc/systemd/system/{unit}", f"caddy/{unit}", mode="644", values=values)
+                for unit in (f"{caddy.reloader}.service", f"{caddy.reloader}.path")
+            ),
+        ],
+    )
+    units.running(name="Watch Caddy's certificate", unit=f"{caddy.reloader}.path")

@@ -2,14 +2,13 @@
 
 from pyinfra import host
 
-from operations import files, packages, units
-from operations.files import Directory, Template
+from operations import certificates, files, packages, units
+from operations.files import Copy, Directory, Template
 from settings import settings_of
 
 coturn = settings_of(host).coturn
 CONFIGURATION = "/etc/turnserver.conf"
 OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
-RELOADER = "coturn-certificate"
 
 packages.installed(name="Install coturn", packages=["coturn", "openssl"], held=["coturn.service"])
 files.present(
@@ -33,10 +32,11 @@ units.running(
 files.present(
     name="Give coturn renewed certificates",
     entries=[
-        Template(
-            f"/etc/systemd/system/{RELOADER}.{kind}", f"coturn/{RELOADER}.{kind}", mode="644", values={"coturn": coturn}
-        )
-        for kind in ("path", "service")
+        Copy(certificates.PRESENTER, "certificates/present-certificate", mode="755"),
+        *(
+            Template(f"/etc/systemd/system/{unit}", f"coturn/{unit}", mode="644", values={"coturn": coturn})
+            for unit in (f"{coturn.reloader}.service", f"{coturn.reloader}.path")
+        ),
     ],
 )
-units.running(name="Watch coturn's certificate", unit=f"{RELOADER}.path")
+units.running(name="Watch coturn's certificate", unit=f"{coturn.reloader}.path")
