@@ -193,6 +193,7 @@ class Choices(Chosen):
     turn_acme: Acme | None = Field(description='None or a dictionary such as {"directory": "https://..."}')
     registration: Literal["closed", "token", "open"] = Field(description='"closed", "token" or "open"')
     federation: bool = Field(description="True or False")
+    federation_port_8448: bool = Field(description="True or False")
     max_upload_size: Annotated[str, AfterValidator(_size)] = Field(description='a size such as "50M" or "1G"')
     smtp_host: Domain | None = Field(description=DOMAIN.format(example="mail.example.org"))
     smtp_port: int = Field(description="a port from 1 to 65535", ge=1, le=65535)
@@ -457,6 +458,7 @@ class Caddy:
     max_upload_bytes: int
     well_known_client: dict[str, Any]
     well_known_server: dict[str, Any] | None
+    federation_port: int | None
     synapse: str
     sydent: str
     sliding_sync: str
@@ -707,6 +709,7 @@ class Settings:
             max_upload_bytes=size_in_bytes(self.choices.max_upload_size),
             well_known_client=client,
             well_known_server={"m.server": f"{self.matrix_domain}:443"} if self.choices.federation else None,
+            federation_port=8448 if self.choices.federation_port_8448 else None,
             synapse="127.0.0.1:8008",
             sydent="127.0.0.1:8090",
             sliding_sync="127.0.0.1:8009",
@@ -804,6 +807,8 @@ class Settings:
         if self.here("coturn"):
             # It goes on without TLS when it cannot read its certificate: only a handshake proves that it has it.
             served.append(Served(self.coturn.domain, 5349, self.coturn.certificate, self.coturn.reloader))
+        if self.here("caddy") and self.here("synapse") and self.caddy.federation_port:
+            served += [Served(name, self.caddy.federation_port) for name in (self.server_name, self.matrix_domain)]
         return served
 
     @property
@@ -863,6 +868,8 @@ class Settings:
                 return
         if choices.tls == "acme" and self.exists("caddy") and not (choices.admin_email or choices.acme.email):
             yield f'{where}: admin_email is missing: the certificate authority wants an address (tls = "acme")'
+        if choices.federation_port_8448 and not choices.federation:
+            yield f"{where}: federation_port_8448 is True, but federation is False: there is nothing to serve on that port"
         if choices.tls == "files" and not choices.tls_files:
             yield f'{where}: tls_files is missing: tls = "files" needs {{"certificate": "/path", "key": "/path"}}'
 

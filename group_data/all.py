@@ -55,6 +55,10 @@ registration = "closed"
 # Whether to talk with other homeservers: True or False.
 federation = True
 
+# Whether other homeservers may also come by port 8448. Port 443 of the server name tells them the way, so it is not needed: a
+# second door, for those who cannot ask there. True or False.
+federation_port_8448 = False
+
 # Largest file that users may upload, such as "50M" (mebibytes) or "1G".
 max_upload_size = "50M"
 

@@ -196,8 +196,8 @@ fits() {
 class Served:
     """A name that this machine must serve with a certificate for it.
 
-    port: 443, or 5349 for the relay. file, unit: for a server that reads the certificate from a file itself: where it
-    lies, and the unit that is reloaded when it presents another one.
+    port: 443, 8448 for federation, or 5349 for the relay. file, unit: for a server that reads the certificate from a file
+    itself: where it lies, and the unit that is reloaded when it presents another one.
     """
 
     domain: str

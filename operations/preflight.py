@@ -23,6 +23,7 @@ PORTS = {
     "sydent": [("tcp", 8090, "sydent.service")],
     "sliding_sync": [("tcp", 8009, "sliding-sync.service")],
 }
+FEDERATION_PORT = ("tcp", 8448, "caddy.service")
 
 
 def choices_first(connect_all: Callable[[State], None]) -> Callable[[State], None]:
@@ -86,7 +87,8 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
 
 def _occupied(settings: Settings) -> Iterator[str]:
     """Ports that another program holds, a line each."""
-    for role, ports in PORTS.items():
+    federation = [FEDERATION_PORT] if settings.here("synapse") and settings.choices.federation_port_8448 else []
+    for role, ports in {**PORTS, "caddy": [*PORTS["caddy"], *federation]}.items():
         for protocol, port, unit in ports if settings.here(role) else []:
             foreign = [
                 listener

@@ -212,6 +212,12 @@ def test_sample_domains_are_refused(tmp_path: Path, name: str) -> None:
     assert "belongs to nobody" in settings(tmp_path, server_name=name).mistakes()[0]
 
 
+def test_port_for_federation_without_federation_is_refused(tmp_path: Path) -> None:
+    [line] = settings(tmp_path, federation=False, federation_port_8448=True).mistakes()
+    assert "federation_port_8448 is True, but federation is False" in line
+    assert settings(tmp_path, federation_port_8448=True).mistakes() == []
+
+
 def test_authority_wants_a_contact(tmp_path: Path) -> None:
     assert "admin_email is missing" in settings(tmp_path, tls="acme").mistakes()[0]
     assert settings(tmp_path, tls="acme", admin_email="a@x.test").mistakes() == []

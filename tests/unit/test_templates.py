@@ -53,6 +53,7 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "mail without login": (EVERYTHING, {"tls": "internal", "smtp_host": "mail.x.test", "smtp_tls": "none"}),
     "open": (EVERYTHING, {"tls": "internal", "registration": "open"}),
     "token, no federation": (EVERYTHING, {"tls": "internal", "registration": "token", "federation": False}),
+    "port 8448": (EVERYTHING, {"tls": "internal", "federation_port_8448": True}),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
     "without caddy": (("postgres", "synapse", "sydent"), {"tls": "internal"}),
     "relay alone": (("caddy", "coturn"), {"tls": "internal"}),
