@@ -1,7 +1,8 @@
 """What the tests share: throw-away hosts, a release page, and a complete deployment on each Debian."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,16 +72,70 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
     return deployment
 
 
-@pytest.fixture(scope="session", params=["trixie", "bookworm"], ids=["debian13", "debian12"])
-def deployed(
+# Release -> the host that has every role.
+COMPLETE = {"trixie": "full13", "bookworm": "full12"}
+
+
+class Fleet:
+    """The complete deployments, one for each release: made side by side, once, and kept to the end."""
+
+    def __init__(self, deploy: Callable[[str], Deployed]) -> None:
+        self._deploy, self._pool = deploy, ThreadPoolExecutor(len(COMPLETE))
+        self._deployed: dict[str, Future[Deployed]] = {}
+
+    def start(self, releases: Iterable[str]) -> None:
+        """Begin to deploy those that are not there yet."""
+        for release in releases:
+            if release not in self._deployed:
+                self._deployed[release] = self._pool.submit(self._deploy, release)
+
+    def get(self, release: str) -> Deployed:
+        """The deployment on this release."""
+        self.start([release])
+        self.finished()
+        return self._deployed[release].result()
+
+    def finished(self) -> list[str]:
+        """Wait for all that were begun: one that goes on meanwhile would make the tests slow at random."""
+        wait(self._deployed.values())
+        return list(self._deployed)
+
+
+@pytest.fixture(scope="session")
+def fleet(
     request: pytest.FixtureRequest,
     testbed: Testbed,
     release_page: ReleaseServer,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Deployed]:
+) -> Iterator[Fleet]:
+    """The deployments that the chosen tests need."""
+    directories = {release: tmp_path_factory.mktemp(name) for release, name in COMPLETE.items()}
+
+    def deploy(release: str) -> Deployed:
+        host = testbed.up(COMPLETE[release], release=release)
+        deployment = complete(testbed, host, directories[release], release_page)
+        deployment.run("-y")
+        return Deployed(host, deployment)
+
+    fleet = Fleet(deploy)
+    chosen = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    params = [item.callspec.params.get("deployed") for item in chosen if hasattr(item, "callspec")]
+    needs_both = any("both" in item.fixturenames for item in chosen)
+    fleet.start(release for release in COMPLETE if needs_both or release in params)
+    yield fleet
+    begun = [COMPLETE[release] for release in fleet.finished()]
+    for host in testbed.hosts():
+        if host.name in begun:
+            host.down()
+
+
+@pytest.fixture(scope="session", params=list(COMPLETE), ids=["debian13", "debian12"])
+def deployed(request: pytest.FixtureRequest, fleet: Fleet) -> Deployed:
     """Every role on a Debian 13 and on a Debian 12 host, deployed once: tests leave it as they find it."""
-    host = testbed.up({"trixie": "full13", "bookworm": "full12"}[request.param], release=request.param)
-    deployment = complete(testbed, host, tmp_path_factory.mktemp(host.name), release_page)
-    deployment.run("-y")
-    yield Deployed(host, deployment)
-    host.down()
+    return fleet.get(request.param)
+
+
+@pytest.fixture(scope="session")
+def both(fleet: Fleet) -> tuple[Deployed, Deployed]:
+    """The same two hosts at once: Debian 13 and Debian 12."""
+    return fleet.get("trixie"), fleet.get("bookworm")

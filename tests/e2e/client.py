@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import aiohttp
 import httpx
 import nio
 from aiohttp.abc import AbstractResolver, ResolveResult
+from nio.store import SqliteMemoryStore
 
 from tests.testbed import Host, Testbed
 
@@ -111,10 +114,16 @@ class Outside:
         return f"https://{f'{service}.' if service else ''}{self.server_name}{path}"
 
     @contextlib.asynccontextmanager
-    async def matrix(self, account: Account | None = None, homeserver: str = "") -> AsyncIterator[nio.AsyncClient]:
-        """matrix-nio's client, logged in as the account if there is one."""
+    async def matrix(
+        self, account: Account | None = None, homeserver: str = "", *, encrypted: bool = False
+    ) -> AsyncIterator[nio.AsyncClient]:
+        """matrix-nio's client, logged in as the account if there is one.
+
+        encrypted: with keys of its own, which are forgotten at the end.
+        """
         context = self.context()
-        client = nio.AsyncClient(homeserver or self.url("matrix"), ssl=context)
+        config = nio.AsyncClientConfig(store=SqliteMemoryStore) if encrypted else None
+        client = nio.AsyncClient(homeserver or self.url("matrix"), ssl=context, config=config)
         if account:
             client.restore_login(account.user_id, account.device_id, account.access_token)
         connector = aiohttp.TCPConnector(resolver=_Resolver(self.host.bed), ssl=context)
@@ -140,6 +149,43 @@ class Outside:
             return Account(answer.user_id, password, answer.device_id, answer.access_token)
 
 
+async def say(client: nio.AsyncClient, room: str, text: str) -> str:
+    """Send a message, encrypted if the room is; its event's identifier."""
+    content = {"msgtype": "m.text", "body": text}
+    answer = await client.room_send(room, "m.room.message", content, ignore_unverified_devices=True)
+    return str(expect(answer, nio.RoomSendResponse).event_id)
+
+
+async def hears(client: nio.AsyncClient, room: str, sender: str, text: str) -> nio.RoomMessageText:
+    """Synchronise until a message is there, decrypted if it was encrypted."""
+    found: list[nio.RoomMessageText] = []
+
+    def heard(sync: nio.SyncResponse) -> bool:
+        found.extend(message for message in messages(sync, room) if (message.sender, message.body) == (sender, text))
+        return bool(found)
+
+    await until(client, heard, f"{client.user_id} does not hear {text!r}")
+    return found[0]
+
+
+def messages(sync: nio.SyncResponse, room: str) -> list[nio.RoomMessageText]:
+    """The messages that came with a synchronisation and can be read, in their order."""
+    events = sync.rooms.join[room].timeline.events if room in sync.rooms.join else []
+    return [event for event in events if isinstance(event, nio.RoomMessageText)]
+
+
+async def until(
+    client: nio.AsyncClient, seen: Callable[[nio.SyncResponse], bool], problem: str, patience: float = PATIENCE
+) -> None:
+    """Synchronise until something is seen. Raises AssertionError after so many seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        answer = await client.sync(timeout=3000, sync_filter={"room": {"timeline": {"limit": 100}}})
+        if seen(expect(answer, nio.SyncResponse)):
+            return
+    raise AssertionError(f"{problem} after {patience} s")
+
+
 def register(host: Host, user: str, password: str) -> None:
     """Make an account, as the administrator does on the machine."""
     # By standard input into a file: every user of the machine can read its command lines.
@@ -149,6 +195,13 @@ def register(host: Host, user: str, password: str) -> None:
         "http://127.0.0.1:8008",
         stdin=password,
     )
+
+
+def new_user(outside: Outside, name: str) -> Account:
+    """Somebody of this name, made by the administrator, who has logged in."""
+    user, password = f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(20)
+    register(outside.host, user, password)
+    return asyncio.run(outside.log_in(user, password))
 
 
 def expect(answer: Any, kind: type[Any]) -> Any:

@@ -1,12 +1,9 @@
 """Who uses a deployment: two users, each logged in once, because Synapse allows few logins from one address."""
 
-import asyncio
-import secrets
-
 import pytest
 
 from tests.conftest import Deployed
-from tests.e2e.client import Account, Outside, register
+from tests.e2e.client import Account, Outside, new_user
 
 
 @pytest.fixture(scope="session")
@@ -18,16 +15,10 @@ def outside(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Out
 @pytest.fixture(scope="session")
 def alice(outside: Outside) -> Account:
     """A user of the deployment."""
-    return _user(outside, "alice")
+    return new_user(outside, "alice")
 
 
 @pytest.fixture(scope="session")
 def bob(outside: Outside) -> Account:
     """Another user of it."""
-    return _user(outside, "bob")
-
-
-def _user(outside: Outside, name: str) -> Account:
-    user, password = f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(20)
-    register(outside.host, user, password)
-    return asyncio.run(outside.log_in(user, password))
+    return new_user(outside, "bob")

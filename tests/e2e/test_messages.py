@@ -12,7 +12,7 @@ import nio
 import pytest
 
 from tests.conftest import real_proxy
-from tests.e2e.client import PATIENCE, Account, Outside, answered, expect
+from tests.e2e.client import PATIENCE, Account, Outside, answered, expect, hears, say, until
 
 # The default of group_data/all.py, which a complete deployment keeps.
 LARGEST = 50 * 1024**2
@@ -60,13 +60,13 @@ def test_two_users_talk(outside: Outside, alice: Account, bob: Account) -> None:
         async with outside.matrix(alice) as hers, outside.matrix(bob) as his:
             room = expect(await hers.room_create(name="Garden"), nio.RoomCreateResponse).room_id
             expect(await hers.room_invite(room, bob.user_id), nio.RoomInviteResponse)
-            await _until(his, lambda sync: room in sync.rooms.invite, "Bob sees no invitation")
+            await until(his, lambda sync: room in sync.rooms.invite, "Bob sees no invitation")
             expect(await his.join(room), nio.JoinResponse)
 
-            await _say(hers, room, "The beans are up.")
-            await _hears(his, room, alice.user_id, "The beans are up.")
-            await _say(his, room, "Grüße aus dem Gewächshaus 🌱")
-            await _hears(hers, room, bob.user_id, "Grüße aus dem Gewächshaus 🌱")
+            await say(hers, room, "The beans are up.")
+            await hears(his, room, alice.user_id, "The beans are up.")
+            await say(his, room, "Grüße aus dem Gewächshaus 🌱")
+            await hears(hers, room, bob.user_id, "Grüße aus dem Gewächshaus 🌱")
 
     asyncio.run(conversation())
 
@@ -203,27 +203,3 @@ def _upload(
 async def _create_room(outside: Outside, account: Account, name: str) -> None:
     async with outside.matrix(account) as client:
         expect(await client.room_create(name=name), nio.RoomCreateResponse)
-
-
-async def _say(client: nio.AsyncClient, room: str, text: str) -> None:
-    content = {"msgtype": "m.text", "body": text}
-    expect(await client.room_send(room, "m.room.message", content), nio.RoomSendResponse)
-
-
-async def _hears(client: nio.AsyncClient, room: str, sender: str, text: str) -> None:
-    def heard(sync: nio.SyncResponse) -> bool:
-        events = sync.rooms.join[room].timeline.events if room in sync.rooms.join else []
-        return any(
-            isinstance(event, nio.RoomMessageText) and (event.sender, event.body) == (sender, text) for event in events
-        )
-
-    await _until(client, heard, f"{client.user_id} does not hear {text!r}")
-
-
-async def _until(client: nio.AsyncClient, seen: Any, problem: str) -> None:
-    """Synchronise until something is seen. Raises AssertionError after a while."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if seen(expect(await client.sync(timeout=3000), nio.SyncResponse)):
-            return
-    raise AssertionError(f"{problem} after {PATIENCE} s")
