@@ -130,7 +130,8 @@ def _ipv4(value: str) -> str:
 
 
 def _absolute(value: str) -> str:
-    if not re.fullmatch(r"/[^\s\"'{}]+", value):
+    # Such paths stand in units, in Caddyfiles and in shell.
+    if not re.fullmatch(r"/[^\s\"'`{}%$;\\]+", value):
         raise ValueError
     return value
 

@@ -1,0 +1,322 @@
+"""Certificates: from two real ACME servers, renewed during a call, late, or brought by the administrator.
+
+The tests share one machine and go on from one another, as the years of a deployment do.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import hmac
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pytest
+from cryptography import x509
+
+from tests.deployment import Deployment, Run
+from tests.e2e.turn import Credentials, relay
+from tests.testbed import Host, Testbed
+from tests.testbed.acme import API, HMAC_KEY, KEY_ID, Acme, Authority
+from vault import Vault
+
+ROLES = ("caddy", "coturn", "sydent")
+# Where the administrator puts the authority of a private ACME server, and certificates of their own.
+TRUSTED_ROOT, OWN = "/etc/ssl/private-acme.pem", "/etc/ssl/own"
+STORE = "/var/lib/caddy/.local/share/caddy/certificates"
+LATE = "cert-late.test"
+
+T = TypeVar("T")
+
+
+@dataclass
+class Site:
+    """The machine, its deployment, and the two ACME servers: `open` for the web names, `bound` for the relay."""
+
+    host: Host
+    acme: Acme
+    deployment: Deployment
+    web: str
+    turn: str
+
+    def choose(self, **settings: Any) -> None:
+        """With ACME, but for what is given."""
+        by_acme = {
+            "server_name": self.host.domain,
+            "admin_email": f"admin@{self.host.domain}",
+            "private_networks": [str(self.host.bed.network.subnet)],
+            "tls": "acme",
+            "acme": {"directory": self.acme.directory("open"), "trusted_root": TRUSTED_ROOT},
+            "turn_acme": {
+                # Host names are no less the same in other letters, and Caddy's store is on a case-sensitive disk.
+                "directory": self.acme.directory("bound").replace("acme.test", "ACME.test"),
+                "eab_key_id": KEY_ID,
+                "email": f"turn@{self.host.domain}",
+                "trusted_root": TRUSTED_ROOT,
+            },
+        }
+        chosen = by_acme | settings
+        self.web = chosen.get("identity_domain", f"identity.{self.host.domain}")
+        self.turn = chosen.get("turn_domain", f"turn.{self.host.domain}")
+        self.deployment.choose(**chosen)
+
+    def presented(self, name: str, port: int, root: str) -> x509.Certificate:
+        """The certificate that the machine presents. Raises SSLError unless it is valid for the name, by that root."""
+        context = ssl.create_default_context(cadata=root)
+        # pebble's certificates are real but not as complete as public ones have to be.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        with (
+            socket.create_connection((self.host.address, port), timeout=10) as connection,
+            context.wrap_socket(connection, server_hostname=name) as tls,
+        ):
+            encoded = tls.getpeercert(binary_form=True)
+        assert encoded
+        return x509.load_der_x509_certificate(encoded)
+
+    def credentials(self) -> Credentials:
+        secret = Vault.open(self.deployment.vault).get("turn_shared_secret").reveal()
+        username = f"{int(time.time()) + 3600}:@somebody:{self.host.domain}"
+        return Credentials(username, base64.b64encode(hmac.digest(secret.encode(), username.encode(), "sha1")).decode())
+
+    def works(self) -> None:
+        """What needs no certificate answers."""
+        self.host.run("curl -sf --max-time 5 http://127.0.0.1:8090/_matrix/identity/v2")
+        with relay(self.host.address, "udp", self.credentials()) as client:
+            assert client.allocate()[0] == self.host.address
+
+    @contextlib.contextmanager
+    def without(self, server: str) -> Iterator[None]:
+        """An ACME server is out of the machine's reach. (To stop it would make it forget the accounts that it has.)"""
+        rule = f"rule %s ipproto tcp dport {API[server]} unreachable"
+        self.host.run(f"ip {rule % 'add'} && ip -6 {rule % 'add'}")
+        yield
+        self.host.run(f"ip {rule % 'del'} && ip -6 {rule % 'del'}")
+
+    def names(self, *more: str) -> None:
+        """Give the machine further DNS names, or take them away again."""
+        own = (self.host.domain, f"*.{self.host.domain}", *more)
+        with self.host.bed._locked():
+            self.host._save(dataclasses.replace(self.host.record, names=own))
+            self.host.bed._serve_names()
+
+
+@pytest.fixture(scope="module")
+def acme(testbed: Testbed) -> Iterator[Acme]:
+    host = testbed.up("acme")
+    acme = Acme(host, Authority("Private ACME server"))
+    acme.start()
+    # The other side of calls.
+    host.run(
+        "DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends coturn "
+        "&& systemctl stop coturn && systemd-run --quiet --unit=echo turnutils_peer",
+        timeout=300,
+    )
+    yield acme
+    host.down()
+
+
+@pytest.fixture(scope="module")
+def site(testbed: Testbed, acme: Acme, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    host = testbed.up("cert13")
+    host.run(f"cat >{TRUSTED_ROOT}", stdin=acme.authority.pem)
+    deployment = Deployment(tmp_path_factory.mktemp("cert13"), [host], {}, {role: [host.name] for role in ROLES})
+    vault = Vault.open(deployment.vault)
+    vault.set("turn_acme_eab_hmac_key", HMAC_KEY)
+    vault.save()
+    site = Site(host, acme, deployment, "", "")
+    site.choose()
+    yield site
+    host.down()
+
+
+def eventually(what: Callable[[], T], seconds: float) -> T:
+    """What it returns once it raises nothing."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return what()
+        except (OSError, AssertionError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def complaints(run: Run) -> list[str]:
+    """What the run says about certificates."""
+    return [line for line in run.output.splitlines() if "no valid certificate" in line]
+
+
+# --- ACME -----------------------------------------------------------------------------------------
+
+
+def test_each_name_has_a_certificate_of_its_issuer(site: Site) -> None:
+    site.deployment.run("-y")
+    site.presented(site.web, 443, site.acme.root("open"))
+    site.presented(site.turn, 443, site.acme.root("bound"))
+    site.presented(site.turn, 5349, site.acme.root("bound"))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        site.presented(site.turn, 5349, site.acme.root("open"))
+    site.works()
+    assert site.deployment.run("-y").changed == []
+
+
+def test_the_key_of_the_account_is_not_readable(site: Site) -> None:
+    assert HMAC_KEY in site.host.run("cat /etc/caddy/Caddyfile").stdout
+    assert site.host.run(f"runuser -u nobody -- grep -rlsF {HMAC_KEY} /etc /run || true").stdout == ""
+    assert HMAC_KEY not in site.host.journal(lines=100000)
+
+
+def renewed(site: Site) -> None:
+    """Have the relay's certificate issued anew, as far as Caddy is concerned because it has none."""
+    site.host.run(f"rm {STORE}/*/{site.turn}/* && systemctl reload caddy")
+
+
+def test_renewal_during_calls(site: Site) -> None:
+    """Twenty in a row, each presented at once, while two calls lose nothing."""
+    given, root, renewals = site.credentials(), site.acme.root("bound"), 20
+    started = site.host.run("systemctl show coturn -p ExecMainStartTimestampMonotonic").stdout
+    calls = [
+        subprocess.Popen(
+            site.acme.host.ssh(
+                f"turnutils_uclient {options} -c -n 1000 -z 30 -u '{given.username}' -w '{given.password}' "
+                f"-e {site.acme.host.address} {site.turn} || exit 1"
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for options in ("", "-t -S")
+    ]
+    serials = {site.presented(site.turn, 5349, root).serial_number}
+    for _ in range(renewals):
+        renewed(site)
+
+        def another() -> int:
+            serial = site.presented(site.turn, 5349, root).serial_number
+            assert serial not in serials, "coturn presents the old certificate"
+            return serial
+
+        serials.add(eventually(another, 15))
+    assert all(call.poll() is None for call in calls), "the calls ended before the renewals"
+    for call in calls:
+        output, _ = call.communicate(timeout=60)
+        assert call.returncode == 0, output[-2000:]
+        assert "Total lost packets 0 (0.000000%), total send dropped 0" in output, output[-2000:]
+        assert "tot_send_msgs=1000, tot_recv_msgs=1000" in output, output[-2000:]
+    assert site.host.run("systemctl show coturn -p ExecMainStartTimestampMonotonic").stdout == started
+    assert site.deployment.run("-y").changed == []
+
+
+def test_certificates_that_cannot_be_had_yet(site: Site) -> None:
+    """One has no DNS record, the issuer of the other is down. All else works, and they arrive later, without a run."""
+    site.choose(turn_domain=f"turn.{LATE}", identity_domain=f"id.{site.host.domain}")
+    with site.without("open"):
+        run = site.deployment.run("-y", check=False)
+        assert run.status == 1
+        [web, turn] = complaints(run)
+        assert f"{site.web}, port 443: no valid certificate" in web and "network is unreachable" in web
+        assert f"{site.turn}, port 5349: no valid certificate" in turn and "no such host" in turn
+        assert "Traceback" not in run.output
+        site.works()
+    site.names(f"turn.{LATE}")
+    # Caddy's second attempt is a minute after the first.
+    eventually(lambda: site.presented(site.turn, 5349, site.acme.root("bound")), 60)
+    eventually(lambda: site.presented(site.web, 443, site.acme.root("open")), 10)
+
+
+def test_run_that_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
+    """Caddy waits a minute or longer after a failure, but whoever has removed the cause runs the deployment again."""
+    site.choose(turn_domain=f"again.{LATE}", identity_domain=f"id.{site.host.domain}")
+    [line] = complaints(site.deployment.run("-y", check=False))
+    assert f"again.{LATE}" in line and "no such host" in line
+    site.names(f"again.{LATE}")
+    begin = time.monotonic()
+    assert site.deployment.run("-y").changed == ["Prove that every name has its certificate"]
+    assert time.monotonic() - begin < 20
+    site.presented(site.turn, 5349, site.acme.root("bound"))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    """The administrator's own."""
+    return Authority("Our own authority")
+
+
+def put(site: Site, certificate: str, key: str, mode: str = "640") -> None:
+    site.host.run(f"install -d {OWN}; rm -f {OWN}/*")
+    for name, content in (("chain.pem", certificate), ("key.pem", key)):
+        site.host.run(f"cat >{OWN}/{name}; chgrp caddy {OWN}/{name}; chmod {mode} {OWN}/{name}", stdin=content)
+
+
+def with_files(site: Site) -> None:
+    site.choose(tls="files", tls_files={"certificate": f"{OWN}/chain.pem", "key": f"{OWN}/key.pem"})
+
+
+@contextlib.contextmanager
+def refused(site: Site, *words: str) -> Iterator[None]:
+    """One line is said, and nothing is touched."""
+    yield
+    stamp = "/run/before"
+    site.host.run(f"touch {stamp}; sleep 0.02")
+    run = site.deployment.run("-y", check=False)
+    assert run.status == 1 and run.changed == []
+    [line] = run.refusal.splitlines()
+    assert "Traceback" not in run.output
+    for word in (site.host.name, *words):
+        assert word in line
+    assert site.host.run(f"find /etc /usr/local -newercm {stamp}").stdout == ""
+
+
+def test_unusable_files_are_refused(site: Site, authority: Authority) -> None:
+    with_files(site)
+    names = site.web, site.turn
+    with refused(site, f"{OWN}/chain.pem is not for {site.turn}, but for {site.web}"):
+        put(site, *authority.issue(site.web))
+    with refused(site, f"{OWN}/chain.pem expired on "):
+        put(site, *authority.issue(*names, days=-1))
+    with refused(site, f"{OWN}/key.pem is not the key of {OWN}/chain.pem"):
+        put(site, authority.issue(*names)[0], authority.issue(*names)[1])
+    with refused(site, f"{OWN}/key.pem is no private key in PEM form"):
+        put(site, authority.issue(*names)[0], authority.issue(*names)[0])
+    with refused(site, f"{OWN}/key.pem is not readable by Caddy", f"chgrp caddy {OWN}/key.pem"):
+        put(site, *authority.issue(*names))
+        site.host.run(f"chmod 600 {OWN}/key.pem")
+    with refused(site, f"{OWN}/chain.pem is not on the machine"):
+        site.host.run(f"chmod 640 {OWN}/key.pem; rm {OWN}/chain.pem")
+    site.choose()
+    with refused(site, f"{TRUSTED_ROOT} is not on the machine"):
+        site.host.run(f"mv {TRUSTED_ROOT} {TRUSTED_ROOT}.away")
+    site.host.run(f"mv {TRUSTED_ROOT}.away {TRUSTED_ROOT}")
+
+
+def test_files_of_the_administrator(site: Site, authority: Authority) -> None:
+    with_files(site)
+    put(site, *authority.issue(site.web, f"*.{site.host.domain}"))
+    site.deployment.run("-y")
+    first = site.presented(site.web, 443, authority.pem)
+    assert site.presented(site.turn, 5349, authority.pem) == first
+    site.works()
+    assert site.deployment.run("-y").changed == []
+
+    # Replaced one after the other: for a while they do not belong together.
+    certificate, key = authority.issue(site.web, site.turn)
+    site.host.run(f"cat >{OWN}/chain.pem", stdin=certificate)
+    time.sleep(2)
+    assert site.presented(site.turn, 5349, authority.pem) == site.presented(site.web, 443, authority.pem) == first
+    site.host.run(f"cat >{OWN}/key.pem", stdin=key)
+    second = x509.load_pem_x509_certificate(certificate.encode())
+    for name, port in ((site.web, 443), (site.turn, 5349)):
+
+        def another(name: str = name, port: int = port) -> None:
+            assert site.presented(name, port, authority.pem) == second
+
+        eventually(another, 15)
+    assert site.deployment.run("-y").changed == []
