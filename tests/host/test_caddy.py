@@ -52,7 +52,9 @@ def test_only_the_web_ports_are_open(service: Service, settings: Settings) -> No
     """Its administration is not among them: it would let every user of the machine change what Caddy does."""
     ports = {f"{socket.split()[0]} {socket.rpartition(':')[2]}" for socket in service.sockets()}
     federation = {"tcp 8448"} if settings.caddy.federation_port and settings.caddy.matrix_domain else set()
-    assert ports == {"tcp 80", "tcp 443", "udp 443"} | federation, f"Caddy listens on {', '.join(sorted(ports))}: {DEPLOY}"
+    assert ports == {"tcp 80", "tcp 443", "udp 443"} | federation, (
+        f"Caddy listens on {', '.join(sorted(ports))}: {DEPLOY}"
+    )
 
 
 def test_every_name_has_its_certificate(host: Host, settings: Settings) -> None:
