@@ -40,6 +40,7 @@ NO_MAIL_SERVER = """\
 export DEBIAN_FRONTEND=noninteractive
 systemctl stop postfix
 apt-get purge -qq -y --autoremove postfix
+systemctl reset-failed 'postfix*'
 userdel --force --remove {user}
 """
 
