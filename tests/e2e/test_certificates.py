@@ -7,11 +7,14 @@ import base64
 import contextlib
 import dataclasses
 import hmac
+import secrets
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +32,8 @@ ROLES = ("caddy", "coturn", "sydent")
 TRUSTED_ROOT, OWN = "/etc/ssl/private-acme.pem", "/etc/ssl/own"
 STORE = "/var/lib/caddy/.local/share/caddy/certificates"
 LATE = "cert-late.test"
+# Where turnutils_peer sends back what it receives.
+ECHO = 3480
 
 T = TypeVar("T")
 
@@ -64,14 +69,18 @@ class Site:
         self.turn = chosen.get("turn_domain", f"turn.{self.host.domain}")
         self.deployment.choose(**chosen)
 
-    def presented(self, name: str, port: int, root: str) -> x509.Certificate:
-        """The certificate that the machine presents. Raises SSLError unless it is valid for the name, by that root."""
+    def context(self, root: str) -> ssl.SSLContext:
+        """A client that trusts nobody else."""
         context = ssl.create_default_context(cadata=root)
         # pebble's certificates are real but not as complete as public ones have to be.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context
+
+    def presented(self, name: str, port: int, root: str) -> x509.Certificate:
+        """The certificate that the machine presents. Raises SSLError unless it is valid for the name, by that root."""
         with (
             socket.create_connection((self.host.address, port), timeout=10) as connection,
-            context.wrap_socket(connection, server_hostname=name) as tls,
+            self.context(root).wrap_socket(connection, server_hostname=name) as tls,
         ):
             encoded = tls.getpeercert(binary_form=True)
         assert encoded
@@ -175,8 +184,23 @@ def renewed(site: Site) -> None:
     site.host.run(f"rm {STORE}/*/{site.turn}/* && systemctl reload caddy")
 
 
+def call(site: Site, context: ssl.SSLContext, over: threading.Event) -> int:
+    """A call over TLS until it is over; how many packets came back. (Debian's client loses some over TLS, certificates or not,
+    whenever the relay's processor is busy for longer than the time between two packets.)"""
+    there, packets = (site.acme.host.address, ECHO), 0
+    with relay(site.host.address, "tls", site.credentials(), context=context, name=site.turn) as client:
+        client.allocate()
+        client.permit(there[0])
+        while not over.wait(0.03):
+            packet = secrets.token_bytes(200)
+            client.send(there, packet)
+            assert client.receive() == (there, packet)
+            packets += 1
+    return packets
+
+
 def test_renewal_during_calls(site: Site) -> None:
-    """Twenty in a row, each presented soon, and two calls of half a minute lose nothing."""
+    """Twenty in a row, each presented soon, and calls of half a minute lose nothing."""
     given, root, during = site.credentials(), site.acme.root("bound"), 0
     started = site.host.run("systemctl show coturn -p ExecMainStartTimestampMonotonic").stdout
     calls = [
@@ -190,24 +214,31 @@ def test_renewal_during_calls(site: Site) -> None:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for options in ("", "-t -S")
+        for options in ("", "-t")
     ]
-    serials = {site.presented(site.turn, 5349, root).serial_number}
-    for _ in range(20):
-        renewed(site)
+    over = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        encrypted = pool.submit(call, site, site.context(root), over)
+        try:
+            serials = {site.presented(site.turn, 5349, root).serial_number}
+            for _ in range(20):
+                renewed(site)
 
-        def another() -> int:
-            serial = site.presented(site.turn, 5349, root).serial_number
-            assert serial not in serials, "coturn presents the old certificate"
-            return serial
+                def another() -> int:
+                    serial = site.presented(site.turn, 5349, root).serial_number
+                    assert serial not in serials, "coturn presents the old certificate"
+                    return serial
 
-        serials.add(eventually(another, 15))
-        during += all(call.poll() is None for call in calls)
-    # On a busy machine the calls may end before the last of them.
-    assert during >= 10, f"only {during} renewals were during the calls"
-    for call in calls:
-        output, _ = call.communicate(timeout=60)
-        assert call.returncode == 0, output[-2000:]
+                serials.add(eventually(another, 15))
+                during += all(each.poll() is None for each in calls)
+        finally:
+            over.set()
+        # On a busy machine the calls that end by themselves may do so before the last renewal.
+        assert during >= 10, f"only {during} renewals were during the calls"
+        assert encrypted.result() > 100
+    for each in calls:
+        output, _ = each.communicate(timeout=60)
+        assert each.returncode == 0, output[-2000:]
         assert "Total lost packets 0 (0.000000%), total send dropped 0" in output, output[-2000:]
         assert "tot_send_msgs=1000, tot_recv_msgs=1000" in output, output[-2000:]
     assert site.host.run("systemctl show coturn -p ExecMainStartTimestampMonotonic").stdout == started
