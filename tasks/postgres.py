@@ -13,7 +13,8 @@ postgres = settings_of(host).postgres
 CONFIGURATION = f"{postgres.directory}/conf.d/matrix-metal.conf"
 ACCESS = f"{postgres.directory}/matrix-metal.hba.conf"
 KEY = f"{postgres.directory}/matrix-metal.key"
-FENCE = f"/etc/systemd/system/{postgres.unit}.d"
+DROP_INS = f"/etc/systemd/system/{postgres.unit}.d"
+FENCE = f"{DROP_INS}/matrix-metal.conf"
 
 files.present(
     name="Let new PostgreSQL clusters have data checksums",
@@ -40,14 +41,16 @@ files.present(
     entries=[
         Template(ACCESS, "postgres/matrix-metal.hba.conf", mode="640", group="postgres", values=values),
         Template(CONFIGURATION, "postgres/matrix-metal.conf", mode="644", values=values),
-        Directory(FENCE, mode="755"),
-        Template(f"{FENCE}/matrix-metal.conf", "postgres/fence.conf", mode="644", values=values),
+        Directory(DROP_INS, mode="755"),
+        Template(FENCE, "postgres/fence.conf", mode="644", values=values),
     ],
 )
 units.running(
     name="Run PostgreSQL",
     unit=postgres.unit,
-    reads=[CONFIGURATION, ACCESS, *([postgres.certificate, KEY] if postgres.clients else [])],
+    reads=[CONFIGURATION, ACCESS, FENCE, *([postgres.certificate, KEY] if postgres.clients else [])],
+    # Debian 12's systemd (252) does not notice the first drop-in of a unit that it knows already: it would start without.
+    check="systemctl daemon-reload",
     ready=f"{databases.AS_POSTGRES} psql -XAtqc 'SELECT 1'",
     enabled=False,
 )
