@@ -38,7 +38,8 @@ systemctl restart postfix
 """
 NO_MAIL_SERVER = """\
 export DEBIAN_FRONTEND=noninteractive
-systemctl stop postfix
+# The instance by its own name: stopping postfix.service alone does not wait for it.
+systemctl stop postfix@-.service postfix.service
 apt-get purge -qq -y --autoremove postfix
 systemctl reset-failed 'postfix*'
 userdel --force --remove {user}
