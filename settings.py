@@ -275,6 +275,16 @@ class Neighbour:
     address: str
     addresses: tuple[str, ...] = ()
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The addresses from which it may come. Behind 1:1 NAT that is the one where we reach it, which it does not know of."""
+        try:
+            reached = ipaddress.ip_address(self.address)
+        except ValueError:
+            return self.addresses
+        known = [ipaddress.ip_address(address) for address in self.addresses]
+        return self.addresses if reached in known or reached.is_loopback else (*self.addresses, str(reached))
+
 
 @dataclass(frozen=True)
 class DatabaseAccess:
@@ -578,9 +588,7 @@ class Settings:
                 for role, (name, user) in DATABASES.items()
                 if self.exists(role)
             ),
-            clients=tuple(
-                DatabaseClient(*DATABASES[role], addresses=self._neighbour(role).addresses) for role in remote
-            ),
+            clients=tuple(DatabaseClient(*DATABASES[role], addresses=self._neighbour(role).sources) for role in remote),
             address=self.address,
         )
 
@@ -590,7 +598,12 @@ class Settings:
         return self.neighbours.get(name, Neighbour(name))
 
     def _database_password(self, role: str) -> Secret:
-        return self.vault.get(f"postgres_{role}_password")
+        name = f"postgres_{role}_password"
+        password = self.vault.get(name)
+        if not password.reveal().isascii():
+            # Only some of PostgreSQL's clients bring other characters into the form that SCRAM asks for (RFC 4013).
+            raise SettingError(f"{name} must be ASCII: not every client of PostgreSQL can log in with anything else")
+        return password
 
     def _database(self, role: str) -> DatabaseAccess:
         name, user = DATABASES[role]
@@ -925,15 +938,16 @@ def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neigh
 def settings_of(host: Host) -> Settings:
     """The settings of one of the run's machines: validated, and the machine looked at, once per run."""
     if host.name not in _settings:
-        neighbours = {
-            other.name: Neighbour(
-                other.data.get("address") or other.data.get("ssh_hostname") or other.name, _machine_of(other).addresses
-            )
-            for other in inventory
-            if other is not host
-        }
+        neighbours = {other.name: _neighbour_of(host, other) for other in inventory if other is not host}
         _settings[host.name] = chosen_for(host, _machine_of(host), neighbours)
     return _settings[host.name]
+
+
+def _neighbour_of(host: Host, other: Host) -> Neighbour:
+    address = other.data.get("address") or other.data.get("ssh_hostname") or other.name
+    # Only the database has to know from which addresses others come: else a machine is deployed without a look at others.
+    client = "postgres" in host.groups and any(role in other.groups for role in DATABASES)
+    return Neighbour(address, _machine_of(other).addresses if client else ())
 
 
 def _machine_of(host: Host) -> MachineState:

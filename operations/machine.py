@@ -28,6 +28,7 @@ class MachineState:
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
     deployment: what an earlier run left in MARKER, or None.
+    database: where an earlier run told Synapse to find its database: a directory with a Unix socket, an address, or "".
     """
 
     user: str = ""
@@ -41,6 +42,7 @@ class MachineState:
     postgresql: tuple[str, ...] = ()
     deployment: dict[str, Any] | None = None
     listeners: tuple[Listener, ...] = field(default=())
+    database: str = ""
 
 
 class Machine(FactBase[MachineState]):
@@ -63,6 +65,7 @@ for cluster in /etc/postgresql/*/main; do [ -d "$cluster" ] && echo "postgresql 
             + r""" ] && echo "deployment $(tr -d '\n' <"""
             + MARKER
             + r""")"
+$sudo sed -n 's/^    host: "\(.*\)"$/database \1/p' /etc/matrix-synapse/homeserver.yaml 2>/dev/null
 $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do
   pid=${users#*pid=}; pid=${pid%%,*}
   unit=$(sed -n 's,^0::.*/\([^/]*\.service\)\(/.*\)*$,\1,p' "/proc/$pid/cgroup" 2>/dev/null)
@@ -103,4 +106,5 @@ true
             postgresql=tuple(sorted(clusters, key=int)),
             deployment=json.loads(values["deployment"]) if "deployment" in values else None,
             listeners=tuple(listeners),
+            database=values.get("database", ""),
         )

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 
-from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
+from pyinfra.context import inventory
 
 from operations.certificates import Unusable
+from operations.databases import Existing
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
@@ -40,6 +42,11 @@ def choices_first(connect_all: Callable[[State], None]) -> Callable[[State], Non
         except PyinfraError as error:
             # Else it would be told as a mistake in this file. The machines' own lines, above it, say why.
             raise Refused(str(error)) from None
+        if state.failed_hosts:
+            # pyinfra would go on with the others, and leave a homeserver without its database, or half of a change.
+            names = sorted(host.name for host in state.failed_hosts)
+            without = " ".join(f"--exclude {name}" for name in names)
+            raise Refused(f"{', '.join(names)} cannot be reached, see above; nothing was touched (to go on: {without})")
 
     return checked_connect_all
 
@@ -54,12 +61,36 @@ def checked(host: Host) -> Settings:
             for role in settings.roles:
                 if settings.here(role):
                     getattr(settings, role)
-            mistakes = list(_deployed_otherwise(settings)) or _brought(host, settings)
+            mistakes = list(_deployed_otherwise(settings)) or _moved(settings) or _brought(host, settings)
     except (SettingError, VaultError) as error:
         raise Refused(str(error)) from None
+    except ConnectError:
+        # Only with --limit or --exclude: else all are connected to.
+        raise Refused(
+            f"{host.name} cannot be deployed without another machine, which cannot be reached, see above"
+        ) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
     return settings
+
+
+def _moved(settings: Settings) -> list[str]:
+    """A line if Synapse would leave the database it has for a new and empty one."""
+    if not settings.here("synapse") or not settings.machine.deployment:
+        return []
+    server = inventory.get_host(settings.roles["postgres"][0])
+    earlier, machine = settings.machine.database, settings_of(server).machine
+    if earlier in ("", settings.synapse.database.host):
+        return []
+    found: dict[str, str] = server.get_fact(Existing, _sudo=machine.user != "root")
+    name = settings.synapse.database.name
+    if f"database {name}" in found:
+        return []
+    where = "on this machine" if earlier.startswith("/") else f"at {earlier}"
+    return [
+        f"Synapse has its database {where}, and {server.name}, where it is to be now, has no database {name}: users would "
+        'find an empty homeserver; move it first (README, "Several machines")'
+    ]
 
 
 def _brought(host: Host, settings: Settings) -> list[str]:

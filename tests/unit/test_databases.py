@@ -1,0 +1,254 @@
+"""How roles reach a database: what clients read back from it, what the server keeps of a password, and whom it lets in."""
+
+import base64
+import ctypes
+import ctypes.util
+import hashlib
+import hmac
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from operations import databases
+from operations.databases import Database, Existing, exist, matches, verifier
+from operations.machine import Machine, MachineState
+from settings import DATABASE_AUTHORITY, DatabaseAccess, Neighbour, SettingError, Settings
+from tests.unit.test_operations import FakeHost, commands
+from tests.unit.test_settings import MACHINE, chosen
+from vault import Secret
+
+PRINTABLE = string.digits + string.ascii_letters + string.punctuation + " "
+PASSWORDS = [
+    PRINTABLE,
+    *string.punctuation,
+    "'",
+    "\\",
+    "\\'",
+    "'\\",
+    "\\\\''",
+    "a b",
+    "x\\",
+    " = ",
+    "host=elsewhere",
+    "*:*",
+]
+# The conversation of RFC 7677, 3: what the client and the server prove to each other, and the messages about which they do.
+SALT, PROOF, ANSWER = (
+    base64.b64decode(text)
+    for text in (
+        "W22ZaJ0SNY7soEsUEjb6gQ==",
+        "dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
+        "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=",
+    )
+)
+NONCE = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+SAID = f"n=user,r=rOprNGfwEbeRWgbNEkqO,r={NONCE},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r={NONCE}".encode()
+
+
+def access(password: str) -> DatabaseAccess:
+    return DatabaseAccess("synapse", "matrix-synapse", "10.1.2.3", Secret(password), DATABASE_AUTHORITY)
+
+
+# --- connection strings ---------------------------------------------------------------------------
+
+
+def parsed(dsn: str) -> dict[str, str]:
+    """A connection string as libpq's documentation (34.1.1.1) and lib/pq read it: 'value' with \\' and \\\\ in it."""
+    found, rest = {}, dsn
+    while rest:
+        word = re.match(r"(\w+)='((?:[^'\\]|\\.)*)'(?: |$)", rest)
+        assert word, "no client can read the rest"
+        found[word[1]] = re.sub(r"\\(.)", r"\1", word[2])
+        rest = rest[word.end() :]
+    return found
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_clients_read_back_the_password(password: str) -> None:
+    assert parsed(access(password).dsn) == {
+        "user": "matrix-synapse",
+        "dbname": "synapse",
+        "host": "10.1.2.3",
+        "sslmode": "verify-full",
+        "sslrootcert": DATABASE_AUTHORITY,
+        "password": password,
+    }
+
+
+class _Option(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_char_p) for name in ("keyword", "envvar", "compiled", "val", "label", "dispchar")],
+        ("dispsize", ctypes.c_int),
+    ]
+
+
+@pytest.mark.skipif(not ctypes.util.find_library("pq"), reason="libpq is not on this computer")
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_libpq_reads_back_the_password(password: str) -> None:
+    library = ctypes.CDLL(ctypes.util.find_library("pq"))
+    library.PQconninfoParse.restype = ctypes.POINTER(_Option)
+    library.PQconninfoParse.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p)]
+    problem = ctypes.c_char_p()
+    options = library.PQconninfoParse(access(password).dsn.encode(), ctypes.byref(problem))
+    assert options, problem.value
+    found, at = {}, 0
+    while options[at].keyword:
+        if options[at].val is not None:
+            found[options[at].keyword.decode()] = options[at].val.decode()
+        at += 1
+    assert found == parsed(access(password).dsn)
+
+
+def test_on_the_same_machine_no_password_is_needed() -> None:
+    local = DatabaseAccess("synapse", "matrix-synapse")
+    assert parsed(local.dsn)["host"] == "/run/postgresql"
+    assert "password" not in parsed(local.dsn)
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_password_file_is_read_back(password: str) -> None:
+    """libpq, 34.16: fields end with a colon; a backslash takes the next character literally."""
+    [line] = access(password).password_file.splitlines()
+    fields = re.findall(r"((?:[^:\\]|\\.)*)(?::|$)", line)
+    assert [re.sub(r"\\(.)", r"\1", field) for field in fields[:5]] == ["*", "*", "*", "matrix-synapse", password]
+
+
+def test_password_is_not_shown() -> None:
+    assert "pencil" not in repr(access("pencil")) + str(access("pencil"))
+
+
+# --- what the server keeps ------------------------------------------------------------------------
+
+
+def test_verifier_fits_the_example_of_the_standard() -> None:
+    kind, salt, keys = verifier("pencil", SALT, 4096).split("$")
+    assert (kind, salt) == ("SCRAM-SHA-256", f"4096:{base64.b64encode(SALT).decode()}")
+    stored, server = map(base64.b64decode, keys.split(":"))
+    # With the one the server recognises the client, with the other it proves to the client that it is the server.
+    signature = hmac.digest(stored, SAID, "sha256")
+    client = bytes(one ^ other for one, other in zip(signature, PROOF, strict=True))
+    assert hashlib.sha256(client).digest() == stored
+    assert hmac.digest(server, SAID, "sha256") == ANSWER
+
+
+def found(password: str, iterations: int = 4096) -> str:
+    """What `Existing` finds of a role with this password, as its query puts it together."""
+    kept = verifier(password, b"0123456789abcdef", iterations)
+    return f"{kept.split('$')[1]} {hashlib.sha256(kept.encode()).hexdigest()}"
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_password_is_recognised_by_its_verifier(password: str) -> None:
+    assert matches(password, found(password))
+    assert matches(password, found(password, 10000)), "an administrator may have asked for more iterations"
+    assert not matches(f"{password}x", found(password))
+
+
+@pytest.mark.parametrize("kept", ["", " ", "md5", "4096: 00", ":c2FsdA== 00", "x:c2FsdA== 00"])
+def test_no_password_is_recognised_by_something_else(kept: str) -> None:
+    """A role without a password, with one of md5, and what no server keeps."""
+    assert not matches("pencil", kept)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, existing: Mapping[str, str], needed: bool = True) -> list[str]:
+    """What is done to a server on which these exist."""
+    monkeypatch.setattr(databases, "host", FakeHost(existing))
+    wanted = Database("synapse", "matrix-synapse", Secret("pencil") if needed else None)
+    return commands(exist, databases=[wanted])
+
+
+def test_new_password_is_told_as_a_verifier_and_not_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"database synapse": "matrix-synapse UTF8 C C"}
+    [command] = told(monkeypatch, {**there, "role matrix-synapse": found("another")})
+    assert "psql" in command
+    assert "pencil" not in command and "SCRAM" not in command
+    assert told(monkeypatch, {**there, "role matrix-synapse": found("pencil")}) == []
+
+
+def test_password_that_nobody_needs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": ""}
+    assert told(monkeypatch, there, needed=False) == []
+
+
+def test_what_exists_is_read_and_not_the_verifier() -> None:
+    read = Existing().process(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
+    assert read == {"role postgres": "", "role a": "4096:c2FsdA== 00", "database b": "a UTF8 C C"}
+    assert "sha256" in Existing().command()
+
+
+# --- whom the server lets in ----------------------------------------------------------------------
+
+SPLIT = {"postgres": ["db"], "synapse": ["home"], "sliding_sync": ["home"], "caddy": ["home"]}
+
+
+def settings(
+    tmp_path: Path,
+    name: str = "db",
+    neighbours: Mapping[str, Neighbour] | None = None,
+    roles: Mapping[str, Sequence[str]] | None = None,
+    **choices: Any,
+) -> Settings:
+    near = neighbours or {"home": Neighbour("10.1.2.4", ("10.1.2.4", "2001:db8::4")), "db": Neighbour("10.1.2.3")}
+    return Settings(chosen(**choices), "prod", roles or SPLIT, name, MACHINE, near, inventories=tmp_path)
+
+
+def test_only_the_machines_of_its_clients_are_let_in(tmp_path: Path) -> None:
+    postgres = settings(tmp_path).postgres
+    assert [(client.user, client.addresses) for client in postgres.clients] == [
+        ("matrix-synapse", ("10.1.2.4", "2001:db8::4")),
+        ("sliding-sync", ("10.1.2.4", "2001:db8::4")),
+    ]
+    assert all(database.password for database in postgres.databases)
+
+
+@pytest.mark.parametrize(
+    ("reached", "sources"),
+    [
+        ("198.51.100.7", ("10.1.2.4", "198.51.100.7")),
+        ("10.1.2.4", ("10.1.2.4",)),
+        ("127.0.0.1", ("10.1.2.4",)),
+        ("home.x.test", ("10.1.2.4",)),
+    ],
+    ids=["behind 1:1 NAT", "its own", "through a tunnel", "a name"],
+)
+def test_machine_may_come_from_where_it_is_reached(reached: str, sources: tuple[str, ...]) -> None:
+    assert Neighbour(reached, ("10.1.2.4",)).sources == sources
+
+
+def test_both_sides_know_the_same_password(tmp_path: Path) -> None:
+    home, db = settings(tmp_path, "home"), settings(tmp_path, "db")
+    db.vault = home.vault
+    passwords = [home.synapse.database.password, home.sliding_sync.database.password]
+    assert [database.password for database in db.postgres.databases] == passwords
+    assert home.synapse.database.host == "10.1.2.3"
+    assert home.database_server == "db" and db.database_server is None
+
+
+def test_roles_beside_the_database_have_no_password(tmp_path: Path) -> None:
+    together = {role: ["db"] for role in SPLIT}
+    made = settings(tmp_path, roles=together)
+    assert made.postgres.clients == () and made.synapse.database.password is None
+    assert made.database_server is None
+    assert not made.vault.has("postgres_synapse_password")
+
+
+def test_relay_has_nothing_to_do_with_the_database(tmp_path: Path) -> None:
+    roles = {**SPLIT, "coturn": ["relay"], "caddy": ["home", "relay"]}
+    assert settings(tmp_path, "relay", roles=roles).database_server is None
+
+
+def test_password_that_some_clients_cannot_send_is_refused(tmp_path: Path) -> None:
+    made = settings(tmp_path, "home")
+    made.vault.set("postgres_synapse_password", "pässword")
+    with pytest.raises(SettingError, match="postgres_synapse_password must be ASCII") as caught:
+        _ = made.synapse
+    assert "pässword" not in str(caught.value)
+
+
+def test_machine_says_where_synapse_has_its_database() -> None:
+    assert Machine().process(["user root", "database /run/postgresql"]).database == "/run/postgresql"
+    assert Machine().process(["user root"]) == MachineState(user="root")
