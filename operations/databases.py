@@ -77,6 +77,21 @@ class Existing(FactBase[dict[str, str]]):
         return {name: value for name, _, value in pairs}
 
 
+class Tables(FactBase[int]):
+    """How many tables a database has; 0 also while it does not exist or PostgreSQL is down."""
+
+    def command(self, database: str) -> str:
+        query = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+        return f"{AS_POSTGRES} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> int:
+        return 0
+
+    def process(self, output: list[str]) -> int:
+        return int(output[0]) if output and output[0].isdigit() else 0
+
+
 @operation()
 def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]:
     """The databases and the roles that own them exist.

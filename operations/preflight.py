@@ -8,7 +8,7 @@ from pyinfra.api.state import State
 from pyinfra.context import inventory
 
 from operations.certificates import Unusable
-from operations.databases import Existing
+from operations.databases import Tables
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
@@ -82,14 +82,13 @@ def _moved(settings: Settings) -> list[str]:
     earlier, machine = settings.machine.database, settings_of(server).machine
     if earlier in ("", settings.synapse.database.host):
         return []
-    found: dict[str, str] = server.get_fact(Existing, _sudo=machine.user != "root")
-    name = settings.synapse.database.name
-    if f"database {name}" in found:
+    tables: int = server.get_fact(Tables, database=settings.synapse.database.name, _sudo=machine.user != "root")
+    if tables:
         return []
     where = "on this machine" if earlier.startswith("/") else f"at {earlier}"
     return [
-        f"Synapse has its database {where}, and {server.name}, where it is to be now, has no database {name}: users would "
-        'find an empty homeserver; move it first (README, "Several machines")'
+        f"Synapse has its database {where}, and on {server.name}, where it is to be now, there is none or an empty one: "
+        'move it first (README, "Several machines")'
     ]
 
 

@@ -8,13 +8,15 @@ import hmac
 import re
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from operations import databases
-from operations.databases import Database, Existing, exist, matches, verifier
+from operations import databases, preflight
+from operations.databases import Database, Existing, Tables, exist, matches, verifier
 from operations.machine import Machine, MachineState
 from settings import DATABASE_AUTHORITY, DatabaseAccess, Neighbour, SettingError, Settings
 from tests.unit.test_operations import FakeHost, commands
@@ -252,3 +254,43 @@ def test_password_that_some_clients_cannot_send_is_refused(tmp_path: Path) -> No
 def test_machine_says_where_synapse_has_its_database() -> None:
     assert Machine().process(["user root", "database /run/postgresql"]).database == "/run/postgresql"
     assert Machine().process(["user root"]) == MachineState(user="root")
+
+
+# --- a database that was moved --------------------------------------------------------------------
+
+MARK = {"server_name": "x.test", "vault": "0"}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "mark", "tables", "refused"),
+    [
+        ("/run/postgresql", MARK, 0, "on this machine"),
+        ("10.9.9.9", MARK, 0, "at 10.9.9.9"),
+        ("/run/postgresql", MARK, 170, None),
+        ("10.1.2.3", MARK, 0, None),
+        ("", MARK, 0, None),
+        ("/run/postgresql", None, 0, None),
+    ],
+    ids=["from here", "from elsewhere", "moved", "not moved", "new", "somebody else's file"],
+)
+def test_homeserver_gets_no_empty_database_for_its_full_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: str,
+    mark: dict[str, str] | None,
+    tables: int,
+    refused: str | None,
+) -> None:
+    home, db = settings(tmp_path, "home"), settings(tmp_path, "db")
+    home.machine = replace(MACHINE, database=earlier, deployment=mark)
+    server = FakeHost(tables)
+    server.name = "db"
+    monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
+    monkeypatch.setattr(preflight, "settings_of", lambda host: db)
+    lines = preflight._moved(home)
+    assert len(lines) == (1 if refused else 0)
+    assert all(f"{refused}, and on db" in line and "empty" in line for line in lines)
+
+
+def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:
+    assert [Tables().process(output) for output in (["170"], ["0"], [], ["psql: error"])] == [170, 0, 0, 0]
