@@ -1,0 +1,482 @@
+"""PostgreSQL, the homeserver and the relay each on a machine of its own: the same homeserver, and nobody else's database.
+
+The machines are those of inventories/split.py. The tests that change something put it right again by a deploy.
+"""
+
+import os
+import re
+import secrets
+import shlex
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from settings import DATABASE_AUTHORITY
+from tests.conftest import RELEASE, STAND_IN, real_proxy
+from tests.deployment import PYINFRA, ROOT, Deployment, Run
+from tests.e2e.client import PATIENCE, Account, Outside, answered, new_user
+
+# The same tests as for a deployment on one machine; the fixtures below lead them here.
+from tests.e2e.test_messages import (  # noqa: F401
+    test_clients_find_everything_from_the_server_name,
+    test_homeservers_find_it_from_the_server_name,
+    test_media_arrives_unchanged_and_only_for_users,
+    test_native_sliding_sync_lists_rooms,
+    test_two_users_talk,
+)
+from tests.e2e.test_runs import assert_nothing_to_do, invocations, restarted
+from tests.e2e.test_secrets import HIDDEN, ODD, SAMPLER, TALKATIVE, assert_none_in, shown, traces
+from tests.e2e.turn import Credentials, relay
+from tests.standin.release_server import ReleaseServer
+from tests.testbed import Host, Testbed
+from vault import Vault
+
+ROLES = {
+    "postgres": ["split-db"],
+    "synapse": ["split"],
+    "sydent": ["split"],
+    "sliding_sync": ["split"],
+    "caddy": ["split", "split-relay"],
+    "coturn": ["split-relay"],
+}
+PASSWORDS = ("postgres_synapse_password", "postgres_sliding_sync_password")
+# User -> database of the two that come from the homeserver's machine.
+CLIENTS = {"matrix-synapse": "synapse", "sliding-sync": "syncv3"}
+# What each machine may be reached at from outside.
+OUTSIDE = {
+    "split-db": {"tcp 22", "tcp 5432"},
+    "split": {"tcp 22", "tcp 80", "tcp 443", "udp 443"},
+    "split-relay": {
+        *("tcp 22", "tcp 80", "tcp 443", "udp 443"),
+        *(f"{protocol} {port}" for protocol in ("tcp", "udp") for port in (3478, 5349)),
+    },
+}
+LOG = "/var/log/postgresql/postgresql-15-main.log"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three machines, and what was to be seen while they were deployed for the first time."""
+
+    db: Host
+    home: Host
+    relay: Host
+    deployment: Deployment
+    first: Run = field(repr=False)
+    command_lines: Mapping[str, str] = field(repr=False)
+
+    @property
+    def hosts(self) -> tuple[Host, Host, Host]:
+        return self.db, self.home, self.relay
+
+    def password(self, name: str) -> str:
+        return Vault.open(self.deployment.vault).get(name).reveal()
+
+
+@pytest.fixture(scope="module")
+def split(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
+    with ThreadPoolExecutor() as pool:
+        begun = [
+            pool.submit(testbed.up, "split-db", release="bookworm"),
+            pool.submit(testbed.up, "split"),
+            # The homeserver's machine owns all other names below split.test.
+            pool.submit(testbed.up, "split-relay", names=["turn.split.test"]),
+        ]
+    db, home, relay_host = (each.result() for each in begun)
+    # Not for the deployment: what stands in for the Sliding Sync proxy reaches its database with it, and so do the tests.
+    home.run(
+        "apt-get update -qq && DEBIAN_FRONTEND=noninteractive "
+        "apt-get install -qq -y --no-install-recommends postgresql-client",
+        timeout=300,
+    )
+    directory = tmp_path_factory.mktemp("split")
+    with ReleaseServer({RELEASE: real_proxy() or STAND_IN}) as page:
+        deployment = Deployment(
+            directory,
+            [db, home, relay_host],
+            {
+                "server_name": home.domain,
+                "tls": "internal",
+                "admin_email": f"admin@{home.domain}",
+                "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
+                "sliding_sync_releases": f"{page.url}/matrix-org/sliding-sync/releases/download",
+            },
+            ROLES,
+        )
+        deployment.environment |= {"SSL_CERT_FILE": str(page.ca_file), "XDG_CACHE_HOME": str(directory / "cache")}
+        vault = Vault.open(deployment.vault)
+        for name in PASSWORDS:
+            vault.set(name, f"{secrets.token_hex(8)}{ODD}{secrets.token_hex(8)}")
+        vault.save()
+        for host in (db, home):
+            host.run(f"install -d -m 700 {HIDDEN} && cat > {HIDDEN}/sampler", stdin=SAMPLER.replace("HIDDEN", HIDDEN))
+            host.run(f"systemd-run --quiet --collect --unit=sampler perl {HIDDEN}/sampler")
+        first = deployment.run("-y", *TALKATIVE)
+        seen = {}
+        for host in (db, home):
+            host.run(f"touch {HIDDEN}/stop; while systemctl is-active --quiet sampler; do sleep 0.1; done")
+            seen[host.name] = host.run(f"cat {HIDDEN}/command-lines").stdout
+        yield Split(db, home, relay_host, deployment, first, seen)
+    for host in (db, home, relay_host):
+        host.down()
+
+
+@pytest.fixture(scope="module")
+def outside(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Outside:
+    return Outside(split.home, tmp_path_factory.mktemp("outside"))
+
+
+@pytest.fixture(scope="module")
+def alice(outside: Outside) -> Account:
+    return new_user(outside, "alice")
+
+
+@pytest.fixture(scope="module")
+def bob(outside: Outside) -> Account:
+    return new_user(outside, "bob")
+
+
+def test_sample_inventory_as_it_comes() -> None:
+    """Who runs it before editing it reaches nobody's machines."""
+    command = [PYINFRA, "inventories/split.py", "deploy.py", "-y"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    refused = Run(done.returncode, done.stderr, {})
+    assert refused.status == 1 and len(refused.refusal.splitlines()) == 1, refused.output
+    assert "group_data/split.py: server_name is still example.org" in refused.refusal
+    assert "Connected" not in done.stderr
+
+
+# --- who reaches what -----------------------------------------------------------------------------
+
+
+# The first one: the fence has to stand from the first deploy on.
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+def test_nobody_else_reaches_the_database(split: Split, ipv6: bool) -> None:
+    assert_fenced(split.db, split.relay, ipv6)
+    address = split.db.address6 if ipv6 else split.db.address
+    # So that the others are kept out, and not merely nobody there.
+    assert split.home.run(f"timeout 5 bash -c '</dev/tcp/{address}/5432'", check=False).returncode == 0
+
+
+def assert_fenced(db: Host, other: Host, ipv6: bool = False) -> None:
+    """Neither the controller nor another machine gets an answer: its packets are dropped."""
+    address = db.address6 if ipv6 else db.address
+    with pytest.raises(TimeoutError):
+        socket.create_connection((address, 5432), timeout=2).close()
+    knock = other.run(f"timeout 2 bash -c '</dev/tcp/{address}/5432'", check=False)
+    assert knock.returncode == 124, f"{other.name} gets an answer: {knock.returncode} {knock.stderr}"
+
+
+def test_second_run_changes_nothing(split: Split) -> None:
+    before = [invocations(host) for host in split.hosts]
+    running = [unit for units in before for unit, state in units.items() if not state.endswith("inactive")]
+    assert len(running) == 7, "Caddy runs on two machines, the others on one"
+    assert_nothing_to_do(split.deployment)
+    assert [restarted(units, host) for units, host in zip(before, split.hosts, strict=True)] == [set()] * 3
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_each_machine_listens_only_for_its_roles(split: Split, name: str) -> None:
+    [host] = [host for host in split.hosts if host.name == name]
+    bound = host.run("ss -Hlntu").stdout
+    found = set()
+    for line in bound.splitlines():
+        protocol, _, _, _, local, *_ = line.split()
+        address, _, port = re.sub(r"%\w+", "", local).rpartition(":")
+        if not address.startswith(("127.", "[::1]")) and not (protocol == "udp" and int(port) >= 49152):
+            found.add(f"{protocol} {port}")
+    assert found == OUTSIDE[name], bound
+
+
+# --- how the homeserver reaches its database ------------------------------------------------------
+
+
+def query(host: Host, sql: str) -> list[str]:
+    """As the superuser, on the database's own machine."""
+    return host.run("cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1", stdin=sql).stdout.splitlines()
+
+
+def test_connections_are_encrypted_and_passwords_are_proven(split: Split) -> None:
+    query(split.db, "ALTER SYSTEM SET log_connections = on; SELECT pg_reload_conf();")
+    try:
+        end = int(split.db.run(f"stat -c %s {LOG}").stdout)
+        split.home.run("systemctl restart matrix-synapse sliding-sync", timeout=180)
+        split.home.run("until curl -sf http://127.0.0.1:8009/client/server.json; do sleep 0.1; done")
+        said = split.db.run(f"tail -c +{end + 1} {LOG}").stdout
+    finally:
+        query(split.db, "ALTER SYSTEM RESET log_connections; SELECT pg_reload_conf();")
+    for user, database in CLIENTS.items():
+        proven = re.findall(rf'connection authenticated: identity="{user}" method=(\S+)', said)
+        let_in = re.findall(rf"connection authorized: user={user} database=(\S+)(.*)", said)
+        assert proven and set(proven) == {"scram-sha-256"}, said
+        assert len(let_in) == len(proven) and {name for name, _ in let_in} == {database}, said
+        assert all("SSL enabled (protocol=TLSv1.3" in how for _, how in let_in), said
+    held = query(
+        split.db,
+        "SELECT DISTINCT usename, host(client_addr), ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
+        "WHERE usename = 'matrix-synapse'",
+    )
+    assert held == [f"matrix-synapse|{split.home.address}|t|TLSv1.3"]
+
+
+def test_the_database_keeps_no_password(split: Split) -> None:
+    kept = query(split.db, "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL ORDER BY 1")
+    assert [line.partition("|")[0] for line in kept] == sorted(CLIENTS)
+    for line in kept:
+        assert re.fullmatch(r"[\w-]+\|SCRAM-SHA-256\$4096:[\w+/=]{24}\$[\w+/=]{44}:[\w+/=]{44}", line)
+
+
+def connect(
+    split: Split,
+    user: str = "matrix-synapse",
+    database: str = "synapse",
+    sslmode: str = "verify-full",
+    password: str | None = None,
+    authority: str = DATABASE_AUTHORITY,
+) -> str:
+    """Try to get in from the homeserver's machine, with Synapse's password unless another is given; what psql says."""
+    words = f"host={split.db.address} user={user} dbname={database} sslmode={sslmode} sslrootcert={authority}"
+    done = split.home.run(
+        # Not quoted in the command: the password may hold anything.
+        'IFS= read -r PGPASSWORD; export PGPASSWORD PGCONNECT_TIMEOUT=5; cd / && psql -XAtqc "SELECT 42" '
+        f"{shlex.quote(words)} 2>&1",
+        stdin=f"{password if password is not None else split.password(PASSWORDS[0])}\n",
+        user="matrix-synapse",
+        check=False,
+    )
+    return done.stdout.strip()
+
+
+def test_right_password_and_certificate_open_the_database(split: Split) -> None:
+    assert connect(split) == "42"
+    assert connect(split, "sliding-sync", "syncv3", password=split.password(PASSWORDS[1])) == "42"
+
+
+def test_others_do_not_get_in(split: Split) -> None:
+    assert "password authentication failed" in connect(split, password="wrong")  # noqa: S106
+    assert "password authentication failed" in connect(split, password=split.password(PASSWORDS[1]))
+    assert "no encryption" in connect(split, sslmode="disable")
+    for user, database in (("matrix-synapse", "syncv3"), ("sliding-sync", "synapse"), ("postgres", "postgres")):
+        assert "no pg_hba.conf entry" in connect(split, user, database), f"{user} gets into {database}"
+
+
+def test_only_the_right_certificate_is_believed(split: Split) -> None:
+    """As if somebody between the machines pretended to be the database. The next deploy puts it right."""
+    home, address = split.home, split.db.address
+    right = home.run(f"cat {DATABASE_AUTHORITY}").stdout
+    home.run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 1 "
+        f"-subj /CN={address} -addext subjectAltName=IP:{address} -keyout /dev/null -out {DATABASE_AUTHORITY}"
+    )
+    assert "certificate verify failed" in connect(split)
+    begin = home.run("date +%s").stdout.strip()
+    home.run("systemctl restart --no-block matrix-synapse")
+    home.run(
+        f"until journalctl -q -u matrix-synapse --since @{begin} | grep -q 'certificate verify failed'; do sleep 0.2; done"
+    )
+
+    changed = split.deployment.run("-y").changed
+
+    assert changed == ["Know the database server by its certificate", "Run Synapse"]
+    assert home.run(f"cat {DATABASE_AUTHORITY}").stdout == right
+    assert connect(split) == "42"
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
+def test_two_users_meet_at_the_relay(
+    split: Split, outside: Outside, alice: Account, tmp_path: Path, transport: str
+) -> None:
+    """With the credentials that the homeserver gives out, on the machine that its addresses lead to."""
+    with outside.http() as http:
+        url = outside.url("matrix", "/_matrix/client/v3/voip/turnServer")
+        given = answered(http.get(url, headers=alice.authorization))
+    name = given["uris"][0].split(":")[1]
+    assert split.home.bed.resolve(name) == split.relay.address
+    credentials = Credentials(given["username"], given["password"])
+    # Each Caddy has an authority of its own.
+    context: ssl.SSLContext = Outside(split.relay, tmp_path).context()
+    with (
+        relay(split.relay.address, transport, credentials, context=context, name=name) as one,
+        relay(split.relay.address, transport, credentials, context=context, name=name) as two,
+    ):
+        his, hers = one.allocate(), two.allocate()
+        assert {his[0], hers[0]} == {split.relay.address}
+        one.permit(hers[0])
+        two.permit(his[0])
+        one.send(hers, b"hello")
+        assert two.receive() == (his, b"hello")
+
+
+# --- verify ---------------------------------------------------------------------------------------
+
+
+def test_verifying_the_deployment_finds_nothing(split: Split) -> None:
+    command = [sys.executable, "-m", "pytest", "tests/host", "--inventory", str(split.deployment.inventory)]
+    done = subprocess.run(
+        [*command, "-v", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env={**os.environ, **split.deployment.environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    for role, machines in ROLES.items():
+        for machine in machines:
+            assert re.search(rf"test_{role}\.py::.*\[{machine}[-\]].* PASSED", done.stdout), f"{role} on {machine}"
+    assert " skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+def test_nobody_gets_to_know_the_passwords(split: Split) -> None:
+    needles = traces(split.password(name) for name in PASSWORDS)
+    assert_none_in(needles, shown(split.first), "the output of the first run")
+    assert "SCRAM-SHA-256$" not in shown(split.first), "a verifier is in the output of the first run"
+    for name, lines in split.command_lines.items():
+        assert "systemctl" in lines, "nothing was to be seen of the run"
+        assert_none_in(needles, "".join(lines.split()), f"the command lines on {name}")
+    found = {}
+    for host in split.hosts:
+        assert_none_in(needles, host.run("cat /proc/[0-9]*/cmdline 2>/dev/null; true").stdout, f"ps on {host.name}")
+        journal = host.run("journalctl --all --no-pager -o verbose", timeout=120).stdout
+        assert_none_in(needles, "".join(journal.split()), f"the journal of {host.name}")
+        host.run(f"install -d -m 700 {HIDDEN} && cat > {HIDDEN}/needles", stdin="\n".join(needles))
+        holders = host.run(
+            f"cd / && grep -rlaF --devices=skip --exclude-dir={Path(HIDDEN).name} -f {HIDDEN}/needles "
+            "/etc /var /opt /run /tmp /root /home /usr/local 2>/dev/null | xargs -r stat -c '%n %a %U:%G'",
+            timeout=120,
+        ).stdout
+        found[host.name] = sorted(holders.splitlines())
+    assert found == {
+        "split-db": [],
+        "split": [
+            "/etc/matrix-synapse/secrets/postgresql 600 matrix-synapse:matrix-synapse",
+            "/etc/sliding-sync/environment 600 root:root",
+        ],
+        "split-relay": [],
+    }
+
+
+def test_new_passwords_take_the_place_of_the_old(split: Split) -> None:
+    old = split.password(PASSWORDS[0])
+    vault = Vault.open(split.deployment.vault)
+    for name in PASSWORDS:
+        vault.rotate(name)
+    vault.save()
+    assert split.deployment.run("-y").changed == [
+        "Create the databases",
+        "Configure Synapse",
+        "Run Synapse",
+        "Configure the Sliding Sync proxy",
+        "Run the Sliding Sync proxy",
+    ]
+    assert connect(split) == "42"
+    assert "password authentication failed" in connect(split, password=old)
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def assert_refused(run: Run, *words: str) -> None:
+    """It stopped with one line that has all of these words in it."""
+    assert run.status == 1 and run.changed == [], run.output
+    assert len(run.refusal.splitlines()) == 1 and "Traceback" not in run.output, run.output
+    for word in words:
+        assert word in run.refusal
+
+
+def written(split: Split) -> list[str]:
+    """When the files that a deployment writes were written last."""
+    files = "/etc/matrix-metal /etc/matrix-synapse /etc/sydent /etc/caddy /etc/postgresql /etc/turnserver.conf"
+    return [host.run(f"find {files} -printf '%p %C@\\n' 2>/dev/null | sort").stdout for host in split.hosts]
+
+
+def test_nothing_is_touched_while_one_machine_is_away(split: Split) -> None:
+    deployment, before = split.deployment, written(split)
+    inventory, group_data = deployment.inventory, deployment.directory / "group_data" / f"{deployment.name}.py"
+    there, chosen = inventory.read_text(), group_data.read_text()
+    try:
+        away = there.replace(f"'{split.relay.address}'", f"'{split.relay.address}', 'ssh_port': 9")
+        assert away != there
+        inventory.write_text(away)
+        group_data.write_text(f"{chosen}max_upload_size = '60M'\n")
+
+        refused = deployment.run("-y", check=False)
+
+        assert_refused(refused, "split-relay cannot be reached", "nothing was touched", "--exclude split-relay")
+        assert written(split) == before
+        group_data.write_text(chosen)
+        assert deployment.run("-y", "--exclude", "split-relay").changed == []
+        inventory.write_text(there.replace(f"'{split.db.address}'", f"'{split.db.address}', 'ssh_port': 9"))
+        alone = deployment.run("-y", "--exclude", "split-db", check=False)
+        assert_refused(alone, "split cannot be deployed without another machine")
+        assert deployment.run("-y", "--limit", "split-relay").changed == []
+    finally:
+        inventory.write_text(there)
+        group_data.write_text(chosen)
+
+
+def test_everything_comes_back_after_the_database_was_rebooted(
+    split: Split, outside: Outside, alice: Account, bob: Account
+) -> None:
+    before = invocations(split.home)
+    split.db.reboot()
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            test_two_users_talk(outside, alice, bob)
+            break
+        except AssertionError:
+            # Each connection that the reboot has cut costs Synapse one request. Clients ask again, their library does not.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+    assert restarted(before, split.home) == set(), "users lose their connections for nothing"
+    assert_fenced(split.db, split.relay)
+    assert split.deployment.run("-y").changed == []
+
+
+# --- moving the database, the last ones: they move it ----------------------------------------------
+
+
+def test_homeserver_gets_no_empty_database_for_its_full_one(split: Split) -> None:
+    deployment, before = split.deployment, written(split)
+    for machine in ("split-relay", "split"):
+        deployment.assign({**ROLES, "postgres": [machine]})
+        refused = deployment.run("-y", check=False)
+        assert_refused(refused, f"split: Synapse has its database at {split.db.address}", f"on {machine}", "move it")
+        assert written(split) == before
+
+
+def test_database_is_moved_as_the_readme_says(split: Split, outside: Outside, alice: Account, bob: Account) -> None:
+    deployment = split.deployment
+    deployment.assign({**ROLES, "postgres": ["split-relay"]})
+    deployment.run("-y", "--limit", "split-relay")
+    refused = deployment.run("-y", check=False)
+    assert_refused(refused, "on split-relay", "empty")
+
+    split.home.run("systemctl stop matrix-synapse")
+    dump = "cd / && runuser -u postgres -- pg_dump -Fc synapse"
+    load = "cd / && runuser -u postgres -- pg_restore --no-owner --role=matrix-synapse --exit-on-error -d synapse"
+    with subprocess.Popen(split.db.ssh(dump), stdout=subprocess.PIPE) as dumping:
+        subprocess.run(split.relay.ssh(load), stdin=dumping.stdout, check=True, timeout=120)
+    assert dumping.returncode == 0
+    deployment.run("-y")
+
+    split.db.stop()
+    # Alice and Bob are still logged in: the accounts came along.
+    test_two_users_talk(outside, alice, bob)
