@@ -110,7 +110,8 @@ def running(
 ) -> Generator[StringCommand, None, None]:
     """The unit runs what lies on the machine, starts at boot, and answers.
 
-    reads: files it reads only when it starts: it is restarted when one is newer. Its own definition is always one of them.
+    reads: files it reads only when it starts: it is restarted when one is newer. Its own definition is always one of them,
+        but for a drop-in of ours, which has to be named.
     rereads: files it reads again when it is reloaded: it is reloaded when one is newer.
     check: shell command that must succeed before a restart or reload; while it fails the old process keeps running.
     ready: shell command that succeeds once the unit does its work; asked on every run, so that a unit which runs but does
@@ -124,7 +125,12 @@ def running(
     outdated = now.newer_than(now.changed, rereads)
 
     name = shlex.quote(unit)
-    start = [f"systemctl reset-failed --quiet {name} 2>/dev/null || true", f"systemctl restart {name} || failed start"]
+    start = [
+        # Debian 12's systemd (252) does not notice the first drop-in of a unit that it knows already.
+        "systemctl daemon-reload",
+        f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
+        f"systemctl restart {name} || failed start",
+    ]
     steps: list[str] = []
     if now.load != "loaded" or now.definition_changed:
         # A mask of `packages.installed` that outlived its run.

@@ -36,6 +36,7 @@ files.present(
 units.running(
     name="Run Caddy",
     unit="caddy.service",
+    reads=[OVERRIDE],
     rereads=[CADDYFILE],
     ready="curl -s --max-time 5 -o /dev/null http://127.0.0.1:80/",
 )

@@ -25,7 +25,7 @@ files.present(
 units.running(
     name="Run coturn",
     unit="coturn.service",
-    reads=[CONFIGURATION],
+    reads=[CONFIGURATION, OVERRIDE],
     # It goes on without TLS when it cannot read the certificate: that is proven by tasks/certificates.py, at the end.
     ready="ss -Hlun sport = :3478 | grep -q .",
 )

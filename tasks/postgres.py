@@ -49,8 +49,6 @@ units.running(
     name="Run PostgreSQL",
     unit=postgres.unit,
     reads=[CONFIGURATION, ACCESS, FENCE, *([postgres.certificate, KEY] if postgres.clients else [])],
-    # Debian 12's systemd (252) does not notice the first drop-in of a unit that it knows already: it would start without.
-    check="systemctl daemon-reload",
     ready=f"{databases.AS_POSTGRES} psql -XAtqc 'SELECT 1'",
     enabled=False,
 )

@@ -79,12 +79,12 @@ def test_unit_newer_than_its_files_is_left_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_unit_older_than_what_it_reads_is_restarted_once_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decided(monkeypatch, [("/etc/a", 100.1)]) == {"check", "start", "wait"}
+    assert decided(monkeypatch, [("/etc/a", 100.1)]) == {"daemon-reload", "check", "start", "wait"}
 
 
 def test_unit_older_than_its_own_definition_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after somebody else ran daemon-reload, which makes systemd forget that it was."""
-    assert decided(monkeypatch, [(UNIT, 100.1)]) == {"check", "start", "wait"}
+    assert decided(monkeypatch, [(UNIT, 100.1)]) == {"daemon-reload", "check", "start", "wait"}
     assert decided(monkeypatch, definition_changed=True) == {"check", "start", "wait", "daemon-reload"}
 
 
@@ -93,16 +93,16 @@ def test_unit_that_rereads_is_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     # A reload counts: systemd notes it as a change of state.
     assert decided(monkeypatch, [("/etc/b", 100.1)], changed=100.2) == set()
     # But it does not make the unit read what is read only at the start.
-    assert decided(monkeypatch, [("/etc/a", 100.1)], changed=100.2) == {"check", "start", "wait"}
+    assert decided(monkeypatch, [("/etc/a", 100.1)], changed=100.2) == {"daemon-reload", "check", "start", "wait"}
 
 
 def test_restart_makes_reload_superfluous(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decided(monkeypatch, [("/etc/a", 100.1), ("/etc/b", 100.1)]) == {"check", "start", "wait"}
+    assert decided(monkeypatch, [("/etc/a", 100.1), ("/etc/b", 100.1)]) == {"daemon-reload", "check", "start", "wait"}
 
 
 @pytest.mark.parametrize("active", ["inactive", "failed", "activating", "deactivating"])
 def test_unit_that_does_not_run_is_started(monkeypatch: pytest.MonkeyPatch, active: str) -> None:
-    assert decided(monkeypatch, active=active, ready=False) == {"check", "start", "wait"}
+    assert decided(monkeypatch, active=active, ready=False) == {"daemon-reload", "check", "start", "wait"}
 
 
 def test_new_unit_is_learnt_enabled_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_disabled_unit_is_enabled_without_a_restart(monkeypatch: pytest.MonkeyPa
 
 
 def test_unit_that_does_not_answer_is_given_time_then_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decided(monkeypatch, ready=False) == {"wait", "start"}
+    assert decided(monkeypatch, ready=False) == {"wait", "daemon-reload", "start"}
 
 
 def test_unit_state_is_read_from_systemd() -> None:
