@@ -1,6 +1,6 @@
 """The throw-away host of `make demo`: names and addresses that exist only on this computer."""
 
-import os
+from pathlib import Path
 
 from tests.testbed import Testbed, TestbedError
 
@@ -17,5 +17,6 @@ except TestbedError:
     # pyinfra reads this file whatever the inventory is: where there never was a throw-away host as well.
     private_networks = []
 
-# `make demo` says how to give it the program where its release page cannot be reached.
-sliding_sync_binary = os.environ.get("SLIDING_SYNC_BINARY") or None
+# `make demo` says how to give it the program where its release page cannot be reached, and writes down which it was given.
+_given = Path(__file__).parent.parent / ".cache" / "demo-sliding-sync"
+sliding_sync_binary = _given.read_text() if _given.exists() else None

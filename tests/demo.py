@@ -17,7 +17,9 @@ from tests.testbed import Host, Testbed, TestbedError
 
 INVENTORY = "inventories/demo.py"
 ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
+# Read by inventories/demo.py and group_data/demo.py, so that whoever uses them later does so with the same choice.
 REMEMBERED = ROOT / ".cache" / "demo-sliding-sync"
+WITHOUT = ROOT / ".cache" / "demo-without-sliding-sync"
 
 
 def main() -> int:
@@ -46,17 +48,18 @@ def say(text: str) -> None:
 
 def without_proxy() -> str:
     """Leave the Sliding Sync proxy out if it cannot be had, and return why; else return nothing."""
+    REMEMBERED.parent.mkdir(exist_ok=True)
+    WITHOUT.unlink(missing_ok=True)
     given = os.environ.get("SLIDING_SYNC_BINARY") or (REMEMBERED.read_text() if REMEMBERED.exists() else "")
     if given and Path(given).expanduser().is_file():
-        REMEMBERED.parent.mkdir(exist_ok=True)
         REMEMBERED.write_text(str(Path(given).expanduser().resolve()))
-        os.environ["SLIDING_SYNC_BINARY"] = REMEMBERED.read_text()
         return ""
+    REMEMBERED.unlink(missing_ok=True)
     say("Looking for the Sliding Sync proxy on its release page.")
     try:
         resolve(proxy_release())
     except BinaryError as error:
-        os.environ["DEMO_WITHOUT"] = "sliding_sync"
+        WITHOUT.touch()
         return str(error)
     return ""
 

@@ -13,20 +13,26 @@ from testinfra.host import Host
 from settings import NEEDS, Settings
 from tests.conftest import Deployed
 from tests.host.machines import Inventory, InventoryError, Machine
+from tests.host.report import Note, Report
 from tests.host.services import Service
 
 INVENTORY = pytest.StashKey[Inventory]()
+REPORT = pytest.StashKey[Report]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if path := config.getoption("--inventory"):
         try:
-            config.stash[INVENTORY] = Inventory(config.invocation_params.dir / path)
+            inventory = config.stash[INVENTORY] = Inventory(config.invocation_params.dir / path)
         except InventoryError as error:
             raise pytest.UsageError(str(error)) from None
-        # The message says what to do; the source of the test does not.
+        config.stash[REPORT] = Report(
+            f"Deployment {inventory.deployment}",
+            {machine.name: ", ".join(machine.roles) for machine in inventory.machines},
+        )
+        # The report at the end says what is wrong and what to do; the source of the tests does not. --tb=short shows both.
         if config.option.tbstyle == "auto":
-            config.option.tbstyle = "short"
+            config.option.tbstyle = "no"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -94,11 +100,54 @@ def _of_interest(service: Service | None) -> Service | None:
     return service
 
 
+@pytest.fixture
+def note(request: pytest.FixtureRequest, machine: Machine) -> Note:
+    """Puts what a test found into the report."""
+    report = request.config.stash.get(REPORT, None)
+
+    def take(subject: str, text: str) -> None:
+        if report:
+            report.note(machine.name, subject, text)
+
+    return take
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failure comes with the end of the service's log."""
-    report = yield
-    service = getattr(item, "funcargs", {}).get("_of_interest")
-    if report.when == "call" and report.failed and service:
-        report.sections.append((f"journalctl -u {service.unit}", service.log_end()))
-    return report
+    result = yield
+    report = item.config.stash.get(REPORT, None)
+    if report:
+        _reported(report, item, result, call)
+    service: Service | None = getattr(item, "funcargs", {}).get("_of_interest")
+    if service and result.when == "call" and result.failed:
+        journal, log = f"journalctl -u {service.unit}", service.log_end()
+        result.sections.append((journal, log))
+        if report:
+            report.logs[journal] = log
+    return result
+
+
+def _reported(report: Report, item: pytest.Item, result: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
+    if result.failed and call.excinfo:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("deployed")  # type: ignore[attr-defined]
+        # Below the message, pytest says how the values differ: nothing for an administrator.
+        text = str(call.excinfo.value).partition("\nassert ")[0].strip()
+        if not call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)):
+            text = f"it could not be verified: {call.excinfo.exconly()}"
+        report.problem(str(name or "the deployment"), text or result.nodeid, item.location[0] + "::" + item.name)
+    elif result.when == "call" and result.passed:
+        report.passed += 1
+    elif result.skipped and isinstance(result.longrepr, tuple):
+        report.skipped.append(result.longrepr[2].removeprefix("Skipped: "))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The report, in the place of pytest's own summary."""
+    if (report := config.stash.get(REPORT, None)) and (report.passed or report.problems):
+        terminalreporter.reportchars = ""
+        terminalreporter.section("verification")
+        for line in report.lines():
+            terminalreporter.line(line)

@@ -9,6 +9,7 @@ from operations.machine import MARKER
 from operations.preflight import LATER_DISK
 from settings import Settings
 from tests.host.machines import Machine
+from tests.host.report import Note
 from tests.host.services import ask
 
 
@@ -26,8 +27,9 @@ def test_it_is_the_machine_of_this_deployment(host: Host, settings: Settings) ->
     )
 
 
-def test_there_is_room_for_the_next_deploy(machine: Machine) -> None:
+def test_there_is_room_for_the_next_deploy(machine: Machine, note: Note) -> None:
     free = machine.state.disk
+    note("machine", f"Debian {machine.state.release}, {free / 1024:.1f} GiB free for programs and data")
     assert free >= LATER_DISK, f"only {free} MiB are free for /opt and /var: the next deploy needs {LATER_DISK} MiB"
 
 

@@ -1,10 +1,13 @@
 """PostgreSQL: the databases of the other roles."""
 
+import ipaddress
+
 import pytest
 from testinfra.host import Host
 
 from operations.databases import AS_POSTGRES
 from settings import Settings
+from tests.host.report import Note
 from tests.host.services import DEPLOY, Service, ServiceTests, ask
 
 
@@ -42,7 +45,20 @@ def test_listens_only_where_needed(service: Service, settings: Settings) -> None
         )
 
 
-def test_databases_are_what_their_roles_need(host: Host, settings: Settings) -> None:
+def test_only_the_machines_that_need_it_get_through(service: Service, settings: Settings) -> None:
+    if clients := settings.postgres.clients:
+        shown = ask(service.host, "systemctl show -p IPAddressDeny -p IPAddressAllow %s", service.unit)
+        found = dict(line.split("=", 1) for line in shown.splitlines())
+        assert {"::/0", "0.0.0.0/0"} <= set(found["IPAddressDeny"].split()), (
+            f"nothing but passwords keeps strangers from port 5432: {DEPLOY}"
+        )
+        allowed = [ipaddress.ip_network(network) for network in found["IPAddressAllow"].split()]
+        wanted = {ipaddress.ip_network(address) for client in clients for address in client.addresses}
+        others = {network for network in allowed if not network.is_loopback} - wanted
+        assert not others, f"port 5432 is open to {', '.join(map(str, others))} as well: {DEPLOY}"
+
+
+def test_databases_are_what_their_roles_need(host: Host, settings: Settings, note: Note) -> None:
     """Another collation than C breaks indexes with an upgrade of the operating system."""
     found = {
         name: properties
@@ -51,7 +67,10 @@ def test_databases_are_what_their_roles_need(host: Host, settings: Settings) -> 
             "SELECT datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database",
         )
     }
+    note("versions", f"PostgreSQL {query(host, 'SHOW server_version')[0][0].split()[0]}")
     for database in settings.postgres.databases:
+        properties = found.get(database.name, [])
+        note("databases", f"{database.name}: {', '.join(properties[1:3]) or 'not there'}")
         assert found.get(database.name) == [database.owner, "UTF8", "C", "C"], (
             f"the database {database.name} has owner, encoding, collation and character type {found.get(database.name)}, "
             f"but needs {[database.owner, 'UTF8', 'C', 'C']}: restore it into one that has them"

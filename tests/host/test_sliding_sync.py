@@ -4,6 +4,7 @@ import pytest
 from testinfra.host import Host
 
 from settings import Settings
+from tests.host.report import Note
 from tests.host.services import DEPLOY, Service, ServiceTests, get, program_in_use
 
 
@@ -36,6 +37,7 @@ def test_answers(host: Host, settings: Settings) -> None:
     assert answer.json().get("server") == proxy.homeserver_url, f"it serves another homeserver, {answer}: {DEPLOY}"
 
 
-def test_is_the_version_of_the_settings(service: Service, settings: Settings) -> None:
+def test_is_the_version_of_the_settings(service: Service, settings: Settings, note: Note) -> None:
     current, wanted = program_in_use(service, "sliding-sync"), settings.sliding_sync.release.version
+    note("versions", f"Sliding Sync proxy {current.rpartition('-')[0]}")
     assert current.startswith(f"{wanted}-"), f"version {current} runs, {wanted} is wanted: {DEPLOY}"

@@ -4,6 +4,7 @@ import pytest
 from testinfra.host import Host
 
 from settings import Settings
+from tests.host.report import Note
 from tests.host.services import DEPLOY, Answer, Service, ServiceTests, ask, get, locked_version, program_in_use
 
 
@@ -47,12 +48,13 @@ def test_reaches_its_database(host: Host, settings: Settings) -> None:
     )
 
 
-def test_is_the_version_of_the_lock(service: Service) -> None:
+def test_is_the_version_of_the_lock(service: Service, note: Note) -> None:
     """It does not say what it is: it is what lies in the virtualenv that it runs from."""
     current = program_in_use(service, "sydent")
     found = ask(service.host, f"ls -d /opt/sydent/{current}/lib/python3*/site-packages/matrix_sydent-*.dist-info")
     running = found.strip().rpartition("matrix_sydent-")[2].removesuffix(".dist-info")
     locked = locked_version("sydent", "matrix-sydent")
+    note("versions", f"Sydent {running}")
     assert running == locked, f"Sydent {running} runs, requirements/sydent.txt says {locked}: {DEPLOY}"
 
 

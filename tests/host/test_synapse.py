@@ -6,6 +6,7 @@ import pytest
 from testinfra.host import Host
 
 from settings import Settings
+from tests.host.report import Note
 from tests.host.services import DEPLOY, Answer, Service, ServiceTests, get, locked_version, program_in_use
 
 # What goes wrong at other homeservers is logged as an error as well, and is nobody's business here.
@@ -58,9 +59,10 @@ def test_reaches_its_database(host: Host, settings: Settings) -> None:
     )
 
 
-def test_is_the_version_of_the_lock(host: Host, settings: Settings) -> None:
+def test_is_the_version_of_the_lock(host: Host, settings: Settings, note: Note) -> None:
     running = ask_synapse(host, settings, "/_synapse/admin/v1/server_version").json()["server_version"]
     locked = locked_version("synapse", "matrix-synapse")
+    note("versions", f"Synapse {running}")
     assert running == locked, f"Synapse {running} runs, requirements/synapse.txt says {locked}: {DEPLOY}"
 
 

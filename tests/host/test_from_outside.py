@@ -1,0 +1,179 @@
+"""What strangers find: the names in DNS, a certificate at each name and port, federation, a relay for calls, outgoing mail.
+
+Unlike in the other modules, this computer asks, at the addresses that DNS gives: firewalls and routers count as well.
+"""
+
+import datetime
+import json
+import shlex
+import ssl
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from testinfra.host import Host
+
+from settings import Settings
+from tests.e2e.federation_tester import check, problems
+from tests.e2e.turn import RefusedError, relay
+from tests.host.certificates import complaint
+from tests.host.machines import Machine
+from tests.host.outside import (
+    NoWay,
+    address_of,
+    addresses_of,
+    handshake,
+    is_the_same,
+    issued_credentials,
+    trusted_by,
+)
+from tests.host.report import Note
+from tests.host.services import ask
+
+# What a mail server says when the machine comes to it, up to where it would need a password.
+GREET = """
+import json, smtplib, ssl, sys
+host, port, tls = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+context, found = ssl.create_default_context(), {}
+try:
+    if tls == "tls":
+        server = smtplib.SMTP_SSL(timeout=20, context=context)
+        server._host = host
+    else:
+        server = smtplib.SMTP(timeout=20)
+        server._host = host
+    code, greeting = server.connect(host, port)
+    found["greeting"] = f"{code} {greeting.decode(errors='replace')}"
+    server.ehlo()
+    if tls == "starttls":
+        found["starttls"] = server.has_extn("starttls")
+        if found["starttls"]:
+            server.starttls(context=context)
+            server.ehlo()
+    found["auth"] = server.has_extn("auth")
+    server.quit()
+except Exception as error:
+    found["problem"] = str(error) or type(error).__name__
+print(json.dumps(found))
+"""
+
+
+def test_names_lead_to_this_machine(machine: Machine, host: Host, settings: Settings, note: Note) -> None:
+    own = [*machine.state.addresses, *([settings.choices.external_ip] if settings.choices.external_ip else [])]
+    wrong, leading = [], {}
+    for served in {each.domain: each for each in settings.served}.values():
+        name, found = served.domain, addresses_of(host, served.domain)
+        if not found:
+            wrong.append(f"{name} has no DNS record: add an A record (and AAAA, if the machine has IPv6)")
+        for address in found:
+            # Behind NAT the machine does not know its public address, but the same certificate is there.
+            if address not in own and not is_the_same(host, address, name, served.port):
+                wrong.append(f"{name} leads to {address}, and this machine is {', '.join(own)}: correct the DNS record")
+        leading[name] = ", ".join(found)
+    for addresses in dict.fromkeys(leading.values()):
+        note("names", f"{', '.join(name for name in leading if leading[name] == addresses)}: {addresses or 'nowhere'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_name_and_port_presents_its_certificate(host: Host, settings: Settings, note: Note) -> None:
+    wrong = []
+    with trusted_by(host) as authorities:
+        for served in settings.served:
+            issuer = settings.turn_issuer if served.domain == settings.turn_domain else settings.caddy.issuer
+            place = f"{served.domain}:{served.port}"
+            for address in addresses_of(host, served.domain):
+                try:
+                    # Whom the clients of `files` trust, nobody here can know.
+                    shown = handshake(
+                        address, served.port, served.domain, None if issuer.kind == "files" else authorities
+                    )
+                except NoWay:
+                    note("certificates", f"{place} was not asked at {address}: this computer has no IPv6")
+                    continue
+                problem = shown.problem
+                if shown.certificate is None:
+                    problem = problem or "no certificate is presented"
+                else:
+                    problem = complaint(shown.certificate, served.domain) or problem
+                    note("certificates", f"{place}: {_described(shown.certificate)}")
+                if problem:
+                    wrong.append(f"{place} at {address}: {problem}")
+    journals = "`journalctl -u caddy -u coturn`"
+    assert not wrong, (
+        "\n".join(wrong) + f"\nAre the ports open in every firewall? Where a certificate is wrong, see {journals}"
+    )
+
+
+def _described(certificate: x509.Certificate) -> str:
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    days = f"{left.days} days" if left >= datetime.timedelta(days=2) else f"{left.total_seconds() / 3600:.0f} hours"
+    names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    issuer = names[0].value if names else certificate.issuer.rfc4514_string()
+    return f"{days} left, issued by {issuer if isinstance(issuer, str) else issuer.decode()}"
+
+
+def test_other_homeservers_find_and_believe_it(host: Host, settings: Settings, note: Note) -> None:
+    """What the public Federation Tester looks at."""
+    if not (settings.here("synapse") and settings.here("caddy") and settings.choices.federation):
+        return
+    with trusted_by(host) as authorities:
+        findings = check(
+            settings.server_name,
+            lambda name: address_of(host, name),
+            authorities,
+            port_8448=True if settings.choices.federation_port_8448 else None,
+        )
+    for finding in findings:
+        note("federation", str(finding))
+    assert not problems(findings), "\n".join(problems(findings)) + "\nOther homeservers will not talk with this one"
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
+def test_calls_get_a_relay(machine: Machine, host: Host, settings: Settings, transport: str, note: Note) -> None:
+    """An allocation, given back at once, with credentials such as Synapse issues."""
+    homeservers = machine.inventory.playing("synapse")
+    if not settings.here("coturn") or not homeservers:
+        return
+    name, port = settings.turn_domain, 5349 if transport == "tls" else 3478
+    place = f"turn{'s' if transport == 'tls' else ''}:{name}:{port} by {'udp' if transport == 'udp' else 'tcp'}"
+    found = addresses_of(host, name)
+    assert found, f"{name} has no DNS record: no client finds the relay"
+    credentials = issued_credentials(homeservers[0].host)
+    # Its certificate is another test's business.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with relay(found[0], transport, credentials, context=context, name=name) as client:
+            relayed, _ = client.allocate(ipv6=":" in found[0])
+    except RefusedError as refused:
+        advice = "Synapse and coturn do not have the same secret: run the deploy again"
+        pytest.fail(f"{place} refuses: {refused}; {advice if refused.code == 401 else 'see journalctl -u coturn'}")
+    except (OSError, AssertionError) as error:
+        pytest.fail(
+            f"{place}: {error or type(error).__name__}; are the ports of the README open in every firewall on the way from "
+            "this computer? See journalctl -u coturn"
+        )
+    assert relayed in found, (
+        f"{place} gives out addresses at {relayed}, but {name} leads to {', '.join(found)}: callers cannot reach them; if the "
+        "machine is behind NAT, set external_ip to its public IPv4 address"
+    )
+    note("calls", f"{place}: allocation at {relayed}")
+
+
+def test_mail_can_leave(host: Host, settings: Settings, note: Note) -> None:
+    """Nothing is sent, and nobody logs in."""
+    mail = settings.mail
+    if not mail.host or not (settings.here("synapse") or settings.here("sydent")):
+        return
+    command = f"python3 -Ic {shlex.quote(GREET)} %s %s %s"
+    found = json.loads(ask(host, command, mail.host, str(mail.port), mail.tls))
+    place = f"the mail server {mail.host}:{mail.port}"
+    assert "greeting" in found, (
+        f"{place} cannot be reached from this machine: {found.get('problem')}; is smtp_host right, is smtp_tls, and does the "
+        "machine's provider let mail out?"
+    )
+    assert found["greeting"].startswith("220 "), f"{place} wants no mail from this machine: {found['greeting']}"
+    assert found.get("starttls", True), f'{place} offers no STARTTLS: set smtp_tls = "tls" (port 465) or "none"'
+    assert "problem" not in found, f"{place} greets and then fails: {found['problem']}; is smtp_tls right?"
+    assert not mail.username or found["auth"], f"{place} lets nobody log in: leave smtp_username out, or see smtp_tls"
+    note("mail", f"{mail.host}:{mail.port}: {found['greeting'].splitlines()[0]}")
