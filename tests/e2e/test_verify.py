@@ -1,0 +1,150 @@
+"""`pytest tests/host --inventory`: what an administrator reads about a healthy machine, and about one broken in ten ways."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.conftest import complete
+from tests.deployment import ROOT, Deployment
+from tests.standin.release_server import ReleaseServer
+from tests.testbed import Host, Testbed
+
+CERTIFICATES = "/var/lib/caddy/.local/share/caddy/certificates/local"
+# What is found -> how it came about. Each comes from another corner, and nothing of it is a setting.
+BROKEN = {
+    # A service that does not run, though it should.
+    r"sydent\.service is inactive \(dead\): see journalctl -u sydent\.service, then run the deploy again": (
+        "systemctl stop sydent"
+    ),
+    # A unit of somebody else's.
+    r"backup\.service failed: see `systemctl status backup\.service`": (
+        "systemd-run --quiet --unit=backup --property=Type=oneshot false || true"
+    ),
+    # A secret that everybody may read.
+    r"every user of the machine may read or change /etc/matrix-synapse/secrets/macaroon_secret_key: run the deploy again": (
+        "chmod 755 /etc/matrix-synapse /etc/matrix-synapse/secrets; chmod 644 /etc/matrix-synapse/secrets/macaroon_secret_key"
+    ),
+    # An old address in the well-known document; and an administration that is open to everybody.
+    r"other homeservers will not talk with this one|https://old\.example\.com:443 gives no answer": (
+        'sed -i \'s/"m.server": "[^"]*"/"m.server": "old.example.com:443"/\' /etc/caddy/Caddyfile'
+    ),
+    r"strangers reach what is the administrator's: .*_synapse/admin": (
+        "sed -i 's#@homeserver path /_matrix/\\*#@homeserver path /_synapse/admin/* /_matrix/*#' /etc/caddy/Caddyfile; "
+        "systemctl reload caddy"
+    ),
+    # Accounts for everybody.
+    r"registration is closed in the settings, but .* answers 200": (
+        "printf 'enable_registration: true\\nenable_registration_without_verification: true\\n' "
+        "> /etc/matrix-synapse/conf.d/mine.yaml; chmod 644 /etc/matrix-synapse/conf.d/mine.yaml; "
+        "systemctl restart matrix-synapse"
+    ),
+    # A relay that does not know the homeserver's secret any more, with a certificate that has expired.
+    r"turn:turn\.verify\.test:3478 by udp refuses: 401 .*: Synapse and coturn do not have the same secret: run the deploy": (
+        "sed -i 's/^static-auth-secret=.*/static-auth-secret=another/' /etc/turnserver.conf"
+    ),
+    r"turn\.verify\.test:5349 at [0-9.]+: its certificate expired on": (
+        f"cd {CERTIFICATES}/turn.verify.test; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
+        "-not_before 20250101000000Z -not_after 20250201000000Z -subj /CN=old -addext subjectAltName=DNS:turn.verify.test "
+        "-keyout turn.verify.test.key -out turn.verify.test.crt 2>/dev/null; systemctl restart coturn"
+    ),
+    # A firewall that keeps out what it should not.
+    r"verify\.test:443 at fd[0-9a-f:]+: this computer gets no connection": (
+        "nft 'add table inet firewall; add chain inet firewall input { type filter hook input priority 0; }; "
+        "add rule inet firewall input ip6 nexthdr tcp tcp dport 443 reject with tcp reset'"
+    ),
+    # A mail server that is gone.
+    r"the mail server mail\.verify\.test:25 cannot be reached from this machine: .*refused; is smtp_host right": (
+        "systemctl stop postfix@-.service postfix.service"
+    ),
+    # A database that listens to the world.
+    r"PostgreSQL listens on .*:5432 though only this machine uses it": (
+        "echo \"listen_addresses = '*'\" > $(ls -d /etc/postgresql/*/main/conf.d)/zz-mine.conf; "
+        "chmod 644 /etc/postgresql/*/main/conf.d/zz-mine.conf; systemctl restart 'postgresql@*'; "
+        "for i in $(seq 60); do curl -sf http://127.0.0.1:8008/health >/dev/null && break; sleep 0.5; done"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    host: Host
+    deployment: Deployment
+
+    def verified(self) -> tuple[int, str]:
+        """Exit status and output of a verification."""
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "tests/host",
+                "--inventory",
+                self.deployment.inventory,
+            ],
+            cwd=ROOT,
+            env={**os.environ, **self.deployment.environment, "COLUMNS": "120"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def machine(
+    testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    """A machine of its own, with a mail server and what an administrator's firewall is made of."""
+    host = testbed.up("verify")
+    deployment = complete(testbed, host, tmp_path_factory.mktemp("verify"), release_page)
+    with (deployment.directory / "group_data" / f"{deployment.name}.py").open("a") as settings:
+        settings.write(f"smtp_host = 'mail.{host.domain}'\nsmtp_port = 25\nsmtp_tls = 'none'\n")
+    host.run(
+        "export DEBIAN_FRONTEND=noninteractive; echo 'postfix postfix/main_mailer_type select Local only' | "
+        "debconf-set-selections; apt-get update -qq && apt-get install -qq -y --no-install-recommends postfix nftables",
+        timeout=300,
+    )
+    deployment.run("-y")
+    yield Machine(host, deployment)
+    host.down()
+
+
+def test_a_healthy_machine(machine: Machine) -> None:
+    status, output = machine.verified()
+    assert status == 0, output
+    report = output.partition(" verification ")[2]
+    address = re.escape(machine.host.address)
+    for expected in (
+        rf"names +verify\.test, matrix\.verify\.test.*: {address}, {machine.host.address6}$",
+        r"turn\.verify\.test:5349: 1[12] hours left, issued by Caddy Local Authority",
+        r"federation +well-known: matrix\.verify\.test:443 speaks for verify\.test",
+        r"version: Synapse [0-9.]+$",
+        *(rf"turns?:turn\.verify\.test:\d+ by {transport}: allocation at {address}" for transport in ("udp", "tcp")),
+        r"mail +mail\.verify\.test:25: 220 ",
+        r"PostgreSQL 17\.",
+        r"synapse: UTF8, C$",
+        r"^Nothing is wrong: \d+ checks passed\.$",
+    ):
+        assert re.search(expected, report, re.MULTILINE), f"{expected} is not in\n{report}"
+    assert re.fullmatch(r"=+ \d+ passed in .* =+", output.rstrip().splitlines()[-1]), output
+
+
+def test_a_machine_broken_in_many_ways(machine: Machine) -> None:
+    for command in BROKEN.values():
+        machine.host.run(command, timeout=60)
+    status, output = machine.verified()
+    assert status == 1, output
+    # As it is read, with the lines that were broken put together.
+    report = re.sub(r"\n +", " ", output.partition(" verification ")[2])
+    missing = [expected for expected in BROKEN if not re.search(expected, report, re.IGNORECASE)]
+    assert not missing, f"nothing is said about {missing} in\n{output}"
+    # The source of the tests says nothing to an administrator.
+    assert "Traceback" not in output and "AssertionError" not in output and "assert " not in output, output
