@@ -1,6 +1,7 @@
 """What a verification ends with: a page for the administrator about what was found, what is wrong, and what to do."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,16 +45,18 @@ class Report:
         for machine, roles in self.machines.items():
             lines += ["", f"{machine}: {roles}"]
             for subject, texts in self.notes.get(machine, {}).items():
-                lines += [f"  {subject if number == 0 else '':<13} {text}" for number, text in enumerate(texts)]
+                for number, text in enumerate(texts):
+                    lines += _wrapped(f"  {subject if number == 0 else '':<13} ", text)
         lines.append("")
-        for reason in dict.fromkeys(self.skipped):
-            lines += _wrapped("Not checked: ", reason)
+        for reason, count in Counter(self.skipped).items():
+            lines += _wrapped("Not checked: ", f"{reason} ({count} check{'' if count == 1 else 's'})")
         if not self.problems:
             return [*lines, f"Nothing is wrong: {self.passed} checks passed."]
         count = len(self.problems)
         lines += [f"{count} thing{' is' if count == 1 else 's are'} wrong ({self.passed} checks passed):", ""]
-        for number, each in enumerate(self.problems, 1):
-            head, *rest = each.text.splitlines()
+        # What does not run is the cause of much else.
+        for number, each in enumerate(sorted(self.problems, key=lambda each: "::test_runs[" not in each.test), 1):
+            head, *rest = map(str.strip, each.text.splitlines())
             lines += _wrapped(f"{number:3}. ", f"{each.machine}: {head}")
             lines += [line for more in rest for line in _wrapped("     ", more)]
             lines += [f"     ({each.test})", ""]

@@ -28,7 +28,7 @@ from tests.host.outside import (
     trusted_by,
 )
 from tests.host.report import Note
-from tests.host.services import ask
+from tests.host.services import DEPLOY, ask
 
 # What a mail server says when the machine comes to it, up to where it would need a password.
 GREET = """
@@ -53,7 +53,7 @@ try:
     found["auth"] = server.has_extn("auth")
     server.quit()
 except Exception as error:
-    found["problem"] = str(error) or type(error).__name__
+    found["problem"] = getattr(error, "strerror", None) or str(error) or type(error).__name__
 print(json.dumps(found))
 """
 
@@ -76,7 +76,8 @@ def test_names_lead_to_this_machine(machine: Machine, host: Host, settings: Sett
 
 
 def test_every_name_and_port_presents_its_certificate(host: Host, settings: Settings, note: Note) -> None:
-    wrong = []
+    # Name and port, and what is wrong there -> at which addresses.
+    wrong: dict[tuple[str, str], list[str]] = {}
     with trusted_by(host) as authorities:
         for served in settings.served:
             issuer = settings.turn_issuer if served.domain == settings.turn_domain else settings.caddy.issuer
@@ -97,15 +98,16 @@ def test_every_name_and_port_presents_its_certificate(host: Host, settings: Sett
                     problem = complaint(shown.certificate, served.domain) or problem
                     note("certificates", f"{place}: {_described(shown.certificate)}")
                 if problem:
-                    wrong.append(f"{place} at {address}: {problem}")
-    journals = "`journalctl -u caddy -u coturn`"
-    assert not wrong, (
-        "\n".join(wrong) + f"\nAre the ports open in every firewall? Where a certificate is wrong, see {journals}"
-    )
+                    wrong.setdefault((place, problem), []).append(address)
+    lines = [f"{place} at {' and '.join(addresses)}: {problem}" for (place, problem), addresses in wrong.items()]
+    advice = "are the ports open in every firewall? Where a certificate is wrong, see journalctl -u caddy -u coturn"
+    assert not lines, "\n".join([*lines, advice])
 
 
 def _described(certificate: x509.Certificate) -> str:
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    if left < datetime.timedelta(0):
+        return "expired"
     days = f"{left.days} days" if left >= datetime.timedelta(days=2) else f"{left.total_seconds() / 3600:.0f} hours"
     names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
     issuer = names[0].value if names else certificate.issuer.rfc4514_string()
@@ -125,7 +127,7 @@ def test_other_homeservers_find_and_believe_it(host: Host, settings: Settings, n
         )
     for finding in findings:
         note("federation", str(finding))
-    assert not problems(findings), "\n".join(problems(findings)) + "\nOther homeservers will not talk with this one"
+    assert not problems(findings), f"other homeservers will not talk with this one: {'; '.join(problems(findings))}"
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
@@ -146,8 +148,9 @@ def test_calls_get_a_relay(machine: Machine, host: Host, settings: Settings, tra
         with relay(found[0], transport, credentials, context=context, name=name) as client:
             relayed, _ = client.allocate(ipv6=":" in found[0])
     except RefusedError as refused:
-        advice = "Synapse and coturn do not have the same secret: run the deploy again"
-        pytest.fail(f"{place} refuses: {refused}; {advice if refused.code == 401 else 'see journalctl -u coturn'}")
+        if refused.code == 401:
+            pytest.fail(f"the relay {name} refuses the credentials that Synapse hands out: {DEPLOY}")
+        pytest.fail(f"{place} refuses: {refused}; see journalctl -u coturn")
     except (OSError, AssertionError) as error:
         pytest.fail(
             f"{place}: {error or type(error).__name__}; are the ports of the README open in every firewall on the way from "
