@@ -54,6 +54,11 @@ DATABASES = {"synapse": ("synapse", "matrix-synapse"), "sliding_sync": ("syncv3"
 # Where a machine keeps the certificate by which it knows the database server, if that is another machine.
 DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
 
+# What may be called a private network: RFC 1918, RFC 6598 (carriers' NAT), RFC 4193.
+PRIVATE = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)
+
 # Peers that no relay has business with: private, local and reserved networks, each also in the forms that carry an IPv4
 # address inside IPv6 (CVE-2026-27624: coturn before 4.9 does not recognise them). Source: IANA's special-purpose registries.
 NEVER_RELAYED_TO = (
@@ -122,7 +127,11 @@ def _size(value: str) -> str:
 
 
 def _network(value: str) -> str:
-    return str(ipaddress.ip_network(value))
+    network = ipaddress.ip_network(value)
+    # Never more than what people call their own: the relay is let into it, and would be into this machine's loopback.
+    if not any(network.version == own.version and network.subnet_of(own) for own in PRIVATE):  # type: ignore[arg-type]
+        raise ValueError
+    return str(network)
 
 
 def _ipv4(value: str) -> str:
@@ -186,7 +195,7 @@ class Choices(Chosen):
     turn_domain: Domain | None = Field(description=DOMAIN.format(example="turn.example.org"))
     admin_email: MailAddress | None = Field(description="an e-mail address, such as admin@example.org")
     private_networks: list[Annotated[str, AfterValidator(_network)]] = Field(
-        description='a list of networks, such as ["10.1.0.0/16"]'
+        description='a list of private networks (RFC 1918, 6598, 4193), such as ["10.1.0.0/16"]'
     )
     tls: Literal["acme", "internal", "files"] = Field(description='"acme", "internal" or "files"')
     tls_files: TlsFiles | None = Field(description='{"certificate": "/path", "key": "/path"}')

@@ -139,6 +139,9 @@ def test_misspelt_key_of_a_dictionary_names_the_nearest() -> None:
         ("sliding_sync_sha256", {"amd64": "abc"}, "64 hexadecimal digits"),
         ("private_networks", ["10.0.0.1/8"], '["10.1.0.0/16"]'),
         ("private_networks", "10.0.0.0/8", '["10.1.0.0/16"]'),
+        ("private_networks", ["0.0.0.0/0"], '["10.1.0.0/16"]'),
+        ("private_networks", ["127.0.0.0/8"], '["10.1.0.0/16"]'),
+        ("private_networks", ["::/0"], '["10.1.0.0/16"]'),
     ],
 )
 def test_wrong_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
