@@ -20,8 +20,9 @@ turn_domain = None  # [turn.<server_name>] coturn
 # E-mail address of the administrator: the contact of the certificate authorities. Required if tls is "acme".
 admin_email = None
 
-# Private networks that Synapse, Sydent and the relay may reach, as CIDR, such as ["10.1.0.0/16"]. Needed only where
-# machines or other homeservers have private addresses; else leave it empty: it keeps strangers out of your network.
+# Private networks that Synapse, Sydent and the relay may reach, as CIDR, such as ["10.1.0.0/16"]: parts of 10.0.0.0/8,
+# 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10 and fc00::/7. Needed only where machines or other homeservers have private
+# addresses; else leave it empty: it keeps strangers out of your network.
 private_networks: list[str] = []
 
 # Where the other machines of the deployment reach this one, best in a private network: an IP address or a domain name. A

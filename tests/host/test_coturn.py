@@ -143,6 +143,18 @@ def test_sees_no_secrets(service: Service, host: Host) -> None:
     assert not seen, f"coturn sees {', '.join(seen)}: {DEPLOY}, then `systemctl restart coturn`"
 
 
+def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None:
+    """It has to reach itself, at the machine's own addresses: the firewall keeps it from the other services there."""
+    shown = host.run("nft list chain inet matrix_metal_relay output").stdout
+    groups = ask(host, "stat -c %%G %s", f"/proc/{service.pid}").split()
+    assert re.search(r'oifname "lo" meta skgid \S+ udp sport 49152-65535 udp dport 0-49151 .*drop', shown) and (
+        groups == ["turnserver"]
+    ), (
+        "strangers can reach UDP services of this machine through the relay, its firewall rule is gone (`nft flush "
+        "ruleset`?): systemctl restart coturn"
+    )
+
+
 def test_cannot_write(service: Service, host: Host) -> None:
     places = (
         "/ /etc /etc/turnserver.conf /usr /usr/bin /opt /boot /home /var /var/lib /var/lib/caddy /var/tmp/.. /run /srv"
