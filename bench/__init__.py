@@ -1,1 +1,1 @@
-"""How fast it deploys, how fast it finds nothing to do, how much memory it takes, what Caddy costs: `python -m bench`."""
+"""How fast it deploys and finds nothing to do, how much memory it takes, what Caddy and the relay do: `python -m bench`."""

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from bench import full_deploy, memory, rerun, web
+from bench import full_deploy, memory, relay, rerun, web
 from bench.figures import Figure, table
 from bench.trial import every_role, fresh_host, load, proxy, say
 from tests.conftest import STAND_IN
 from tests.testbed import TestbedError
 
-NAMES = ("deploy", "rerun", "memory", "web")
+NAMES = ("deploy", "rerun", "memory", "web", "relay")
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
     say(load())
     try:
         figures = list(measure(wanted, options.runs))
-    except (TestbedError, AssertionError, full_deploy.Unfair, rerun.Changed, web.Failed) as error:
+    except (TestbedError, AssertionError, full_deploy.Unfair, rerun.Changed, web.Failed, relay.Unmeasured) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     print(f"\n{table(figures)}\n")
@@ -42,7 +42,7 @@ def main() -> int:
 def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
     if "deploy" in wanted:
         yield from full_deploy.measure(runs)
-    if {"rerun", "memory", "web"} & set(wanted):
+    if {"rerun", "memory", "web", "relay"} & set(wanted):
         for release in ("trixie", "bookworm") if "memory" in wanted else ("trixie",):
             with ExitStack() as stack:
                 host = stack.enter_context(fresh_host(f"bench-{release}", release))
@@ -55,6 +55,8 @@ def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
                     yield from memory.measure(host)
                 if "web" in wanted and release == "trixie":
                     yield from web.measure(host)
+                if "relay" in wanted and release == "trixie":
+                    yield from relay.measure(host)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""What goes through coturn: delivered Mbit/s, loss, and CPU, over UDP, TCP and TLS, at the rate of a video call.
+
+coturn's own client and its echo run on a second host, where coturn's service is stopped: each message of SIZE bytes goes
+from the client through the relay to the echo and back. Mbit/s counts what comes back, so the relay carries twice that. The
+credentials are signed as Synapse signs them. Over TLS the client loses messages by itself: no bound. Each load ends after
+MESSAGES. What the relay can do at most is not measured.
+"""
+
+import base64
+import hmac
+import re
+import time
+from collections.abc import Iterator
+
+from bench.figures import Figure
+from bench.trial import fresh_host, load, say
+from tests.testbed import Host
+
+# Seen by the sender: a message of this many bytes each so many milliseconds, 2.7 Mbit/s at most, for about 9 s.
+SIZE, INTERVAL, MESSAGES = 1000, 3, 3000
+TRANSPORTS = {"udp": "", "tcp": "-t", "tls": "-t -S"}
+
+
+class Unmeasured(Exception):
+    """coturn's client did not say what it measured."""
+
+
+def measure(host: Host) -> Iterator[Figure]:
+    """host: one with every role."""
+    secret = host.run("cat /etc/matrix-synapse/secrets/turn_shared_secret").stdout.strip()
+    user = f"{int(time.time()) + 3600}:@bench:{host.domain}"
+    password = base64.b64encode(hmac.digest(secret.encode(), user.encode(), "sha1")).decode()
+    with fresh_host("bench-relay-client") as client:
+        client.run(
+            "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends coturn "
+            "&& systemctl stop coturn && systemd-run --quiet --unit=echo turnutils_peer",
+            timeout=300,
+        )
+        for transport, options in TRANSPORTS.items():
+            before = _cpu(host)
+            begin = time.monotonic()
+            shown = client.run(
+                f"turnutils_uclient {options} -c -n {MESSAGES} -l {SIZE} -z {INTERVAL} -u '{user}' -w '{password}' "
+                f"-e {client.address} turn.{host.domain} 2>&1 || exit 1",
+                timeout=60,
+            ).stdout
+            seconds = time.monotonic() - begin
+            spent = _cpu(host) - before
+            counted = re.findall(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)", shown)
+            if not counted:
+                raise Unmeasured(f"{transport}: {shown[-1000:]}")
+            sent, received = map(int, counted[-1])
+            lost = re.findall(r"Total lost packets (\d+)", shown)
+            megabits = received * SIZE * 8 / 1e6
+            say(f"{transport}: {sent} sent, {received} back, {lost[-1] if lost else '?'} lost, in {seconds:.1f} s")
+            yield Figure(f"relay over {transport}", [megabits / seconds], "Mbit/s")
+            yield Figure(f"relay over {transport}: messages lost", [sent - received])
+            yield Figure(f"    coturn over {transport}, ms of CPU for each Mbit", [1000 * spent / megabits], "ms")
+    say(f"relay measured; {load()}")
+
+
+def _cpu(host: Host) -> float:
+    """CPU seconds that coturn has taken since its start."""
+    return int(host.run("systemctl show -p CPUUsageNSec --value coturn").stdout) / 1e9
