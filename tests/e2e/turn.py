@@ -17,9 +17,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 COOKIE = 0x2112A442
-BINDING, ALLOCATE, REFRESH, SEND, DATA_INDICATION, PERMIT = 0x001, 0x003, 0x004, 0x016, 0x017, 0x008
+BINDING, ALLOCATE, REFRESH, SEND, DATA_INDICATION, PERMIT, BIND_CHANNEL = (
+    0x001,
+    0x003,
+    0x004,
+    0x016,
+    0x017,
+    0x008,
+    0x009,
+)
 SUCCESS, ERROR, CLASSES = 0x100, 0x110, 0x110
-USERNAME, INTEGRITY, ERROR_CODE, LIFETIME, PEER, DATA = 0x0006, 0x0008, 0x0009, 0x000D, 0x0012, 0x0013
+USERNAME, INTEGRITY, ERROR_CODE, CHANNEL, LIFETIME, PEER, DATA = 0x0006, 0x0008, 0x0009, 0x000C, 0x000D, 0x0012, 0x0013
 REALM, NONCE, RELAYED, FAMILY, TRANSPORT, MAPPED = 0x0014, 0x0015, 0x0016, 0x0017, 0x0019, 0x0020
 
 # A request over UDP is sent again when no answer comes within this time. Seconds.
@@ -91,9 +99,9 @@ class Relay:
         """The address under which the relay sees us: plain STUN, for which nobody needs credentials."""
         return self._request(BINDING, {}).address(MAPPED)
 
-    def allocate(self, *, ipv6: bool = False) -> Address:
-        """Have an address of the relay given to us. Raises RefusedError."""
-        wish = {TRANSPORT: struct.pack(">Bxxx", socket.IPPROTO_UDP), LIFETIME: struct.pack(">I", 600)}
+    def allocate(self, *, ipv6: bool = False, protocol: int = socket.IPPROTO_UDP) -> Address:
+        """Have an address of the relay given to us. protocol: with TCP, for RFC 6062. Raises RefusedError."""
+        wish = {TRANSPORT: struct.pack(">Bxxx", protocol), LIFETIME: struct.pack(">I", 600)}
         if ipv6:
             wish[FAMILY] = b"\2\0\0\0"
         try:
@@ -109,6 +117,11 @@ class Relay:
     def permit(self, peer: str) -> None:
         """Let a peer through to us. Raises RefusedError."""
         self._request(PERMIT, lambda transaction: {PEER: _address((peer, 9), transaction)})
+
+    def bind_channel(self, peer: Address) -> None:
+        """The other way to let a peer through to us. Raises RefusedError."""
+        number = struct.pack(">Hxx", 0x4000)
+        self._request(BIND_CHANNEL, lambda transaction: {CHANNEL: number, PEER: _address(peer, transaction)})
 
     def send(self, peer: Address, data: bytes) -> None:
         transaction = os.urandom(12)

@@ -145,11 +145,13 @@ def test_sees_no_secrets(service: Service, host: Host) -> None:
 
 def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None:
     """It has to reach itself, at the machine's own addresses: the firewall keeps it from the other services there."""
-    shown = host.run("nft list chain inet matrix_metal_relay output").stdout
+    shown = host.run("nft list table inet matrix_metal_relay").stdout
     groups = ask(host, "stat -c %%G %s", f"/proc/{service.pid}").split()
-    assert re.search(r'oifname "lo" meta skgid \S+ udp sport 49152-65535 udp dport 0-49151 .*drop', shown) and (
-        groups == ["turnserver"]
-    ), (
+    marked = re.search(
+        r'oifname "lo" meta skgid \S+ udp sport 49152-65535 udp dport 0-49151 meta mark set (\w+)$', shown, re.MULTILINE
+    )
+    dropped = marked and re.search(rf'iifname "lo" meta mark {marked[1]} .*drop$', shown, re.MULTILINE)
+    assert dropped and groups == ["turnserver"], (
         "strangers can reach UDP services of this machine through the relay, its firewall rule is gone (`nft flush "
         "ruleset`?): systemctl restart coturn"
     )

@@ -6,7 +6,8 @@ import pytest
 from testinfra.host import Host
 
 from operations.databases import AS_POSTGRES
-from settings import Settings
+from settings import DATABASES, Settings
+from tests.host.machines import Machine
 from tests.host.report import Note
 from tests.host.services import DEPLOY, Service, ServiceTests, ask
 
@@ -45,7 +46,7 @@ def test_listens_only_where_needed(service: Service, settings: Settings) -> None
         )
 
 
-def test_only_the_machines_that_need_it_get_through(service: Service, settings: Settings) -> None:
+def test_only_the_machines_that_need_it_get_through(service: Service, settings: Settings, machine: Machine) -> None:
     if clients := settings.postgres.clients:
         shown = ask(service.host, "systemctl show -p IPAddressDeny -p IPAddressAllow %s", service.unit)
         found = dict(line.split("=", 1) for line in shown.splitlines())
@@ -54,6 +55,9 @@ def test_only_the_machines_that_need_it_get_through(service: Service, settings: 
         )
         allowed = [ipaddress.ip_network(network) for network in found["IPAddressAllow"].split()]
         wanted = {ipaddress.ip_network(address) for client in clients for address in client.addresses}
+        for user in machine.inventory.machines:
+            if any(user.name in settings.roles[role] for role in DATABASES):
+                wanted |= {ipaddress.ip_network(address) for address in user.state.addresses}
         others = {network for network in allowed if not network.is_loopback} - wanted
         assert not others, f"port 5432 is open to {', '.join(map(str, others))} as well: {DEPLOY}"
 
