@@ -17,7 +17,7 @@ NAMES = ("deploy", "rerun", "memory", "web", "relay")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure on throw-away hosts.")
     parser.add_argument(
-        "--runs", type=int, default=3, help="full deploys, and floors to compare them with (default: 3)"
+        "--runs", type=int, default=5, help="full deploys, and floors to compare them with (default: 5)"
     )
     parser.add_argument("--only", choices=NAMES, help="measure only this")
     options = parser.parse_args()
