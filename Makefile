@@ -36,7 +36,7 @@ lint: setup
 unit: setup ## The tests that need no machine
 	@$(BIN)/pytest tests/unit
 
-bench: setup ## Measure: deploy, re-run, memory, requests, relay
+bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation
 	@$(BIN)/python -m bench
 
 lock: setup ## Renew every lock file from PyPI

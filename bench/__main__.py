@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from bench import full_deploy, memory, relay, rerun, web
+from bench import federation, full_deploy, memory, relay, rerun, web
 from bench.figures import Figure, table
 from bench.trial import every_role, fresh_host, load, proxy, say
 from tests.conftest import STAND_IN
 from tests.testbed import TestbedError
 
-NAMES = ("deploy", "rerun", "memory", "web", "relay")
+NAMES = ("deploy", "rerun", "memory", "web", "relay", "federation")
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
 def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
     if "deploy" in wanted:
         yield from full_deploy.measure(runs)
-    if {"rerun", "memory", "web", "relay"} & set(wanted):
+    if set(wanted) - {"deploy"}:
         for release in ("trixie", "bookworm") if "memory" in wanted else ("trixie",):
             with ExitStack() as stack:
                 host = stack.enter_context(fresh_host(f"bench-{release}", release))
@@ -57,6 +57,8 @@ def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
                     yield from web.measure(host)
                 if "relay" in wanted and release == "trixie":
                     yield from relay.measure(host)
+                if "federation" in wanted and release == "trixie":
+                    yield from federation.measure(host, deployment)
 
 
 if __name__ == "__main__":

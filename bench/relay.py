@@ -2,8 +2,9 @@
 
 coturn's own client and its echo run on a second host, where coturn's service is stopped: each message of SIZE bytes goes
 from the client through the relay to the echo and back. Mbit/s counts what comes back, so the relay carries twice that. The
-credentials are signed as Synapse signs them. Over TLS the client loses messages by itself: no bound. Each load ends after
-MESSAGES. What the relay can do at most is not measured.
+credentials are signed as Synapse signs them. Over TLS the client has lost a message or two in most runs, over TCP and UDP none:
+whether it or the relay does is not known, hence no bound. Each load ends after MESSAGES. What the relay can do at most is not
+measured, and the seconds are the whole client's: Mbit/s is a rate that was kept up.
 """
 
 import base64

@@ -3,7 +3,7 @@
 wrk runs on the host itself, with CONNECTIONS kept-alive HTTP/1.1 connections, and asks for the same thing by turns at
 http://127.0.0.1:8008 and at https://matrix.<name> (TLS, Caddy, the same Synapse). Synapse is one Python process and so
 bounded by one core; wrk and Caddy run on the others. With fewer than three cores they take from each other, and what wrk
-itself spends on TLS counts against Caddy: the ratio is then less than what a client elsewhere would see, never more.
+itself spends on TLS counts against Caddy.
 """
 
 import re
