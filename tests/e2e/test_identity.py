@@ -10,6 +10,7 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -105,6 +106,65 @@ def test_a_user_can_take_an_address_back(
         assert _look_up(outside, http, his, address) == {}, "the address is still found after it was taken back"
 
 
+def test_somebody_is_invited_by_address(
+    outside: Outside, alice: Account, bob: Account, mailbox: str, tmp_path: Path
+) -> None:
+    """The invitation waits with the identity server until somebody shows that the address is theirs."""
+    address = f"{mailbox}+invited@{outside.server_name}"
+    with outside.http() as http:
+        hers, his = _register(outside, http, alice), _register(outside, http, bob)
+        room = _ask_homeserver(
+            outside, http, alice, "POST", "createRoom", {"name": "Harvest", "preset": "private_chat"}
+        )["room_id"]
+        _invite(outside, http, alice, hers, room, address)
+
+        mail = _delivered(outside, mailbox, address, tmp_path)
+        plain = mail.get_body(("plain",))
+        assert plain and "Harvest" in plain.get_content(), f"the mail does not say to which room: {plain}"
+        assert alice.user_id.split(":")[0].removeprefix("@") in plain.get_content(), "the mail does not say by whom"
+
+        session = _ask(outside, http, his, address)
+        http.get(_link(_delivered(outside, mailbox, address, tmp_path)))
+        answered(_bind(outside, http, bob, his, session))
+        _wait_for_invitation(outside, http, bob, room)
+        _ask_homeserver(outside, http, bob, "POST", f"rooms/{room}/join", {})
+
+        # Whose address is known is invited at once, and gets no mail.
+        second = _ask_homeserver(outside, http, alice, "POST", "createRoom", {"preset": "private_chat"})["room_id"]
+        _invite(outside, http, alice, hers, second, address)
+        _wait_for_invitation(outside, http, bob, second)
+
+
+def _ask_homeserver(
+    outside: Outside, http: httpx.Client, account: Account, method: str, path: str, body: dict[str, Any] | None = None
+) -> Any:
+    url = outside.url("matrix", f"/_matrix/client/v3/{path}")
+    return answered(http.request(method, url, headers=account.authorization, json=body))
+
+
+def _invite(
+    outside: Outside, http: httpx.Client, account: Account, headers: dict[str, str], room: str, address: str
+) -> None:
+    wish = {
+        "id_server": f"identity.{outside.server_name}",
+        "id_access_token": headers["Authorization"].removeprefix("Bearer "),
+        "medium": "email",
+        "address": address,
+    }
+    _ask_homeserver(outside, http, account, "POST", f"rooms/{room}/invite", wish)
+
+
+def _wait_for_invitation(outside: Outside, http: httpx.Client, account: Account, room: str) -> None:
+    deadline, since = time.monotonic() + PATIENCE, ""
+    while time.monotonic() < deadline:
+        # From where the last one ended: Synapse answers the same question with the same, for two minutes.
+        answer = _ask_homeserver(outside, http, account, "GET", f"sync?timeout=2000{since}")
+        if room in answer.get("rooms", {}).get("invite", {}):
+            return
+        since = f"&since={answer['next_batch']}"
+    raise AssertionError(f"{account.user_id} sees no invitation")
+
+
 def test_strangers_get_nothing_from_the_identity_server(outside: Outside) -> None:
     with outside.http() as http:
         identity = outside.url("identity", V2)
@@ -175,6 +235,7 @@ def _delivered(outside: Outside, mailbox: str, address: str, directory: Path) ->
             f"grep -lrF 'To: {address}' /home/{mailbox}/Maildir/new", check=False
         ).stdout.split():
             outside.host.get(files[0], directory / "mail")
+            outside.host.run(f"rm {files[0]}")
             parsed = message_from_bytes((directory / "mail").read_bytes(), policy=policy.strict)
             assert isinstance(parsed, EmailMessage)
             return parsed
