@@ -126,6 +126,9 @@ def running(
 
     name = shlex.quote(unit)
     start = [
+        # An interrupted run may have begun a start that still goes on. It is let come to its end: Synapse does not survive
+        # being killed while it makes its tables for the first time.
+        f"case $(systemctl is-active {name}) in activating) systemctl start {name} 2>/dev/null || true;; esac",
         # Debian 12's systemd (252) does not notice the first drop-in of a unit that it knows already.
         "systemctl daemon-reload",
         f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
