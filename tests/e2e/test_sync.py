@@ -151,6 +151,8 @@ def test_clients_go_on_after_a_restart_of_the_homeserver(
     outside: Outside, alice: Account, bob: Account, room: str, kind: str
 ) -> None:
     """The proxy too takes it up again by itself."""
+    if not real_proxy():
+        pytest.skip("the stand-in ends when the homeserver does: name the real proxy with SLIDING_SYNC_BINARY")
     client = Client(outside, alice, kind)
     begun(client, room)
     # The unit is active when Synapse says that it answers.
