@@ -17,8 +17,8 @@ from bench.trial import load, say
 from tests.e2e.client import Outside, new_user
 from tests.testbed import Host
 
-CONNECTIONS, ROUNDS = 10, 5
-SECONDS = 3  # of each load; there are four in a round
+CONNECTIONS, ROUNDS = 10, 20
+SECONDS = 1  # of each load; there are four in a round
 # What clients ask most often; and the two cheapest requests there are, the worst case for whoever stands in between.
 PATHS = ("v3/sync?timeout=0", "v3/account/whoami", "versions")
 UNITS = ("matrix-synapse", "caddy")

@@ -25,6 +25,7 @@ class MachineState:
     """A machine as it is.
 
     root: whether we are root or may become root by sudo without a password.
+    processors: how many it has; 0 if unknown.
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
     deployment: what an earlier run left in MARKER, or None.
@@ -43,6 +44,7 @@ class MachineState:
     deployment: dict[str, Any] | None = None
     listeners: tuple[Listener, ...] = field(default=())
     database: str = ""
+    processors: int = 0
 
 
 class Machine(FactBase[MachineState]):
@@ -56,6 +58,7 @@ echo "user $(id -un)"
 $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )
 echo "architecture $(dpkg --print-architecture 2>/dev/null || uname -m)"
+echo "processors $(nproc)"
 awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
 df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
 echo "addresses $(hostname -I 2>/dev/null)"
@@ -100,6 +103,7 @@ true
             distribution=values.get("distribution", ""),
             release=values.get("release", ""),
             architecture=values.get("architecture", ""),
+            processors=int(values.get("processors", 0)),
             memory=int(values.get("memory", 0)),
             disk=int(values.get("disk", 0)),
             addresses=tuple(values.get("addresses", "").split()),

@@ -30,7 +30,7 @@ files.present(
     name="Confine Caddy",
     entries=[
         Directory("/etc/systemd/system/caddy.service.d", mode="755"),
-        Template(OVERRIDE, "caddy/override.conf", mode="644"),
+        Template(OVERRIDE, "caddy/override.conf", mode="644", values={"caddy": caddy}),
     ],
 )
 units.running(
