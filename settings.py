@@ -51,6 +51,9 @@ class SettingError(Exception):
 # Database and user of each role that has one.
 DATABASES = {"synapse": ("synapse", "matrix-synapse"), "sliding_sync": ("syncv3", "sliding-sync")}
 
+# By role, tables of which at least one has rows once the first start is through (synapse/storage/prepare_database.py).
+FIRST_FILLED = {"synapse": ("schema_version", "users", "events")}
+
 # Where a machine keeps the certificate by which it knows the database server, if that is another machine.
 DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
 
@@ -598,7 +601,12 @@ class Settings:
             maintenance_work_mem=_between(16, memory // 16, 1024),
             work_mem=_between(4, memory // 128, 32),
             databases=tuple(
-                Database(name, user, self._database_password(role) if role in remote else None)
+                Database(
+                    name,
+                    user,
+                    password=self._database_password(role) if role in remote else None,
+                    first_filled=FIRST_FILLED.get(role, ()),
+                )
                 for role, (name, user) in DATABASES.items()
                 if self.exists(role)
             ),

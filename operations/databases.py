@@ -23,6 +23,8 @@ class Database:
     """A database and the role that owns it, which the system user of the same name may use without a password.
 
     password: what the role needs from another machine.
+    first_filled: tables that get rows in the first start of the program. When there are tables but none of these ever had a
+        row, that start was cut short (power failure), and the database is made anew: Synapse cannot go on with the half.
 
     Encoding UTF8, collation and character type C: what Synapse insists on, and the only ones that an upgrade of the
     operating system cannot change under an index.
@@ -31,6 +33,16 @@ class Database:
     name: str
     owner: str
     password: Secret | None = None
+    first_filled: tuple[str, ...] = ()
+
+
+def half_made(database: str, first_filled: Sequence[str]) -> str:
+    """Shell command that prints t if the first start of the database's program was cut short, see `Database`."""
+    # By the size of their files: nothing is counted, no table has to exist, and a table that was emptied by DELETE is not
+    # taken for one that never had a row.
+    never_filled = [f"coalesce(pg_relation_size(to_regclass('public.{table}')), 0) = 0" for table in first_filled]
+    query = " AND ".join(["SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')", *never_filled])
+    return f"{AS_POSTGRES} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null"
 
 
 def verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
@@ -55,10 +67,12 @@ def matches(password: str, found: str) -> bool:
 class Existing(FactBase[dict[str, str]]):
     """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype".
 
+    first_filled: of each database to ask about, its name and `Database.first_filled`; "half-made NAME" -> "t" is added.
+
     Empty while PostgreSQL is down.
     """
 
-    def command(self) -> str:
+    def command(self, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
         query = (
             # A fact's answer is printed by -vvv: enough to recognise a verifier by, not the verifier.
             "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "
@@ -66,7 +80,11 @@ class Existing(FactBase[dict[str, str]]):
             "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
             "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database"
         )
-        return f"{AS_POSTGRES} psql -XAtq -F '\t' -c {shlex.quote(query)} 2>/dev/null; true"
+        halves = [
+            f"printf 'half-made %s\\t%s\\n' {quoted(name)} \"$({half_made(name, tables)})\""
+            for name, tables in first_filled
+        ]
+        return "; ".join([f"{AS_POSTGRES} psql -XAtq -F '\t' -c {shlex.quote(query)} 2>/dev/null", *halves, "true"])
 
     @staticmethod
     def default() -> dict[str, str]:
@@ -98,7 +116,9 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
 
     Refuses where a database exists with another owner, encoding or collation: it is never changed.
     """
-    existing: dict[str, str] = host.get_fact(Existing)
+    existing: dict[str, str] = host.get_fact(
+        Existing, first_filled=tuple((each.name, each.first_filled) for each in databases if each.first_filled)
+    )
     for database in databases:
         if f"role {database.owner}" not in existing:
             yield script(
@@ -111,13 +131,24 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
             yield script(f"{AS_POSTGRES} psql -XAtq -v ON_ERROR_STOP=1 -f -", stdin=statement)
         found = existing.get(f"database {database.name}")
         wanted = f"{database.owner} UTF8 C C"
+        create = (
+            f"{AS_POSTGRES} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C "
+            f"--template=template0 {quoted(database.name)}"
+        )
         if found is None:
-            yield script(
-                f"{AS_POSTGRES} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C "
-                f"--template=template0 {quoted(database.name)}"
-            )
+            yield script(create)
         elif found != wanted:
             yield from refusing(
                 f"the database {database.name} has owner, encoding, collation and character type {found!r}, "
                 f"but needs {wanted!r}; it was not touched"
+            )
+        elif existing.get(f"half-made {database.name}") == "t":
+            yield script(
+                # PostgreSQL drops no database that somebody is connected to: a first start that still goes on is let alone
+                # and comes to its end, one that fails again and again leaves a gap.
+                "for attempt in $(seq 30); do",
+                f'  [ "$({half_made(database.name, database.first_filled)})" = t ] || exit 0',
+                f"  if {AS_POSTGRES} dropdb {quoted(database.name)} 2>/dev/null; then {create}; exit 0; fi",
+                "  sleep 0.5",
+                "done",
             )

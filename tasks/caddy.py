@@ -58,4 +58,9 @@ if caddy.issuer.kind == "files" and caddy.domains:
             ),
         ],
     )
-    units.running(name="Watch Caddy's certificate", unit=f"{caddy.reloader}.path")
+    units.running(
+        name="Watch Caddy's certificate",
+        unit=f"{caddy.reloader}.path",
+        # What it starts: systemd has to read that anew as well.
+        reads=[f"/etc/systemd/system/{caddy.reloader}.service"],
+    )

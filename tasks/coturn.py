@@ -41,4 +41,9 @@ files.present(
         ),
     ],
 )
-units.running(name="Watch coturn's certificate", unit=f"{coturn.reloader}.path")
+units.running(
+    name="Watch coturn's certificate",
+    unit=f"{coturn.reloader}.path",
+    # What it starts: systemd has to read that anew as well.
+    reads=[f"/etc/systemd/system/{coturn.reloader}.service"],
+)

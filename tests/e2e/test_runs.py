@@ -163,6 +163,16 @@ def test_edited_unit_definitions_are_repaired_and_used(deployed: Deployed) -> No
     assert_all_answer(host)
 
 
+def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deployed) -> None:
+    host = deployed.host
+    host.run("echo 'LimitCORE=1' >> /etc/systemd/system/coturn-certificate.service && systemctl daemon-reload")
+    assert deployed.deployment.run("-y").changed == ["Give coturn renewed certificates", "Watch coturn's certificate"]
+    shown = host.run("systemctl show coturn-certificate.service -p NeedDaemonReload -p LimitCORE").stdout
+    assert "NeedDaemonReload=yes" not in shown
+    assert "LimitCORE=1\n" not in shown
+    assert_nothing_to_do(deployed.deployment)
+
+
 # --- a machine on which nothing is yet ------------------------------------------------------------
 
 
@@ -243,6 +253,29 @@ INTERRUPTIONS = [
 ]
 
 
+# Synapse's first start with an empty database, cut off from it in the middle; systemd starts it again and again.
+FIRST_START = """
+set -eu
+cd /
+postgres() { runuser -u postgres -- "$@"; }
+postgres dropdb --force synapse
+postgres createdb --owner=matrix-synapse --encoding=UTF8 --locale=C --template=template0 synapse
+systemctl start --no-block matrix-synapse
+postgres psql -XAtq -d synapse <<'END'
+SET statement_timeout = '60s';
+DO $$ BEGIN
+    LOOP
+        PERFORM pg_stat_clear_snapshot();
+        PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'matrix-synapse'
+            AND (SELECT count(*) FROM pg_tables WHERE schemaname = 'public') > 10;
+        EXIT WHEN FOUND;
+    END LOOP;
+END $$;
+END
+[ "$(postgres psql -XAtq -d synapse -c 'SELECT count(*) FROM schema_version')" = 0 ]
+"""
+
+
 def kill_at(deployment: Deployment, operation: str, seconds: float = 0.0) -> str:
     """Begin a run, and kill it without warning once it has come to the operation and so many seconds have passed."""
     run = deployment.start("-y")
@@ -297,4 +330,20 @@ def test_restart_lost_to_an_interruption_is_made_up_for(empty: Empty) -> None:
     assert deployment.run("-y").changed == ["Run coturn"]
 
     assert restarted(before, host) == {"coturn"}
+    assert_nothing_to_do(deployment)
+
+
+def test_database_of_a_first_start_that_was_cut_short_is_made_anew(empty: Empty) -> None:
+    """As a power failure leaves it: Synapse commits while it makes its tables, and cannot go on with half of them."""
+    host, deployment = empty.host, empty.deployment
+    deployment.run("-y")
+    host.run("systemctl stop matrix-synapse")
+    host.run(FIRST_START)
+    host.run(
+        "for i in $(seq 150); do journalctl -u matrix-synapse -n 50 | grep -q 'already exists' && exit; sleep 0.2; done; exit 1"
+    )
+
+    assert deployment.run("-y").changed == ["Create the databases", "Run Synapse"]
+
+    assert_all_answer(host)
     assert_nothing_to_do(deployment)

@@ -176,6 +176,13 @@ def test_password_that_nobody_needs_is_left_alone(monkeypatch: pytest.MonkeyPatc
     assert told(monkeypatch, there, needed=False) == []
 
 
+@pytest.mark.parametrize(("answer", "anew"), [("t", True), ("f", False), ("", False)])
+def test_only_a_half_made_database_is_made_anew(monkeypatch: pytest.MonkeyPatch, answer: str, anew: bool) -> None:
+    """And never one that could not be asked."""
+    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": "", "half-made synapse": answer}
+    assert any("dropdb" in command for command in told(monkeypatch, there, needed=False)) is anew
+
+
 def test_what_exists_is_read_and_not_the_verifier() -> None:
     read = Existing().process(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
     assert read == {"role postgres": "", "role a": "4096:c2FsdA== 00", "database b": "a UTF8 C C"}
