@@ -32,8 +32,6 @@ class Unmeasured(Exception):
 def measure(host: Host) -> Iterator[Figure]:
     """host: one with every role."""
     secret = host.run("cat /etc/matrix-synapse/secrets/turn_shared_secret").stdout.strip()
-    user = f"{int(time.time()) + 3600}:@bench:{host.domain}"
-    password = base64.b64encode(hmac.digest(secret.encode(), user.encode(), "sha1")).decode()
     with fresh_host("bench-relay-client") as client:
         client.run(
             "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends coturn "
@@ -43,6 +41,9 @@ def measure(host: Host) -> Iterator[Figure]:
         for transport, options in TRANSPORTS.items():
             for clients, interval, messages in ((1, INTERVAL, MESSAGES), (MANY, CROWD, CROWD_MESSAGES)):
                 name = f"relay over {transport}" + ("" if clients == 1 else f", {clients} clients")
+                # A user of its own each: addresses that a client leaves behind count against its quota for minutes.
+                user = f"{int(time.time()) + 3600}:@{transport}-{clients}:{host.domain}"
+                password = base64.b64encode(hmac.digest(secret.encode(), user.encode(), "sha1")).decode()
                 before, begin = _cpu(host), time.monotonic()
                 shown = client.run(
                     f"turnutils_uclient {options} -c -m {clients} -n {messages} -l {SIZE} -z {interval} "
