@@ -314,6 +314,7 @@ def test_machine_is_understood() -> None:
             "distribution debian",
             "release 13",
             "architecture amd64",
+            "processors 3",
             "memory 3910",
             "disk 20000",
             "addresses 192.0.2.1 2001:db8::1 ",
@@ -324,7 +325,8 @@ def test_machine_is_understood() -> None:
             "listener udp 3478  0 ",
         ]
     )
-    assert (state.user, state.root, state.memory, state.postgresql) == ("admin", True, 3910, ("9", "15"))
+    assert (state.user, state.root, state.processors, state.memory) == ("admin", True, 3, 3910)
+    assert state.postgresql == ("9", "15")
     assert state.deployment == {"server_name": "x.test", "vault": "1"}
     web, relay = state.listeners
     assert (web.program, web.pid, web.unit, web.port) == ("nginx", 7, "nginx.service", 80)

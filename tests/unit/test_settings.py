@@ -253,6 +253,13 @@ def test_relay_reaches_itself_but_no_private_network(tmp_path: Path) -> None:
     assert len(coturn.denied_ranges) == len(NEVER_RELAYED_TO)
 
 
+@pytest.mark.parametrize(("processors", "used"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (64, 32)])
+def test_caddy_leaves_half_of_the_processors(tmp_path: Path, processors: int, used: int) -> None:
+    """And has one where there is but one, or where it is not known how many there are."""
+    machine = MachineState(processors=processors, release="13")
+    assert settings(tmp_path, machine=machine).caddy.processors == used
+
+
 def test_memory_of_the_database_follows_the_machine(tmp_path: Path) -> None:
     small = settings(tmp_path, machine=MachineState(memory=1000, release="13")).postgres
     large = settings(tmp_path, machine=MachineState(memory=1 << 20, release="13")).postgres
