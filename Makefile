@@ -25,8 +25,9 @@ demo: setup ## Deploy everything to a throw-away Debian host
 demo-stop: setup ## Remove the throw-away host of `make demo`
 	@$(BIN)/python -m tests.testbed down demo
 
+# Two at once, since most of them wait for machines.
 test: setup lint ## Every test there is
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

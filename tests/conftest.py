@@ -1,12 +1,15 @@
 """What the tests share: throw-away hosts, a release page, and a complete deployment on each Debian."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
@@ -25,6 +28,28 @@ def real_proxy() -> Path | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     # For tests/host, whose own conftest.py is too late for options when every test is run.
     parser.addoption("--inventory", metavar="PATH", help="verify this live deployment, only reading (tests/host)")
+
+
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Who shares a machine stays together, in one process and in order, when several tests run at once (`pytest -n 2`)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/unit/"):
+            return nodeid
+        release = re.search(r"\[(debian\d+)\b", nodeid)
+        return release[1] if release else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """The order of the files is kept: the many short tests at the end fill the gaps."""
+    config.option.loadscopereorder = False
+    return Together(config, log)
+
+
+def own(name: str) -> str:
+    """The name of a host that each of the processes which run the tests has for itself."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    return f"{name}-{worker}" if worker else name
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +97,7 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
     return deployment
 
 
-# Release -> the host that has every role.
+# Release -> the host that has every role; see own().
 COMPLETE = {"trixie": "full13", "bookworm": "full12"}
 
 
@@ -112,7 +137,7 @@ def fleet(
     directories = {release: tmp_path_factory.mktemp(name) for release, name in COMPLETE.items()}
 
     def deploy(release: str) -> Deployed:
-        host = testbed.up(COMPLETE[release], release=release)
+        host = testbed.up(own(COMPLETE[release]), release=release)
         deployment = complete(testbed, host, directories[release], release_page)
         deployment.run("-y")
         return Deployed(host, deployment)
@@ -121,9 +146,10 @@ def fleet(
     chosen = [item for item in request.session.items if isinstance(item, pytest.Function)]
     params = [item.callspec.params.get("deployed") for item in chosen if hasattr(item, "callspec")]
     needs_both = any("both" in item.fixturenames for item in chosen)
-    fleet.start(release for release in COMPLETE if needs_both or release in params)
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker does not know yet which of them will be its own
+        fleet.start(release for release in COMPLETE if needs_both or release in params)
     yield fleet
-    begun = [COMPLETE[release] for release in fleet.finished()]
+    begun = [own(COMPLETE[release]) for release in fleet.finished()]
     for host in testbed.hosts():
         if host.name in begun:
             host.down()
@@ -138,4 +164,5 @@ def deployed(request: pytest.FixtureRequest, fleet: Fleet) -> Deployed:
 @pytest.fixture(scope="session")
 def both(fleet: Fleet) -> tuple[Deployed, Deployed]:
     """The same two hosts at once: Debian 13 and Debian 12."""
+    fleet.start(COMPLETE)
     return fleet.get("trixie"), fleet.get("bookworm")

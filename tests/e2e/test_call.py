@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import own
 from tests.e2e.call.browser import Page, browsing, install
 from tests.e2e.client import PATIENCE, Outside, register
 from tests.testbed import Host, Testbed
@@ -21,7 +22,7 @@ EXCHANGED = 256 * 1024
 @pytest.fixture(scope="session")
 def client(testbed: Testbed) -> Iterator[Host]:
     """A machine with Chromium, for all deployments."""
-    host = testbed.up("call-client")
+    host = testbed.up(own("call-client"))
     install(host)
     yield host
     host.down()

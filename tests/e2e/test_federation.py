@@ -105,7 +105,7 @@ def room(alice: Side, bob: Side) -> str:
 # --- as other homeservers see it ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["debian13", "debian12"])
+@pytest.mark.parametrize("which", [0, 1], ids=["alices", "bobs"])
 def test_other_homeservers_find_and_believe_it(sides: tuple[Side, Side], testbed: Testbed, which: int) -> None:
     side = sides[which]
     findings = check(side.server_name, testbed.resolve, side.outside.root)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from tests.conftest import own
 from tests.e2e.client import Account, Outside, answered
 from tests.e2e.turn import Credentials, RefusedError, Relay, relay
 from tests.testbed import CommandFailed, Host, Testbed
@@ -65,7 +66,7 @@ def credentials(outside: Outside, alice: Account) -> Credentials:
 @pytest.fixture(scope="session")
 def other_machine(testbed: Testbed) -> Iterator[Host]:
     """A machine with Debian's own TURN client and something that sends back what it receives."""
-    host = testbed.up("relay-client")
+    host = testbed.up(own("relay-client"))
     host.run(
         "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends coturn "
         "&& systemctl stop coturn && systemd-run --quiet --unit=echo turnutils_peer",

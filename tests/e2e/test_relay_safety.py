@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from settings import NEVER_RELAYED_TO
-from tests.conftest import Deployed
+from tests.conftest import Deployed, own
 from tests.e2e.client import Account, Outside, answered
 from tests.e2e.test_relay import _connected, _signed
 from tests.e2e.turn import Credentials, RefusedError, relay
@@ -210,7 +210,7 @@ def test_no_tcp_connections_are_relayed(outside: Outside, credentials: Credentia
 def test_behind_nat(deployed: Deployed, outside: Outside, credentials: Credentials, testbed: Testbed) -> None:
     """1:1 NAT: callers know only the router's address, and the relay, which has a private one, gives that out."""
     inside = deployed.host
-    router = testbed.up("router")
+    router = testbed.up(own("router"))
     settings = deployed.deployment.directory / "group_data" / f"{deployed.deployment.name}.py"
     before = settings.read_text()
     nat = f"""
