@@ -143,6 +143,10 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
                 f"but needs {wanted!r}; it was not touched"
             )
         elif existing.get(f"half-made {database.name}") == "t":
+            others = (
+                "SELECT string_agg(DISTINCT concat_ws(' with ', usename, nullif(application_name, '')), ', ') "  # noqa: S608
+                f"FROM pg_stat_activity WHERE datname = '{database.name}' AND usename <> '{database.owner}'"
+            )
             yield script(
                 # PostgreSQL drops no database that somebody is connected to: a first start that still goes on is let alone
                 # and comes to its end, one that fails again and again leaves a gap.
@@ -151,4 +155,10 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
                 f"  if {AS_POSTGRES} dropdb {quoted(database.name)} 2>/dev/null; then {create}; exit 0; fi",
                 "  sleep 0.5",
                 "done",
+                f"others=$({AS_POSTGRES} psql -XAtqc {shlex.quote(others)})",
+                '[ -z "$others" ] || {',
+                f'  echo "the database {database.name} was left half-made by a first start that was cut short, and cannot be "'
+                '"made anew while somebody is connected to it ($others): end that, then run the deploy again" >&2',
+                "  exit 1",
+                "}",
             )

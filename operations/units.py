@@ -53,6 +53,8 @@ class Unit(FactBase[UnitState]):
     def command(self, unit: str, reads: Sequence[str], ready: str | None) -> str:
         name = shlex.quote(unit)
         return (
+            # A start that goes on may come to its end, see `slow_to_start`.
+            f'for attempt in $(seq 25); do [ "$(systemctl is-active {name})" = activating ] || break; sleep 0.2; done; '
             f"systemctl show {name} --timestamp=us+utc {' '.join(f'-p {p}' for p in _PROPERTIES)}; "
             f"stat -c 'Written=%.9Z %n' -- {quoted(*reads)} "
             f"$(systemctl show {name} -p FragmentPath -p DropInPaths --value) 2>/dev/null; "
@@ -107,6 +109,7 @@ def running(
     ready: str | None = None,
     patience: int = 60,
     enabled: bool = True,
+    slow_to_start: bool = False,
 ) -> Generator[StringCommand, None, None]:
     """The unit runs what lies on the machine, starts at boot, and answers.
 
@@ -118,6 +121,7 @@ def running(
         not answer is restarted.
     patience: seconds to wait for that.
     enabled: whether to enable it; False for units that their package starts in a way of its own.
+    slow_to_start: it does its work long before systemd takes it for started, so only `ready` is waited for.
     """
     now: UnitState = host.get_fact(Unit, unit=unit, reads=[*reads, *rereads], ready=ready)
     definition = [path for path, _ in now.written if path not in (*reads, *rereads)]
@@ -132,15 +136,23 @@ def running(
         # Debian 12's systemd (252) does not notice the first drop-in of a unit that it knows already.
         "systemctl daemon-reload",
         f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
-        f"systemctl restart {name} || failed start",
+        *(
+            [f"systemctl stop {name} || failed stop", f"systemctl start --no-block {name} || failed start"]
+            if slow_to_start
+            else [f"systemctl restart {name} || failed start"]
+        ),
     ]
     steps: list[str] = []
+    starts = now.active != "active" or stale
     if now.load != "loaded" or now.definition_changed:
         # A mask of `packages.installed` that outlived its run.
-        steps += [f"systemctl unmask --runtime --quiet {name} || true", "systemctl daemon-reload"]
+        steps.append(f"systemctl unmask --runtime --quiet --no-reload {name} || true")
+        if not starts:
+            steps.append("systemctl daemon-reload")
     if enabled and now.enabled not in ("enabled", "enabled-runtime", "static", "alias"):
-        steps.append(f"systemctl enable --quiet {name}")
-    if now.active != "active" or stale:
+        # `start` makes systemd read everything anew, once.
+        steps.append(f"systemctl enable --quiet {'--no-reload ' if starts else ''}{name}")
+    if starts:
         steps += [*_checked(unit, check), *start, "wait_ready"]
     elif outdated:
         steps += [*_checked(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
@@ -150,7 +162,7 @@ def running(
     if not steps:
         host.noop(f"{unit} runs what lies on the machine")
         return
-    yield script(*_functions(unit, ready, patience), *steps)
+    yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
 
 
 def _checked(unit: str, check: str | None) -> list[str]:
@@ -161,9 +173,10 @@ def _checked(unit: str, check: str | None) -> list[str]:
     ]
 
 
-def _functions(unit: str, ready: str | None, patience: int) -> list[str]:
+def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool) -> list[str]:
     """Shell functions that wait for the unit, and that say why it does not come up, with the end of its log."""
     name = shlex.quote(unit)
+    slow = f"[ $(systemctl is-active {name}) = activating ] || " if slow_to_start else ""
     return [
         "failed() {",
         f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',
@@ -178,6 +191,6 @@ def _functions(unit: str, ready: str | None, patience: int) -> list[str]:
         "    sleep 0.1",
         "  done",
         # Without a probe of its own, a unit that dies at once must still be noticed.
-        f"  systemctl is-active --quiet {name} || failed 'keep running'",
+        f"  systemctl is-active --quiet {name} || {slow}failed 'keep running'",
         "}",
     ]

@@ -51,5 +51,7 @@ units.running(
     reads=[CONFIGURATION, ACCESS, FENCE, *([postgres.certificate, KEY] if postgres.clients else [])],
     ready=f"{databases.AS_POSTGRES} psql -XAtqc 'SELECT 1'",
     enabled=False,
+    # pg_ctlcluster watches the cluster for two seconds more.
+    slow_to_start=True,
 )
 databases.exist(name="Create the databases", databases=postgres.databases)

@@ -46,6 +46,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     return Together(config, log)
 
 
+HOSTS = pytest.StashKey[set[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
+        session.config.stash[HOSTS] = {host.name for host in Testbed().hosts()}
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Processes that were ended early, by Ctrl-C or a crash, could not remove their hosts. What others made stays."""
+    if HOSTS not in config.stash:
+        return
+    before = config.stash[HOSTS]
+    for host in Testbed().hosts():
+        if host.name not in before and host.name != "demo" and not host.name.startswith("bench-"):
+            host.down()
+
+
 def own(name: str) -> str:
     """The name of a host that each of the processes which run the tests has for itself."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")

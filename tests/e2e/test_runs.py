@@ -343,6 +343,13 @@ def test_database_of_a_first_start_that_was_cut_short_is_made_anew(empty: Empty)
         "for i in $(seq 150); do journalctl -u matrix-synapse -n 50 | grep -q 'already exists' && exit; sleep 0.2; done; exit 1"
     )
 
+    # An administrator who looks at it.
+    host.run("systemd-run --quiet --unit=visitor --uid=postgres psql -d synapse -c 'SELECT pg_sleep(600)'")
+    refused = deployment.run("-y", check=False)
+    assert refused.status == 1
+    assert "while somebody is connected to it (postgres with psql)" in refused.output, refused.output
+    host.run("systemctl stop visitor")
+
     assert deployment.run("-y").changed == ["Create the databases", "Run Synapse"]
 
     assert_all_answer(host)
