@@ -176,17 +176,19 @@ class Relay:
     def _read(self) -> Message:
         if not self.stream:
             return Message.read(self.connection.recv(65536))
-        header = self._take(20)
-        return Message.read(header + self._take(struct.unpack_from(">H", header, 2)[0]))
+        # Whoever runs into a time limit in the middle of a message may ask again.
+        self._fill(20)
+        size = 20 + int(struct.unpack_from(">H", self.buffer, 2)[0])
+        self._fill(size)
+        message, self.buffer = Message.read(self.buffer[:size]), self.buffer[size:]
+        return message
 
-    def _take(self, size: int) -> bytes:
+    def _fill(self, size: int) -> None:
         while len(self.buffer) < size:
             received = self.connection.recv(65536)
             if not received:
                 raise ConnectionResetError("the relay hung up")
             self.buffer += received
-        taken, self.buffer = self.buffer[:size], self.buffer[size:]
-        return taken
 
 
 @contextlib.contextmanager
