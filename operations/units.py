@@ -50,11 +50,14 @@ class UnitState:
 class Unit(FactBase[UnitState]):
     """One unit, the files it reads (its own definition included) and whether it answers."""
 
-    def command(self, unit: str, reads: Sequence[str], ready: str | None) -> str:
+    def command(self, unit: str, reads: Sequence[str], ready: str | None, slow_to_start: bool = False) -> str:
         name = shlex.quote(unit)
-        return (
-            # A start that goes on may come to its end, see `slow_to_start`.
+        # The run before may have gone on while systemd still waited for it.
+        started = (
             f'for attempt in $(seq 25); do [ "$(systemctl is-active {name})" = activating ] || break; sleep 0.2; done; '
+        )
+        return (
+            f"{started if slow_to_start else ''}"
             f"systemctl show {name} --timestamp=us+utc {' '.join(f'-p {p}' for p in _PROPERTIES)}; "
             f"stat -c 'Written=%.9Z %n' -- {quoted(*reads)} "
             f"$(systemctl show {name} -p FragmentPath -p DropInPaths --value) 2>/dev/null; "
@@ -121,9 +124,9 @@ def running(
         not answer is restarted.
     patience: seconds to wait for that.
     enabled: whether to enable it; False for units that their package starts in a way of its own.
-    slow_to_start: it does its work long before systemd takes it for started, so only `ready` is waited for.
+    slow_to_start: it does its work long before systemd takes it for started: where it did not run, only `ready` is waited for.
     """
-    now: UnitState = host.get_fact(Unit, unit=unit, reads=[*reads, *rereads], ready=ready)
+    now: UnitState = host.get_fact(Unit, unit=unit, reads=[*reads, *rereads], ready=ready, slow_to_start=slow_to_start)
     definition = [path for path, _ in now.written if path not in (*reads, *rereads)]
     stale = now.definition_changed or now.newer_than(now.started, [*reads, *definition])
     outdated = now.newer_than(now.changed, rereads)
@@ -136,11 +139,9 @@ def running(
         # Debian 12's systemd (252) does not notice the first drop-in of a unit that it knows already.
         "systemctl daemon-reload",
         f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
-        *(
-            [f"systemctl stop {name} || failed stop", f"systemctl start --no-block {name} || failed start"]
-            if slow_to_start
-            else [f"systemctl restart {name} || failed start"]
-        ),
+        # A process that runs would go on answering until it is stopped, so this does not do for restarts.
+        f"systemctl {'start --no-block' if slow_to_start and now.active in ('inactive', 'failed') else 'restart'} {name} "
+        "|| failed start",
     ]
     steps: list[str] = []
     starts = now.active != "active" or stale

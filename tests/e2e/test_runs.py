@@ -344,7 +344,7 @@ def test_database_of_a_first_start_that_was_cut_short_is_made_anew(empty: Empty)
     )
 
     # An administrator who looks at it.
-    host.run("systemd-run --quiet --unit=visitor --uid=postgres psql -d synapse -c 'SELECT pg_sleep(600)'")
+    host.run("systemd-run --quiet --unit=visitor --uid=postgres sh -c 'sleep 600 | psql -d synapse'")
     refused = deployment.run("-y", check=False)
     assert refused.status == 1
     assert "while somebody is connected to it (postgres with psql)" in refused.output, refused.output

@@ -122,12 +122,14 @@ def test_unit_that_does_not_answer_is_given_time_then_restarted(monkeypatch: pyt
 def test_unit_that_is_slow_to_start_is_not_waited_for_longer_than_it_takes_to_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is stopped first: the old process would answer."""
-    monkeypatch.setattr(units, "host", FakeHost(UnitState()))
-    done = "\n".join(commands(units.running, unit="x.service", ready="ask", slow_to_start=True))
-    assert "systemctl restart x.service" not in done
-    stopped, started = done.index("systemctl stop x.service"), done.index("systemctl start --no-block x.service")
-    assert stopped < started < done.rindex("wait_ready")
+    def done(active: str) -> str:
+        monkeypatch.setattr(units, "host", FakeHost(UnitState(load="loaded", active=active)))
+        return "\n".join(commands(units.running, unit="x.service", reads=["/etc/a"], ready="ask", slow_to_start=True))
+
+    assert "systemctl start --no-block x.service" in done("inactive")
+    # The old process would answer.
+    monkeypatch.setattr(UnitState, "newer_than", lambda *_: True)
+    assert "--no-block" not in done("active") and "systemctl restart x.service" in done("active")
 
 
 def test_unit_state_is_read_from_systemd() -> None:
