@@ -87,10 +87,12 @@ class Browser:
 
     def page(self) -> Page:
         """Open our page in a new tab."""
-        # A file is a secure context, which cameras need, and needs no web server.
-        target = self.do("Target.createTarget", url=f"file://{HOME}/page/index.html")["targetId"]
+        target = self.do("Target.createTarget", url="about:blank")["targetId"]
         page = Page(self, self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         page.do("Page.enable")
+        # A file is a secure context, which cameras need, and needs no web server. This ends when the blank page is left, which
+        # is complete as well.
+        page.do("Page.navigate", url=f"file://{HOME}/page/index.html")
         deadline = time.monotonic() + 30
         while page.run("document.readyState") != "complete":
             assert time.monotonic() < deadline, "the page does not load"
