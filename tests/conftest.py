@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -46,22 +47,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     return Together(config, log)
 
 
-HOSTS = pytest.StashKey[set[str]]()
+MADE = pytest.StashKey[Path]()
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
-        session.config.stash[HOSTS] = {host.name for host in Testbed().hosts()}
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
+        handle, made = tempfile.mkstemp(prefix="testbed-made-")
+        os.close(handle)
+        config.stash[MADE] = Path(made)
+        os.environ["TESTBED_MADE"] = made
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Processes that were ended early, by Ctrl-C or a crash, could not remove their hosts. What others made stays."""
-    if HOSTS not in config.stash:
+    if MADE not in config.stash:
         return
-    before = config.stash[HOSTS]
+    made = set(config.stash[MADE].read_text().split())
     for host in Testbed().hosts():
-        if host.name not in before and host.name != "demo" and not host.name.startswith("bench-"):
+        if host.name in made:
             host.down()
+    config.stash[MADE].unlink()
 
 
 def own(name: str) -> str:
