@@ -8,8 +8,6 @@ seconds are the whole client's, so Mbit/s is a rate that was kept up, also with 
 says: there the client, the relay and the echo take turns on the same processors, and UDP may lose what comes too fast.
 """
 
-import base64
-import hmac
 import re
 import time
 from collections.abc import Iterator
@@ -46,11 +44,12 @@ def measure(host: Host) -> Iterator[Figure]:
         for transport, options in TRANSPORTS.items():
             for clients, interval, messages in ((1, INTERVAL, MESSAGES), (MANY, CROWD, CROWD_MESSAGES)):
                 name = f"relay over {transport}" + ("" if clients == 1 else f", {clients} clients")
-                user, password = _credentials(host, secret, f"{transport}-{clients}")
+                credentials = _credentials(host, secret, f"{transport}-{clients}")
                 before, begin = _cpu(host), time.monotonic()
                 shown = client.run(
                     f"turnutils_uclient {options} -c -m {clients} -n {messages} -l {SIZE} -z {interval} "
-                    f"-u '{user}' -w '{password}' -e {client.address} turn.{host.domain} 2>&1 || exit 1",
+                    f"-u '{credentials.username}' -w '{credentials.password}' "
+                    f"-e {client.address} turn.{host.domain} 2>&1 || exit 1",
                     timeout=120,
                 ).stdout
                 seconds, spent = time.monotonic() - begin, _cpu(host) - before
@@ -69,17 +68,16 @@ def measure(host: Host) -> Iterator[Figure]:
         with TemporaryDirectory(prefix="bench-") as directory:
             context, name = Outside(host, Path(directory)).context(), f"turn.{host.domain}"
             for transport in TRANSPORTS:
-                credentials = Credentials(*_credentials(host, secret, f"own-{transport}"))
+                credentials = _credentials(host, secret, f"own-{transport}")
                 with relay(host.address, transport, credentials, context=context, name=name) as own:
                     lost = _lost(own, (client.address, ECHO))
                 yield Figure(f"relay over {transport}, our own client: messages lost", [lost])
     say(f"relay measured; {load()}")
 
 
-def _credentials(host: Host, secret: str, user: str) -> tuple[str, str]:
+def _credentials(host: Host, secret: str, user: str) -> Credentials:
     """A user of its own for each load: addresses that a client leaves behind count against its quota for minutes."""
-    name = f"{int(time.time()) + 3600}:@{user}:{host.domain}"
-    return name, base64.b64encode(hmac.digest(secret.encode(), name.encode(), "sha1")).decode()
+    return Credentials.signed(f"{int(time.time()) + 3600}:@{user}:{host.domain}", secret)
 
 
 def _lost(own: Relay, peer: Address) -> int:

@@ -3,10 +3,8 @@
 The tests share one machine and go on from one another, as the years of a deployment do.
 """
 
-import base64
 import contextlib
 import dataclasses
-import hmac
 import secrets
 import socket
 import ssl
@@ -88,8 +86,7 @@ class Site:
 
     def credentials(self) -> Credentials:
         secret = Vault.open(self.deployment.vault).get("turn_shared_secret").reveal()
-        username = f"{int(time.time()) + 3600}:@somebody:{self.host.domain}"
-        return Credentials(username, base64.b64encode(hmac.digest(secret.encode(), username.encode(), "sha1")).decode())
+        return Credentials.signed(f"{int(time.time()) + 3600}:@somebody:{self.host.domain}", secret)
 
     def works(self) -> None:
         """What needs no certificate answers."""

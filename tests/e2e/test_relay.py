@@ -1,7 +1,5 @@
 """Calls that cannot go directly go through coturn: for users with Synapse's credentials, and to nowhere private."""
 
-import base64
-import hmac
 import ipaddress
 import secrets
 import ssl
@@ -200,7 +198,7 @@ def _connected(
 def _signed(outside: Outside, username: str) -> Credentials:
     """Credentials as Synapse makes them, with the secret that it shares with coturn."""
     secret = outside.host.run("cat /etc/matrix-synapse/secrets/turn_shared_secret").stdout.strip()
-    return Credentials(username, base64.b64encode(hmac.digest(secret.encode(), username.encode(), "sha1")).decode())
+    return Credentials.signed(username, secret)
 
 
 def _uclient(outside: Outside, machine: Host, credentials: Credentials, options: str) -> str:

@@ -4,8 +4,6 @@ On a machine that is deployed by an administrator with sudo, from nothing, with 
 """
 
 import base64
-import hashlib
-import hmac
 import json
 import secrets
 import shlex
@@ -19,6 +17,7 @@ import pytest
 
 from tests.conftest import complete
 from tests.deployment import Deployment, Run
+from tests.e2e.turn import Credentials
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
@@ -177,9 +176,9 @@ def test_sliding_sync_proxy_reads_its_secret_exactly(odd: Odd) -> None:
 def test_coturn_reads_the_shared_secret_exactly(odd: Odd, right: bool) -> None:
     """It lets in who has credentials made with the secret, as Synapse makes them."""
     secret = odd.secret("turn_shared_secret") if right else "another"
-    user = f"{int(time.time()) + 600}:@test:{odd.host.domain}"
-    password = base64.b64encode(hmac.new(secret.encode(), user.encode(), hashlib.sha1).digest()).decode()
-    client = f"turnutils_uclient -y -c -n 1 -m 1 -u {shlex.quote(user)} -w {shlex.quote(password)} {odd.host.address}"
+    signed = Credentials.signed(f"{int(time.time()) + 600}:@test:{odd.host.domain}", secret)
+    user = f"-u {shlex.quote(signed.username)} -w {shlex.quote(signed.password)}"
+    client = f"turnutils_uclient -y -c -n 1 -m 1 {user} {odd.host.address}"
     done = odd.host.run(f"timeout 30 {client}", check=False)
     assert (done.returncode == 0) == right, done.stdout + done.stderr
 

@@ -5,6 +5,7 @@ It exists because the tools of coturn neither say which peer was refused, and wh
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -48,6 +49,11 @@ class RefusedError(Exception):
 class Credentials:
     username: str
     password: str = field(repr=False)
+
+    @classmethod
+    def signed(cls, username: str, secret: str) -> Credentials:
+        """As Synapse makes them, with the secret that it shares with the relay. username: "<Unix time of expiry>:<user>"."""
+        return cls(username, base64.b64encode(hmac.digest(secret.encode(), username.encode(), "sha1")).decode())
 
 
 @dataclass(frozen=True)
