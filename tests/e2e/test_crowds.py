@@ -1,0 +1,45 @@
+"""What clients notice when they come in numbers, and while the homeserver restarts: nothing but a pause."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e.client import CADDY_ROOT, Outside
+
+# At once; curl allows no more.
+CLIENTS = 300
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def statuses(outside: Outside, path: str, requests: int, clients: int, *options: str) -> Counter[str]:
+    """How often which HTTP status was the answer; "000" stands for none."""
+    url = outside.url("matrix", f"/_matrix/client/{path}?[1-{requests}]")
+    command = ["curl", "-sS", "--cacert", CADDY_ROOT, "--http1.1", "--parallel", "--parallel-immediate"]
+    command += ["--parallel-max", str(clients), "-o", "/dev/null", "-w", "%{http_code}\\n", *options, url]
+    return Counter(outside.host.run(shlex.join(command), check=False, timeout=180).stdout.split())
+
+
+def test_a_crowd_is_answered(outside: Outside) -> None:
+    """Synapse lets no more than 50 wait for it to accept their connections, and Caddy repeats no request with a body."""
+    assert statuses(outside, "v3/keys/query", 4 * CLIENTS, CLIENTS, "-d", "{}") == {"401": 4 * CLIENTS}
+    assert statuses(outside, "versions", 4 * CLIENTS, CLIENTS) == {"200": 4 * CLIENTS}
+
+
+def test_a_restart_of_the_homeserver_is_a_pause(outside: Outside, pool: ThreadPoolExecutor) -> None:
+    restart = pool.submit(outside.host.run, "sleep 1; systemctl restart matrix-synapse", timeout=120)
+    answers: Counter[str] = Counter()
+    during = 0
+    while not restart.done():
+        answers += statuses(outside, "versions", 100, 10)
+        during += 1
+    restart.result()
+    assert during > 1, "nobody asked while Synapse restarted"
+    assert answers == {"200": 100 * during}
