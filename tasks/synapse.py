@@ -76,6 +76,10 @@ units.running(
         f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
         f"&& {as_synapse}/python -m synapse.config {ARGUMENTS} >/dev/null )"
     ),
-    ready=f"curl -sf --max-time 5 http://{synapse.address}:{synapse.port}/health",
+    # On both ways to it: a conf.d file of the administrator's may have replaced the listeners.
+    ready=(
+        f"curl -sf --max-time 5 http://{synapse.address}:{synapse.port}/health "
+        f"&& curl -sf --max-time 5 --unix-socket {synapse.socket} http://localhost/health"
+    ),
     patience=180,
 )
