@@ -62,8 +62,9 @@ PRIVATE = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
 )
 
-# Where Caddy reaches Synapse with most requests, on the same machine.
-SYNAPSE_SOCKET = "/run/matrix-synapse/main.sock"
+# Where Caddy reaches Synapse, on the same machine. Each lets 50 connections wait to be accepted, as Synapse fixes it, and a crowd
+# of clients may come within the moment that Synapse takes for something else.
+SYNAPSE_SOCKETS = tuple(f"/run/matrix-synapse/{number}.sock" for number in range(1, 9))
 
 # Peers that no relay has business with: private, local and reserved networks, each also in the forms that carry an IPv4
 # address inside IPv6 (CVE-2026-27624: coturn before 4.9 does not recognise them). Source: IANA's special-purpose registries.
@@ -386,7 +387,7 @@ class Synapse:
     public_url: str
     address: str
     port: int
-    socket: str
+    sockets: tuple[str, ...]
     virtualenv: Virtualenv
     database: DatabaseAccess
     identity_server_url: str | None
@@ -487,10 +488,10 @@ class Caddy:
     well_known_server: dict[str, Any] | None
     federation_port: int | None
     processors: int
-    synapse_socket: str
-    synapse: str
-    sydent: str
-    sliding_sync: str
+    # Where each is reached, as Caddy writes it; requests go to all in turn.
+    synapse: tuple[str, ...]
+    sydent: tuple[str, ...]
+    sliding_sync: tuple[str, ...]
     reloader: str = "caddy-certificate"
 
     @property
@@ -663,7 +664,7 @@ class Settings:
             public_url=f"https://{self.matrix_domain}/",
             address="127.0.0.1",
             port=8008,
-            socket=SYNAPSE_SOCKET,
+            sockets=SYNAPSE_SOCKETS,
             virtualenv=Virtualenv("matrix-synapse", "synapse", self._python, imports="synapse.app.homeserver"),
             database=self._database("synapse"),
             identity_server_url=f"https://{self.identity_domain}" if self.exists("sydent") else None,
@@ -750,10 +751,9 @@ class Settings:
             federation_port=8448 if self.choices.federation_port_8448 else None,
             # Half of them at most: the rest is for the homeserver and its database, which do most of the work.
             processors=max(1, self.machine.processors // 2),
-            synapse_socket=f"unix/{SYNAPSE_SOCKET}",
-            synapse="127.0.0.1:8008",
-            sydent="127.0.0.1:8090",
-            sliding_sync="127.0.0.1:8009",
+            synapse=tuple(f"unix/{path}" for path in SYNAPSE_SOCKETS),
+            sydent=("127.0.0.1:8090",),
+            sliding_sync=("127.0.0.1:8009",),
         )
 
     @cached_property

@@ -76,10 +76,10 @@ units.running(
         f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
         f"&& {as_synapse}/python -m synapse.config {ARGUMENTS} >/dev/null )"
     ),
-    # On both ways to it: a conf.d file of the administrator's may have replaced the listeners.
+    # On every way to it: a conf.d file of the administrator's may have replaced the listeners.
     ready=(
-        f"curl -sf --max-time 5 http://{synapse.address}:{synapse.port}/health "
-        f"&& curl -sf --max-time 5 --unix-socket {synapse.socket} http://localhost/health"
+        f"curl -sf --fail-early --max-time 5 http://{synapse.address}:{synapse.port}/health "
+        + " ".join(f"--next -sf --max-time 5 --unix-socket {path} http://localhost/health" for path in synapse.sockets)
     ),
     patience=180,
 )
