@@ -1,4 +1,4 @@
-"""What clients notice when they come in numbers, and while the homeserver restarts: nothing but a pause."""
+"""Bad moments: clients come in numbers, the homeserver restarts, a service is down."""
 
 import shlex
 from collections import Counter
@@ -43,3 +43,17 @@ def test_a_restart_of_the_homeserver_is_a_pause(outside: Outside, pool: ThreadPo
     restart.result()
     assert during > 1, "nobody asked while Synapse restarted"
     assert answers == {"200": 100 * during}
+
+
+def test_the_journal_says_why_nobody_answered(outside: Outside) -> None:
+    """And whom they asked for, but no token."""
+    host = outside.host
+    host.run("systemctl stop sydent")
+    try:
+        with outside.http() as http:
+            url = outside.url("identity", "/_matrix/identity/v2/lookup?access_token=secret1")
+            assert http.post(url, json={}, headers={"Authorization": "Bearer secret2"}).status_code == 502
+    finally:
+        host.run("systemctl start sydent")
+    said = host.run("journalctl -u caddy --since -1min -o cat | grep identity/v2/lookup").stdout
+    assert "connection refused" in said and "secret" not in said
