@@ -89,6 +89,9 @@ class Network:
 
     def ensure(self) -> None:
         """Make the bridge and the way out, as far as they are missing. Call with the testbed locked."""
+        if self.exists() and not self.state.exists():
+            # Its checkout, or what was in .cache, was deleted without `make demo-stop`.
+            self.remove()
         if not self.exists():
             self._choose_subnet()
             run(["ip", "link", "add", self.bridge, "type", "bridge"])

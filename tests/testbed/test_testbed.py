@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from . import CommandFailed, Host, Testbed, TestbedError
+from .network import Network
+from .tools import run
 
 # Each of these needs something of a container that a machine gives as a matter of course.
 CONFINED = (
@@ -190,6 +192,17 @@ def test_what_a_crash_left_is_cleaned(bed: Testbed) -> None:
     again.down()
     assert bed.bridge + "-tb-crash" not in subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
     assert "tb-crash" not in Path("/proc/self/mounts").read_text()
+
+
+def test_a_network_whose_checkout_was_deleted_is_made_anew(tmp_path: Path) -> None:
+    network = Network(f"mm-{os.getpid()}", tmp_path / "run", tmp_path / "network.json")
+    try:
+        network.ensure()
+        network.state.unlink()
+        network.ensure()
+        assert network.exists() and network.address in run(["ip", "address", "show", "dev", network.bridge]).stdout
+    finally:
+        network.remove()
 
 
 def test_the_command_line_works_beside_the_tests(new: Host) -> None:
