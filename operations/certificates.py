@@ -239,6 +239,11 @@ prove() {
       return 1
     fi
     if [ "$4" != - ] && [ -s "$3" ]; then systemctl start "$4" 2>/dev/null || true; fi
+    # Caddy has it but the file is gone: when it starts, it tidies up its files while it writes new ones.
+    if [ "$3" != - ] && [ ! -e "$3" ] && [ ! "$reloaded" ] && proof "$1" 443 - -; then
+      systemctl reload caddy
+      reloaded=yes
+    fi
     sleep 1
   done
 }
@@ -276,7 +281,7 @@ def proven(served: Sequence[Served], patience: int = 30) -> Generator[StringComm
         f"for name in {quoted(*(each.domain for each in missing))}; do",
         f'  if [ "$age" -ge {patience} ] && waits "$name"; then systemctl reload caddy; break; fi',
         "done",
-        f"end=$(( $(date +%s) + {patience} )); failed=",
+        f"end=$(( $(date +%s) + {patience} )); failed= reloaded=",
         *(f"prove {each.words} || failed=yes" for each in missing),
         'if [ "$failed" ]; then',
         "  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2",

@@ -181,6 +181,15 @@ def renewed(site: Site) -> None:
     site.host.run(f"rm {STORE}/*/{site.turn}/* && systemctl reload caddy")
 
 
+def test_a_certificate_that_caddy_lost_is_made_up_for(site: Site) -> None:
+    """It still has it in memory, but coturn needs the file."""
+    site.host.run(f"rm -r {STORE}/*/{site.turn}")
+    site.deployment.run("-y")
+    site.host.run(f"ls {STORE}/*/{site.turn}/{site.turn}.crt")
+    site.presented(site.turn, 5349, site.acme.root("bound"))
+    assert site.deployment.run("-y").changed == []
+
+
 def call(site: Site, context: ssl.SSLContext, over: threading.Event) -> int:
     """A call over TLS until it is over; how many packets came back. (Debian's client loses some over TLS, certificates or not,
     whenever the relay's processor is busy for longer than the time between two packets.)"""
