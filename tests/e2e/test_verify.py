@@ -21,6 +21,8 @@ BROKEN = {
     r"sydent\.service is inactive \(dead\): see journalctl -u sydent\.service, then run the deploy again": (
         "systemctl stop sydent"
     ),
+    # Which is what strangers see of it.
+    r"https://identity\.verify\.test/_matrix/identity/v2 answers 502; see journalctl -u caddy -u sydent": "true",
     # A unit of somebody else's.
     r"backup\.service failed: see `systemctl status backup\.service`": (
         "systemd-run --quiet --unit=backup --property=Type=oneshot false || true"

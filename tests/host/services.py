@@ -229,7 +229,7 @@ class Answer:
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.url} answers {self.status or self.reason}{f': {self.body[:200]}' if self.status else ''}"
+        return f"{self.url} answers {self.status or self.reason}{f': {self.body[:200]}' if self.body else ''}"
 
     def json(self) -> Any:
         try:
@@ -264,7 +264,8 @@ def statuses(host: Host, name: str, paths: Sequence[str]) -> dict[str, int]:
 
 def _curl(name: str) -> tuple[str, list[str]]:
     here = [f"{name}:{port}:127.0.0.1" for port in (80, 443)] if ":" not in name else []
-    return f"curl -sSk --noproxy '*' --max-time 10{' --resolve %s' * len(here)}", here
+    # Longer than Caddy waits for who should answer (10 s), so that its 502 is seen.
+    return f"curl -sSk --noproxy '*' --max-time 20{' --resolve %s' * len(here)}", here
 
 
 def _seconds(timestamp: str) -> float:
