@@ -51,7 +51,7 @@ def test_the_journal_says_why_nobody_answered(outside: Outside) -> None:
     host.run("systemctl stop sydent")
     try:
         with outside.http() as http:
-            url = outside.url("identity", "/_matrix/identity/v2/lookup?access_token=secret1")
+            url = outside.url("identity", "/_matrix/identity/v2/lookup?token=secret1&client_secret=secret3")
             assert http.post(url, json={}, headers={"Authorization": "Bearer secret2"}).status_code == 502
     finally:
         host.run("systemctl start sydent")
