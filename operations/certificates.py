@@ -213,6 +213,8 @@ class Served:
 # proof DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
 # prove: waits for that until $end; why not, in one line.
 # waits DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
+# lost DOMAIN FILE: has Caddy got it, but not on the disk? Either it could not save it: when it starts, it removes empty folders,
+# which may be those that it has just made for certificates. Or somebody deleted the file.
 _SHELL = r"""
 proof() {
   shown=$(openssl s_client -connect "127.0.0.1:$2" -servername "$1" </dev/null 2>/dev/null) || return 1
@@ -225,12 +227,18 @@ waits() {
   log | grep -F -e "\"msg\":\"obtaining certificate\",\"identifier\":\"$1\"" -e "\"msg\":\"will retry\",\"error\":\"[$1] " \
     | tail -n 1 | grep -qF '"will retry"'
 }
+lost() {
+  log | grep -qF "$(unsaved "$1")" || { [ "$2" != - ] && [ ! -e "$2" ] && proof "$1" 443 - -; }
+}
+unsaved() { echo "\"error\":\"[$1] Obtain: saving assets: "; }
 prove() {
   until proof "$@"; do
     if [ "$(date +%s)" -ge "$end" ]; then
-      why=$(log | grep -E '"level":"(error|warn)"' | grep -F "\"identifier\":\"$1\"" \
+      why=$(log | grep -E '"level":"(error|warn)"' | grep -F -e "\"identifier\":\"$1\"" -e "$(unsaved "$1")" \
         | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1 | sed 's/\\\(["\\]\)/\1/g; s/\\[nt]/ /g')
-      if [ "$why" ] || [ ! -s "$3" ]; then
+      if [ "$why" != "${why#*saving assets: }" ]; then
+        advice="(Caddy cannot save it: ${why#*saving assets: }). See journalctl -u caddy"
+      elif [ "$why" ] || [ ! -s "$3" ]; then
         advice="(${why:-Caddy got no answer yet}). Does its DNS record lead here, are ports 80 and 443 open?"
       else
         advice="although it is in $3: see journalctl -u $4"
@@ -239,8 +247,7 @@ prove() {
       return 1
     fi
     if [ "$4" != - ] && [ -s "$3" ]; then systemctl start "$4" 2>/dev/null || true; fi
-    # Caddy has it but the file is gone: when it starts, it tidies up its files while it writes new ones.
-    if [ "$3" != - ] && [ ! -e "$3" ] && [ ! "$reloaded" ] && proof "$1" 443 - -; then
+    if [ ! "$reloaded" ] && lost "$1" "$3"; then
       systemctl reload caddy
       reloaded=yes
     fi

@@ -190,6 +190,29 @@ def test_a_certificate_that_caddy_lost_is_made_up_for(site: Site) -> None:
     assert site.deployment.run("-y").changed == []
 
 
+def test_a_certificate_that_caddy_could_not_save_is_asked_for_again(site: Site) -> None:
+    """Caddy does so when it starts at a bad moment, and tries again after a minute. The run does not wait for that."""
+    folder = site.host.run(f"ls -d {STORE}/*/{site.web}").stdout.strip()
+    # What is in Caddy's way is there as long as somebody's file is.
+    site.host.run(f"rm -r {folder}; install -d -m 755 {folder}; touch {folder}/in-the-way; systemctl restart caddy")
+    [line] = complaints(site.deployment.run("-y", check=False))
+    assert f"{site.web}, port 443: no valid certificate (Caddy cannot save it: open {folder}/" in line, line
+    assert line.endswith("permission denied). See journalctl -u caddy")
+    site.host.run("systemctl restart caddy")
+    eventually(lambda: _in_journal(site, f"[{site.web}] Obtain: saving assets"), 10)
+    site.host.run(f"rm -r {folder}")
+    begin = time.monotonic()
+    assert site.deployment.run("-y").changed == ["Prove that every name has its certificate"]
+    assert time.monotonic() - begin < 20
+    site.presented(site.web, 443, site.acme.root("open"))
+
+
+def _in_journal(site: Site, words: str) -> None:
+    """Caddy has said them since it was started last."""
+    since = "$(systemctl show caddy -p ExecMainStartTimestamp --value)"
+    assert words in site.host.run(f'journalctl -u caddy -o cat --no-pager --since="{since}"').stdout
+
+
 def call(site: Site, context: ssl.SSLContext, over: threading.Event) -> int:
     """A call over TLS until it is over; how many packets came back. (Debian's client loses some over TLS, certificates or not,
     whenever the relay's processor is busy for longer than the time between two packets.)"""
