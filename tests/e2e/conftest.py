@@ -1,5 +1,8 @@
 """Who uses a deployment: two users, each logged in once, because Synapse allows few logins from one address."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.conftest import Deployed
@@ -22,3 +25,10 @@ def alice(outside: Outside) -> Account:
 def bob(outside: Outside) -> Account:
     """Another user of it."""
     return new_user(outside, "bob")
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """For what happens at once; at the end of the test it is over."""
+    with ThreadPoolExecutor() as pool:
+        yield pool

@@ -2,21 +2,12 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 
 from tests.e2e.client import CADDY_ROOT, Outside
 
 # At once; curl allows no more.
 CLIENTS = 300
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
 
 
 def statuses(outside: Outside, path: str, requests: int, clients: int, *options: str) -> Counter[str]:

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
@@ -88,12 +87,6 @@ def room(outside: Outside, alice: Account, bob: Account) -> str:
             return str(made.room_id)
 
     return asyncio.run(meet())
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
 
 
 def begun(client: Client, room: str) -> None:
