@@ -212,6 +212,7 @@ class Served:
 
 # proof DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
 # prove: waits for that until $end; why not, in one line.
+# last DOMAIN: what Caddy said last of obtaining it.
 # waits DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
 # lost DOMAIN FILE: has Caddy got it, but not on the disk? Either it could not save it: when it starts, it removes empty folders,
 # which may be those that it has just made for certificates. Or somebody deleted the file.
@@ -223,12 +224,13 @@ proof() {
   [ "$3" = - ] || [ "$(printf '%s' "$shown" | openssl x509)" = "$(openssl x509 -in "$3" 2>/dev/null)" ]
 }
 log() { journalctl -u caddy -o cat --no-pager --since=-6h 2>/dev/null; }
-waits() {
+last() {
   log | grep -F -e "\"msg\":\"obtaining certificate\",\"identifier\":\"$1\"" -e "\"msg\":\"will retry\",\"error\":\"[$1] " \
-    | tail -n 1 | grep -qF '"will retry"'
+    | tail -n 1
 }
+waits() { last "$1" | grep -qF '"will retry"'; }
 lost() {
-  log | grep -qF "$(unsaved "$1")" || { [ "$2" != - ] && [ ! -e "$2" ] && proof "$1" 443 - -; }
+  last "$1" | grep -qF "$(unsaved "$1")" || { [ "$2" != - ] && [ ! -e "$2" ] && proof "$1" 443 - -; }
 }
 unsaved() { echo "\"error\":\"[$1] Obtain: saving assets: "; }
 prove() {
@@ -285,10 +287,11 @@ def proven(served: Sequence[Served], patience: int = 30) -> Generator[StringComm
         _SHELL,
         # Caddy waits a minute after the first failure, and ever longer then. A later run is a reason to try again at once.
         "age=$(( $(cut -d. -f1 /proc/uptime) - $(systemctl show caddy -p StateChangeTimestampMonotonic --value) / 1000000 ))",
+        "failed= reloaded=",
         f"for name in {quoted(*(each.domain for each in missing))}; do",
-        f'  if [ "$age" -ge {patience} ] && waits "$name"; then systemctl reload caddy; break; fi',
+        f'  if [ "$age" -ge {patience} ] && waits "$name"; then systemctl reload caddy; reloaded=yes; break; fi',
         "done",
-        f"end=$(( $(date +%s) + {patience} )); failed= reloaded=",
+        f"end=$(( $(date +%s) + {patience} ))",
         *(f"prove {each.words} || failed=yes" for each in missing),
         'if [ "$failed" ]; then',
         "  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2",

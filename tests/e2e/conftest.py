@@ -1,4 +1,4 @@
-"""Who uses a deployment: two users, each logged in once, because Synapse allows few logins from one address."""
+"""What the tests share: two users, each logged in once, because Synapse allows few logins from one address, and threads."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
