@@ -36,7 +36,8 @@ class Service:
     user: who runs it. exposure: what `systemd-analyze security` may say at most, from 0 to 10; None: it is not ours to
     confine. reads, rereads: files and directories with its configuration, which it reads when it starts, and also when it is
     reloaded. secrets: files and directories that are nobody else's business. troubles: a regular expression (PCRE) for the
-    lines of its log that mean trouble. leans_on: units whose restart it cannot live through without errors.
+    lines of its log that mean trouble. overcome: one for those that mean that earlier trouble is over; its first group is the
+    name which that trouble names. leans_on: units whose restart it cannot live through without errors.
     """
 
     host: Host
@@ -47,6 +48,7 @@ class Service:
     rereads: Sequence[str] = ()
     secrets: Sequence[str] = ()
     troubles: str = ""
+    overcome: str = ""
     leans_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
 
@@ -93,9 +95,9 @@ class Service:
     def log(self, since: float, until: float | None = None, pattern: str = "") -> list[str]:
         """Lines that it wrote between two times, in seconds since the epoch, and not before its last start."""
         command = "journalctl --no-pager -q -o cat _SYSTEMD_INVOCATION_ID=%s --since=%s"
-        words = [self.properties["InvocationID"], f"@{since:.0f}"]
+        words = [self.properties["InvocationID"], f"@{since:.6f}"]
         if until is not None:
-            command, words = f"{command} --until=%s", [*words, f"@{until:.0f}"]
+            command, words = f"{command} --until=%s", [*words, f"@{until:.6f}"]
         if pattern:
             command, words = f"{command} --grep=%s --case-sensitive=true", [*words, pattern]
         done = self.host.run(command, *words)  # 1: there is no such line
@@ -182,11 +184,25 @@ class ServiceTests:
             over.append(_seconds(_properties(service.host, unit)["ExecMainStartTimestamp"]) + 5 * 60)
         if not service.troubles or time.time() < max(over):
             return
-        lines = service.log(since=max(service.started, *over), pattern=service.troubles)
+        pattern = "|".join(filter(None, (service.troubles, service.overcome)))
+        lines = _remaining(service, service.log(since=max(service.started, *over), pattern=pattern))
         assert not lines, (
-            f"{service.unit} has logged {len(lines)} errors in the last 15 minutes, such as {lines[-1]!r}: "
-            f"see journalctl -u {service.unit}"
+            f"{service.unit} has logged {len(lines)} error{'s' if len(lines) > 1 else ''} in the last 15 minutes, such as "
+            f"{lines[-1]!r}: see journalctl -u {service.unit}"
         )
+
+
+def _remaining(service: Service, lines: list[str]) -> list[str]:
+    """Lines that mean trouble, without those about a name whose trouble was over later."""
+    remaining: list[str] = []
+    for line in lines:
+        if service.overcome and (over := re.search(service.overcome, line)):
+            # Not about a longer name that it is a part of.
+            about = re.compile(rf"(?<![\w.-]){re.escape(over[1])}(?![\w.-])")
+            remaining = [each for each in remaining if not about.search(each)]
+        else:
+            remaining.append(line)
+    return remaining
 
 
 def program_in_use(service: Service, program: str) -> str:
