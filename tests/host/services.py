@@ -36,8 +36,8 @@ class Service:
     user: who runs it. exposure: what `systemd-analyze security` may say at most, from 0 to 10; None: it is not ours to
     confine. reads, rereads: files and directories with its configuration, which it reads when it starts, and also when it is
     reloaded. secrets: files and directories that are nobody else's business. troubles: a regular expression (PCRE) for the
-    lines of its log that mean trouble. overcome: one for those that mean that earlier trouble is over; its first group is the
-    name which that trouble names. leans_on: units whose restart it cannot live through without errors.
+    lines of its log that mean trouble. recoveries: one for those that mean that earlier trouble is over; its first group is
+    the name which that trouble names. leans_on: units whose restart it cannot live through without errors.
     """
 
     host: Host
@@ -48,7 +48,7 @@ class Service:
     rereads: Sequence[str] = ()
     secrets: Sequence[str] = ()
     troubles: str = ""
-    overcome: str = ""
+    recoveries: str = ""
     leans_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
 
@@ -100,7 +100,9 @@ class Service:
             command, words = f"{command} --until=%s", [*words, f"@{until:.6f}"]
         if pattern:
             command, words = f"{command} --grep=%s --case-sensitive=true", [*words, pattern]
-        done = self.host.run(command, *words)  # 1: there is no such line
+        done = self.host.run(command, *words)
+        # Its exit status is the same where there is no such line; without this, no log would be no trouble.
+        assert "Failed to " not in done.stderr, f"the log of {self.unit} cannot be read: {done.stderr.strip()}"
         return list(map(str, done.stdout.splitlines()))
 
     def log_end(self, lines: int = 20) -> str:
@@ -184,7 +186,7 @@ class ServiceTests:
             over.append(_seconds(_properties(service.host, unit)["ExecMainStartTimestamp"]) + 5 * 60)
         if not service.troubles or time.time() < max(over):
             return
-        pattern = "|".join(filter(None, (service.troubles, service.overcome)))
+        pattern = "|".join(filter(None, (service.troubles, service.recoveries)))
         lines = _remaining(service, service.log(since=max(service.started, *over), pattern=pattern))
         assert not lines, (
             f"{service.unit} has logged {len(lines)} error{'s' if len(lines) > 1 else ''} in the last 15 minutes, such as "
@@ -196,9 +198,9 @@ def _remaining(service: Service, lines: list[str]) -> list[str]:
     """Lines that mean trouble, without those about a name whose trouble was over later."""
     remaining: list[str] = []
     for line in lines:
-        if service.overcome and (over := re.search(service.overcome, line)):
+        if service.recoveries and (recovered := re.search(service.recoveries, line)):
             # Not about a longer name that it is a part of.
-            about = re.compile(rf"(?<![\w.-]){re.escape(over[1])}(?![\w.-])")
+            about = re.compile(rf"(?<![\w.-]){re.escape(recovered[1])}(?![\w.-])")
             remaining = [each for each in remaining if not about.search(each)]
         else:
             remaining.append(line)

@@ -22,8 +22,8 @@ def service(host: Host) -> Service:
         secrets=["/etc/caddy/Caddyfile", "/var/lib/caddy/.local/share/caddy/certificates"],
         # Certificates that cannot be had. That a visitor went away is an error to Caddy as well, and so is every attempt that
         # was cut off by a reload, which begins it anew.
-        troubles=r'"level":"(error|panic|fatal)".*"logger":"(tls|admin|pki)(?!.*context canceled)|^Error: ',
-        overcome=r'"msg":"certificate (?:obtained|renewed) successfully","identifier":"([^"]+)"',
+        troubles=r'"level":"(error|panic|fatal)".*"logger":"(tls|admin|pki)(?!.*: context canceled")|^Error: ',
+        recoveries=r'"msg":"certificate (?:obtained|renewed) successfully","identifier":"([^"]+)"',
     )
 
 
