@@ -979,7 +979,7 @@ def _neighbour_of(host: Host, other: Host) -> Neighbour:
 
 def _machine_of(host: Host) -> MachineState:
     if host.name not in _machines:
-        _machines[host.name] = host.get_fact(Machine)
+        _machines[host.name] = host.get_fact(Machine, _ignore_errors=True)
     return _machines[host.name]
 
 

@@ -51,14 +51,13 @@ from typing import IO, NoReturn
 
 from pyinfra.api.arguments import ConnectorArguments
 from pyinfra.api.command import FileUploadCommand, FunctionCommand, PyinfraCommand
-from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 from pyinfra.api.operation import operation
 from pyinfra.api.state import State
 from pyinfra.context import host as current_host
 
 from operations.refusal import Refused
-from operations.shell import quoted, script
+from operations.shell import Fact, quoted, script
 
 # ELF's e_machine numbers (elf.h), in Debian's words.
 _MACHINES = {3: "i386", 21: "ppc64el", 22: "s390x", 40: "armhf", 62: "amd64", 183: "arm64", 243: "riscv64"}
@@ -536,10 +535,10 @@ class Installation:
     versions: tuple[str, ...] = ()
 
 
-class Installed(FactBase[Installation]):
+class Installed(Fact[Installation]):
     """What a machine has of a program, in the directory in use unless another one is asked about."""
 
-    def command(self, program: str, root: str = "/opt", directory: str = "current") -> str:
+    def question(self, program: str, root: str = "/opt", directory: str = "current") -> str:
         file = shlex.quote(f"{directory}/{program}")
         return (
             f"if cd {quoted(f'{root}/{program}')} 2>/dev/null; then "
@@ -554,10 +553,10 @@ class Installed(FactBase[Installation]):
     def default() -> Installation:
         return Installation()
 
-    def process(self, output: list[str]) -> Installation:
+    def answer(self, lines: list[str]) -> Installation:
         values: dict[str, str] = {}
         versions: list[str] = []
-        for line in output:
+        for line in lines:
             key, _, value = line.partition("=")
             if key == "version":
                 versions.append(value.rstrip("/"))

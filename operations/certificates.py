@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.api.host import Host
 from pyinfra.context import host, state
 
 from operations.files import Contents, Paths
 from operations.refusal import refusing
-from operations.shell import quoted, script
+from operations.shell import Fact, quoted, script
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -19,10 +19,10 @@ BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PRESENTER = "/usr/local/sbin/present-certificate"
 
 
-class Trusted(FactBase[bool]):
+class Trusted(Fact[bool]):
     """Whether the machine's trust store holds the certificate."""
 
-    def command(self, certificate: str, label: str) -> str:
+    def question(self, certificate: str, label: str) -> str:
         copy = f"/usr/local/share/ca-certificates/{label}.crt"
         # The second line of a PEM file says which it is; the bundle is what programs read.
         return (
@@ -34,8 +34,8 @@ class Trusted(FactBase[bool]):
     def default() -> bool:
         return False
 
-    def process(self, output: list[str]) -> bool:
-        return output == ["yes"]
+    def answer(self, lines: list[str]) -> bool:
+        return lines == ["yes"]
 
 
 @operation()
@@ -74,18 +74,18 @@ def self_signed(certificate: str, key: str, address: str, user: str) -> Generato
     )
 
 
-class CertifiedFor(FactBase[str]):
+class CertifiedFor(Fact[str]):
     """The common name of a certificate file; empty if there is none."""
 
-    def command(self, certificate: str) -> str:
+    def question(self, certificate: str) -> str:
         return f"openssl x509 -in {quoted(certificate)} -noout -subject -nameopt multiline 2>/dev/null; true"
 
     @staticmethod
     def default() -> str:
         return ""
 
-    def process(self, output: list[str]) -> str:
-        names = [line.partition("=")[2].strip() for line in output if "commonName" in line]
+    def answer(self, lines: list[str]) -> str:
+        names = [line.partition("=")[2].strip() for line in lines if "commonName" in line]
         return names[0] if names else ""
 
 
@@ -111,14 +111,14 @@ def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108
 
 
-class Unusable(FactBase[list[str]]):
+class Unusable(Fact[list[str]]):
     """What is wrong with certificate files that the administrator put on the machine, a line each. Needs root.
 
     certificate, key: for all the domains; empty if Caddy obtains them. authorities: those by which it knows ACME servers.
     caddy: whether Caddy is to read them; coturn reads everything.
     """
 
-    def command(
+    def question(
         self, certificate: str, key: str, authorities: Sequence[str], domains: Sequence[str], caddy: bool
     ) -> str:
         files = [path for path in (certificate, key, *authorities) if path]
@@ -136,8 +136,8 @@ class Unusable(FactBase[list[str]]):
     def default() -> list[str]:
         return []
 
-    def process(self, output: list[str]) -> list[str]:
-        return list(output)
+    def answer(self, lines: list[str]) -> list[str]:
+        return lines
 
 
 # look FILE: can it be read by who has to? On a new machine Caddy's user comes later, but the administrator can make its group.
@@ -259,18 +259,18 @@ prove() {
 """
 
 
-class Unproven(FactBase[list[str]]):
+class Unproven(Fact[list[str]]):
     """Which of the names are not served with their certificate."""
 
-    def command(self, served: Sequence[Served]) -> str:
+    def question(self, served: Sequence[Served]) -> str:
         return _SHELL + "\n".join(f"proof {each.words} || echo {quoted(each.domain)}" for each in served) + "\ntrue"
 
     @staticmethod
     def default() -> list[str]:
         return []
 
-    def process(self, output: list[str]) -> list[str]:
-        return list(output)
+    def answer(self, lines: list[str]) -> list[str]:
+        return lines
 
 
 @operation()

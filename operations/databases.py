@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.context import host
 
 from operations.refusal import refusing
-from operations.shell import quoted, script
+from operations.shell import Fact, quoted, script
 from vault import Secret
 
 AS_POSTGRES = "cd / && runuser -u postgres --"
@@ -64,7 +64,7 @@ def matches(password: str, found: str) -> bool:
     return hashlib.sha256(wanted.encode()).hexdigest() == digest
 
 
-class Existing(FactBase[dict[str, str]]):
+class Existing(Fact[dict[str, str]]):
     """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype".
 
     first_filled: of each database to ask about, its name and `Database.first_filled`; "half-made NAME" -> "t" is added.
@@ -72,7 +72,7 @@ class Existing(FactBase[dict[str, str]]):
     Empty while PostgreSQL is down.
     """
 
-    def command(self, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
+    def question(self, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
         query = (
             # A fact's answer is printed by -vvv: enough to recognise a verifier by, not the verifier.
             "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "
@@ -90,15 +90,15 @@ class Existing(FactBase[dict[str, str]]):
     def default() -> dict[str, str]:
         return {}
 
-    def process(self, output: list[str]) -> dict[str, str]:
-        pairs = (line.partition("\t") for line in output if line)
+    def answer(self, lines: list[str]) -> dict[str, str]:
+        pairs = (line.partition("\t") for line in lines if line)
         return {name: value for name, _, value in pairs}
 
 
-class Tables(FactBase[int]):
+class Tables(Fact[int]):
     """How many tables a database has; 0 also while it does not exist or PostgreSQL is down."""
 
-    def command(self, database: str) -> str:
+    def question(self, database: str) -> str:
         query = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
         return f"{AS_POSTGRES} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null; true"
 
@@ -106,8 +106,8 @@ class Tables(FactBase[int]):
     def default() -> int:
         return 0
 
-    def process(self, output: list[str]) -> int:
-        return int(output[0]) if output and output[0].isdigit() else 0
+    def answer(self, lines: list[str]) -> int:
+        return int(lines[0]) if lines and lines[0].isdigit() else 0
 
 
 @operation()

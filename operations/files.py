@@ -15,12 +15,12 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.api.output import format_text
 from pyinfra.context import host, state
 
 from operations.refusal import refusing
-from operations.shell import quoted, script
+from operations.shell import Fact, quoted, script
 from operations.templating import MASK, TEMPLATES, render
 from vault import Secret
 
@@ -124,10 +124,10 @@ class State:
     target: str = ""
 
 
-class Paths(FactBase[dict[str, State]]):
+class Paths(Fact[dict[str, State]]):
     """What lies at each of the given paths; those where nothing lies are left out."""
 
-    def command(self, paths: Sequence[str]) -> str:
+    def question(self, paths: Sequence[str]) -> str:
         names = quoted(*paths)
         return (
             f"stat --printf 'S\\t%n\\t%f\\t%a\\t%U\\t%G\\n' -- {names} 2>/dev/null; "
@@ -140,12 +140,12 @@ class Paths(FactBase[dict[str, State]]):
     def default() -> dict[str, State]:
         return {}
 
-    def process(self, output: list[str]) -> dict[str, State]:
+    def answer(self, lines: list[str]) -> dict[str, State]:
         kinds = {0o100000: "file", 0o040000: "directory", 0o120000: "link"}
         stats: dict[str, tuple[str, str, str, str]] = {}
         sums: dict[str, str] = {}
         targets: dict[str, str] = {}
-        for line in output:
+        for line in lines:
             tag, _, rest = line.partition("\t")
             if tag == "S":
                 path, raw, mode, user, group = rest.split("\t")
@@ -162,14 +162,14 @@ class Paths(FactBase[dict[str, State]]):
         }
 
 
-class Contents(FactBase[list[str]]):
+class Contents(Fact[list[str]]):
     """The lines of a text file, for --diff; none if it does not exist.
 
     secret: (start, instead) for each line that is to hold a secret. Such a line is replaced on the machine already: what a
     fact reads is printed by -vvv.
     """
 
-    def command(self, path: str, secret: Sequence[tuple[str, str]] = ()) -> str:
+    def question(self, path: str, secret: Sequence[tuple[str, str]] = ()) -> str:
         blank = "[[:space:]]*"
         edits = []
         for start, instead in secret:
@@ -185,8 +185,8 @@ class Contents(FactBase[list[str]]):
     def default() -> list[str]:
         return []
 
-    def process(self, output: list[str]) -> list[str]:
-        return list(output)
+    def answer(self, lines: list[str]) -> list[str]:
+        return lines
 
 
 def _literal(text: str) -> str:

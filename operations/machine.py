@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyinfra.api import FactBase
+from operations.shell import Fact, answered
 
 MARKER = "/etc/matrix-metal/deployment.json"
 
@@ -47,10 +47,10 @@ class MachineState:
     processors: int = 0
 
 
-class Machine(FactBase[MachineState]):
+class Machine(Fact[MachineState]):
     """The machine, in one question, as any user."""
 
-    def command(self) -> str:
+    def question(self) -> str:
         return (
             r"""
 sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
@@ -83,10 +83,14 @@ true
         return MachineState()
 
     def process(self, output: list[str]) -> MachineState:
+        # Without an answer it is nobody's machine, which preflight has a line for.
+        return self.answer(answered(output) or [])
+
+    def answer(self, lines: list[str]) -> MachineState:
         values: dict[str, str] = {}
         clusters: list[str] = []
         listeners: list[Listener] = []
-        for line in output:
+        for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)

@@ -2,25 +2,25 @@
 
 from collections.abc import Generator, Sequence
 
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.api.state import StateStage
 from pyinfra.context import host, state
 
-from operations.shell import quoted, script
+from operations.shell import Fact, quoted, script
 
 
-class Installed(FactBase[set[str]]):
+class Installed(Fact[set[str]]):
     """Which packages are installed."""
 
-    def command(self) -> str:
+    def question(self) -> str:
         return "dpkg-query --show --showformat '${db:Status-Status} ${Package}\\n'"
 
     @staticmethod
     def default() -> set[str]:
         return set()
 
-    def process(self, output: list[str]) -> set[str]:
-        return {line.split()[1] for line in output if line.startswith("installed ")}
+    def answer(self, lines: list[str]) -> set[str]:
+        return {line.split()[1] for line in lines if line.startswith("installed ")}
 
 
 # Asked once per machine and stage of the run, not once per role: what the run itself installs is added.
@@ -47,7 +47,7 @@ def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[St
 
     options = "-q -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300"
     install = f"apt-get install {options} {quoted(*missing)}"
-    steps = ["export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8"]
+    steps = ["export DEBIAN_FRONTEND=noninteractive"]
     if held:
         steps += [
             f"systemctl mask --runtime --quiet {quoted(*held)}",

@@ -101,7 +101,12 @@ def _brought(host: Host, settings: Settings) -> list[str]:
 
 
 def _unsuitable(machine: MachineState) -> Iterator[str]:
-    if not machine.root:
+    if not machine.user:
+        yield (
+            "gives no answer to a command sent over SSH: the login shell of the user that you connect as must be one like "
+            "sh or bash, and what it reads first (.bashrc, .profile, /etc/bash.bashrc) must not end it"
+        )
+    elif not machine.root:
         yield f"connected as {machine.user}, who is not root and has no sudo without a password; use either"
     elif machine.distribution != "debian" or machine.release not in ("12", "13"):
         yield f"runs {machine.distribution} {machine.release}; only Debian 13 and 12 are supported"

@@ -1,13 +1,38 @@
-"""Small pieces of POSIX shell that several operations share."""
+"""Shell on a machine, the same on every machine: not its language, its time zone nor the user's profile matter."""
 
+import inspect
 import shlex
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from pyinfra.api import StringCommand
+from pyinfra.api import FactBase, StringCommand
+from pyinfra.api.exceptions import FactProcessError
+
+T = TypeVar("T")
+
+# What a program may ask about its surroundings, in place of what the machine and the user's profile say: decimal commas,
+# translated words and local times are not for us to parse. The way out, if only a proxy leads there, never leads to the
+# machine itself.
+_PROXIES = ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_OWN = "localhost,127.0.0.1,::1"
+_SURROUNDINGS = " ".join(
+    [
+        'env -i HOME="${HOME:-/}" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TZ=UTC',
+        *(f'${{{name}:+{name}="${name}"}}' for name in _PROXIES),
+        *(f'{name}="{_OWN}${{{name}:+,${name}}}"' for name in ("no_proxy", "NO_PROXY")),
+    ]
+)
+# Comes before an answer: whatever stands above it was printed by the user's profile.
+_MARK = "--- matrix-metal ---"
 
 
 def quoted(*words: str) -> str:
     """The words as one piece of shell, each taken literally."""
     return " ".join(shlex.quote(word) for word in words)
+
+
+def _run(program: str) -> str:
+    return f"{_SURROUNDINGS} sh -c {shlex.quote(program)}"
 
 
 def script(*lines: str, stdin: str | None = None) -> StringCommand:
@@ -17,7 +42,48 @@ def script(*lines: str, stdin: str | None = None) -> StringCommand:
     command line, where every user of the machine could read them.
     """
     # `exec </dev/null` is not done: without stdin pyinfra closes the channel at once.
-    command = "sh -c " + shlex.quote("set -eu\n" + "\n".join(lines))
+    command = _run("\n".join(["set -eu", "umask 022", "cd /", *lines]))
     if stdin is None:
         return StringCommand(command)
     return StringCommand(command, _stdin=[stdin])
+
+
+class Fact(FactBase[T]):
+    """Something to know about a machine: `question` is the shell that asks, `answer` makes sense of what it prints."""
+
+    question: Callable[..., str]
+
+    def answer(self, lines: list[str]) -> T:
+        """What the printed lines mean. Not asked if nothing is printed: then it is `default()`."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        question = cls.question
+
+        def command(self: Fact[T], *arguments: Any, **named: Any) -> str:
+            return asking(question(self, *arguments, **named))
+
+        # pyinfra looks at the names of its arguments.
+        command.__signature__ = inspect.signature(question)  # type: ignore[attr-defined]
+        cls.command = command
+        super().__init_subclass__()
+
+    def process(self, output: list[str]) -> T:
+        """As pyinfra hands it over. Raises FactProcessError if the command did not get as far as to the question."""
+        lines = answered(output)
+        if lines is None:
+            raise FactProcessError("the user's shell on the machine does something else than what it was asked to")
+        return self.answer(lines) if lines else self.default()
+
+
+def asking(program: str) -> str:
+    """The command that runs a shell program as all of them are run, and marks where its output begins."""
+    return _run(f"echo\necho {quoted(_MARK)}\n{program}")
+
+
+def answered(output: list[str]) -> list[str] | None:
+    """What was printed in answer to a question, without what a profile printed before; None if nothing was asked."""
+    for number, line in enumerate(output, 1):
+        if line.rstrip("\n") == _MARK:
+            return output[number:]
+    return None

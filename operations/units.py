@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.context import host
 
-from operations.shell import quoted, script
+from operations.shell import Fact, quoted, script
 
 _PROPERTIES = (
     "LoadState",
@@ -47,10 +47,10 @@ class UnitState:
         return any(when > moment for path, when in self.written if path in paths)
 
 
-class Unit(FactBase[UnitState]):
+class Unit(Fact[UnitState]):
     """One unit, the files it reads (its own definition included) and whether it answers."""
 
-    def command(self, unit: str, reads: Sequence[str], ready: str | None, slow_to_start: bool = False) -> str:
+    def question(self, unit: str, reads: Sequence[str], ready: str | None, slow_to_start: bool = False) -> str:
         name = shlex.quote(unit)
         # The run before may have gone on while systemd still waited for it.
         started = (
@@ -70,10 +70,10 @@ class Unit(FactBase[UnitState]):
     def default() -> UnitState:
         return UnitState()
 
-    def process(self, output: list[str]) -> UnitState:
+    def answer(self, lines: list[str]) -> UnitState:
         values: dict[str, str] = {}
         written: list[tuple[str, float]] = []
-        for line in output:
+        for line in lines:
             key, _, value = line.partition("=")
             if key == "Written":
                 when, _, path = value.partition(" ")

@@ -12,10 +12,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 from pyinfra.context import host
 
-from operations.shell import quoted, script
+from operations.shell import Fact, quoted, script
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 _UV = REQUIREMENTS / "uv.txt"
@@ -78,6 +78,8 @@ class Virtualenv:
             [
                 "set -eu",
                 "umask 022",
+                # The machine's language is the unit's, too.
+                "export LC_ALL=C.UTF-8",
                 # Both know the machine's own certificate authorities only when told.
                 "export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
                 "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore HOME=/root",
@@ -111,10 +113,10 @@ class BuildState:
     current: str = ""
 
 
-class Builds(FactBase[dict[str, BuildState]]):
+class Builds(Fact[dict[str, BuildState]]):
     """How far each of the virtualenvs is, by program."""
 
-    def command(self, virtualenvs: Sequence[Virtualenv]) -> str:
+    def question(self, virtualenvs: Sequence[Virtualenv]) -> str:
         questions = (
             f"echo program {quoted(each.program)}; "
             f"[ -e {quoted(f'{each.root}/{each.key}/.complete')} ] && echo complete; "
@@ -128,16 +130,16 @@ class Builds(FactBase[dict[str, BuildState]]):
     def default() -> dict[str, BuildState]:
         return {}
 
-    def process(self, output: list[str]) -> dict[str, BuildState]:
-        lines: dict[str, list[str]] = {}
-        for line in output:
+    def answer(self, lines: list[str]) -> dict[str, BuildState]:
+        found: dict[str, list[str]] = {}
+        for line in lines:
             if line.startswith("program "):
-                said = lines.setdefault(line.partition(" ")[2], [])
+                about = found.setdefault(line.partition(" ")[2], [])
             else:
-                said.append(line)
+                about.append(line)
         return {
-            program: BuildState("complete" in said, "building" in said, said[-1].partition(" ")[2])
-            for program, said in lines.items()
+            program: BuildState("complete" in about, "building" in about, about[-1].partition(" ")[2])
+            for program, about in found.items()
         }
 
 

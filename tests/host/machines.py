@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from testinfra.host import Host
 
 from operations.machine import Machine as MachineFact
 from operations.machine import MachineState
+from operations.shell import answered, asking
 from settings import NEEDS, Neighbour, SettingError, Settings, choices_from
 from vault import Secret, Vault
 
@@ -42,6 +44,21 @@ class _Sealed(Vault):
         return Secret("")
 
 
+def _asked_alike(host: Host) -> Host:
+    """Its commands are run as a deploy runs them: the machine's language and the user's profile do not matter."""
+    backend = host.backend
+    quote, get_command, run = backend.quote, backend.get_command, backend.run
+
+    def answered_run(command: str, *words: str, **options: Any) -> Any:
+        result = run(command, *words, **options)
+        lines = answered(result.stdout.splitlines(keepends=True))
+        return replace(result, _stdout="" if lines is None else "".join(lines))
+
+    backend.get_command = lambda command, *words: get_command(asking(quote(command, *words)))
+    backend.run = answered_run
+    return host
+
+
 class Machine:
     """One machine of the inventory. It is connected to when it is first asked something."""
 
@@ -60,16 +77,18 @@ class Machine:
         """What the machine is, as a deploy finds out as well."""
         fact, unreachable = MachineFact(), ""
         try:
-            asked = self._connection(sudo=False).run(fact.command())
+            asked = self._connection(sudo=False).run(fact.question())
         except RuntimeError as error:
             unreachable = getattr(error.args[0], "stderr", "").strip() or str(error)
         if unreachable:
             pytest.fail(f"{self.name} cannot be reached over SSH: {unreachable}", pytrace=False)
-        return fact.process(str(asked.stdout).splitlines())
+        return fact.answer(str(asked.stdout).splitlines())
 
     @cached_property
     def host(self) -> Host:
         """testinfra's view of it, as root."""
+        if not self.state.user:
+            pytest.fail(f"{self.name}: the user's shell there does not run what it is given", pytrace=False)
         if not self.state.root:
             pytest.fail(
                 f"{self.name}: connected as {self.state.user}, who is not root and has no sudo without a password",
@@ -99,7 +118,7 @@ class Machine:
 
     def _connection(self, sudo: bool) -> Host:
         if self.name.startswith("@local"):
-            return testinfra.get_host("local://", sudo=sudo)
+            return _asked_alike(testinfra.get_host("local://", sudo=sudo))
         # Every check is a connection of its own unless they share one; that is ten times as fast.
         options = {
             "BatchMode": "yes",
@@ -118,7 +137,7 @@ class Machine:
         arguments = [word for key, value in options.items() if value for word in ("-o", f'{key}="{value}"')]
         if configuration := self.data.get("ssh_config_file"):
             arguments += ["-F", str(configuration)]
-        return testinfra.get_host(f"ssh://{self.name}", sudo=sudo, ssh_extra_args=shlex.join(arguments))
+        return _asked_alike(testinfra.get_host(f"ssh://{self.name}", sudo=sudo, ssh_extra_args=shlex.join(arguments)))
 
     @property
     def _control_path(self) -> Path:

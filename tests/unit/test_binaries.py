@@ -589,20 +589,20 @@ def test_a_full_disk_is_named_before_anything_is_uploaded(
     machine: Machine,
     make: Callable[[str], Binary],
     release: Release,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    df = tmp_path / "bin" / "df"
-    df.parent.mkdir()
-    df.write_text("#!/bin/sh\necho Avail; echo 3\n")
-    df.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{df.parent}:{os.environ['PATH']}")
-    assert machine.run(make("v1")) == "failed"
-    assert "sliding-sync v1: " in (said := capfd.readouterr().err + caplog.text)
-    assert "has no room for" in said
-    assert kept(release) == []
+    disk = Path(release.root)
+    disk.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], check=True)
+    try:
+        (disk / "filler").write_bytes(bytes(4096))
+        assert machine.run(make("v1")) == "failed"
+        assert "sliding-sync v1: " in (said := capfd.readouterr().err + caplog.text)
+        assert "has no room for" in said
+        assert kept(release) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_failed_installation_records_nothing(

@@ -184,9 +184,9 @@ def test_only_a_half_made_database_is_made_anew(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_what_exists_is_read_and_not_the_verifier() -> None:
-    read = Existing().process(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
+    read = Existing().answer(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
     assert read == {"role postgres": "", "role a": "4096:c2FsdA== 00", "database b": "a UTF8 C C"}
-    assert "sha256" in Existing().command()
+    assert "sha256" in Existing().question()
 
 
 # --- whom the server lets in ----------------------------------------------------------------------
@@ -259,8 +259,8 @@ def test_password_that_some_clients_cannot_send_is_refused(tmp_path: Path) -> No
 
 
 def test_machine_says_where_synapse_has_its_database() -> None:
-    assert Machine().process(["user root", "database /run/postgresql"]).database == "/run/postgresql"
-    assert Machine().process(["user root"]) == MachineState(user="root")
+    assert Machine().answer(["user root", "database /run/postgresql"]).database == "/run/postgresql"
+    assert Machine().answer(["user root"]) == MachineState(user="root")
 
 
 # --- a database that was moved --------------------------------------------------------------------
@@ -300,4 +300,4 @@ def test_homeserver_gets_no_empty_database_for_its_full_one(
 
 
 def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:
-    assert [Tables().process(output) for output in (["170"], ["0"], [], ["psql: error"])] == [170, 0, 0, 0]
+    assert [Tables().answer(output) for output in (["170"], ["0"], [], ["psql: error"])] == [170, 0, 0, 0]

@@ -11,6 +11,7 @@ import pytest
 from operations import files, packages, refusal, units
 from operations.files import Absent, Contents, Copy, Directory, Link, Paths, State, Text
 from operations.machine import Machine, MachineState
+from operations.shell import asking
 from operations.templating import MASK
 from operations.units import Unit, UnitState
 from vault import Secret
@@ -133,7 +134,7 @@ def test_unit_that_is_slow_to_start_is_not_waited_for_longer_than_it_takes_to_an
 
 
 def test_unit_state_is_read_from_systemd() -> None:
-    state = Unit().process(
+    state = Unit().answer(
         [
             "LoadState=loaded",
             "ActiveState=active",
@@ -153,7 +154,7 @@ def test_unit_state_is_read_from_systemd() -> None:
 
 
 def test_unit_that_never_ran_has_no_times() -> None:
-    state = Unit().process(["LoadState=not-found", "ExecMainStartTimestamp=", "ActiveEnterTimestamp=n/a"])
+    state = Unit().answer(["LoadState=not-found", "ExecMainStartTimestamp=", "ActiveEnterTimestamp=n/a"])
     assert (state.started, state.changed, state.active) == (0.0, 0.0, "inactive")
 
 
@@ -178,7 +179,9 @@ def touched(
 
 def on_disk(tmp_path: Path) -> State:
     """What the machine would say of a file, by running the fact's own command."""
-    answer = subprocess.run(["sh", "-c", Paths().command([str(tmp_path)])], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        ["sh", "-c", asking(Paths().question([str(tmp_path)]))], capture_output=True, text=True, check=True
+    )
     return Paths().process(answer.stdout.splitlines())[str(tmp_path)]
 
 
@@ -278,8 +281,9 @@ def test_every_difference_is_shown_before_the_first_command(monkeypatch: pytest.
 def read(path: Path, wanted: Sequence[str]) -> list[str]:
     """What --diff would read of a file on the machine, for these lines that are to be there."""
     secret = [(line.split(MASK)[0], line) for line in wanted if MASK in line]
-    command = Contents().command(str(path), secret)
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
+    command = asking(Contents().question(str(path), secret))
+    answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    return Contents().process(answer.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -320,7 +324,7 @@ def test_file_that_is_nothing_but_a_secret_is_not_even_read(monkeypatch: pytest.
 
 
 def test_machine_is_understood() -> None:
-    state = Machine().process(
+    state = Machine().answer(
         [
             "user admin",
             "root yes",
@@ -348,7 +352,7 @@ def test_machine_is_understood() -> None:
 
 def test_this_computer_can_be_asked(tmp_path: Path) -> None:
     """The question is a script of its own: it must be one that a POSIX shell takes."""
-    answer = subprocess.run(["sh", "-c", Machine().command()], capture_output=True, text=True, check=True)
+    answer = subprocess.run(["sh", "-c", asking(Machine().question())], capture_output=True, text=True, check=True)
     state = Machine().process(answer.stdout.splitlines())
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
 
