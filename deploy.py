@@ -3,6 +3,7 @@
 from pyinfra import config, host, local
 
 from operations.preflight import checked
+from settings.postgres import database_server
 
 settings = checked(host)
 config.SUDO = settings.machine.user != "root"
@@ -11,7 +12,7 @@ local.include("tasks/machine.py")
 
 if settings.here("postgres"):
     local.include("tasks/postgres.py")
-if settings.database_server:
+if database_server(settings):
     local.include("tasks/database_client.py")
 if settings.here("caddy"):
     local.include("tasks/caddy.py")

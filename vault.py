@@ -23,36 +23,18 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from cryptography.fernet import Fernet, InvalidToken
+
+from roles import VaultEntry, entries
 
 KEY_VARIABLE = "MATRIX_VAULT_KEY"
 MAKE_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 FORMAT = 1
 
 
-class Known(NamedTuple):
-    kind: Literal["token", "hex", "ed25519", "given"]  # "given" by the operator, the others generated
-    meaning: str
-    keep: str = ""  # why it must stay what it is once it has been used
-
-
-SECRETS = {
-    "synapse_registration_shared_secret": Known("token", "lets an administrator register accounts on Synapse"),
-    "synapse_macaroon_secret_key": Known("token", "signs Synapse's short-lived login, guest and SSO tokens"),
-    "synapse_form_secret": Known("token", "protects the forms that Synapse serves"),
-    "turn_shared_secret": Known("token", "Synapse signs TURN credentials with it, coturn checks them"),
-    "sydent_signing_key": Known("ed25519", "Sydent signs identity associations with it", "clients pin it"),
-    "sliding_sync_secret": Known(
-        "hex", "encrypts the access tokens in the proxy's database", "the proxy's database cannot be read without it"
-    ),
-    "postgres_synapse_password": Known("hex", "Synapse's, where its database is on another machine"),
-    "postgres_sliding_sync_password": Known("hex", "the proxy's, where its database is on another machine"),
-    "smtp_password": Known("given", "of the mail account that Synapse and Sydent send from"),
-    "acme_eab_hmac_key": Known("given", "external account binding at the issuer of the web certificates"),
-    "turn_acme_eab_hmac_key": Known("given", "external account binding at the issuer of the TURN certificate"),
-}
+SECRETS: dict[str, VaultEntry] = {entry.name: entry for entry in entries()}
 
 
 class VaultError(Exception):
@@ -200,7 +182,7 @@ def path_for(deployment: str, directory: Path) -> Path:
     return directory / f"{deployment}.vault"
 
 
-def _known(name: str) -> Known:
+def _known(name: str) -> VaultEntry:
     if name in SECRETS:
         return SECRETS[name]
     # A name that is near none may be a value in the wrong place: it is not repeated.

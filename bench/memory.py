@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.figures import Figure
 from bench.trial import say
-from settings import POSTGRESQL_OF_DEBIAN
+from settings.deployment import POSTGRESQL_OF_DEBIAN
 from tests.testbed import RELEASES, Host
 
 IDLE = 60  # seconds

@@ -12,20 +12,13 @@ from operations.databases import Tables
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
+from settings.caddy import given_files
+from settings.postgres import version_of
+from settings.synapse import Synapse
 from vault import VaultError
 
 # A first deploy needs room for packages, virtualenvs and what they leave; a later one for one more virtualenv.
 FIRST_DISK, LATER_DISK, MEMORY = 3072, 512, 900  # MiB
-
-# role -> (protocol, port, unit that may hold it)
-PORTS = {
-    "caddy": [("tcp", 80, "caddy.service"), ("tcp", 443, "caddy.service"), ("udp", 443, "caddy.service")],
-    "coturn": [(protocol, port, "coturn.service") for protocol in ("udp", "tcp") for port in (3478, 5349)],
-    "synapse": [("tcp", 8008, "matrix-synapse.service")],
-    "sydent": [("tcp", 8090, "sydent.service")],
-    "sliding_sync": [("tcp", 8009, "sliding-sync.service")],
-}
-FEDERATION_PORT = ("tcp", 8448, "caddy.service")
 
 
 def choices_first(connect_all: Callable[[State], None]) -> Callable[[State], None]:
@@ -57,10 +50,8 @@ def checked(host: Host) -> Settings:
         settings = settings_of(host)
         mistakes = list(_unsuitable(settings.machine)) or list(_occupied(settings))
         if not mistakes:
-            # Deriving every room's settings finds secrets that are missing and a vault that does not open.
-            for role in settings.roles:
-                if settings.here(role):
-                    getattr(settings, role)
+            # Deriving every view finds secrets that are missing and a vault that does not open.
+            list(settings.views)
             mistakes = list(_deployed_otherwise(settings)) or _moved(settings) or _brought(host, settings)
     except (SettingError, VaultError) as error:
         raise Refused(str(error)) from None
@@ -80,9 +71,9 @@ def _moved(settings: Settings) -> list[str]:
         return []
     server = inventory.get_host(settings.roles["postgres"][0])
     earlier, machine = settings.machine.database, settings_of(server).machine
-    if earlier in ("", settings.synapse.database.host):
+    if earlier in ("", settings.view(Synapse).database.host):
         return []
-    tables: int = server.get_fact(Tables, database=settings.synapse.database.name, _sudo=machine.user != "root")
+    tables: int = server.get_fact(Tables, database=settings.view(Synapse).database.name, _sudo=machine.user != "root")
     if tables:
         return []
     where = "on this machine" if earlier.startswith("/") else f"at {earlier}"
@@ -94,9 +85,10 @@ def _moved(settings: Settings) -> list[str]:
 
 def _brought(host: Host, settings: Settings) -> list[str]:
     """What is wrong with certificate files that the administrator put on the machine."""
-    if settings.brought_files is None:
+    files = given_files(settings)
+    if files is None:
         return []
-    found: list[str] = host.get_fact(Unusable, **settings.brought_files, _sudo=settings.machine.user != "root")
+    found: list[str] = host.get_fact(Unusable, **files, _sudo=settings.machine.user != "root")
     return found
 
 
@@ -122,17 +114,22 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
 
 def _occupied(settings: Settings) -> Iterator[str]:
     """Ports that another program holds, a line each."""
-    federation = [FEDERATION_PORT] if settings.here("synapse") and settings.choices.federation_port_8448 else []
-    for role, ports in {**PORTS, "caddy": [*PORTS["caddy"], *federation]}.items():
-        for protocol, port, unit in ports if settings.here(role) else []:
+    version = version_of(settings)
+    for role in settings.played:
+        for port in settings.listens(role):
+            unit = port.unit.format(version=version)
+            # Calls come and go on the relay's range, and no other program is asked to stay out of it.
             foreign = [
                 listener
                 for listener in settings.machine.listeners
-                if (listener.protocol, listener.port) == (protocol, port) and listener.unit != unit
+                if (listener.protocol, listener.port) == (port.protocol, port.number)
+                and port.last is None
+                and listener.unit != unit
             ]
             if foreign:
                 program, pid = foreign[0].program or "another program", foreign[0].pid
-                yield f"{protocol} port {port}, which {role} needs, is taken by {program} (process {pid}); stop it"
+                taken = f"is taken by {program} (process {pid}); stop it"
+                yield f"{port.protocol} port {port.number}, which {role.name} needs, {taken}"
 
 
 def _deployed_otherwise(settings: Settings) -> Iterator[str]:

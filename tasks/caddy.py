@@ -4,10 +4,13 @@ from pyinfra import host
 
 from operations import certificates, files, packages, units
 from operations.files import Copy, Directory, Template
+from roles import CADDY
 from settings import settings_of
+from settings.caddy import Caddy
+from settings.issuers import STORE
 
 settings = settings_of(host)
-caddy = settings.caddy
+caddy = settings.view(Caddy)
 CADDYFILE = "/etc/caddy/Caddyfile"
 OVERRIDE = "/etc/systemd/system/caddy.service.d/override.conf"
 
@@ -20,7 +23,7 @@ files.present(
             "caddy/Caddyfile",
             mode="640",
             group="caddy",
-            values={"caddy": caddy},
+            values=caddy.values(),
             # As the user that will run it, so that a file which it may not read is noticed as well.
             check="runuser -u caddy -- env HOME=/var/lib/caddy caddy validate --adapter caddyfile --config {}",
         ),
@@ -38,12 +41,12 @@ units.running(
     unit="caddy.service",
     reads=[OVERRIDE],
     rereads=[CADDYFILE],
-    ready="curl -s --max-time 5 -o /dev/null http://127.0.0.1:80/",
+    ready=CADDY.units[0].health,
 )
 if settings.choices.tls == "internal":
     certificates.trusted(
         name="Trust Caddy's own authority on this machine",
-        certificate="/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt",
+        certificate=f"{STORE}/pki/authorities/local/root.crt",
         label="caddy-internal",
     )
 if caddy.issuer.kind == "files" and caddy.domains:

@@ -4,9 +4,11 @@ from pyinfra import host
 
 from operations import certificates, files, packages, units
 from operations.files import Copy, Directory, Template
+from roles import COTURN
 from settings import settings_of
+from settings.coturn import Coturn
 
-coturn = settings_of(host).coturn
+coturn = settings_of(host).view(Coturn)
 CONFIGURATION = "/etc/turnserver.conf"
 FENCE = "/etc/turnserver.nft"
 OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
@@ -21,7 +23,7 @@ files.present(
     entries=[
         Directory("/etc/systemd/system/coturn.service.d", mode="755"),
         Template(OVERRIDE, "coturn/override.conf", mode="644", values={"coturn": coturn, "fence": FENCE}),
-        Template(FENCE, "coturn/turnserver.nft", mode="644"),
+        Template(FENCE, "coturn/turnserver.nft", mode="644", values={"coturn": coturn}),
     ],
 )
 units.running(
@@ -29,7 +31,7 @@ units.running(
     unit="coturn.service",
     reads=[CONFIGURATION, OVERRIDE, FENCE],
     # It goes on without TLS when it cannot read the certificate: that is proven by tasks/certificates.py, at the end.
-    ready="ss -Hlun sport = :3478 | grep -q .",
+    ready=COTURN.units[0].health,
 )
 files.present(
     name="Give coturn renewed certificates",

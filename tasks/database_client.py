@@ -3,12 +3,13 @@
 from pyinfra import host, inventory
 
 from operations import certificates
-from settings import DATABASE_AUTHORITY, settings_of
+from settings import settings_of
+from settings.postgres import DATABASE_AUTHORITY, Postgres, database_server
 
-server = inventory.get_host(settings_of(host).database_server or "")
+server = inventory.get_host(database_server(settings_of(host)) or "")
 certificates.copied(
     name="Know the database server by its certificate",
     source=server,
-    certificate=settings_of(server).postgres.certificate,
+    certificate=settings_of(server).view(Postgres).certificate,
     path=DATABASE_AUTHORITY,
 )

@@ -8,8 +8,9 @@ from pyinfra import host
 from operations import certificates, databases, files, packages, units
 from operations.files import Directory, Template
 from settings import settings_of
+from settings.postgres import Postgres
 
-postgres = settings_of(host).postgres
+postgres = settings_of(host).view(Postgres)
 CONFIGURATION = f"{postgres.directory}/conf.d/matrix-metal.conf"
 ACCESS = f"{postgres.directory}/matrix-metal.hba.conf"
 KEY = f"{postgres.directory}/matrix-metal.key"

@@ -4,9 +4,11 @@ from pyinfra import host
 
 from operations import binaries, files, units
 from operations.files import Directory, Template
+from roles import SLIDING_SYNC
 from settings import settings_of
+from settings.sliding_sync import SlidingSync
 
-sliding_sync = settings_of(host).sliding_sync
+sliding_sync = settings_of(host).view(SlidingSync)
 ENVIRONMENT = "/etc/sliding-sync/environment"
 
 binaries.installed(name="Install the Sliding Sync proxy", binary=binaries.obtain(sliding_sync.release))
@@ -39,5 +41,5 @@ units.running(
     name="Run the Sliding Sync proxy",
     unit="sliding-sync.service",
     reads=[ENVIRONMENT, "/opt/sliding-sync/current", sliding_sync.release.executable],
-    ready=f"curl -sf --max-time 5 http://{sliding_sync.address}:{sliding_sync.port}/client/server.json",
+    ready=SLIDING_SYNC.units[0].health,
 )

@@ -7,10 +7,12 @@ from pyinfra import host
 from operations import files, units, virtualenvs
 from operations.files import Copy, Directory, Template
 from operations.templating import TEMPLATES
+from roles import SYDENT
 from settings import settings_of
+from settings.sydent import Sydent
 
 settings = settings_of(host)
-sydent = settings.sydent
+sydent = settings.view(Sydent)
 CONFIGURATION = "/etc/sydent/sydent.conf"
 BRAND = TEMPLATES / "sydent/brand"
 OWNED: Any = {"user": "root", "group": "sydent"}
@@ -55,5 +57,5 @@ units.running(
         sydent.virtualenv.current,
         *settings.private_authorities,
     ],
-    ready=f"curl -sf --max-time 5 http://{sydent.bind_address}:{sydent.port}/_matrix/identity/v2",
+    ready=SYDENT.units[0].health,
 )

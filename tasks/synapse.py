@@ -6,11 +6,14 @@ from pyinfra import host
 
 from operations import files, packages, units, virtualenvs
 from operations.files import Directory, Template, Text
+from roles import SYNAPSE
 from settings import settings_of
+from settings.networks import MULTICAST, NEVER_REACHED
+from settings.synapse import Synapse
 from vault import Secret
 
 settings = settings_of(host)
-synapse = settings.synapse
+synapse = settings.view(Synapse)
 HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
 ARGUMENTS = f"--no-secrets-in-config -c {HOME}/homeserver.yaml -c {HOME}/conf.d"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
@@ -28,7 +31,13 @@ virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv)
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
 configuration = [
-    Template(f"{HOME}/homeserver.yaml", "synapse/homeserver.yaml", mode="640", values={"synapse": synapse}, **OWNED),
+    Template(
+        f"{HOME}/homeserver.yaml",
+        "synapse/homeserver.yaml",
+        mode="640",
+        values={"synapse": synapse, "never_reached": [*NEVER_REACHED, *MULTICAST]},
+        **OWNED,
+    ),
     Template(f"{HOME}/log.yaml", "synapse/log.yaml", mode="640", **OWNED),
     Template(f"{HOME}/conf.d/email.yaml", "synapse/email.yaml", mode="640", values={"mail": synapse.mail}, **OWNED),
     *(Text(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
@@ -76,10 +85,6 @@ units.running(
         f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
         f"&& {as_synapse}/python -m synapse.config {ARGUMENTS} >/dev/null )"
     ),
-    # On every way to it: a conf.d file of the administrator's may have replaced the listeners.
-    ready=(
-        f"curl -sf --fail-early --max-time 5 http://{synapse.address}:{synapse.port}/health "
-        + " ".join(f"--next -sf --max-time 5 --unix-socket {path} http://localhost/health" for path in synapse.sockets)
-    ),
+    ready=SYNAPSE.units[0].health,
     patience=180,
 )

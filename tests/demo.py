@@ -6,12 +6,16 @@ release page cannot be reached; the path is remembered.
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from operations.binaries import BinaryError, Release, resolve
+from settings import Choices, choices_from
+from settings.sliding_sync import Choices as SlidingSyncChoices
+from settings.sliding_sync import release_of
 from tests.deployment import PYINFRA, ROOT
 from tests.testbed import Host, Testbed, TestbedError
 
@@ -66,11 +70,16 @@ def without_proxy() -> str:
 
 def proxy_release() -> Release:
     """What the deploy will ask for, found without connecting to the machine."""
-    version, arch = "v0.99.19", {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
-    page = "https://github.com/matrix-org/sliding-sync/releases/download"
-    record = ROOT / "inventories/demo.lock"
-    url = f"{page}/{version}/syncv3_linux_{arch}"
-    return Release("sliding-sync", version, arch, url, record, "sliding_sync_binary", "sliding_sync_sha256")
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    return release_of(choices(), arch, ROOT / "inventories/demo.lock")
+
+
+def choices() -> SlidingSyncChoices:
+    """Those of the demo."""
+    data = {**runpy.run_path(str(ROOT / "group_data/all.py")), "server_name": "demo.test"}
+    chosen = choices_from({name: value for name, value in data.items() if name in Choices.model_fields}, "demo")
+    assert isinstance(chosen, SlidingSyncChoices)
+    return chosen
 
 
 def deploy() -> int | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from settings import DATABASE_AUTHORITY
+from settings.postgres import DATABASE_AUTHORITY
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
 from tests.e2e.client import PATIENCE, Account, Outside, answered, new_user

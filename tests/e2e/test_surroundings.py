@@ -28,7 +28,8 @@ umask 077; set -o noclobber; cd /tmp
 alias stat='stat -c gotcha'
 stat() { echo gotcha; }
 export -f stat
-export PATH=/usr/games:/usr/bin:/bin LC_NUMERIC=de_DE.UTF-8 TZ=Asia/Kathmandu POSIXLY_CORRECT=1 QUOTING_STYLE=c BLOCK_SIZE=1 CDPATH=/etc
+export PATH=/usr/games:/usr/bin:/bin LC_NUMERIC=de_DE.UTF-8 TZ=Asia/Kathmandu
+export POSIXLY_CORRECT=1 QUOTING_STYLE=c BLOCK_SIZE=1 CDPATH=/etc
 export SYSTEMD_COLORS=1 SYSTEMD_PAGER=cat SYSTEMD_LOG_LEVEL=debug GREP_COLORS=always TMPDIR=/nowhere PYTHONPATH=/nowhere
 export PGHOST=nowhere PGPORT=1 PGDATABASE=nothing PGOPTIONS=-cno_such=1 PGUSER=nobody OPENSSL_CONF=/nowhere CURL_HOME=/nowhere
 """

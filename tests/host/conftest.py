@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from settings import NEEDS, Settings
+from roles import ROLES
+from settings import Settings
 from tests.conftest import Deployed
 from tests.host.machines import Inventory, InventoryError, Machine
 from tests.host.report import Note, Report
@@ -42,7 +43,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _role(module: Path) -> str | None:
     name = module.stem.removeprefix("test_")
-    return name if name in NEEDS else None
+    return name if name in ROLES else None
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -89,9 +90,10 @@ def settings(machine: Machine) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def service() -> Service | None:
-    """The service that a module is about; each says it in a fixture of its own."""
-    return None
+def service(request: pytest.FixtureRequest, host: Host, settings: Settings) -> Service | None:
+    """The service that a module is about: that of the role in its name."""
+    role = _role(request.path)
+    return Service.of(host, settings, ROLES[role]) if role else None
 
 
 # What can be said of a service that does not run.

@@ -23,7 +23,8 @@ from testinfra.host import Host
 from operations.machine import Machine as MachineFact
 from operations.machine import MachineState
 from operations.shell import answered, asking
-from settings import NEEDS, Neighbour, SettingError, Settings, choices_from
+from roles import ROLES
+from settings import Neighbour, SettingError, Settings, choices_from, mistakes
 from vault import Secret, Vault
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,7 +71,7 @@ class Machine:
 
     @property
     def roles(self) -> list[str]:
-        return [role for role in NEEDS if self.name in self.inventory.groups.get(role, ())]
+        return [role for role in ROLES if self.name in self.inventory.groups.get(role, ())]
 
     @cached_property
     def state(self) -> MachineState:
@@ -162,8 +163,8 @@ class Inventory:
         for each in listed:
             for group in each["groups"]:
                 self.groups.setdefault(group, []).append(each["name"])
-        if mistakes := self._mistakes():
-            raise InventoryError("\n".join(mistakes))
+        if wrong := self._mistakes():
+            raise InventoryError("\n".join(wrong))
         # Short, because the path of a socket may have no more than 107 characters.
         self.sockets = Path(tempfile.mkdtemp(prefix="verify-"))
 
@@ -195,10 +196,9 @@ class Inventory:
                 choices = choices_from(machine.data, self.deployment)
             except SettingError as error:
                 return str(error).splitlines()
-            if mistakes := Settings(
-                choices, self.deployment, self.groups, machine.name, MachineState(release="13")
-            ).mistakes():
-                return mistakes
+            settings = Settings(choices, self.deployment, self.groups, machine.name, MachineState(release="13"))
+            if wrong := mistakes(settings):
+                return wrong
         return [] if self.machines else [f"{self.path} has no machines"]
 
     def playing(self, role: str | None) -> list[Machine]:

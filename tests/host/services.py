@@ -13,6 +13,9 @@ import pytest
 from testinfra.host import Host
 
 from operations.virtualenvs import REQUIREMENTS
+from roles import ROLES, Port, Role
+from settings import Settings
+from settings.postgres import version_of
 
 DEPLOY = "run the deploy again"
 _PROPERTIES = (
@@ -51,6 +54,39 @@ class Service:
     recoveries: str = ""
     leans_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
+
+    # Where it has to listen.
+    ports: Sequence[Port] = ()
+
+    @classmethod
+    def of(cls, host: Host, settings: Settings, role: Role) -> "Service":
+        """The service of a role, as its record says."""
+        version = version_of(settings)
+        [unit] = role.units
+        name = unit.name.format(version=version)
+        private = [path.format(version=version) for path in unit.private]
+        if role.own_certificate:
+            private.append(settings.issuer(for_relay=True).paths(settings.domain(role))[1])
+        needed = [ROLES[each] for each in role.needs if settings.here(each)]
+        return cls(
+            host,
+            name,
+            user=unit.user,
+            exposure=unit.exposure,
+            reads=unit.reads,
+            rereads=unit.rereads,
+            secrets=private,
+            troubles=unit.troubles,
+            recoveries=unit.recoveries,
+            leans_on=[each.units[0].name.format(version=version) for each in needed],
+            enabled=unit.enabled,
+            ports=[
+                port
+                for each in settings.played
+                for port in settings.listens(each)
+                if port.unit.format(version=version) == name
+            ],
+        )
 
     @cached_property
     def properties(self) -> dict[str, str]:
@@ -113,6 +149,19 @@ class Service:
 def _properties(host: Host, unit: str) -> dict[str, str]:
     asked = ask(host, f"systemctl show --timestamp=us+utc -p {_PROPERTIES} %s", unit)
     return dict(line.split("=", 1) for line in asked.splitlines())
+
+
+def _place(socket: str) -> tuple[str, str, int]:
+    """Protocol, address and port of what `Service.sockets` says."""
+    protocol, _, where = socket.partition(" ")
+    address, _, port = where.rpartition(":")
+    return protocol, address.partition("%")[0].strip("[]"), int(port)
+
+
+def _fits(place: tuple[str, str, int], port: Port) -> bool:
+    protocol, address, number = place
+    local = address in ("127.0.0.1", "::1")
+    return protocol == port.protocol and number in port.numbers and (local or port.reach != "machine")
 
 
 class ServiceTests:
@@ -178,6 +227,24 @@ class ServiceTests:
                 f"{service.unit} may do more than it needs, exposure {found[1] if found else '?'} instead of at most "
                 f"{service.exposure}: {DEPLOY}; `systemctl cat {service.unit}` shows drop-ins that are not ours"
             )
+
+    def test_listens_where_it_should(self, service: Service) -> None:
+        """And nowhere else, nor for more than who should reach it."""
+        found = {socket: _place(socket) for socket in service.sockets()}
+        if not any(port.protocol == "udp" for port in service.ports):
+            # Resolvers open sockets for UDP that look as if they listened.
+            found = {socket: place for socket, place in found.items() if place[0] == "tcp"}
+        others = [socket for socket, place in found.items() if not any(_fits(place, port) for port in service.ports)]
+        assert not others, f"{service.unit} listens on {', '.join(sorted(others))}, where it should not: {DEPLOY}"
+        silent = [
+            port
+            for port in service.ports
+            if port.last is None and not any(_fits(place, port) for place in found.values())
+        ]
+        assert not silent, (
+            f"{service.unit} does not listen on {', '.join(f'{each.protocol} {each.number}' for each in silent)}: "
+            f"{DEPLOY}; see journalctl -u {service.unit}"
+        )
 
     def test_logs_no_trouble(self, service: Service) -> None:
         # What is over is over: an hour-old outage of a neighbour is no fault of today's deployment.

@@ -1,47 +1,37 @@
 """Caddy: what strangers can reach on the web ports, and what they cannot. Asked on the machine, by its public names."""
 
-import pytest
 from testinfra.host import Host
 
+from roles import COTURN, SLIDING_SYNC, SYDENT, SYNAPSE, Role
 from settings import Settings
+from settings.caddy import Caddy
+from settings.coturn import Coturn
+from settings.issuers import Issuer
+from settings.synapse import Choices as Homeserver
+from settings.synapse import Synapse
 from tests.host.certificates import complaint, presented
-from tests.host.services import DEPLOY, Answer, Service, ServiceTests, get, statuses
+from tests.host.services import DEPLOY, Answer, ServiceTests, get, statuses
 
 # What a browser sends along from a web client of somebody else's.
 ORIGIN = "https://app.example.com"
-
-
-@pytest.fixture(scope="module")
-def service(host: Host) -> Service:
-    return Service(
-        host,
-        "caddy.service",
-        user="caddy",
-        exposure=2.0,
-        rereads=["/etc/caddy/Caddyfile"],
-        secrets=["/etc/caddy/Caddyfile", "/var/lib/caddy/.local/share/caddy/certificates"],
-        # Certificates that cannot be had. That a visitor went away is an error to Caddy as well, and so is every attempt that
-        # was cut off by a reload, which begins it anew.
-        troubles=r'"level":"(error|panic|fatal)".*"logger":"(tls|admin|pki)(?!.*: context canceled")|^Error: ',
-        recoveries=r'"msg":"certificate (?:obtained|renewed) successfully","identifier":"([^"]+)"',
-    )
 
 
 class TestService(ServiceTests):
     pass
 
 
-def names(settings: Settings) -> list[str]:
-    """The names that this machine answers for on the web ports."""
-    caddy = settings.caddy
-    served = [
-        caddy.server_name,
-        caddy.matrix_domain,
-        caddy.identity_domain,
-        caddy.sliding_sync_domain,
-        caddy.turn_domain,
-    ]
-    return [name for name in served if name]
+def names(settings: Settings) -> dict[str, Issuer]:
+    """The names that this machine answers for on the web ports, and where their certificates come from."""
+    caddy = settings.view(Caddy)
+    found = dict.fromkeys(caddy.domains, caddy.issuer)
+    if settings.here("coturn"):
+        found[settings.domain(COTURN)] = settings.view(Coturn).issuer
+    return found
+
+
+def name_of(settings: Settings, role: Role) -> str | None:
+    """The role's name, if this machine answers for it."""
+    return settings.domain(role) if settings.here(role.name) else None
 
 
 def unreachable(host: Host, name: str | None, *paths: str) -> list[str]:
@@ -50,19 +40,9 @@ def unreachable(host: Host, name: str | None, *paths: str) -> list[str]:
     return [f"https://{name}{path} answers {status}" for path, status in found.items() if status != 404]
 
 
-def test_only_the_web_ports_are_open(service: Service, settings: Settings) -> None:
-    """Its administration is not among them: it would let every user of the machine change what Caddy does."""
-    ports = {f"{socket.split()[0]} {socket.rpartition(':')[2]}" for socket in service.sockets()}
-    federation = {"tcp 8448"} if settings.caddy.federation_port and settings.caddy.matrix_domain else set()
-    assert ports == {"tcp 80", "tcp 443", "udp 443"} | federation, (
-        f"Caddy listens on {', '.join(sorted(ports))}: {DEPLOY}"
-    )
-
-
 def test_every_name_has_its_certificate(host: Host, settings: Settings) -> None:
     wrong = []
-    for name in names(settings):
-        issuer = settings.turn_issuer if name == settings.caddy.turn_domain else settings.caddy.issuer
+    for name, issuer in names(settings).items():
         shown = presented(host, 443, name, authority=issuer.trusted_root)
         problem = "no certificate is presented" if shown.certificate is None else complaint(shown.certificate, name)
         # Whom the clients of `files` trust, this machine cannot know.
@@ -90,31 +70,30 @@ def _agrees(answer: Answer, wanted: object) -> None:
 
 
 def test_clients_find_the_homeserver(host: Host, settings: Settings) -> None:
-    caddy = settings.caddy
-    if caddy.server_name:
-        answer = get(host, f"https://{caddy.server_name}/.well-known/matrix/client", origin=ORIGIN)
-        _agrees(answer, caddy.well_known_client)
+    if settings.here("synapse"):
+        answer = get(host, f"https://{settings.server_name}/.well-known/matrix/client", origin=ORIGIN)
+        _agrees(answer, settings.well_known)
 
 
 def test_homeservers_find_the_homeserver(host: Host, settings: Settings) -> None:
-    caddy = settings.caddy
-    if caddy.server_name:
-        answer = get(host, f"https://{caddy.server_name}/.well-known/matrix/server", origin=ORIGIN)
-        if caddy.well_known_server:
-            _agrees(answer, caddy.well_known_server)
+    if settings.here("synapse"):
+        synapse = settings.view(Synapse)
+        answer = get(host, f"https://{settings.server_name}/.well-known/matrix/server", origin=ORIGIN)
+        if synapse.well_known_server:
+            _agrees(answer, synapse.well_known_server)
         else:
             assert answer.status == 404, f"federation is off in the settings, but {answer}: {DEPLOY}"
 
 
 def test_the_homeserver_is_reachable(host: Host, settings: Settings) -> None:
-    if name := settings.caddy.matrix_domain:
+    if name := name_of(settings, SYNAPSE):
         answer = get(host, f"https://{name}/_matrix/client/versions", origin=ORIGIN)
         assert answer.status == 200, f"{answer}; see journalctl -u caddy -u matrix-synapse"
         assert "v1.1" in answer.json()["versions"], f"{answer}: these are no versions of the client-server API"
         assert answer.headers.get("access-control-allow-origin") == "*", (
             f"web clients may not read {answer.url}: {DEPLOY}"
         )
-        if settings.choices.federation:
+        if settings.section(Homeserver).federation:
             answer = get(host, f"https://{name}/_matrix/federation/v1/version")
             assert answer.status == 200, f"other homeservers get no answer: {answer}"
 
@@ -122,7 +101,7 @@ def test_the_homeserver_is_reachable(host: Host, settings: Settings) -> None:
 def test_the_homeservers_administration_is_not_reachable(host: Host, settings: Settings) -> None:
     reached = unreachable(
         host,
-        settings.caddy.matrix_domain,
+        name_of(settings, SYNAPSE),
         "/_synapse/admin/v1/server_version",
         "/_synapse/admin/v1/register",
         "/_matrix/../_synapse/admin/v1/server_version",
@@ -136,7 +115,7 @@ def test_the_homeservers_administration_is_not_reachable(host: Host, settings: S
 
 
 def test_the_identity_server_is_reachable(host: Host, settings: Settings) -> None:
-    if name := settings.caddy.identity_domain:
+    if name := name_of(settings, SYDENT):
         answer = get(host, f"https://{name}/_matrix/identity/v2", origin=ORIGIN)
         assert answer.status == 200, f"{answer}; see journalctl -u caddy -u sydent"
         assert answer.headers.get("access-control-allow-origin") == "*", (
@@ -147,7 +126,7 @@ def test_the_identity_server_is_reachable(host: Host, settings: Settings) -> Non
 def test_the_identity_server_sends_no_mails_for_strangers(host: Host, settings: Settings) -> None:
     reached = unreachable(
         host,
-        settings.caddy.identity_domain,
+        name_of(settings, SYDENT),
         "/_matrix/identity/api/v1/store-invite",
         "/_matrix/identity/api/v1/validate/email/requestToken",
         "/_matrix/identity/api/v1/lookup",
@@ -159,7 +138,7 @@ def test_the_identity_server_sends_no_mails_for_strangers(host: Host, settings: 
 
 
 def test_the_sliding_sync_proxy_is_reachable(host: Host, settings: Settings) -> None:
-    if name := settings.caddy.sliding_sync_domain:
+    if name := name_of(settings, SLIDING_SYNC):
         answer = get(host, f"https://{name}/client/server.json", origin=ORIGIN)
         assert answer.status == 200, f"{answer}; see journalctl -u caddy -u sliding-sync"
         reached = unreachable(host, name, "/_matrix/client/versions", "/_matrix/client/v3/sync", "/debug/pprof/", "/")
@@ -167,5 +146,5 @@ def test_the_sliding_sync_proxy_is_reachable(host: Host, settings: Settings) -> 
 
 
 def test_the_relays_name_serves_nothing(host: Host, settings: Settings) -> None:
-    reached = unreachable(host, settings.caddy.turn_domain, "/", "/_matrix/client/versions")
+    reached = unreachable(host, name_of(settings, COTURN), "/", "/_matrix/client/versions")
     assert not reached, f"the name is there for its certificate alone: {reached}; {DEPLOY}"

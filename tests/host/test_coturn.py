@@ -7,7 +7,9 @@ import pytest
 from cryptography import x509
 from testinfra.host import Host
 
+from roles import COTURN
 from settings import Settings
+from settings.coturn import Coturn
 from tests.host.certificates import complaint, presented
 from tests.host.services import DEPLOY, Service, ServiceTests, ask
 
@@ -32,18 +34,6 @@ for attempt in range(3):
     except TimeoutError:
         pass
 """
-
-
-@pytest.fixture(scope="module")
-def service(host: Host, settings: Settings) -> Service:
-    return Service(
-        host,
-        "coturn.service",
-        user="root",
-        exposure=2.0,
-        reads=["/etc/turnserver.conf"],
-        secrets=["/etc/turnserver.conf", settings.coturn.key],
-    )
 
 
 class TestService(ServiceTests):
@@ -75,7 +65,7 @@ def test_listens_only_where_it_should(service: Service) -> None:
 
 @pytest.mark.parametrize("datagrams", [False, True], ids=["tls", "dtls"])
 def test_presents_its_certificate(host: Host, settings: Settings, datagrams: bool) -> None:
-    coturn = settings.coturn
+    coturn = settings.view(Coturn)
     shown = presented(host, 5349, coturn.domain, datagrams).certificate
     assert shown, f"5349 presents no certificate ({'udp' if datagrams else 'tcp'}): {DEPLOY}; see journalctl -u coturn"
     problem = complaint(shown, coturn.domain)
@@ -117,7 +107,7 @@ def test_relays_only_for_who_has_credentials(host: Host, settings: Settings) -> 
         f"coturn answers a request without credentials with {kind:#x} {error!r} instead of 401: it may relay for anyone; {DEPLOY}"
     )
     realm = attributes.get(0x0014, b"").decode()
-    assert realm == settings.turn_domain, f"its realm is {realm!r} instead of {settings.turn_domain}: {DEPLOY}"
+    assert realm == settings.domain(COTURN), f"its realm is {realm!r} instead of {settings.domain(COTURN)}: {DEPLOY}"
 
 
 def test_has_no_power_but_to_read(service: Service) -> None:

@@ -13,7 +13,10 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from testinfra.host import Host
 
+from roles import COTURN
 from settings import Settings
+from settings.coturn import Choices as Relay
+from settings.synapse import Choices as Homeserver
 from tests.e2e.federation_tester import check, problems
 from tests.e2e.turn import RefusedError, relay
 from tests.host.certificates import complaint
@@ -59,7 +62,7 @@ print(json.dumps(found))
 
 
 def test_names_lead_to_this_machine(machine: Machine, host: Host, settings: Settings, note: Note) -> None:
-    own = [*machine.state.addresses, *([settings.choices.external_ip] if settings.choices.external_ip else [])]
+    own = [*machine.state.addresses, *([external] if (external := settings.section(Relay).external_ip) else [])]
     wrong, leading = [], {}
     for served in {each.domain: each for each in settings.served}.values():
         name, found = served.domain, addresses_of(host, served.domain)
@@ -80,7 +83,7 @@ def test_every_name_and_port_presents_its_certificate(host: Host, settings: Sett
     wrong: dict[tuple[str, str], list[str]] = {}
     with trusted_by(host) as authorities:
         for served in settings.served:
-            issuer = settings.turn_issuer if served.domain == settings.turn_domain else settings.caddy.issuer
+            issuer = settings.issuer(for_relay=served.domain == settings.domain(COTURN))
             place = f"{served.domain}:{served.port}"
             for address in addresses_of(host, served.domain):
                 try:
@@ -116,14 +119,14 @@ def _described(certificate: x509.Certificate) -> str:
 
 def test_other_homeservers_find_and_believe_it(host: Host, settings: Settings, note: Note) -> None:
     """What the public Federation Tester looks at."""
-    if not (settings.here("synapse") and settings.here("caddy") and settings.choices.federation):
+    if not (settings.here("synapse") and settings.here("caddy") and settings.section(Homeserver).federation):
         return
     with trusted_by(host) as authorities:
         findings = check(
             settings.server_name,
             lambda name: address_of(host, name),
             authorities,
-            port_8448=True if settings.choices.federation_port_8448 else None,
+            port_8448=True if settings.section(Homeserver).federation_port_8448 else None,
         )
     for finding in findings:
         note("federation", str(finding))
@@ -136,7 +139,7 @@ def test_calls_get_a_relay(machine: Machine, host: Host, settings: Settings, tra
     homeservers = machine.inventory.playing("synapse")
     if not settings.here("coturn") or not homeservers:
         return
-    name, port = settings.turn_domain, 5349 if transport == "tls" else 3478
+    name, port = settings.domain(COTURN), 5349 if transport == "tls" else 3478
     place = f"turn{'s' if transport == 'tls' else ''}:{name}:{port} by {'udp' if transport == 'udp' else 'tcp'}"
     found = addresses_of(host, name)
     assert found, f"{name} has no DNS record: no client finds the relay"

@@ -2,23 +2,15 @@
 
 import ipaddress
 
-import pytest
 from testinfra.host import Host
 
 from operations.databases import AS_POSTGRES
-from settings import DATABASES, Settings
+from roles import ROLES
+from settings import Settings
+from settings.postgres import Postgres
 from tests.host.machines import Machine
 from tests.host.report import Note
 from tests.host.services import DEPLOY, Service, ServiceTests, ask
-
-
-@pytest.fixture(scope="module")
-def service(host: Host, settings: Settings) -> Service:
-    version, unit = settings.postgres.version, settings.postgres.unit
-    # Debian's generator enables each cluster anew at every boot.
-    return Service(
-        host, unit, user="postgres", enabled="enabled-runtime", secrets=[f"/var/lib/postgresql/{version}/main"]
-    )
 
 
 class TestService(ServiceTests):
@@ -35,7 +27,7 @@ def query(host: Host, sql: str) -> list[list[str]]:
 
 
 def test_listens_only_where_needed(service: Service, settings: Settings) -> None:
-    if settings.postgres.clients:
+    if settings.view(Postgres).clients:
         assert any(address.endswith(":5432") for address in service.tcp()), (
             f"PostgreSQL does not listen for the other machines: {DEPLOY}"
         )
@@ -47,7 +39,7 @@ def test_listens_only_where_needed(service: Service, settings: Settings) -> None
 
 
 def test_only_the_machines_that_need_it_get_through(service: Service, settings: Settings, machine: Machine) -> None:
-    if clients := settings.postgres.clients:
+    if clients := settings.view(Postgres).clients:
         shown = ask(service.host, "systemctl show -p IPAddressDeny -p IPAddressAllow %s", service.unit)
         found = dict(line.split("=", 1) for line in shown.splitlines())
         assert {"::/0", "0.0.0.0/0"} <= set(found["IPAddressDeny"].split()), (
@@ -56,7 +48,7 @@ def test_only_the_machines_that_need_it_get_through(service: Service, settings: 
         allowed = [ipaddress.ip_network(network) for network in found["IPAddressAllow"].split()]
         wanted = {ipaddress.ip_network(address) for client in clients for address in client.addresses}
         for user in machine.inventory.machines:
-            if any(user.name in settings.roles[role] for role in DATABASES):
+            if any(role.database and user.name in settings.roles[role.name] for role in ROLES.values()):
                 wanted |= {ipaddress.ip_network(address) for address in user.state.addresses}
         others = {network for network in allowed if not network.is_loopback} - wanted
         assert not others, f"port 5432 is open to {', '.join(map(str, others))} as well: {DEPLOY}"
@@ -72,7 +64,7 @@ def test_databases_are_what_their_roles_need(host: Host, settings: Settings, not
         )
     }
     note("versions", f"PostgreSQL {query(host, 'SHOW server_version')[0][0].split()[0]}")
-    for database in settings.postgres.databases:
+    for database in settings.view(Postgres).databases:
         properties = found.get(database.name, [])
         note("databases", f"{database.name}: {', '.join(properties[1:3]) or 'not there'}")
         assert found.get(database.name) == [database.owner, "UTF8", "C", "C"], (
@@ -82,7 +74,7 @@ def test_databases_are_what_their_roles_need(host: Host, settings: Settings, not
 
 
 def test_roles_rule_over_nothing_but_their_database(host: Host, settings: Settings) -> None:
-    owners = ", ".join(f"'{database.owner}'" for database in settings.postgres.databases)
+    owners = ", ".join(f"'{database.owner}'" for database in settings.view(Postgres).databases)
     mighty = query(
         host,
         f"SELECT rolname FROM pg_roles WHERE rolname IN ({owners}) "  # noqa: S608 - names of ours

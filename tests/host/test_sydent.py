@@ -1,25 +1,11 @@
 """Sydent, the identity server."""
 
-import pytest
 from testinfra.host import Host
 
 from settings import Settings
+from settings.sydent import Sydent
 from tests.host.report import Note
 from tests.host.services import DEPLOY, Answer, Service, ServiceTests, ask, get, locked_version, program_in_use
-
-
-@pytest.fixture(scope="module")
-def service(host: Host, settings: Settings) -> Service:
-    return Service(
-        host,
-        "sydent.service",
-        user="sydent",
-        exposure=1.5,
-        reads=["/etc/sydent"],
-        # The texts of its mails are no secret, but lie behind a directory that others cannot enter.
-        secrets=["/etc/sydent/sydent.conf", settings.sydent.database],
-        troubles=r" - (ERROR|CRITICAL) - |^Traceback",
-    )
 
 
 class TestService(ServiceTests):
@@ -27,12 +13,9 @@ class TestService(ServiceTests):
 
 
 def ask_sydent(host: Host, settings: Settings, path: str) -> Answer:
-    return get(host, f"http://{settings.sydent.bind_address}:{settings.sydent.port}/_matrix/identity/{path}")
-
-
-def test_only_this_machine_reaches_it(service: Service, settings: Settings) -> None:
-    own = f"{settings.sydent.bind_address}:{settings.sydent.port}"
-    assert service.tcp() == {own}, f"Sydent listens on {service.tcp()} instead of {own}: {DEPLOY}"
+    return get(
+        host, f"http://{settings.view(Sydent).bind_address}:{settings.view(Sydent).port}/_matrix/identity/{path}"
+    )
 
 
 def test_answers(host: Host, settings: Settings) -> None:
@@ -44,7 +27,7 @@ def test_reaches_its_database(host: Host, settings: Settings) -> None:
     # It looks for the key among those that it once made for an invitation.
     answer = ask_sydent(host, settings, "v2/pubkey/ephemeral/isvalid?public_key=none")
     assert answer.status == 200 and answer.json() == {"valid": False}, (
-        f"Sydent cannot use {settings.sydent.database}, {answer}; see journalctl -u sydent"
+        f"Sydent cannot use {settings.view(Sydent).database}, {answer}; see journalctl -u sydent"
     )
 
 
@@ -60,6 +43,6 @@ def test_is_the_version_of_the_lock(service: Service, note: Note) -> None:
 
 def test_runs_from_the_installed_virtualenv(service: Service, settings: Settings) -> None:
     current = program_in_use(service, "sydent")
-    assert current == settings.sydent.virtualenv.key, (
-        f"/opt/sydent/{current} is in use, requirements/sydent.txt makes {settings.sydent.virtualenv.key}: {DEPLOY}"
+    assert current == settings.view(Sydent).virtualenv.key, (
+        f"/opt/sydent/{current} is in use, requirements/sydent.txt makes {settings.view(Sydent).virtualenv.key}: {DEPLOY}"
     )

@@ -2,29 +2,12 @@
 
 import time
 
-import pytest
 from testinfra.host import Host
 
 from settings import Settings
+from settings.synapse import Choices, Synapse
 from tests.host.report import Note
 from tests.host.services import DEPLOY, Answer, Service, ServiceTests, get, locked_version, program_in_use
-
-# What goes wrong at other homeservers is logged as an error as well, and is nobody's business here.
-OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
-
-
-@pytest.fixture(scope="module")
-def service(host: Host, settings: Settings) -> Service:
-    return Service(
-        host,
-        "matrix-synapse.service",
-        user="matrix-synapse",
-        exposure=1.5,
-        reads=["/etc/matrix-synapse"],
-        secrets=["/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key"],
-        troubles=rf"^(CRITICAL|ERROR (?!{OTHERS}))",
-        leans_on=[settings.postgres.unit] if settings.here("postgres") else [],
-    )
 
 
 class TestService(ServiceTests):
@@ -32,14 +15,7 @@ class TestService(ServiceTests):
 
 
 def ask_synapse(host: Host, settings: Settings, path: str) -> Answer:
-    return get(host, f"http://{settings.synapse.address}:{settings.synapse.port}{path}")
-
-
-def test_only_this_machine_reaches_it(service: Service, settings: Settings) -> None:
-    own = f"{settings.synapse.address}:{settings.synapse.port}"
-    assert service.tcp() == {own}, (
-        f"Synapse listens on {service.tcp()} instead of {own}: {DEPLOY}, look for listeners in /etc/matrix-synapse/conf.d"
-    )
+    return get(host, f"http://{settings.view(Synapse).address}:{settings.view(Synapse).port}{path}")
 
 
 def test_answers(host: Host, settings: Settings) -> None:
@@ -55,7 +31,7 @@ def test_reaches_its_database(host: Host, settings: Settings) -> None:
         if answer.status != 500:
             break
     assert answer.status == 404 and answer.json().get("errcode") == "M_NOT_FOUND", (
-        f"Synapse cannot use its database, {answer}; see journalctl -u matrix-synapse and -u {settings.postgres.unit}"
+        f"Synapse cannot use its database, {answer}; see journalctl -u matrix-synapse and -u 'postgresql@*'"
     )
 
 
@@ -68,15 +44,16 @@ def test_is_the_version_of_the_lock(host: Host, settings: Settings, note: Note) 
 
 def test_runs_from_the_installed_virtualenv(service: Service, settings: Settings) -> None:
     current = program_in_use(service, "matrix-synapse")
-    assert current == settings.synapse.virtualenv.key, (
-        f"/opt/matrix-synapse/{current} is in use, requirements/synapse.txt makes {settings.synapse.virtualenv.key}: {DEPLOY}"
+    wanted = settings.view(Synapse).virtualenv.key
+    assert current == wanted, (
+        f"/opt/matrix-synapse/{current} is in use, requirements/synapse.txt makes {wanted}: {DEPLOY}"
     )
 
 
 def test_speaks_for_its_server_name(host: Host, settings: Settings) -> None:
     """Other homeservers ask for its signing key; without federation nobody may."""
     answer = ask_synapse(host, settings, "/_matrix/key/v2/server")
-    if settings.choices.federation:
+    if settings.section(Choices).federation:
         assert answer.status == 200, f"other homeservers cannot check its signatures, {answer}"
         key = answer.json()
         assert key["server_name"] == settings.server_name, f"{answer.url} speaks for {key['server_name']}: {DEPLOY}"
@@ -87,7 +64,7 @@ def test_speaks_for_its_server_name(host: Host, settings: Settings) -> None:
 
 def test_registration_is_as_chosen(host: Host, settings: Settings) -> None:
     answer = ask_synapse(host, settings, "/_matrix/client/v3/register/available?username=nobody-asks-for-this-name")
-    chosen = settings.choices.registration
+    chosen = settings.section(Choices).registration
     if chosen == "closed":
         assert answer.status == 403, f"registration is closed in the settings, but {answer}: {DEPLOY}"
     else:

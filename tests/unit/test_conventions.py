@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from roles import ROLES
+
 ROOT = Path(__file__).parent.parent.parent
 TASKS = [ROOT / "deploy.py", *sorted((ROOT / "tasks").glob("*.py"))]
 OPERATIONS = sorted((ROOT / "operations").glob("*.py"))
@@ -113,9 +115,10 @@ def test_tasks_take_only_typed_settings(path: Path) -> None:
         assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "host.data"), where(path, node)
 
 
-def test_every_role_has_its_room() -> None:
-    from settings import NEEDS
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_has_its_places(role: str) -> None:
+    """The same for each of them, so that everything about a role is found by its name."""
+    for folder in ("tasks", "settings"):
+        assert (ROOT / folder / f"{role}.py").is_file(), folder
 
-    for role in NEEDS:
-        assert (ROOT / "tasks" / f"{role}.py").is_file()
-        assert (ROOT / "templates" / role).is_dir()
+    assert (ROOT / "templates" / role).is_dir()

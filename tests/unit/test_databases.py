@@ -18,7 +18,10 @@ import pytest
 from operations import databases, preflight
 from operations.databases import Database, Existing, Tables, exist, matches, verifier
 from operations.machine import Machine, MachineState
-from settings import DATABASE_AUTHORITY, DatabaseAccess, Neighbour, SettingError, Settings
+from settings import Neighbour, SettingError, Settings
+from settings.postgres import DATABASE_AUTHORITY, DatabaseAccess, Postgres, database_server
+from settings.sliding_sync import SlidingSync
+from settings.synapse import Synapse
 from tests.unit.test_operations import FakeHost, commands
 from tests.unit.test_settings import MACHINE, chosen
 from vault import Secret
@@ -206,7 +209,7 @@ def settings(
 
 
 def test_only_the_machines_of_its_clients_are_let_in(tmp_path: Path) -> None:
-    postgres = settings(tmp_path).postgres
+    postgres = settings(tmp_path).view(Postgres)
     assert [(client.user, client.addresses) for client in postgres.clients] == [
         ("matrix-synapse", ("10.1.2.4", "2001:db8::4")),
         ("sliding-sync", ("10.1.2.4", "2001:db8::4")),
@@ -231,30 +234,30 @@ def test_machine_may_come_from_where_it_is_reached(reached: str, sources: tuple[
 def test_both_sides_know_the_same_password(tmp_path: Path) -> None:
     home, db = settings(tmp_path, "home"), settings(tmp_path, "db")
     db.vault = home.vault
-    passwords = [home.synapse.database.password, home.sliding_sync.database.password]
-    assert [database.password for database in db.postgres.databases] == passwords
-    assert home.synapse.database.host == "10.1.2.3"
-    assert home.database_server == "db" and db.database_server is None
+    passwords = [home.view(Synapse).database.password, home.view(SlidingSync).database.password]
+    assert [database.password for database in db.view(Postgres).databases] == passwords
+    assert home.view(Synapse).database.host == "10.1.2.3"
+    assert database_server(home) == "db" and database_server(db) is None
 
 
 def test_roles_beside_the_database_have_no_password(tmp_path: Path) -> None:
     together = {role: ["db"] for role in SPLIT}
     made = settings(tmp_path, roles=together)
-    assert made.postgres.clients == () and made.synapse.database.password is None
-    assert made.database_server is None
+    assert made.view(Postgres).clients == () and made.view(Synapse).database.password is None
+    assert database_server(made) is None
     assert not made.vault.has("postgres_synapse_password")
 
 
 def test_relay_has_nothing_to_do_with_the_database(tmp_path: Path) -> None:
     roles = {**SPLIT, "coturn": ["relay"], "caddy": ["home", "relay"]}
-    assert settings(tmp_path, "relay", roles=roles).database_server is None
+    assert database_server(settings(tmp_path, "relay", roles=roles)) is None
 
 
 def test_password_that_some_clients_cannot_send_is_refused(tmp_path: Path) -> None:
     made = settings(tmp_path, "home")
     made.vault.set("postgres_synapse_password", "pässword")
     with pytest.raises(SettingError, match="postgres_synapse_password must be ASCII") as caught:
-        _ = made.synapse
+        _ = made.view(Synapse)
     assert "pässword" not in str(caught.value)
 
 

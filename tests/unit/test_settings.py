@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from operations.machine import MachineState
-from settings import (
-    NEVER_RELAYED_TO,
-    Choices,
-    SettingError,
-    Settings,
-    choices_from,
-    misspelt_roles,
-    size_in_bytes,
-)
+from roles import COTURN, ROLES, SLIDING_SYNC, SYDENT, SYNAPSE
+from settings import Choices, SettingError, Settings, choices_from, mistakes
+from settings.caddy import Caddy
+from settings.coturn import Coturn
+from settings.deployment import Common
+from settings.fields import size_in_bytes
+from settings.networks import NEVER_REACHED
+from settings.postgres import Postgres
+from settings.rules import misspelt_roles
+from settings.sydent import Sydent
+from settings.synapse import Choices as Homeserver
+from settings.synapse import Synapse
 
 ROOT = Path(__file__).parent.parent.parent
 DEFAULTS = {
@@ -25,10 +28,10 @@ DEFAULTS = {
     if name in Choices.model_fields
 }
 MACHINE = MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("192.0.2.1",))
-ALL = ("postgres", "caddy", "coturn", "synapse", "sydent", "sliding_sync")
+ALL = tuple(ROLES)
 
 
-def chosen(**choices: Any) -> Choices:
+def chosen(**choices: Any) -> Common:
     return choices_from({**DEFAULTS, "server_name": "x.test", "tls": "internal", **choices}, "prod")
 
 
@@ -54,6 +57,7 @@ def test_group_data_lists_every_setting() -> None:
 
 def test_server_name_is_all_that_must_be_chosen() -> None:
     choices = choices_from({**DEFAULTS, "server_name": "x.test"}, "prod")
+    assert isinstance(choices, Homeserver)
     assert (choices.tls, choices.registration, choices.federation) == ("acme", "closed", True)
 
 
@@ -179,17 +183,17 @@ def test_data_of_pyinfra_is_no_mistake() -> None:
     ],
 )
 def test_roles_that_do_not_fit(tmp_path: Path, roles: dict[str, list[str]], said: str) -> None:
-    [line] = settings(tmp_path, roles).mistakes()
+    [line] = mistakes(settings(tmp_path, roles))
     assert line.startswith("inventories/prod.py: ") and said in line
 
 
 def test_several_machines_may_have_caddy(tmp_path: Path) -> None:
-    assert settings(tmp_path, {"caddy": ["one", "two"], "coturn": ["two"]}).mistakes() == []
+    assert mistakes(settings(tmp_path, {"caddy": ["one", "two"], "coturn": ["two"]})) == []
 
 
 def test_files_need_no_caddy_for_the_relay(tmp_path: Path) -> None:
     files = {"certificate": "/etc/a.pem", "key": "/etc/a.key"}
-    assert settings(tmp_path, {"coturn": ["one"]}, tls="files", tls_files=files).mistakes() == []
+    assert mistakes(settings(tmp_path, {"coturn": ["one"]}, tls="files", tls_files=files)) == []
 
 
 @pytest.mark.parametrize(("groups", "said"), [(["coturm"], "did you mean coturn?"), (["sliding-sync"], "sliding_sync")])
@@ -204,28 +208,28 @@ def test_groups_of_the_administrators_own_are_no_mistake() -> None:
 
 def test_domains_must_differ_only_among_roles_that_exist(tmp_path: Path) -> None:
     both: dict[str, Any] = {"matrix_domain": "chat.x.test", "identity_domain": "chat.x.test"}
-    [line] = settings(tmp_path, **both).mistakes()
+    [line] = mistakes(settings(tmp_path, **both))
     assert "identity_domain and matrix_domain are both chat.x.test" in line
     homeserver = {"postgres": ["one"], "synapse": ["one"], "caddy": ["one"]}
-    assert settings(tmp_path, homeserver, **both).mistakes() == []
+    assert mistakes(settings(tmp_path, homeserver, **both)) == []
 
 
 @pytest.mark.parametrize("name", ["example.org", "example.com", "my.example.net"])
 def test_sample_domains_are_refused(tmp_path: Path, name: str) -> None:
-    assert "belongs to nobody" in settings(tmp_path, server_name=name).mistakes()[0]
+    assert "belongs to nobody" in mistakes(settings(tmp_path, server_name=name))[0]
 
 
 def test_port_for_federation_without_federation_is_refused(tmp_path: Path) -> None:
-    [line] = settings(tmp_path, federation=False, federation_port_8448=True).mistakes()
+    [line] = mistakes(settings(tmp_path, federation=False, federation_port_8448=True))
     assert "federation_port_8448 is True, but federation is False" in line
-    assert settings(tmp_path, federation_port_8448=True).mistakes() == []
+    assert mistakes(settings(tmp_path, federation_port_8448=True)) == []
 
 
 def test_authority_wants_a_contact(tmp_path: Path) -> None:
-    assert "admin_email is missing" in settings(tmp_path, tls="acme").mistakes()[0]
-    assert settings(tmp_path, tls="acme", admin_email="a@x.test").mistakes() == []
+    assert "admin_email is missing" in mistakes(settings(tmp_path, tls="acme"))[0]
+    assert mistakes(settings(tmp_path, tls="acme", admin_email="a@x.test")) == []
     acme = {"directory": "https://ca.x.test", "email": "a@x.test"}
-    assert settings(tmp_path, tls="acme", acme=acme).mistakes() == []
+    assert mistakes(settings(tmp_path, tls="acme", acme=acme)) == []
 
 
 # --- what is derived ------------------------------------------------------------------------------
@@ -233,9 +237,9 @@ def test_authority_wants_a_contact(tmp_path: Path) -> None:
 
 def test_domains_follow_the_server_name(tmp_path: Path) -> None:
     made = settings(tmp_path)
-    domains = (made.matrix_domain, made.identity_domain, made.sliding_sync_domain, made.turn_domain)
+    domains = tuple(made.domain(role) for role in (SYNAPSE, SYDENT, SLIDING_SYNC, COTURN))
     assert domains == ("matrix.x.test", "identity.x.test", "sliding.x.test", "turn.x.test")
-    assert settings(tmp_path, matrix_domain="chat.y.test").synapse.public_url == "https://chat.y.test/"
+    assert settings(tmp_path, matrix_domain="chat.y.test").view(Synapse).public_url == "https://chat.y.test/"
 
 
 @pytest.mark.parametrize(("size", "count"), [("1K", 1024), ("50M", 50 * 1024**2), ("2G", 2 * 1024**3)])
@@ -246,39 +250,39 @@ def test_sizes(size: str, count: int) -> None:
 def test_relay_reaches_itself_but_no_private_network(tmp_path: Path) -> None:
     """Two users behind the same relay meet at its address, which may be private."""
     machine = MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("10.9.9.9", "127.0.0.1", "fe80::1"))
-    coturn = settings(tmp_path, machine=machine, external_ip="198.51.100.7").coturn
+    coturn = settings(tmp_path, machine=machine, external_ip="198.51.100.7").view(Coturn)
     assert [first for first, _ in coturn.allowed_ranges] == ["198.51.100.7", "10.9.9.9"]
     denied = {first for first, _ in coturn.denied_ranges}
     assert {"10.0.0.0", "127.0.0.0", "169.254.0.0", "192.168.0.0", "fc00::", "fe80::"} <= denied
-    assert len(coturn.denied_ranges) == len(NEVER_RELAYED_TO)
+    assert len(coturn.denied_ranges) == len(NEVER_REACHED)
 
 
 @pytest.mark.parametrize(("processors", "used"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (64, 32)])
 def test_caddy_leaves_half_of_the_processors(tmp_path: Path, processors: int, used: int) -> None:
     """And has one where there is but one, or where it is not known how many there are."""
-    machine = MachineState(processors=processors, release="13")
-    assert settings(tmp_path, machine=machine).caddy.processors == used
+    machine = MachineState(processors=processors, release="13", architecture="amd64")
+    assert settings(tmp_path, machine=machine).view(Caddy).processors == used
 
 
 def test_memory_of_the_database_follows_the_machine(tmp_path: Path) -> None:
-    small = settings(tmp_path, machine=MachineState(memory=1000, release="13")).postgres
-    large = settings(tmp_path, machine=MachineState(memory=1 << 20, release="13")).postgres
+    small = settings(tmp_path, machine=MachineState(memory=1000, release="13")).view(Postgres)
+    large = settings(tmp_path, machine=MachineState(memory=1 << 20, release="13")).view(Postgres)
     assert 32 <= small.shared_buffers <= 1000 // 4 < large.shared_buffers <= (1 << 20) // 4
     assert small.work_mem >= 4
 
 
 def test_cluster_that_is_there_is_kept(tmp_path: Path) -> None:
     """After an upgrade from Debian 12 the data is in PostgreSQL 15 still."""
-    assert settings(tmp_path, machine=MachineState(release="13", postgresql=("15",))).postgres.version == "15"
-    assert settings(tmp_path, machine=MachineState(release="13")).postgres.version == "17"
-    assert settings(tmp_path, machine=MachineState(release="12")).postgres.version == "15"
+    assert settings(tmp_path, machine=MachineState(release="13", postgresql=("15",))).view(Postgres).version == "15"
+    assert settings(tmp_path, machine=MachineState(release="13")).view(Postgres).version == "17"
+    assert settings(tmp_path, machine=MachineState(release="12")).view(Postgres).version == "15"
 
 
 def test_password_that_sydent_cannot_send_is_refused(tmp_path: Path) -> None:
     made = settings(tmp_path, smtp_host="mail.x.test", smtp_username="mailer")
     made.vault.set("smtp_password", "pässword")
     with pytest.raises(SettingError, match="must be ASCII") as caught:
-        _ = made.mail
+        _ = made.view(Sydent)
     assert "pässword" not in str(caught.value)
     alone = {"postgres": ["one"], "synapse": ["one"]}
     without = settings(tmp_path, alone, smtp_host="mail.x.test", smtp_username="mailer")
@@ -288,6 +292,6 @@ def test_password_that_sydent_cannot_send_is_refused(tmp_path: Path) -> None:
 def test_secrets_are_asked_for_only_where_they_are_used(tmp_path: Path) -> None:
     """A given one that nobody uses must not stop a deployment."""
     made = settings(tmp_path)
-    _ = made.synapse, made.sydent, made.caddy
+    _ = made.view(Synapse), made.view(Sydent), made.view(Caddy)
     assert not made.vault.has("smtp_password")
     assert not made.vault.has("acme_eab_hmac_key")

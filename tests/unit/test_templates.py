@@ -27,12 +27,14 @@ from operations import virtualenvs as virtualenvs_module
 from operations.files import File
 from operations.machine import MachineState
 from operations.templating import MASK, TEMPLATES, caddyfile, environment_file, ini
-from settings import NEEDS, Settings, choices_from
+from roles import ROLES
+from settings import Choices, Settings, choices_from, mistakes
+from settings.deployment import _vault
 from vault import SECRETS, Secret
 
 ROOT = Path(__file__).parent.parent.parent
 DEFAULTS = runpy.run_path(str(ROOT / "group_data" / "all.py"))
-EVERYTHING = tuple(NEEDS)
+EVERYTHING = tuple(ROLES)
 PRINTABLE = string.digits + string.ascii_letters + string.punctuation + " "
 LETS_ENCRYPT = DEFAULTS["acme"]
 ZEROSSL = {"directory": "https://acme.zerossl.com/v2/DV90", "eab_key_id": "key-1", "email": "turn@x.test"}
@@ -63,11 +65,11 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
 
 def settings_for(scenario: str, directory: Path, release: str = "13") -> Settings:
     roles, chosen = SCENARIOS[scenario]
-    known = {name: value for name, value in DEFAULTS.items() if name in settings_module.Choices.model_fields}
+    known = {name: value for name, value in DEFAULTS.items() if name in Choices.model_fields}
     choices = choices_from({**known, "server_name": "x.test", **chosen}, "trial")
     machine = MachineState("root", True, "debian", release, "amd64", 4096, 40960, ("192.0.2.1", "2001:db8::1"))
     made = Settings(choices, "trial", {role: ["one"] for role in roles}, "one", machine, inventories=directory)
-    assert made.mistakes() == []
+    assert mistakes(made) == []
     for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key"):
         made.vault.set(name, f"{name}{PRINTABLE}")
     return made
@@ -155,7 +157,7 @@ def test_missing_value_is_an_error_not_an_empty_word() -> None:
 @pytest.mark.parametrize("scenario", ["mail", "zerossl"])
 def test_masked_files_hold_no_secret(written: Callable[..., Rendered], scenario: str, tmp_path: Path) -> None:
     rendered = written(scenario)
-    vault = settings_module._vault(tmp_path / "trial.vault")
+    vault = _vault(tmp_path / "trial.vault")
     values = [vault.get(name).reveal() for name in SECRETS if vault.has(name)]
     for value in values:
         # An odd one is written quoted: then its letters at the beginning tell.
@@ -293,7 +295,7 @@ def test_coturn_reads_the_certificate_where_caddy_keeps_it(
 def test_external_account_binding_is_only_for_who_asks_for_it(written: Callable[..., Rendered]) -> None:
     content = written("zerossl")["/etc/caddy/Caddyfile"][0]
     assert content.count("eab ") == 1
-    turn = content[content.index("\nturn.x.test {") :]
+    turn = content.partition("\nturn.x.test {")[2].partition("\n}\n")[0]
     assert 'eab "key-1" "turn_acme_eab_hmac_key' in turn
     assert f'dir "{ZEROSSL["directory"]}"' in turn and f'dir "{LETS_ENCRYPT["directory"]}"' not in turn
 

@@ -1,0 +1,65 @@
+"""The one typed, validated view of what the administrator chose.
+
+    inventory + group_data  ->  settings_of(host)  ->  tasks/<role>.py  ->  templates/<role>/*
+
+`choices` says what may be chosen, `rules` what contradicts what; `deployment` derives what is common, and one module per role
+what its templates need. Everything that can be wrong is found here, before any machine is touched.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyinfra.api.host import Host
+from pyinfra.context import inventory
+
+from operations.machine import Machine, MachineState
+from roles import ROLES
+from settings.choices import Choices, choices_from
+from settings.deployment import Neighbour, SettingError, Settings
+from settings.rules import misspelt_roles, mistakes
+
+__all__ = ["Choices", "Neighbour", "SettingError", "Settings", "choices_from", "chosen_for", "mistakes", "settings_of"]
+
+_settings: dict[str, Settings] = {}
+_machines: dict[str, MachineState] = {}
+
+
+def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neighbour] | None = None) -> Settings:
+    """The settings of one of the run's machines, validated. Raises SettingError for what cannot be deployed anywhere."""
+    groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
+    # pyinfra adds a group named after the inventory file, last.
+    own = [name for name in groups if name not in ROLES and name != "all"]
+    if not own:
+        raise SettingError("the inventory's file must have a name that is no role's, such as inventories/prod.py")
+    deployment = own[-1]
+    if misspelt := misspelt_roles(set(groups) - {deployment, "all"}):
+        raise SettingError("\n".join(f"inventories/{deployment}.py: {line}" for line in misspelt))
+    data: dict[str, Any] = host.data.dict()  # type: ignore[no-untyped-call]
+    settings = Settings(
+        choices_from(data, deployment), deployment, groups, host.name, machine, neighbours, data.get("ssh_hostname")
+    )
+    if wrong := mistakes(settings):
+        raise SettingError("\n".join(wrong))
+    return settings
+
+
+def settings_of(host: Host) -> Settings:
+    """The settings of one of the run's machines: validated, and the machine looked at, once per run."""
+    if host.name not in _settings:
+        neighbours = {other.name: _neighbour_of(host, other) for other in inventory if other is not host}
+        _settings[host.name] = chosen_for(host, _machine_of(host), neighbours)
+    return _settings[host.name]
+
+
+def _neighbour_of(host: Host, other: Host) -> Neighbour:
+    address = other.data.get("address") or other.data.get("ssh_hostname") or other.name
+    # Only the database has to know from which addresses others come: else a machine is deployed without a look at others.
+    client = "postgres" in host.groups and any(role.database and role.name in other.groups for role in ROLES.values())
+    return Neighbour(address, _machine_of(other).addresses if client else ())
+
+
+def _machine_of(host: Host) -> MachineState:
+    if host.name not in _machines:
+        # Without an answer it is nobody's machine, which preflight has a line for.
+        _machines[host.name] = host.get_fact(Machine, _ignore_errors=True)
+    return _machines[host.name]

@@ -1,0 +1,272 @@
+"""What is common to a deployment, and one machine's place in it. No role is known by name here."""
+
+import importlib
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field
+
+from operations.certificates import BUNDLE, Served
+from operations.machine import MachineState
+from operations.virtualenvs import Virtualenv
+from roles import ROLES, Port, Role
+from settings.fields import A_DOMAIN, Chosen, Domain, Host, MailAddress, Network, UserName
+from settings.issuers import Certificates, Issuer
+from vault import Secret, Vault
+
+ROOT = Path(__file__).parent.parent
+
+# Debian release -> what it has.
+POSTGRESQL_OF_DEBIAN = {"12": "15", "13": "17"}
+PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
+
+# One vault for the whole run: secrets made for one machine must be the ones that another gets.
+_vault = cache(Vault.open)
+
+
+class SettingError(Exception):
+    """A choice that cannot be deployed. Its text has one line per mistake: what, where, what is allowed."""
+
+
+class Common(Certificates):
+    """The settings that are no role's own."""
+
+    server_name: Domain = Field(description=A_DOMAIN.format(example="example.org"))
+    private_networks: list[Network] = Field(
+        description='a list of private networks (RFC 1918, 6598, 4193), such as ["10.1.0.0/16"]'
+    )
+    smtp_host: Domain | None = Field(description=A_DOMAIN.format(example="mail.example.org"))
+    smtp_port: int = Field(description="a port from 1 to 65535", ge=1, le=65535)
+    smtp_tls: Literal["none", "starttls", "tls"] = Field(description='"starttls", "tls" or "none"')
+    smtp_username: UserName | None = Field(description="None or a user name")
+    mail_from: MailAddress | None = Field(description="an e-mail address, such as noreply@example.org")
+    address: Host | None = Field(description="an IP address or a domain name")
+    vault: str | None = Field(description="None or the path of a file ending in .vault")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another machine of the deployment. address: where we reach it. addresses: all it has, one of which it comes from."""
+
+    address: str
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The addresses from which it may come. Behind 1:1 NAT that is the one where we reach it, which it does not know of."""
+        try:
+            reached = ipaddress.ip_address(self.address)
+        except ValueError:
+            return self.addresses
+        known = [ipaddress.ip_address(address) for address in self.addresses]
+        return self.addresses if reached in known or reached.is_loopback else (*self.addresses, str(reached))
+
+
+@dataclass(frozen=True)
+class Mail:
+    """How mails are sent. tls: "none", "starttls" or "tls". host None: nobody was named."""
+
+    host: str | None
+    port: int
+    tls: str
+    username: str | None
+    password: Secret | None
+    sender: str
+
+
+class View:
+    """What a role works with on its machine: each role's module has a class of its own, called VIEW there."""
+
+    # Names that Caddy serves for the role on port 443.
+    web_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: "Settings") -> Self:
+        """Derived from the settings. Raises SettingError and VaultError."""
+        raise NotImplementedError
+
+    @classmethod
+    def well_known(cls, settings: "Settings") -> Mapping[str, Any]:
+        """What clients are told of the role at /.well-known/matrix/client, wherever it is played."""
+        return {}
+
+    @property
+    def served(self) -> Sequence[Served]:
+        """Names that it serves over TLS besides its web names."""
+        return ()
+
+    @property
+    def issuers(self) -> Sequence[Issuer]:
+        """Where the certificates come from that it needs on its machine."""
+        return ()
+
+    @property
+    def virtualenvs(self) -> Sequence[Virtualenv]:
+        return ()
+
+
+V = TypeVar("V", bound=View)
+C = TypeVar("C", bound=Chosen)
+
+
+def view_of(role: str) -> type[View]:
+    """The class of a role's view."""
+    view: type[View] = importlib.import_module(f"settings.{role}").VIEW
+    return view
+
+
+class Settings:
+    """What one machine of a deployment works with.
+
+    choices: the validated group data. roles: which machines play which role. name: this machine. machine: what it is.
+    """
+
+    def __init__(
+        self,
+        choices: Common,
+        deployment: str,
+        roles: Mapping[str, Sequence[str]],
+        name: str,
+        machine: MachineState,
+        neighbours: Mapping[str, Neighbour] | None = None,
+        connected_at: str | None = None,
+        inventories: Path = ROOT / "inventories",
+    ) -> None:
+        self.choices = choices
+        self.deployment = deployment
+        self.roles = {role: tuple(roles.get(role, ())) for role in ROLES}
+        self.name = name
+        self.machine = machine
+        self.neighbours = neighbours or {}
+        self.connected_at = connected_at or name
+        self.inventories = inventories
+        self._views: dict[type[View], View] = {}
+
+    def section(self, kind: type[C]) -> C:
+        """The choices of one section, typed."""
+        assert isinstance(self.choices, kind)
+        return self.choices
+
+    # Names and places.
+
+    @property
+    def server_name(self) -> str:
+        return self.choices.server_name
+
+    @property
+    def address(self) -> str:
+        """Where the deployment's other machines reach this one."""
+        return self.choices.address or self.connected_at
+
+    def domain(self, role: Role) -> str:
+        """The role's domain name. Raises ValueError if it has none."""
+        if role.domain is None:
+            raise ValueError(role.name)
+        chosen: str | None = getattr(self.choices, role.domain.setting)
+        return chosen or f"{role.domain.prefix}.{self.server_name}"
+
+    def here(self, role: str) -> bool:
+        """Whether this machine plays the role."""
+        return self.name in self.roles[role]
+
+    def exists(self, role: str) -> bool:
+        """Whether any machine plays the role."""
+        return bool(self.roles[role])
+
+    @property
+    def played(self) -> list[Role]:
+        """The roles of this machine."""
+        return [role for role in ROLES.values() if self.here(role.name)]
+
+    def neighbour(self, role: str) -> Neighbour:
+        """The machine that plays the role, which is another one."""
+        name = self.roles[role][0]
+        return self.neighbours.get(name, Neighbour(name))
+
+    def listens(self, role: Role) -> list[Port]:
+        """Where the role listens with these choices."""
+        remote = any(
+            self.exists(user.name) and not self.here(user.name) for user in ROLES.values() if user.database is not None
+        )
+        return [
+            port
+            for port in role.listens
+            if port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when))
+        ]
+
+    # Secrets.
+
+    @property
+    def vault_path(self) -> Path:
+        if self.choices.vault:
+            return Path(self.choices.vault).expanduser()
+        return self.inventories / f"{self.deployment}.vault"
+
+    @cached_property
+    def vault(self) -> Vault:
+        return _vault(self.vault_path)
+
+    @property
+    def mail(self) -> Mail:
+        choices = self.choices
+        return Mail(
+            host=choices.smtp_host,
+            port=choices.smtp_port,
+            tls=choices.smtp_tls,
+            username=choices.smtp_username,
+            password=self.vault.get("smtp_password") if choices.smtp_username else None,
+            sender=choices.mail_from or f"noreply@{self.server_name}",
+        )
+
+    # What the roles work with.
+
+    def view(self, kind: type[V]) -> V:
+        """What a role works with. Raises SettingError and VaultError."""
+        if kind not in self._views:
+            self._views[kind] = kind.of(self)
+        found = self._views[kind]
+        assert isinstance(found, kind)
+        return found
+
+    @property
+    def views(self) -> Iterator[tuple[Role, View]]:
+        """What each role of this machine works with."""
+        for role in self.played:
+            yield role, self.view(view_of(role.name))
+
+    @property
+    def served(self) -> list[Served]:
+        """The names that this machine serves over TLS."""
+        return [each for _, view in self.views for each in view.served]
+
+    @property
+    def well_known(self) -> dict[str, Any]:
+        """What clients are told at /.well-known/matrix/client."""
+        found: dict[str, Any] = {}
+        for role in ROLES.values():
+            if self.exists(role.name):
+                found |= view_of(role.name).well_known(self)
+        return found
+
+    @property
+    def virtualenvs(self) -> list[Virtualenv]:
+        """Those that this machine's roles need."""
+        return [each for _, view in self.views for each in view.virtualenvs]
+
+    @property
+    def python(self) -> str:
+        """The version of the machine's Python."""
+        return PYTHON_OF_DEBIAN.get(self.machine.release, "3.13")
+
+    def issuer(self, for_relay: bool = False) -> Issuer:
+        """Where certificates come from: of the web names, or of the relay's own name."""
+        return Issuer.of(self.choices, self.vault.get, for_relay)
+
+    @property
+    def private_authorities(self) -> list[str]:
+        """The machine's trust store, where certificates may come from an authority that the world does not know."""
+        return [BUNDLE] if self.choices.private_authority else []

@@ -1,0 +1,80 @@
+"""The kinds of values that settings have."""
+
+import ipaddress
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+# What may be called a private network: RFC 1918, RFC 6598 (carriers' NAT), RFC 4193.
+PRIVATE = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)
+
+
+def _domain(value: str) -> str:
+    label = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+    if len(value) > 230 or not re.fullmatch(rf"({label}\.)+{label}", value) or re.fullmatch(r"[0-9.]+", value):
+        raise ValueError
+    return value
+
+
+def _host(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return _domain(value)
+
+
+def _https(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme != "https" or not url.hostname or re.search(r"\s", value):
+        raise ValueError
+    return value
+
+
+def _network(value: str) -> str:
+    network = ipaddress.ip_network(value)
+    # Never more than what people call their own: the relay is let into it, and would be into this machine's loopback.
+    if not any(network.version == own.version and network.subnet_of(own) for own in PRIVATE):  # type: ignore[arg-type]
+        raise ValueError
+    return str(network)
+
+
+def _ipv4(value: str) -> str:
+    return str(ipaddress.IPv4Address(value))
+
+
+def _printable(value: str) -> str:
+    if not value or not value.isprintable():
+        raise ValueError
+    return value
+
+
+Domain = Annotated[str, AfterValidator(_domain)]
+Host = Annotated[str, AfterValidator(_host)]
+Https = Annotated[str, AfterValidator(_https)]
+Network = Annotated[str, AfterValidator(_network)]
+IPv4 = Annotated[str, AfterValidator(_ipv4)]
+UserName = Annotated[str, AfterValidator(_printable)]
+_NO_ADDRESS = r"[^@\s<>\"',;:\\]"
+MailAddress = Annotated[str, StringConstraints(pattern=rf"^{_NO_ADDRESS}+@{_NO_ADDRESS}+\.{_NO_ADDRESS}+$")]
+Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[KMG]$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Such paths stand in units, in Caddyfiles and in shell.
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\s\"'`{}%$;\\]+$")]
+
+# What is allowed, in the words of the error message.
+A_DOMAIN = "a domain name in lower-case letters, such as {example}"
+
+
+class Chosen(BaseModel):
+    """Settings that belong together. Each description says what is allowed, in the words of the error message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def size_in_bytes(size: str) -> int:
+    """Bytes of a size such as 50M (mebibytes)."""
+    return int(size[:-1]) * {"K": 1024, "M": 1024**2, "G": 1024**3}[size[-1]]

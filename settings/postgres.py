@@ -1,0 +1,150 @@
+"""PostgreSQL, and how each role that has a database reaches it."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from operations.databases import Database
+from roles import POSTGRES, ROLES, Role
+from settings.deployment import POSTGRESQL_OF_DEBIAN, SettingError, Settings, View
+from vault import Secret
+
+# Where a machine keeps the certificate by which it knows the database server, if that is another machine.
+DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
+
+
+@dataclass(frozen=True)
+class DatabaseAccess:
+    """How a role reaches its database.
+
+    On the same machine: host is the Unix socket's directory, and the system user of the role's name needs no password.
+    On another: host is its address; password and authority (path of the certificate it must present) are set.
+    """
+
+    name: str
+    user: str
+    host: str = "/run/postgresql"
+    password: Secret | None = None
+    authority: str | None = None
+
+    @property
+    def dsn(self) -> str:
+        """As libpq and lib/pq take it. It holds the password: for secret files only."""
+        words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
+        if self.password and self.authority:
+            words |= {"sslmode": "verify-full", "sslrootcert": self.authority, "password": self.password.reveal()}
+        escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items()}
+        return " ".join(f"{key}='{value}'" for key, value in escaped.items())
+
+    @property
+    def password_file(self) -> str:
+        """A line for libpq's password file."""
+        password = self.password.reveal() if self.password else ""
+        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+        return f"*:*:*:{self.user}:{escaped}\n"
+
+
+@dataclass(frozen=True)
+class DatabaseClient:
+    """A role on another machine that uses a database here, from one of these addresses."""
+
+    database: str
+    user: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Postgres(View):
+    """version: PostgreSQL's major version. Memory in MiB. address: where other machines reach it."""
+
+    version: str
+    shared_buffers: int
+    effective_cache_size: int
+    maintenance_work_mem: int
+    work_mem: int
+    databases: tuple[Database, ...]
+    clients: tuple[DatabaseClient, ...]
+    address: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        # Where the homeserver lives on the same machine, it needs more of the memory than the database.
+        memory = settings.machine.memory // (2 if settings.here("synapse") else 1)
+        users = [role for role in ROLES.values() if role.database and settings.exists(role.name)]
+        remote = [role for role in users if not settings.here(role.name)]
+        return cls(
+            version=version_of(settings),
+            shared_buffers=_between(32, memory // 4, 8192),
+            effective_cache_size=_between(128, memory, 65536),
+            maintenance_work_mem=_between(16, memory // 16, 1024),
+            work_mem=_between(4, memory // 128, 32),
+            databases=tuple(
+                Database(
+                    role.database.name,
+                    role.database.owner,
+                    password=_password(settings, role) if role in remote else None,
+                    first_filled=role.database.first_filled,
+                )
+                for role in users
+                if role.database
+            ),
+            clients=tuple(
+                DatabaseClient(role.database.name, role.database.owner, settings.neighbour(role.name).sources)
+                for role in remote
+                if role.database
+            ),
+            address=settings.address,
+        )
+
+    @property
+    def unit(self) -> str:
+        return POSTGRES.units[0].name.format(version=self.version)
+
+    @property
+    def directory(self) -> str:
+        return f"/etc/postgresql/{self.version}/main"
+
+    @property
+    def certificate(self) -> str:
+        """What it shows to other machines; the key lies beside it."""
+        return f"{self.directory}/matrix-metal.crt"
+
+
+def version_of(settings: Settings) -> str:
+    """PostgreSQL's major version on this machine."""
+    # The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one.
+    versions = settings.machine.postgresql or (POSTGRESQL_OF_DEBIAN.get(settings.machine.release, "17"),)
+    return versions[-1]
+
+
+def database_of(settings: Settings, role: Role) -> DatabaseAccess:
+    """How a role of this machine reaches its database. Raises ValueError if it has none."""
+    if role.database is None:
+        raise ValueError(role.name)
+    name, user = role.database.name, role.database.owner
+    if settings.roles["postgres"] == settings.roles[role.name]:
+        return DatabaseAccess(name, user)
+    address = settings.neighbour("postgres").address
+    return DatabaseAccess(name, user, address, _password(settings, role), DATABASE_AUTHORITY)
+
+
+def database_server(settings: Settings) -> str | None:
+    """Name of the machine that has the databases of this one's roles, if it is another one."""
+    server = settings.roles["postgres"][0] if settings.exists("postgres") else settings.name
+    return server if server != settings.name and any(role.database for role in settings.played) else None
+
+
+def _password(settings: Settings, role: Role) -> Secret:
+    password = settings.vault.get(role.password)
+    if not password.reveal().isascii():
+        # Only some of PostgreSQL's clients bring other characters into the form that SCRAM asks for (RFC 4013).
+        raise SettingError(
+            f"{role.password} must be ASCII: not every client of PostgreSQL can log in with anything else"
+        )
+    return password
+
+
+def _between(least: int, value: int, most: int) -> int:
+    return max(least, min(value, most))
+
+
+VIEW = Postgres

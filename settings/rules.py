@@ -1,0 +1,81 @@
+"""What is wrong with an inventory and the choices taken together, a line each."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+from roles import ROLES
+from settings.deployment import Settings
+from settings.synapse import Choices as Homeserver
+
+
+def mistakes(settings: Settings) -> list[str]:
+    """All that contradicts itself or each other."""
+    return [*_inventory(settings), *_domains(settings), *_choices(settings)]
+
+
+def misspelt_roles(groups: Iterable[str]) -> list[str]:
+    """A line for each group that looks like a role misspelt."""
+    lines = []
+    for group in groups:
+        near = difflib.get_close_matches(group, list(ROLES), n=1, cutoff=0.75)
+        if group not in ROLES and near:
+            lines.append(f"the group {group} is no role; did you mean {near[0]}?")
+    return lines
+
+
+def _inventory(settings: Settings) -> Iterator[str]:
+    where = f"inventories/{settings.deployment}.py"
+    if not any(settings.roles.values()):
+        yield f"{where}: no machine has a role; the roles are {', '.join(ROLES)}"
+    for role in ROLES.values():
+        machines = settings.roles[role.name]
+        if not machines:
+            continue
+        if len(machines) > 1 and not role.several:
+            yield f"{where}: {role.name} has {len(machines)} machines ({', '.join(machines)}), but one is allowed"
+        for needed in role.needs:
+            if not settings.roles[needed]:
+                yield f"{where}: {role.name} needs the role {needed}, which no machine has"
+            elif needed in role.beside and settings.roles[needed][0] != machines[0]:
+                yield f"{where}: {role.name} and {needed} must be on the same machine"
+        if role.own_certificate and settings.choices.tls != "files" and machines[0] not in settings.roles["caddy"]:
+            yield (
+                f"{where}: {machines[0]} has {role.name}, so it needs the role caddy for the certificate "
+                '(or tls = "files")'
+            )
+
+
+def _named(settings: Settings) -> Iterator[tuple[str, str, bool]]:
+    """Each domain name's setting, what it is, and whether it is used."""
+    yield "server_name", settings.server_name, True
+    for role in ROLES.values():
+        if role.domain:
+            yield role.domain.setting, settings.domain(role), settings.exists(role.name)
+
+
+def _domains(settings: Settings) -> Iterator[str]:
+    used: dict[str, str] = {}
+    for name, domain, in_use in _named(settings):
+        if in_use and domain in used:
+            yield (
+                f"group_data/{settings.deployment}.py: {name} and {used[domain]} are both {domain}; "
+                "each needs a name of its own"
+            )
+        if in_use:
+            used.setdefault(domain, name)
+
+
+def _choices(settings: Settings) -> Iterator[str]:
+    where, choices = f"group_data/{settings.deployment}.py", settings.choices
+    for name, domain, _ in _named(settings):
+        if re.search(r"(^|\.)example\.(com|org|net)$", domain):
+            yield f"{where}: {name} is still {domain}, which belongs to nobody; set it to your own domain name"
+            return
+    if choices.tls == "acme" and settings.exists("caddy") and not (choices.admin_email or choices.acme.email):
+        yield f'{where}: admin_email is missing: the certificate authority wants an address (tls = "acme")'
+    homeserver = settings.section(Homeserver)
+    if homeserver.federation_port_8448 and not homeserver.federation:
+        yield f"{where}: federation_port_8448 is True, but federation is False: there is nothing to serve on that port"
+    if choices.tls == "files" and not choices.tls_files:
+        yield f'{where}: tls_files is missing: tls = "files" needs {{"certificate": "/path", "key": "/path"}}'

@@ -1,0 +1,90 @@
+"""The Sliding Sync proxy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from operations.binaries import Release
+from roles import SLIDING_SYNC, SYNAPSE
+from settings.deployment import Settings, View
+from settings.fields import Chosen, Https, Sha256
+from settings.postgres import DatabaseAccess, database_of
+from vault import Secret
+
+VERSION = "v0.99.19"
+
+
+class Choices(Chosen):
+    """The settings of the proxy."""
+
+    sliding_sync_binary: str | None = Field(description="None or the path of a program on this computer")
+    sliding_sync_sha256: dict[Literal["amd64", "arm64"], Sha256] = Field(
+        description='{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
+    )
+    sliding_sync_releases: Https = Field(description="an https URL")
+
+
+def release_of(choices: Choices, architecture: str, record: Path) -> Release:
+    """What is to be installed on a machine of this architecture. record: where first downloads are noted down."""
+    return Release(
+        program="sliding-sync",
+        version=VERSION,
+        arch=architecture,
+        url=f"{choices.sliding_sync_releases.rstrip('/')}/{VERSION}/syncv3_linux_{architecture}",
+        file=Path(choices.sliding_sync_binary) if choices.sliding_sync_binary else None,
+        sha256=next((value for key, value in choices.sliding_sync_sha256.items() if key == architecture), None),
+        record=record,
+        file_setting="sliding_sync_binary",
+        sha256_setting="sliding_sync_sha256",
+    )
+
+
+@dataclass(frozen=True)
+class SlidingSync(View):
+    """homeserver_url: where it reaches Synapse, on the same machine."""
+
+    domain: str
+    address: str
+    port: int
+    homeserver_url: str
+    database: DatabaseAccess
+    secret: Secret
+    release: Release
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            domain=settings.domain(SLIDING_SYNC),
+            address="127.0.0.1",
+            port=SLIDING_SYNC.port,
+            homeserver_url=f"http://127.0.0.1:{SYNAPSE.port}",
+            database=database_of(settings, SLIDING_SYNC),
+            secret=settings.vault.get("sliding_sync_secret"),
+            release=release_of(
+                settings.section(Choices), settings.machine.architecture, settings.vault_path.with_suffix(".lock")
+            ),
+        )
+
+    @classmethod
+    def well_known(cls, settings: Settings) -> Mapping[str, Any]:
+        return {"org.matrix.msc3575.proxy": {"url": f"https://{settings.domain(SLIDING_SYNC)}"}}
+
+    @property
+    def dsn(self) -> str | Secret:
+        """How it is told of its database: secret if it holds a password."""
+        return Secret(self.database.dsn) if self.database.password else self.database.dsn
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Where Caddy reaches it."""
+        return (f"{self.address}:{self.port}",)
+
+    @property
+    def web_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.domain,)
+
+
+VIEW = SlidingSync

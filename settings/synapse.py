@@ -1,0 +1,120 @@
+"""Synapse, the homeserver."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from operations.certificates import Served
+from operations.virtualenvs import Virtualenv
+from roles import COTURN, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
+from settings.coturn import turn_uris
+from settings.deployment import Mail, Settings, View
+from settings.fields import Chosen, Size, size_in_bytes
+from settings.postgres import DatabaseAccess, database_of
+from vault import Secret
+
+
+class Choices(Chosen):
+    """The settings of the homeserver."""
+
+    registration: Literal["closed", "token", "open"] = Field(description='"closed", "token" or "open"')
+    federation: bool = Field(description="True or False")
+    federation_port_8448: bool = Field(description="True or False")
+    max_upload_size: Size = Field(description='a size such as "50M" or "1G"')
+
+
+@dataclass(frozen=True)
+class Synapse(View):
+    """well_known_client, well_known_server: what is told at the server name. federation_port: 8448 if it is served as well."""
+
+    server_name: str
+    domain: str
+    address: str
+    port: int
+    sockets: tuple[str, ...]
+    virtualenv: Virtualenv
+    database: DatabaseAccess
+    identity_server_url: str | None
+    turn_uris: tuple[str, ...]
+    turn_shared_secret: Secret | None
+    registration_shared_secret: Secret
+    macaroon_secret_key: Secret
+    form_secret: Secret
+    registration: str
+    federation: bool
+    federation_port: int | None
+    max_upload_size: str
+    private_networks: tuple[str, ...]
+    mail: Mail
+    admin_email: str | None
+    well_known_client: Mapping[str, Any]
+    caddy_here: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        choices, vault = settings.section(Choices), settings.vault
+        with_relay = settings.exists("coturn")
+        return cls(
+            server_name=settings.server_name,
+            domain=settings.domain(SYNAPSE),
+            address="127.0.0.1",
+            port=SYNAPSE.port,
+            sockets=SYNAPSE_SOCKETS,
+            virtualenv=Virtualenv("matrix-synapse", "synapse", settings.python, imports="synapse.app.homeserver"),
+            database=database_of(settings, SYNAPSE),
+            identity_server_url=f"https://{settings.domain(SYDENT)}" if settings.exists("sydent") else None,
+            turn_uris=turn_uris(settings.domain(COTURN)) if with_relay else (),
+            turn_shared_secret=vault.get("turn_shared_secret") if with_relay else None,
+            registration_shared_secret=vault.get("synapse_registration_shared_secret"),
+            macaroon_secret_key=vault.get("synapse_macaroon_secret_key"),
+            form_secret=vault.get("synapse_form_secret"),
+            registration=choices.registration,
+            federation=choices.federation,
+            federation_port=8448 if choices.federation_port_8448 else None,
+            max_upload_size=choices.max_upload_size,
+            private_networks=tuple(settings.choices.private_networks),
+            mail=settings.mail,
+            admin_email=settings.choices.admin_email,
+            well_known_client=settings.well_known,
+            caddy_here=settings.here("caddy"),
+        )
+
+    @classmethod
+    def well_known(cls, settings: Settings) -> Mapping[str, Any]:
+        return {"m.homeserver": {"base_url": f"https://{settings.domain(SYNAPSE)}"}}
+
+    @property
+    def public_url(self) -> str:
+        return f"https://{self.domain}/"
+
+    @property
+    def well_known_server(self) -> Mapping[str, Any] | None:
+        return {"m.server": f"{self.domain}:443"} if self.federation else None
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return size_in_bytes(self.max_upload_size)
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Where Caddy reaches it, as Caddy writes it."""
+        return tuple(f"unix/{path}" for path in self.sockets)
+
+    @property
+    def web_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.server_name, self.domain)
+
+    @property
+    def served(self) -> Sequence[Served]:
+        if not (self.federation_port and self.caddy_here):
+            return ()
+        return [Served(name, self.federation_port) for name in self.web_names]
+
+    @property
+    def virtualenvs(self) -> Sequence[Virtualenv]:
+        return (self.virtualenv,)
+
+
+VIEW = Synapse
