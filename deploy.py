@@ -9,6 +9,8 @@ settings = checked(host)
 config.SUDO = settings.machine.user != "root"
 
 local.include("tasks/machine.py")
+if settings.packages:
+    local.include("tasks/packages.py")
 
 if settings.here("postgres"):
     local.include("tasks/postgres.py")

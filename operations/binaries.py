@@ -52,10 +52,10 @@ from typing import IO, NoReturn
 from pyinfra.api.arguments import ConnectorArguments
 from pyinfra.api.command import FileUploadCommand, FunctionCommand, PyinfraCommand
 from pyinfra.api.host import Host
-from pyinfra.api.operation import operation
 from pyinfra.api.state import State
 from pyinfra.context import host as current_host
 
+from operations.look import operation
 from operations.refusal import Refused
 from operations.shell import Fact, quoted, script
 

@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import StringCommand
 from pyinfra.api.host import Host
-from pyinfra.context import host, state
+from pyinfra.context import state
 
 from operations.files import Contents, Paths
+from operations.look import ask, operation
 from operations.refusal import refusing
 from operations.shell import Fact, quoted, script
 
@@ -44,7 +45,7 @@ def trusted(certificate: str, label: str) -> Generator[StringCommand, None, None
 
     certificate: path on the machine of its PEM certificate. label: what the copy is called in the trust store.
     """
-    if host.get_fact(Trusted, certificate=certificate, label=label):
+    if ask(Trusted, certificate=certificate, label=label):
         return
     yield script(
         f"i=0; until [ -s {quoted(certificate)} ] || [ $i -ge 100 ]; do i=$((i + 1)); sleep 0.1; done",
@@ -59,7 +60,7 @@ def self_signed(certificate: str, key: str, address: str, user: str) -> Generato
 
     certificate, key: paths of PEM files. address: IP address or domain name it is for. user: who may read the key.
     """
-    if host.get_fact(CertifiedFor, certificate=certificate) == address and host.get_fact(Paths, paths=[key]):
+    if ask(CertifiedFor, certificate=certificate) == address and ask(Paths, paths=[key]):
         return
     kind = "IP" if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*", address) else "DNS"
     yield script(
@@ -95,10 +96,10 @@ def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand
 
     source: the other machine. certificate, path: where it lies there and is to lie here.
     """
-    wanted: list[str] = source.get_fact(Contents, path=certificate)
+    wanted: list[str] = ask(Contents, host=source, path=certificate)
     if not wanted and state.is_executing:
         yield from refusing(f"{source.name} has no certificate {certificate}: deploy to it as well")
-    elif not wanted or host.get_fact(Contents, path=path) != wanted:
+    elif not wanted or ask(Contents, path=path) != wanted:
         yield script(
             "umask 022",
             f"cat >{quoted(f'{path}.new')}",
@@ -279,7 +280,7 @@ def proven(served: Sequence[Served], patience: int = 30) -> Generator[StringComm
 
     patience: seconds to wait for certificates that are being issued.
     """
-    unproven: list[str] = host.get_fact(Unproven, served=served)
+    unproven: list[str] = ask(Unproven, served=served)
     missing = [each for each in served if each.domain in unproven]
     if not missing:
         return

@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import StringCommand, operation
-from pyinfra.context import host
+from pyinfra.api import StringCommand
 
+from operations.look import ask, operation
 from operations.refusal import refusing
 from operations.shell import Fact, quoted, script
 from vault import Secret
@@ -116,7 +116,7 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
 
     Refuses where a database exists with another owner, encoding or collation: it is never changed.
     """
-    existing: dict[str, str] = host.get_fact(
+    existing: dict[str, str] = ask(
         Existing, first_filled=tuple((each.name, each.first_filled) for each in databases if each.first_filled)
     )
     for database in databases:

@@ -2,9 +2,10 @@
 
 from collections.abc import Generator
 
-from pyinfra.api import FunctionCommand, operation
+from pyinfra.api import FunctionCommand
 from pyinfra.context import host
 
+from operations.look import operation
 from vault import Vault
 
 

@@ -15,10 +15,11 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import StringCommand
 from pyinfra.api.output import format_text
 from pyinfra.context import host, state
 
+from operations.look import ask, operation
 from operations.refusal import refusing
 from operations.shell import Fact, quoted, script
 from operations.templating import MASK, TEMPLATES, render
@@ -204,7 +205,7 @@ def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
 
     Only what differs is touched. Refuses where something of another kind lies at a path: it is never removed.
     """
-    found: dict[str, State] = host.get_fact(Paths, paths=[entry.path for entry in entries])
+    found: dict[str, State] = ask(Paths, paths=[entry.path for entry in entries])
     for entry in entries:
         if problem := _problem(entry, found.get(entry.path)):
             yield from refusing(problem)
@@ -291,7 +292,7 @@ def _show_difference(entry: File, content: bytes, masked: bytes) -> None:
     if not all(start.strip() for start, _ in secret):
         host.log(f"{entry.path}: holds nothing but a secret, which differs")
         return
-    old_lines: list[str] = host.get_fact(Contents, path=entry.path, secret=secret)
+    old_lines: list[str] = ask(Contents, path=entry.path, secret=secret)
     host.log(f"{'Will change' if old_lines else 'Will create'} {format_text(entry.path, bold=True)}")
     if old_lines == new_lines:
         host.log("only a secret in it differs")

@@ -2,10 +2,10 @@
 
 from collections.abc import Generator, Sequence
 
-from pyinfra.api import StringCommand, operation
-from pyinfra.api.state import StateStage
-from pyinfra.context import host, state
+from pyinfra.api import StringCommand
+from pyinfra.context import host
 
+from operations.look import ask, operation
 from operations.shell import Fact, quoted, script
 
 
@@ -23,46 +23,70 @@ class Installed(Fact[set[str]]):
         return {line.split()[1] for line in lines if line.startswith("installed ")}
 
 
-# Asked once per machine and stage of the run, not once per role: what the run itself installs is added.
-_found: dict[tuple[str, StateStage], set[str]] = {}
+# apt FAILED-WITH ARGUMENT...: runs it again and again while another one is at work, whatever it has locked: apt itself waits for
+# dpkg only, not for the lists that another one fetches. What it complained of is in the file.
+_APT = r"""
+apt() {
+  complaints=$1
+  shift
+  end=$(( $(date +%s) + 300 ))
+  until apt-get "$@" 2>"$complaints"; do
+    other=$(sed -n 's/.*Could not get lock \([^ ]*\)\. It is held by process \(.*\)$/process \2, which holds \1/p' "$complaints")
+    if [ -z "$other" ] || [ "$(date +%s)" -ge "$end" ]; then
+      [ -z "$other" ] || echo "another package manager has been at work for five minutes: $other" >&2
+      return 1
+    fi
+    echo "waiting for $other"
+    sleep 1
+  done
+}
+# Why packages cannot be fetched: the first complaint that names an address.
+mirror() { sed -nE 's/^(E|W|Error|Warning): Failed to fetch ([^ ]+) +(.*)$/\2: \3/p' "$1" | head -n 1; }
+"""
 
 
 @operation()
 def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[StringCommand, None, None]:
-    """Install Debian packages, without their recommendations.
+    """Debian packages are installed, without their recommendations, in one transaction.
 
     packages: plain names (no version, no architecture).
     held: units that a package would start at once with its sample configuration (an open relay, a page on port 80). They
         stay masked while it is installed; `units.running` starts them once they are configured. The mask lies in /run,
         so that not even a power cut leaves it behind.
     """
-    asked = (host.name, state.current_stage)
-    if asked not in _found:
-        _found[asked] = host.get_fact(Installed)
-    found = _found[asked]
+    found = ask(Installed)
     missing = [package for package in packages if package not in found]
     if not missing:
-        host.noop(f"installed: {', '.join(packages)}")
+        host.noop("every package is installed")
         return
-
-    options = "-q -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300"
-    install = f"apt-get install {options} {quoted(*missing)}"
-    steps = ["export DEBIAN_FRONTEND=noninteractive"]
+    install = (
+        "install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "
+        f"-o Acquire::Retries=1 -o Acquire::http::Timeout=20 {quoted(*missing)}"
+    )
+    steps = ["export DEBIAN_FRONTEND=noninteractive", _APT, "said=$(mktemp -d)"]
+    unmask = f"systemctl unmask --runtime --quiet {quoted(*held)}; " if held else ""
+    steps.append(f"trap '{unmask}rm -rf \"$said\"' EXIT")
     if held:
-        steps += [
-            f"systemctl mask --runtime --quiet {quoted(*held)}",
-            f"trap 'systemctl unmask --runtime --quiet {quoted(*held)}' EXIT",
-        ]
+        steps.append(f"systemctl mask --runtime --quiet {quoted(*held)}")
     steps += [
         # A machine that lost its power while packages were unpacked takes no others before this. If another apt is at work
         # instead, it is refused, and apt-get waits for that one.
         "if ls /var/lib/dpkg/updates | grep -q .; then dpkg --force-confold --configure -a || true; fi",
+        # A repository that does not answer may be one that is not needed: whether it is shows when packages are installed.
+        "touch $said/update",
+        "update() {",
+        "  apt $said/update update -q -o APT::Update::Error-Mode=any -o Acquire::Retries=1 -o Acquire::http::Timeout=20 || true",
+        "}",
         # A server's lists may be absent or stale, and a stale list names versions that the mirror no longer has.
-        "update() { apt-get update -q -o DPkg::Lock::Timeout=300; }",
         'if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name "*Packages*" -print -quit)" ] '
         '|| [ -z "$(find /var/lib/apt/lists -maxdepth 0 -mtime -1)" ]; then update; fi',
-        f"{install} || {{ update && {install}; }}",
+        f"if apt $said/install {install}; then exit 0; fi",
+        f"if [ ! -s $said/update ]; then update; if apt $said/install {install}; then exit 0; fi; fi",
+        'why=$(mirror $said/install); [ "$why" ] || why=$(mirror $said/update)',
+        "cat $said/update $said/install >&2",
+        'if [ "$why" ]; then',
+        '  echo "packages cannot be fetched, a mirror of this machine does not answer as it should: $why" >&2',
+        "fi",
+        "exit 1",
     ]
     yield script(*steps)
-    # A run goes on here only when that succeeded; one that merely looks ahead counts on it, as the rest of it does.
-    found.update(missing)

@@ -13,7 +13,6 @@ from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.caddy import given_files
-from settings.postgres import version_of
 from settings.synapse import Synapse
 from vault import VaultError
 
@@ -114,7 +113,7 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
 
 def _occupied(settings: Settings) -> Iterator[str]:
     """Ports that another program holds, a line each."""
-    version = version_of(settings)
+    version = settings.postgresql
     for role in settings.played:
         for port in settings.listens(role):
             unit = port.unit.format(version=version)

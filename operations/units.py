@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import StringCommand
 from pyinfra.context import host
 
+from operations.look import ask, operation
 from operations.shell import Fact, quoted, script
 
 _PROPERTIES = (
@@ -126,7 +127,7 @@ def running(
     enabled: whether to enable it; False for units that their package starts in a way of its own.
     slow_to_start: it does its work long before systemd takes it for started: where it did not run, only `ready` is waited for.
     """
-    now: UnitState = host.get_fact(Unit, unit=unit, reads=[*reads, *rereads], ready=ready, slow_to_start=slow_to_start)
+    now: UnitState = ask(Unit, unit=unit, reads=[*reads, *rereads], ready=ready, slow_to_start=slow_to_start)
     definition = [path for path, _ in now.written if path not in (*reads, *rereads)]
     stale = now.definition_changed or now.newer_than(now.started, [*reads, *definition])
     outdated = now.newer_than(now.changed, rereads)

@@ -12,9 +12,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyinfra.api import StringCommand, operation
-from pyinfra.context import host
+from pyinfra.api import StringCommand
 
+from operations.look import ask, operation
 from operations.shell import Fact, quoted, script
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
@@ -144,7 +144,7 @@ class Builds(Fact[dict[str, BuildState]]):
 
 
 def _states(*virtualenvs: Virtualenv) -> list[BuildState]:
-    found: dict[str, BuildState] = host.get_fact(Builds, virtualenvs=virtualenvs)
+    found: dict[str, BuildState] = ask(Builds, virtualenvs=virtualenvs)
     return [found.get(virtualenv.program, BuildState()) for virtualenv in virtualenvs]
 
 

@@ -198,6 +198,26 @@ class Settings:
             if port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when))
         ]
 
+    # What is on the machine.
+
+    @property
+    def postgresql(self) -> str:
+        """PostgreSQL's major version, which {version} stands for in the records."""
+        # The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one.
+        versions = self.machine.postgresql or (POSTGRESQL_OF_DEBIAN.get(self.machine.release, "17"),)
+        return versions[-1]
+
+    @property
+    def packages(self) -> list[str]:
+        """Debian's packages that this machine's roles need."""
+        needed = [package.format(version=self.postgresql) for role in self.played for package in role.packages]
+        return list(dict.fromkeys(needed))
+
+    @property
+    def held(self) -> list[str]:
+        """Units that a package would start before they are configured."""
+        return [unit.name.format(version=self.postgresql) for role in self.played for unit in role.units if unit.held]
+
     # Secrets.
 
     @property

@@ -5,7 +5,7 @@ from typing import Self
 
 from operations.databases import Database
 from roles import POSTGRES, ROLES, Role
-from settings.deployment import POSTGRESQL_OF_DEBIAN, SettingError, Settings, View
+from settings.deployment import SettingError, Settings, View
 from vault import Secret
 
 # Where a machine keeps the certificate by which it knows the database server, if that is another machine.
@@ -72,7 +72,7 @@ class Postgres(View):
         users = [role for role in ROLES.values() if role.database and settings.exists(role.name)]
         remote = [role for role in users if not settings.here(role.name)]
         return cls(
-            version=version_of(settings),
+            version=settings.postgresql,
             shared_buffers=_between(32, memory // 4, 8192),
             effective_cache_size=_between(128, memory, 65536),
             maintenance_work_mem=_between(16, memory // 16, 1024),
@@ -107,13 +107,6 @@ class Postgres(View):
     def certificate(self) -> str:
         """What it shows to other machines; the key lies beside it."""
         return f"{self.directory}/matrix-metal.crt"
-
-
-def version_of(settings: Settings) -> str:
-    """PostgreSQL's major version on this machine."""
-    # The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one.
-    versions = settings.machine.postgresql or (POSTGRESQL_OF_DEBIAN.get(settings.machine.release, "17"),)
-    return versions[-1]
 
 
 def database_of(settings: Settings, role: Role) -> DatabaseAccess:

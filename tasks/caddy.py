@@ -2,7 +2,7 @@
 
 from pyinfra import host
 
-from operations import certificates, files, packages, units
+from operations import certificates, files, units
 from operations.files import Copy, Directory, Template
 from roles import CADDY
 from settings import settings_of
@@ -14,7 +14,6 @@ caddy = settings.view(Caddy)
 CADDYFILE = "/etc/caddy/Caddyfile"
 OVERRIDE = "/etc/systemd/system/caddy.service.d/override.conf"
 
-packages.installed(name="Install Caddy", packages=["caddy", "curl"], held=["caddy.service"])
 files.present(
     name="Configure Caddy",
     entries=[

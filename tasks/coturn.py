@@ -2,7 +2,7 @@
 
 from pyinfra import host
 
-from operations import certificates, files, packages, units
+from operations import certificates, files, units
 from operations.files import Copy, Directory, Template
 from roles import COTURN
 from settings import settings_of
@@ -13,7 +13,6 @@ CONFIGURATION = "/etc/turnserver.conf"
 FENCE = "/etc/turnserver.nft"
 OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
 
-packages.installed(name="Install coturn", packages=["coturn", "nftables", "openssl"], held=["coturn.service"])
 files.present(
     name="Configure coturn",
     entries=[Template(CONFIGURATION, "coturn/turnserver.conf", mode="600", values={"coturn": coturn})],

@@ -5,7 +5,7 @@ Roles on other machines reach it over TLS, with a password that it knows only th
 
 from pyinfra import host
 
-from operations import certificates, databases, files, packages, units
+from operations import certificates, databases, files, units
 from operations.files import Directory, Template
 from settings import settings_of
 from settings.postgres import Postgres
@@ -17,17 +17,6 @@ KEY = f"{postgres.directory}/matrix-metal.key"
 DROP_INS = f"/etc/systemd/system/{postgres.unit}.d"
 FENCE = f"{DROP_INS}/matrix-metal.conf"
 
-files.present(
-    name="Let new PostgreSQL clusters have data checksums",
-    entries=[
-        Directory("/etc/postgresql-common", mode="755"),
-        Directory("/etc/postgresql-common/createcluster.d", mode="755"),
-        Template("/etc/postgresql-common/createcluster.d/matrix-metal.conf", "postgres/createcluster.conf", mode="644"),
-    ],
-)
-packages.installed(
-    name="Install PostgreSQL", packages=[f"postgresql-{postgres.version}", "openssl"], held=[postgres.unit]
-)
 if postgres.clients:
     certificates.self_signed(
         name="Give PostgreSQL a certificate for other machines",

@@ -4,7 +4,7 @@ from typing import Any
 
 from pyinfra import host
 
-from operations import files, packages, units, virtualenvs
+from operations import files, units, virtualenvs
 from operations.files import Directory, Template, Text
 from roles import SYNAPSE
 from settings import settings_of
@@ -25,7 +25,6 @@ SECRETS = {
     **({"turn_shared_secret": synapse.turn_shared_secret} if synapse.turn_shared_secret else {}),
 }
 
-packages.installed(name="Install jemalloc for Synapse", packages=["libjemalloc2"])
 virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv)
 
 # libpq ignores a password file that anybody else may read, the group included.

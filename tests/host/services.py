@@ -15,7 +15,6 @@ from testinfra.host import Host
 from operations.virtualenvs import REQUIREMENTS
 from roles import ROLES, Port, Role
 from settings import Settings
-from settings.postgres import version_of
 
 DEPLOY = "run the deploy again"
 _PROPERTIES = (
@@ -61,7 +60,7 @@ class Service:
     @classmethod
     def of(cls, host: Host, settings: Settings, role: Role) -> "Service":
         """The service of a role, as its record says."""
-        version = version_of(settings)
+        version = settings.postgresql
         [unit] = role.units
         name = unit.name.format(version=version)
         private = [path.format(version=version) for path in unit.private]

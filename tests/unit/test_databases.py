@@ -22,7 +22,7 @@ from settings import Neighbour, SettingError, Settings
 from settings.postgres import DATABASE_AUTHORITY, DatabaseAccess, Postgres, database_server
 from settings.sliding_sync import SlidingSync
 from settings.synapse import Synapse
-from tests.unit.test_operations import FakeHost, commands
+from tests.unit.test_operations import FakeHost, at, commands
 from tests.unit.test_settings import MACHINE, chosen
 from vault import Secret
 
@@ -161,7 +161,7 @@ def test_no_password_is_recognised_by_something_else(kept: str) -> None:
 
 def told(monkeypatch: pytest.MonkeyPatch, existing: Mapping[str, str], needed: bool = True) -> list[str]:
     """What is done to a server on which these exist."""
-    monkeypatch.setattr(databases, "host", FakeHost(existing))
+    at(monkeypatch, databases, FakeHost(existing))
     wanted = Database("synapse", "matrix-synapse", Secret("pencil") if needed else None)
     return commands(exist, databases=[wanted])
 

@@ -1,0 +1,23 @@
+"""The Debian packages of all the machine's roles, in one transaction. What they start by themselves is held until its task."""
+
+from pyinfra import host
+
+from operations import files, packages
+from operations.files import Directory, Template
+from settings import settings_of
+
+settings = settings_of(host)
+
+if settings.here("postgres"):
+    # Its package makes the cluster.
+    files.present(
+        name="Let new PostgreSQL clusters have data checksums",
+        entries=[
+            Directory("/etc/postgresql-common", mode="755"),
+            Directory("/etc/postgresql-common/createcluster.d", mode="755"),
+            Template(
+                "/etc/postgresql-common/createcluster.d/matrix-metal.conf", "postgres/createcluster.conf", mode="644"
+            ),
+        ],
+    )
+packages.installed(name="Install the Debian packages", packages=settings.packages, held=settings.held)
