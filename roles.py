@@ -299,7 +299,7 @@ SYDENT = Role(
 
 SLIDING_SYNC = Role(
     name="sliding_sync",
-    title="Sliding Sync proxy",
+    title="the Sliding Sync proxy",
     purpose="sliding sync for clients from before 2025; the project is archived and gets no more fixes",
     leave_out="all your clients are current; it is left out of the sample for that reason",
     needs=("postgres", "synapse"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.figures import Figure
 from bench.trial import say
+from roles import ROLES
 from settings.deployment import POSTGRESQL_OF_DEBIAN
 from tests.testbed import RELEASES, Host
 
@@ -33,12 +34,11 @@ def measure(host: Host) -> Iterator[Figure]:
     say(f"{host.name} ({host.release}) idles for {IDLE} s")
     time.sleep(IDLE)
     version = POSTGRESQL_OF_DEBIAN[str(RELEASES[host.release])]
-    database = f"postgresql@{version}-main"
-    units = ["matrix-synapse", "sydent", "sliding-sync", "caddy", "coturn", database]
-    shown = host.run(f"sh -euc {shlex.quote(SCRIPT)} sh {' '.join(f'{unit}.service' for unit in units)}").stdout
-    sizes = {unit.removesuffix(".service"): int(size) / 1024 for unit, size in map(str.split, shown.splitlines())}
+    units = [unit.name.format(version=version) for role in ROLES.values() for unit in role.units]
+    shown = host.run(f"sh -euc {shlex.quote(SCRIPT)} sh {' '.join(units)}").stdout
+    sizes = {unit: int(size) / 1024 for unit, size in map(str.split, shown.splitlines())}
     for unit in units:
-        yield Figure(f"    {unit}", [sizes[unit]], "MiB")
+        yield Figure(f"    {unit.removesuffix('.service')}", [sizes[unit]], "MiB")
     yield Figure(f"memory when idle, {host.release}", [sum(sizes.values())], "MiB")
 
 

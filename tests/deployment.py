@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roles import ROLES
 from tests.testbed import Host
 
 ROOT = Path(__file__).parent.parent
-ROLES = ("postgres", "synapse", "sydent", "sliding_sync", "caddy", "coturn")
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 
 

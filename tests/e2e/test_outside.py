@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from roles import ROLES
 from tests.e2e.client import Outside, answered
 from tests.e2e.turn import relay
 
@@ -52,7 +53,9 @@ OLD_IDENTITY = [
 TCP = {22, 80, 443, 3478, 5349}
 UDP = {443, 3478, 5349}
 RELAYED = range(49152, 65536)
-INSIDE = {2019: "Caddy's administration", 5432: "PostgreSQL", 8008: "Synapse", 8009: "Sliding Sync", 8090: "Sydent"}
+INSIDE = {2019: "Caddy's administration"} | {
+    port.number: role.title for role in ROLES.values() for port in role.listens if port.reach != "everybody"
+}
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=[service or "apex" for service in SERVICES])

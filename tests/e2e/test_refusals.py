@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
+from roles import ROLES
 from tests.conftest import Deployed
-from tests.deployment import PYINFRA, ROLES, ROOT, Deployment, Run
+from tests.deployment import PYINFRA, ROOT, Deployment, Run
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault

@@ -6,29 +6,18 @@ from dataclasses import dataclass
 
 import pytest
 
+from roles import ROLES
 from tests.conftest import Deployed, complete
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
 
-UNITS = "postgresql@*.service caddy.service coturn.service matrix-synapse.service sydent.service sliding-sync.service"
-RUN = {
-    "postgresql": "Run PostgreSQL",
-    "caddy": "Run Caddy",
-    "coturn": "Run coturn",
-    "matrix-synapse": "Run Synapse",
-    "sydent": "Run Sydent",
-    "sliding-sync": "Run the Sliding Sync proxy",
-}
-ANSWERS = {
-    "caddy": "curl -s -o /dev/null http://127.0.0.1:80/",
-    "coturn": "ss -Htln sport = :5349 | grep -q .",
-    "matrix-synapse": "curl -sf http://127.0.0.1:8008/health",
-    "sydent": "curl -sf http://127.0.0.1:8090/_matrix/identity/v2",
-    "sliding-sync": "curl -sf http://127.0.0.1:8009/client/server.json",
-    "postgresql": "cd / && runuser -u postgres -- psql -XAtc 'SELECT 1'",
-}
+# Unit, without what tells its version and kind -> its role.
+ROLE_OF = {unit.name.partition(".")[0].partition("@")[0]: role for role in ROLES.values() for unit in role.units}
+UNITS = " ".join(unit.name.format(version="*") for role in ROLES.values() for unit in role.units)
+RUN = {unit: f"Run {role.title}" for unit, role in ROLE_OF.items()}
+ANSWERS = {unit: role.units[0].health for unit, role in ROLE_OF.items()}
 
 
 def invocations(host: Host) -> dict[str, str]:

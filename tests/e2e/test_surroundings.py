@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from roles import ROLES
 from tests.conftest import complete, own
-from tests.deployment import ROLES, ROOT, Deployment
+from tests.deployment import ROOT, Deployment
 from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
