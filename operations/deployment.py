@@ -1,11 +1,14 @@
 """What ties a machine to its deployment: the vault on this side, a marker on the other."""
 
+import json
 from collections.abc import Generator
 
 from pyinfra.api import FunctionCommand
 from pyinfra.context import host
 
+from operations.files import Text
 from operations.look import operation
+from operations.machine import MARKER
 from vault import Vault
 
 
@@ -16,3 +19,12 @@ def vault_kept(vault: Vault) -> Generator[FunctionCommand, None, None]:
         host.noop("no new secrets")
         return
     yield FunctionCommand(vault.save, (), {})
+
+
+def marker(server_name: str, vault: Vault, database: str) -> Text:
+    """The file that tells a later run which deployment the machine belongs to.
+
+    database: where Synapse has its database, so that it is never given an empty one for it; "" while it has none.
+    """
+    said = {"server_name": server_name, "vault": vault.id, **({"database": database} if database else {})}
+    return Text(MARKER, json.dumps(said) + "\n", mode="644")

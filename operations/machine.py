@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from operations.shell import Fact, answered
 
@@ -29,6 +28,7 @@ class MachineState:
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
     deployment: what an earlier run left in MARKER, or None.
+    marker_damaged: whether there is something in its place that says neither whose machine it is nor which vault it was.
     database: where an earlier run told Synapse to find its database: a directory with a Unix socket, an address, or "".
     """
 
@@ -41,7 +41,8 @@ class MachineState:
     disk: int = 0
     addresses: tuple[str, ...] = ()
     postgresql: tuple[str, ...] = ()
-    deployment: dict[str, Any] | None = None
+    deployment: dict[str, str] | None = None
+    marker_damaged: bool = False
     listeners: tuple[Listener, ...] = field(default=())
     database: str = ""
     processors: int = 0
@@ -65,9 +66,10 @@ echo "addresses $(hostname -I 2>/dev/null)"
 for cluster in /etc/postgresql/*/main; do [ -d "$cluster" ] && echo "postgresql $(basename "$(dirname "$cluster")")"; done
 [ -e """
             + MARKER
-            + r""" ] && echo "deployment $(tr -d '\n' <"""
+            + r""" ] && echo "deployment $(tr -d '\n' 2>/dev/null <"""
             + MARKER
             + r""")"
+# The marker of version 0.1.0 does not say it.
 $sudo sed -n 's/^    host: "\(.*\)"$/database \1/p' /etc/matrix-synapse/homeserver.yaml 2>/dev/null
 $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do
   pid=${users#*pid=}; pid=${pid%%,*}
@@ -101,6 +103,7 @@ true
                     listeners.append(Listener(protocol, int(port), program, int(pid) if pid.isdigit() else 0, unit))
             else:
                 values[key] = value
+        marker = _marker(values["deployment"]) if "deployment" in values else None
         return MachineState(
             user=values.get("user", ""),
             root=values.get("root") == "yes",
@@ -112,7 +115,18 @@ true
             disk=int(values.get("disk", 0)),
             addresses=tuple(values.get("addresses", "").split()),
             postgresql=tuple(sorted(clusters, key=int)),
-            deployment=json.loads(values["deployment"]) if "deployment" in values else None,
+            deployment=marker,
+            marker_damaged="deployment" in values and marker is None,
             listeners=tuple(listeners),
-            database=values.get("database", ""),
+            database=(marker or {}).get("database") or values.get("database", ""),
         )
+
+
+def _marker(text: str) -> dict[str, str] | None:
+    """What the marker says; None if that is not what a marker says."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    whole = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("server_name", "vault"))
+    return found if whole else None

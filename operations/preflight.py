@@ -133,6 +133,11 @@ def _occupied(settings: Settings) -> Iterator[str]:
 
 def _deployed_otherwise(settings: Settings) -> Iterator[str]:
     earlier = settings.machine.deployment
+    if settings.machine.marker_damaged:
+        yield (
+            f"{MARKER} does not say which deployment the machine belongs to; if it is this one, with "
+            f"{settings.vault_path}, move the file away (mv {MARKER} /root) and run again"
+        )
     if earlier is None:
         return
     if earlier["server_name"] != settings.server_name:

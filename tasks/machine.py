@@ -1,12 +1,9 @@
 """What every machine needs, whatever its roles."""
 
-import json
-
 from pyinfra import host
 
 from operations import deployment, files, packages, virtualenvs
-from operations.files import Directory, Text
-from operations.machine import MARKER
+from operations.files import Directory
 from settings import settings_of
 
 settings = settings_of(host)
@@ -17,7 +14,8 @@ files.present(
     name="Mark the machine as part of this deployment",
     entries=[
         Directory("/etc/matrix-metal", mode="755"),
-        Text(MARKER, json.dumps({"server_name": settings.server_name, "vault": settings.vault.id}) + "\n", mode="644"),
+        # Where Synapse has its database stays as it is until Synapse has another one.
+        deployment.marker(settings.server_name, settings.vault, settings.machine.database),
     ],
 )
 

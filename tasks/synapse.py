@@ -4,7 +4,7 @@ from typing import Any
 
 from pyinfra import host
 
-from operations import files, units, virtualenvs
+from operations import deployment, files, units, virtualenvs
 from operations.files import Directory, Template, Text
 from roles import SYNAPSE
 from settings import settings_of
@@ -86,4 +86,8 @@ units.running(
     ),
     ready=SYNAPSE.units[0].health,
     patience=180,
+)
+files.present(
+    name="Remember where Synapse has its database",
+    entries=[deployment.marker(settings.server_name, settings.vault, synapse.database.host)],
 )
