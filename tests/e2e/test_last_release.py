@@ -43,7 +43,7 @@ SYNAPSE_OWN, POSTGRES_OWN = "/etc/matrix-synapse/conf.d/mine.yaml", "$(ls -d /et
 ADMINISTRATOR = f"""
 echo 'enable_set_displayname: false' >{SYNAPSE_OWN}
 echo "log_min_duration_statement = '54321ms'" >{POSTGRES_OWN}
-chmod 644 {SYNAPSE_OWN} {POSTGRES_OWN}
+chgrp matrix-synapse {SYNAPSE_OWN}; chmod 640 {SYNAPSE_OWN}; chmod 644 {POSTGRES_OWN}
 systemctl restart 'postgresql@*' matrix-synapse
 for attempt in $(seq 300); do curl -sf http://127.0.0.1:8008/health && exit; sleep 0.2; done
 exit 1
