@@ -121,9 +121,9 @@ class Life:
     encrypted: str
     since: str
     media: str
-    picture: bytes
+    picture: bytes = field(repr=False)
     address: str
-    identity: tuple[dict[str, str], dict[str, str]]
+    identity: tuple[dict[str, str], dict[str, str]] = field(repr=False)
 
 
 @dataclass(frozen=True)
