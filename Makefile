@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quiet
 COMPILE := $(BIN)/uv pip compile $(LOCKED)
 
-.PHONY: help setup demo demo-stop test lint unit bench lock
+.PHONY: help setup demo demo-stop test lint unit render bench lock
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ lint: setup
 
 unit: setup ## The tests that need no machine
 	@$(BIN)/pytest tests/unit
+
+OUT ?= .cache/render
+render: setup ## Write every file of a few sample deployments into .cache/render, or OUT=DIRECTORY
+	@$(BIN)/python -m tests.render '$(OUT)'
 
 bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation
 	@$(BIN)/python -m bench

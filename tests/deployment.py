@@ -57,6 +57,7 @@ class Deployment:
     hosts: the machines; the first plays every role unless roles says otherwise (role -> names of machines).
     user: whom to connect as: "root", or "admin", who has sudo.
     settings: group data.
+    root: the checkout that is deployed; it may be another one from one run to the next.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Deployment:
         roles: Mapping[str, Sequence[str]] | None = None,
         user: str = "root",
         name: str = "trial",
+        root: Path = ROOT,
     ) -> None:
-        self.directory, self.hosts, self.name, self.user = directory, list(hosts), name, user
+        self.directory, self.hosts, self.name, self.user, self.root = directory, list(hosts), name, user, root
         self.inventory = directory / f"{name}.py"
         self.vault = directory / f"{name}.vault"
         self.environment: dict[str, str] = {}
@@ -106,7 +108,7 @@ class Deployment:
         """Begin a run and do not wait for it."""
         return subprocess.Popen(
             self.command(*options),
-            cwd=ROOT,
+            cwd=self.root,
             env=self._environ(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -118,7 +120,7 @@ class Deployment:
         """Deploy. options: `-y` deploys, `--dry` only looks; more as pyinfra takes them. check: raise if it fails."""
         done = subprocess.run(
             self.command("--json", *options),
-            cwd=ROOT,
+            cwd=self.root,
             env=self._environ(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -133,6 +135,20 @@ class Deployment:
         if check and done.returncode:
             raise AssertionError(f"pyinfra exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return run
+
+    def verify(self) -> tuple[int, str]:
+        """Exit status and output of `pytest tests/host --inventory`."""
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/host", "--inventory"]
+        done = subprocess.run(
+            [*command, self.inventory],
+            cwd=self.root,
+            env={**os.environ, **self.environment, "COLUMNS": "120"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return done.returncode, done.stdout + done.stderr
 
     def _environ(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name != "MATRIX_VAULT_KEY"}

@@ -20,7 +20,7 @@ import aiohttp
 import httpx
 import nio
 from aiohttp.abc import AbstractResolver, ResolveResult
-from nio.store import SqliteMemoryStore
+from nio.store import SqliteMemoryStore, SqliteStore
 
 from tests.testbed import Host, Testbed
 
@@ -115,15 +115,16 @@ class Outside:
 
     @contextlib.asynccontextmanager
     async def matrix(
-        self, account: Account | None = None, homeserver: str = "", *, encrypted: bool = False
+        self, account: Account | None = None, homeserver: str = "", *, encrypted: bool = False, keys: Path | None = None
     ) -> AsyncIterator[nio.AsyncClient]:
         """matrix-nio's client, logged in as the account if there is one.
 
-        encrypted: with keys of its own, which are forgotten at the end.
+        encrypted: with keys of its own, which are forgotten at the end; keys: a directory where they stay instead.
         """
         context = self.context()
-        config = nio.AsyncClientConfig(store=SqliteMemoryStore) if encrypted else None
-        client = nio.AsyncClient(homeserver or self.url("matrix"), ssl=context, config=config)
+        config = nio.AsyncClientConfig(store=SqliteStore if keys else SqliteMemoryStore) if encrypted or keys else None
+        where = homeserver or self.url("matrix")
+        client = nio.AsyncClient(where, ssl=context, config=config, store_path=str(keys or ""))
         if account:
             client.restore_login(account.user_id, account.device_id, account.access_token)
         connector = aiohttp.TCPConnector(resolver=_Resolver(self.host.bed), ssl=context)

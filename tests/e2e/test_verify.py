@@ -1,16 +1,13 @@
 """`pytest tests/host --inventory`: what an administrator reads about a healthy machine, and about one broken in ten ways."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from tests.conftest import complete
-from tests.deployment import ROOT, Deployment
+from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
@@ -72,28 +69,6 @@ class Machine:
     host: Host
     deployment: Deployment
 
-    def verified(self) -> tuple[int, str]:
-        """Exit status and output of a verification."""
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-p",
-                "no:cacheprovider",
-                "tests/host",
-                "--inventory",
-                self.deployment.inventory,
-            ],
-            cwd=ROOT,
-            env={**os.environ, **self.deployment.environment, "COLUMNS": "120"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        return done.returncode, done.stdout + done.stderr
-
 
 @pytest.fixture(scope="module")
 def machine(
@@ -121,7 +96,7 @@ def _unwrapped(output: str) -> str:
 
 
 def test_a_healthy_machine(machine: Machine) -> None:
-    status, output = machine.verified()
+    status, output = machine.deployment.verify()
     assert status == 0, output
     report = _unwrapped(output)
     address = re.escape(machine.host.address)
@@ -144,7 +119,7 @@ def test_a_certificate_that_came_late(machine: Machine) -> None:
     """Caddy has logged that it could not have it: that is wrong until it has."""
     folder = f"{CERTIFICATES}/identity.verify.test"
     machine.host.run(f"rm -r {folder}; install -d -m 755 {folder}; touch {folder}/in-the-way; systemctl restart caddy")
-    status, output = machine.verified()
+    status, output = machine.deployment.verify()
     expected = (
         r"caddy\.service has logged 1 error in the last 15 minutes, such as .*\[identity\.verify\.test\] Obtain: saving"
     )
@@ -153,14 +128,14 @@ def test_a_certificate_that_came_late(machine: Machine) -> None:
     assert machine.deployment.run("-y").changed == ["Prove that every name has its certificate"]
     logged = machine.host.run("journalctl -u caddy -o cat --no-pager -n 200").stdout
     assert "identity.verify.test: obtaining certificate: context canceled" in logged, logged
-    status, output = machine.verified()
+    status, output = machine.deployment.verify()
     assert status == 0, output
 
 
 def test_a_machine_broken_in_many_ways(machine: Machine) -> None:
     for command in BROKEN:
         machine.host.run(command, timeout=60)
-    status, output = machine.verified()
+    status, output = machine.deployment.verify()
     assert status == 1, output
     report = _unwrapped(output)
     expected = [message for messages in BROKEN.values() for message in messages]

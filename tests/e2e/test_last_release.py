@@ -1,0 +1,292 @@
+"""From the last release: it is deployed as it was, people write, and this version is deployed over it.
+
+Nothing is lost, units are restarted only where a file of theirs changed, and a second run has nothing to do.
+"""
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import nio
+import pytest
+from cryptography.fernet import Fernet
+
+from tests.conftest import own
+from tests.deployment import ROOT, Deployment
+from tests.e2e.client import Account, Outside, answered, expect, hears, messages, new_user, say, until
+from tests.e2e.identity import MAIL_SERVER, ask, bind, delivered, identify, link, look_up
+from tests.standin.release_server import ReleaseServer
+from tests.testbed import Host, Testbed
+from vault import Vault
+
+LAST_RELEASE, COMMIT = "0.1.0", "703070e5dd30e758630dc382a5f616dfcebaba87"
+# What its administrator could choose: later roles and settings are unknown to it.
+ROLES = ("postgres", "synapse", "sydent", "sliding_sync", "caddy", "coturn")
+
+# Unit -> what it reads when it starts, beside its own definition. Caddy reads its Caddyfile again without a restart.
+READS = {
+    "postgresql@*.service": "/etc/postgresql/*/main",
+    "caddy.service": "",
+    "coturn.service": "/etc/turnserver.conf /etc/turnserver.nft",
+    "matrix-synapse.service": "/etc/matrix-synapse /opt/matrix-synapse/current /etc/ssl/certs/ca-certificates.crt",
+    "sydent.service": "/etc/sydent /opt/sydent/current /etc/ssl/certs/ca-certificates.crt",
+    "sliding-sync.service": "/etc/sliding-sync /opt/sliding-sync/current",
+}
+SYNAPSE_OWN, POSTGRES_OWN = "/etc/matrix-synapse/conf.d/mine.yaml", "$(ls -d /etc/postgresql/*/main/conf.d)/mine.conf"
+ADMINISTRATOR = f"""
+echo 'enable_set_displayname: false' >{SYNAPSE_OWN}
+echo "log_min_duration_statement = '54321ms'" >{POSTGRES_OWN}
+chgrp matrix-synapse {SYNAPSE_OWN}; chmod 640 {SYNAPSE_OWN}; chmod 644 {POSTGRES_OWN}
+systemctl restart 'postgresql@*' matrix-synapse
+for attempt in $(seq 300); do curl -sf http://127.0.0.1:8008/health && exit; sleep 0.2; done
+exit 1
+"""
+DATABASES = """
+SELECT concat_ws(' ', 'role', rolname, rolsuper, rolcanlogin, rolcreatedb, rolcreaterole, rolpassword IS NULL) FROM pg_authid
+UNION ALL SELECT concat_ws(' ', 'database', datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate)
+FROM pg_database;
+"""
+
+# What Alice, Bob and Alice again write; Bob has not read the last.
+PLAIN = ["The beans are up.", "Grüße aus dem Gewächshaus 🌱", "Who waters them?"]
+ENCRYPTED = ["The gate's code is 4711.", "I am in.", "Change it tomorrow."]
+
+
+@pytest.fixture(scope="session")
+def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last release's files, from this checkout's history."""
+    archive = subprocess.run(["git", "archive", COMMIT], cwd=ROOT, capture_output=True)
+    if archive.returncode:
+        reason = archive.stderr.decode().strip()
+        pytest.fail(
+            f"{LAST_RELEASE} ({COMMIT[:7]}) is not in this clone (git fetch --unshallow): {reason}", pytrace=False
+        )
+    directory = tmp_path_factory.mktemp("last-release")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(directory, filter="data")
+    return directory
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has that must not be lost, or touched needlessly.
+
+    started: unit -> which start of it runs. files: unit -> the files that it reads, each with its content's sum, and where
+    its links lead to. own: what the administrator wrote, with owner and mode.
+    """
+
+    started: dict[str, str]
+    files: dict[str, set[str]]
+    databases: set[str]
+    own: str
+
+    @classmethod
+    def of(cls, host: Host) -> Self:
+        started, files = {}, {}
+        for unit, paths in READS.items():
+            started[unit] = host.run(f"systemctl show '{unit}' -p InvocationID --value").stdout
+            definition = f"$(systemctl show '{unit}' -p FragmentPath -p DropInPaths --value)"
+            found = host.run(
+                f"for path in {definition} {paths}; do "
+                "if [ -h $path ]; then readlink -f $path; else find $path -type f -exec sha256sum {} +; fi; done"
+            )
+            files[unit] = set(found.stdout.splitlines())
+        own = host.run(f"for file in {SYNAPSE_OWN} {POSTGRES_OWN}; do stat -c '%n %a %U %G' $file; cat $file; done")
+        return cls(started, files, set(psql(host, DATABASES).splitlines()), own.stdout)
+
+
+def psql(host: Host, query: str) -> str:
+    return host.run("cd / && runuser -u postgres -- psql -XAtq -f -", stdin=query).stdout
+
+
+@dataclass(frozen=True)
+class Life:
+    """What two people have on their homeserver.
+
+    keys: directory of their clients' keys. since: up to where Bob has synchronised. identity: their logins at the identity
+    server, which leads from the address to Alice.
+    """
+
+    alice: Account
+    bob: Account
+    keys: Path
+    plain: str
+    encrypted: str
+    since: str
+    media: str
+    picture: bytes = field(repr=False)
+    address: str
+    identity: tuple[dict[str, str], dict[str, str]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """A machine on which this version was deployed over the last release. vault: what it held before."""
+
+    deployment: Deployment
+    outside: Outside
+    life: Life
+    before: Machine
+    after: Machine
+    vault: dict[str, Any] = field(repr=False)
+
+
+@pytest.fixture(scope="module", params=["trixie", "bookworm"])
+def upgraded(
+    request: pytest.FixtureRequest,
+    testbed: Testbed,
+    release_page: ReleaseServer,
+    last_release: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Upgraded]:
+    directory = tmp_path_factory.mktemp(request.param)
+    host = testbed.up(own(f"last-{request.param}"), release=request.param)
+    deployment = Deployment(
+        directory,
+        [host],
+        {
+            "server_name": host.domain,
+            "tls": "internal",
+            "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
+            "sliding_sync_releases": f"{release_page.url}/matrix-org/sliding-sync/releases/download",
+        },
+        roles={role: [host.name] for role in ROLES},
+        root=last_release,
+    )
+    deployment.environment |= {"SSL_CERT_FILE": str(release_page.ca_file), "XDG_CACHE_HOME": str(directory / "cache")}
+    deployment.run("-y")
+    assert deployment.run("-y").changed == [], "the last release is not deployed completely"
+
+    host.run(ADMINISTRATOR, timeout=120)
+    outside = Outside(host, directory)
+    life = asyncio.run(live(outside, directory))
+    before, vault = Machine.of(host), stored(deployment)
+
+    deployment.root = ROOT
+    deployment.run("-y")
+    yield Upgraded(deployment, outside, life, before, Machine.of(host), vault)
+    host.down()
+
+
+def stored(deployment: Deployment) -> dict[str, Any]:
+    """The vault as the last release wrote it."""
+    key = Fernet(deployment.vault.with_suffix(".key").read_bytes().strip())
+    document: dict[str, Any] = json.loads(key.decrypt(deployment.vault.read_bytes().strip()))
+    return document
+
+
+async def live(outside: Outside, directory: Path) -> Life:
+    """Let two people use everything once."""
+    host, mailbox = outside.host, "gardener"
+    host.run("sh -s", stdin=MAIL_SERVER.format(domain=host.domain, user=mailbox), timeout=300)
+    alice, bob = [await asyncio.to_thread(new_user, outside, name) for name in ("alice", "bob")]
+    picture, address, keys = os.urandom(300_000), f"{mailbox}@{host.domain}", directory / "keys"
+    keys.mkdir()
+    async with outside.matrix(alice, keys=keys) as hers, outside.matrix(bob, keys=keys) as his:
+        for client in (hers, his):
+            expect(await client.sync(), nio.SyncResponse)
+            expect(await client.keys_upload(), nio.KeysUploadResponse)
+        plain, encrypted = await meet(hers, his), await meet(hers, his, nio.EnableEncryptionBuilder().as_dict())
+        rooms = {plain: PLAIN, encrypted: ENCRYPTED}
+        for room, written in rooms.items():
+            await say(hers, room, written[0])
+            await hears(his, room, alice.user_id, written[0])
+            await say(his, room, written[1])
+            await hears(hers, room, bob.user_id, written[1])
+        since = expect(await his.sync(), nio.SyncResponse).next_batch
+        for room, written in rooms.items():
+            await say(hers, room, written[2])
+        answer, _ = await hers.upload(io.BytesIO(picture), content_type="image/png", filesize=len(picture))
+        media = expect(answer, nio.UploadResponse).content_uri.removeprefix("mxc://")
+    with outside.http() as http:
+        identity = identify(outside, http, alice), identify(outside, http, bob)
+        session = ask(outside, http, identity[0], address)
+        http.get(link(delivered(outside, mailbox, address, directory)))
+        answered(bind(outside, http, alice, identity[0], session))
+    return Life(alice, bob, keys, plain, encrypted, since, media, picture, address, identity)
+
+
+async def meet(hers: nio.AsyncClient, his: nio.AsyncClient, *state: dict[str, Any]) -> str:
+    """A room with both in it."""
+    created = await hers.room_create(invite=[his.user_id], initial_state=state)
+    room = str(expect(created, nio.RoomCreateResponse).room_id)
+    expect(await his.join(room), nio.JoinResponse)
+    for client in (hers, his):
+        await until(client, lambda sync: room in sync.rooms.join, f"{client.user_id} is not in the room")
+    await until(hers, lambda _: len(hers.rooms[room].users) == 2, "Alice does not see Bob")
+    return room
+
+
+def bodies(sync: nio.SyncResponse, room: str) -> list[str]:
+    return [message.body for message in messages(sync, room)]
+
+
+def test_what_people_wrote_is_there_and_they_write_on(upgraded: Upgraded) -> None:
+    life, outside = upgraded.life, upgraded.outside
+    rooms = {life.plain: PLAIN, life.encrypted: ENCRYPTED}
+
+    async def go_on() -> None:
+        async with outside.matrix(life.alice, keys=life.keys) as hers, outside.matrix(life.bob, keys=life.keys) as his:
+            unread = expect(await his.sync(since=life.since), nio.SyncResponse)
+            his.next_batch = ""  # and from the beginning
+            whole = {"room": {"timeline": {"limit": 100}}}
+            read = [expect(await each.sync(sync_filter=whole), nio.SyncResponse) for each in (hers, his)]
+            for room, written in rooms.items():
+                assert bodies(unread, room) == written[2:], "Bob does not go on from where he was"
+                await say(hers, room, "They grow on.")
+                heard = await hears(his, room, life.alice.user_id, "They grow on.")
+                assert heard.decrypted == (room == life.encrypted)
+                for sync in read:
+                    assert bodies(sync, room) == written
+
+    asyncio.run(go_on())
+
+
+def test_everything_else_that_people_have_is_there(upgraded: Upgraded) -> None:
+    life, outside = upgraded.life, upgraded.outside
+    with outside.http() as http:
+        url = outside.url("matrix", f"/_matrix/client/v1/media/download/{life.media}")
+        assert http.get(url, headers=life.bob.authorization).content == life.picture, "Bob gets other bytes"
+        assert look_up(outside, http, life.identity[1], life.address) == {life.address: life.alice.user_id}
+    name = life.alice.user_id.removeprefix("@").partition(":")[0]
+    assert asyncio.run(outside.log_in(name, life.alice.password)).user_id == life.alice.user_id
+
+
+def test_units_are_restarted_only_where_a_file_of_theirs_changed(upgraded: Upgraded) -> None:
+    before, after = upgraded.before, upgraded.after
+    restarted = {unit for unit in READS if after.started[unit] != before.started[unit]}
+    changed = {unit for unit in READS if after.files[unit] != before.files[unit]}
+    assert restarted - changed == set(), "users lose their connections for nothing"
+
+
+def test_a_second_run_changes_nothing(upgraded: Upgraded) -> None:
+    assert upgraded.deployment.run("-y").changed == []
+
+
+def test_what_the_administrator_wrote_is_there_and_in_force(upgraded: Upgraded) -> None:
+    assert upgraded.after.own == upgraded.before.own
+    assert psql(upgraded.outside.host, "SHOW log_min_duration_statement;").strip() == "54321ms"
+    with upgraded.outside.http() as http:
+        url = upgraded.outside.url("matrix", "/_matrix/client/v3/capabilities")
+        capabilities = answered(http.get(url, headers=upgraded.life.alice.authorization))["capabilities"]
+    assert capabilities["m.set_displayname"] == {"enabled": False}
+
+
+def test_databases_and_secrets_are_what_they_were(upgraded: Upgraded) -> None:
+    assert upgraded.before.databases - upgraded.after.databases == set()
+    vault, secrets = Vault.open(upgraded.deployment.vault), upgraded.vault["secrets"]
+    assert vault.id == upgraded.vault["id"] and len(secrets) > 4
+    # Only names are compared by `assert`, which prints what it compares.
+    assert [name for name, value in secrets.items() if not vault.has(name) or vault.get(name).reveal() != value] == []
+
+
+def test_it_is_verified(upgraded: Upgraded) -> None:
+    status, report = upgraded.deployment.verify()
+    assert status == 0, report

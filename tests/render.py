@@ -1,0 +1,201 @@
+"""`make render`: every file that a few sample deployments have on their machines, secrets masked, to read a change as a diff.
+
+The tasks themselves say which: pyinfra's command line runs deploy.py against machines that do not exist, and whatever is given
+to `operations.files.present` is written to <directory>/<deployment>/<machine>/<path>. <directory>/files.txt has each one's
+mode and owner, and the directories and links.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.fernet import Fernet
+from pyinfra.api.host import Host
+from pyinfra.context import host as current_host
+
+from operations import files
+from operations.files import Absent, Directory, Entry, File, Link
+from operations.machine import Machine, MachineState
+from tests.deployment import ROLES, ROOT, Deployment
+
+INDEX = "files.txt"
+STAND_IN = ROOT / "tests" / "standin" / "syncv3"
+# Nothing of it is rendered but that it is there; the vault's name is what machines remember.
+VAULT = {
+    "format": 1,
+    "id": "0123456789abcdef",
+    "secrets": dict.fromkeys(("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key"), "given"),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A deployment to render. roles: role -> its machines. release: of Debian. settings: beside those that all have."""
+
+    roles: Mapping[str, Sequence[str]]
+    release: str = "13"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def machines(self) -> list[str]:
+        return list(dict.fromkeys(name for names in self.roles.values() for name in names))
+
+
+ONE = {role: ["matrix"] for role in ROLES}
+SAMPLES = {
+    # As in inventories/prod.py and inventories/split.py.
+    "prod": Sample({role: names for role, names in ONE.items() if role != "sliding_sync"}),
+    "split": Sample(
+        {
+            "postgres": ["db"],
+            "synapse": ["matrix"],
+            "sydent": ["matrix"],
+            "coturn": ["turn"],
+            "caddy": ["matrix", "turn"],
+        }
+    ),
+    "everything": Sample(
+        ONE,
+        settings={
+            "acme": {"directory": "https://acme.example.net/directory", "eab_key_id": "web-key"},
+            "turn_acme": {"directory": "https://ca.example.net/directory", "eab_key_id": "turn-key"},
+            "external_ip": "198.51.100.7",
+            "federation_port_8448": True,
+            "private_networks": ["10.1.0.0/16"],
+            "registration": "token",
+            "smtp_host": "mail.metal.test",
+            "smtp_username": "mailer",
+        },
+    ),
+    "debian12": Sample(
+        ONE,
+        release="12",
+        settings={"tls": "files", "tls_files": {"certificate": "/etc/ssl/chain.pem", "key": "/etc/ssl/key.pem"}},
+    ),
+}
+SETTINGS = {
+    "server_name": "metal.test",
+    "admin_email": "admin@metal.test",
+    # Not downloaded, and not looked into.
+    "sliding_sync_binary": str(STAND_IN),
+}
+
+
+def render(directory: Path, names: Sequence[str] = tuple(SAMPLES)) -> None:
+    """Write the deployments of these names.
+
+    What an earlier rendering left in the directory is removed; a directory with anything else in it is refused.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        if not (directory / INDEX).exists():
+            raise SystemExit(f"{directory} holds something else than a rendering: choose another directory with OUT=")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / INDEX).touch()  # what broke off is a rendering as well
+    with ThreadPoolExecutor(2) as pool:
+        rendered = pool.map(lambda name: _run(name, directory.resolve() / name), names)
+        lines = sorted({line for lines in rendered for line in lines})
+    (directory / INDEX).write_text("".join(f"{path:90} {access}\n" for path, access in lines))
+
+
+def _run(name: str, directory: Path) -> list[tuple[str, str]]:
+    """Render one deployment; path and access of each entry."""
+    sample = SAMPLES[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        own = Path(temporary)
+        deployment = Deployment(own, [], {**SETTINGS, **sample.settings}, roles={}, name="sample")
+        deployment.environment |= {"PYINFRA_FAKE_DELAY": "0", "PYINFRA_FAKE_DELAY_JITTER": "0"}
+        key = Fernet.generate_key()
+        deployment.vault.with_suffix(".key").touch(mode=0o600)
+        deployment.vault.with_suffix(".key").write_bytes(key)
+        deployment.vault.write_bytes(Fernet(key).encrypt(json.dumps(VAULT).encode()))
+        noted = own / "noted"
+        deployment.inventory.write_text(
+            "from pathlib import Path\nfrom tests.render import pretend\n"
+            f"pretend({name!r}, Path({str(directory)!r}), Path({str(noted)!r}))\n"
+            + "".join(f"{role} = {[_host(sample, each) for each in names]!r}\n" for role, names in sample.roles.items())
+        )
+        deployment.run("--dry")
+        lines = [json.loads(line) for line in noted.read_text().splitlines()]
+        return [(f"{name}/{path}", access) for path, access in lines]
+
+
+def _host(sample: Sample, machine: str) -> tuple[str, dict[str, Any]]:
+    """A machine that does not exist, for the inventory."""
+    return f"@fake/{machine}", {"address": _state(sample, machine).addresses[0]}
+
+
+def _state(sample: Sample, machine: str) -> MachineState:
+    number = sample.machines.index(machine) + 1
+    return MachineState(
+        user="root",
+        root=True,
+        distribution="debian",
+        release=sample.release,
+        architecture="amd64",
+        processors=4,
+        memory=8192,
+        disk=65536,
+        addresses=(f"192.0.2.{number}", f"2001:db8::{number}"),
+    )
+
+
+def pretend(name: str, directory: Path, noted: Path) -> None:
+    """Have pyinfra, in its own process, find nothing on the machines but what they are, and write what is to be there.
+
+    The inventory calls it, before any task is run.
+    """
+    sample, present = SAMPLES[name], files.present
+
+    def get_fact(host: Host, fact: Any, *_: Any, **__: Any) -> Any:
+        return _state(sample, _machine(host)) if fact is Machine else fact.default()
+
+    def writing(entries: Sequence[Entry], **arguments: Any) -> Any:
+        with noted.open("a") as index:
+            for entry in entries:
+                path = f"{_machine(current_host)}{entry.path}"
+                if isinstance(entry, File):
+                    _write(directory / path, entry.content()[1])
+                index.write(json.dumps([f"{path}/" if isinstance(entry, Directory) else path, _access(entry)]) + "\n")
+        return present(entries=entries, **arguments)
+
+    Host.get_fact = get_fact  # type: ignore[method-assign, assignment]
+    files.present = writing  # type: ignore[assignment]
+
+
+def _machine(host: Host) -> str:
+    return str(host.name).removeprefix("@fake/")
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write it; two roles may share a file, but must agree."""
+    if file.exists() and file.read_bytes() != content:
+        raise ValueError(f"{file} is written twice, and differently")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
+def _access(entry: Entry) -> str:
+    match entry:
+        case File() | Directory():
+            return f"{entry.mode} {entry.user}:{entry.group}"
+        case Link():
+            return f"-> {entry.target}"
+        case Absent():
+            return "absent"
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    render(directory)
+    print(f"{directory} has the files of {', '.join(SAMPLES)}; {INDEX} there says their modes and owners.")
+
+
+if __name__ == "__main__":
+    main()
