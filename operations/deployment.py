@@ -4,8 +4,10 @@ import json
 from collections.abc import Generator
 
 from pyinfra.api import FunctionCommand
+from pyinfra.api.command import PyinfraCommand
 from pyinfra.context import host
 
+from operations import files
 from operations.files import Text
 from operations.look import operation
 from operations.machine import MARKER
@@ -28,3 +30,9 @@ def marker(server_name: str, vault: Vault, database: str) -> Text:
     """
     said = {"server_name": server_name, "vault": vault.id, **({"database": database} if database else {})}
     return Text(MARKER, json.dumps(said) + "\n", mode="644")
+
+
+@operation()
+def database_remembered(server_name: str, vault: Vault, database: str) -> Generator[PyinfraCommand, None, None]:
+    """The marker says where Synapse has its database, once it runs there. It is the marker of `marker`, otherwise."""
+    yield from files.present._inner(entries=[marker(server_name, vault, database)])

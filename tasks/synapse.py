@@ -87,7 +87,9 @@ units.running(
     ready=SYNAPSE.units[0].health,
     patience=180,
 )
-files.present(
+deployment.database_remembered(
     name="Remember where Synapse has its database",
-    entries=[deployment.marker(settings.server_name, settings.vault, synapse.database.host)],
+    server_name=settings.server_name,
+    vault=settings.vault,
+    database=synapse.database.host,
 )

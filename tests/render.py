@@ -22,7 +22,8 @@ from pyinfra.context import host as current_host
 from operations import files
 from operations.files import Absent, Directory, Entry, File, Link
 from operations.machine import Machine, MachineState
-from tests.deployment import ROLES, ROOT, Deployment
+from roles import ROLES
+from tests.deployment import ROOT, Deployment
 
 INDEX = "files.txt"
 STAND_IN = ROOT / "tests" / "standin" / "syncv3"
@@ -166,6 +167,7 @@ def pretend(name: str, directory: Path, noted: Path) -> None:
         return present(entries=entries, **arguments)
 
     Host.get_fact = get_fact  # type: ignore[method-assign, assignment]
+    writing._inner = present._inner  # type: ignore[attr-defined]
     files.present = writing  # type: ignore[assignment]
 
 
