@@ -26,8 +26,8 @@ demo-stop: setup ## Remove the throw-away host of `make demo`
 	@$(BIN)/python -m tests.testbed down demo
 
 # Two at once, since most of them wait for machines.
-test: setup lint ## Every test there is
-	@$(BIN)/pytest -n 2
+test: setup lint ## Every test there is; ROLE=coturn: of one role
+	@$(BIN)/pytest -n 2 $(if $(ROLE),--role $(ROLE))
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

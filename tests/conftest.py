@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from roles import ROLES
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -28,7 +29,20 @@ def real_proxy() -> Path | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     # For tests/host, whose own conftest.py is too late for options when every test is run.
+    parser.addoption("--role", metavar="ROLE", choices=list(ROLES), help="only the tests of this role")
     parser.addoption("--inventory", metavar="PATH", help="verify this live deployment, only reading (tests/host)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --role: the tests in files named after the role, and those that are marked `role` with it."""
+    if role := config.getoption("--role"):
+        chosen = [
+            item
+            for item in items
+            if item.path.stem == f"test_{role}" or any(role in mark.args for mark in item.iter_markers("role"))
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 class Together(LoadScopeScheduling):  # type: ignore[misc]

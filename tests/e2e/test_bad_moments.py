@@ -4,7 +4,11 @@ import shlex
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests.e2e.client import CADDY_ROOT, Outside
+
+pytestmark = pytest.mark.role("caddy", "synapse")
 
 # At once; curl allows no more.
 CLIENTS = 300

@@ -14,6 +14,8 @@ from tests.e2e.call.browser import Page, browsing, install
 from tests.e2e.client import PATIENCE, Outside, register
 from tests.testbed import Host, Testbed
 
+pytestmark = pytest.mark.role("coturn")
+
 # Prefix and suffix of the relays' addresses that a call uses, as clients are given them, and how each is then reached.
 UDP, TCP, TLS, ANY = ("turn:", "?transport=udp"), ("turn:", "?transport=tcp"), ("turns:", "?transport=tcp"), ("", "")
 EXCHANGED = 256 * 1024

@@ -25,6 +25,8 @@ from tests.testbed import Host, Testbed
 from tests.testbed.acme import API, HMAC_KEY, KEY_ID, Acme, Authority
 from vault import Vault
 
+pytestmark = pytest.mark.role("caddy")
+
 ROLES = ("caddy", "coturn", "sydent")
 # Where the administrator puts the authority of a private ACME server, and certificates of their own.
 TRUSTED_ROOT, OWN = "/etc/ssl/private-acme.pem", "/etc/ssl/own"

@@ -25,6 +25,8 @@ from tests.e2e.client import Account, Outside, answered, expect, hears, messages
 from tests.e2e.federation_tester import canonical, check, key_problem, problems
 from tests.testbed import Host, Testbed
 
+pytestmark = pytest.mark.role("synapse")
+
 # Seconds until a homeserver that was away has what it missed. The others try again within 21 s (max_long_retry_delay, with
 # Synapse's jitter); the rest is for busy machines.
 CATCH_UP = 50

@@ -16,6 +16,8 @@ from tests.conftest import Deployed
 from tests.e2e.client import PATIENCE, Account, Outside, answered
 from tests.e2e.identity import MAIL_SERVER, V2, ask, bind, delivered, identify, link, look_up
 
+pytestmark = pytest.mark.role("sydent")
+
 NO_MAIL_SERVER = """\
 export DEBIAN_FRONTEND=noninteractive
 # The instance by its own name: stopping postfix.service alone does not wait for it.

@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import real_proxy
 from tests.e2e.client import PATIENCE, Account, Outside, answered, expect, hears, say, until
 
+pytestmark = pytest.mark.role("synapse")
+
 # The default of group_data/all.py, which a complete deployment keeps.
 LARGEST = 50 * 1024**2
 NATIVE = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"

@@ -13,6 +13,8 @@ from roles import ROLES
 from tests.e2e.client import Outside, answered
 from tests.e2e.turn import relay
 
+pytestmark = pytest.mark.role("caddy")
+
 SERVICES = ["", "matrix", "identity", "sliding", "turn"]
 UNREACHABLE = [
     "/",

@@ -14,6 +14,8 @@ from tests.e2e.client import Account, Outside, answered
 from tests.e2e.turn import Credentials, RefusedError, Relay, relay
 from tests.testbed import CommandFailed, Host, Testbed
 
+pytestmark = pytest.mark.role("coturn")
+
 # Where no relay of a homeserver may lead, beyond the testbed's own network, which `complete` allows.
 PRIVATE = [
     "0.0.0.0",  # noqa: S104

@@ -33,6 +33,8 @@ with open("{HEARD}", "ab", buffering=0) as heard:
 # To itself, on the machine: proof that the listener is there.
 TELL = """
 import socket, sys
+
+pytestmark = pytest.mark.role("coturn")
 for place in sys.argv[2:]:
     family = socket.AF_INET6 if ":" in place else socket.AF_INET
     socket.socket(family, socket.SOCK_DGRAM).sendto(f"direct {place}".encode(), (place, int(sys.argv[1])))

@@ -39,6 +39,8 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
 
+pytestmark = pytest.mark.role("postgres")
+
 ROLES = {
     "postgres": ["split-db"],
     "synapse": ["split"],

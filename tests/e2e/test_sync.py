@@ -16,6 +16,8 @@ from tests.conftest import real_proxy
 from tests.e2e.client import PATIENCE, Account, Outside, answered, expect, say, until
 from tests.e2e.test_messages import NATIVE, OLD
 
+pytestmark = pytest.mark.role("sliding_sync", "synapse")
+
 KINDS = ["new", "old"]
 # Few enough for the limit that Synapse has for a user who talks without a pause.
 MESSAGES = 5
