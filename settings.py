@@ -20,11 +20,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pyinfra.api.host import Host
 from pyinfra.context import inventory
 
-from operations.binaries import Release
 from operations.certificates import BUNDLE, Served
 from operations.databases import Database
 from operations.machine import Machine, MachineState
 from operations.virtualenvs import Virtualenv
+from releases import Release
 from vault import Secret, Vault
 
 ROOT = Path(__file__).parent
@@ -717,7 +717,7 @@ class Settings:
             database=self._database("sliding_sync"),
             secret=self.vault.get("sliding_sync_secret"),
             release=Release(
-                program="sliding-sync",
+                name="sliding-sync",
                 version=version,
                 arch=architecture,
                 url=f"{choices.sliding_sync_releases.rstrip('/')}/{version}/syncv3_linux_{architecture}",

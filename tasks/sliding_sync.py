@@ -2,14 +2,14 @@
 
 from pyinfra import host
 
-from operations import binaries, files, units
+from operations import files, releases, units
 from operations.files import Directory, Template
 from settings import settings_of
 
 sliding_sync = settings_of(host).sliding_sync
 ENVIRONMENT = "/etc/sliding-sync/environment"
 
-binaries.installed(name="Install the Sliding Sync proxy", binary=binaries.obtain(sliding_sync.release))
+releases.installed(name="Install the Sliding Sync proxy", file=releases.obtain(sliding_sync.release))
 files.present(
     name="Configure the Sliding Sync proxy",
     entries=[
