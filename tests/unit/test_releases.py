@@ -1,12 +1,9 @@
 """Release files: downloaded over real HTTPS, installed by real pyinfra operations below a temporary root."""
 
 import base64
-import hashlib
 import json
 import os
-import platform
 import socket
-import struct
 import subprocess
 import threading
 import time
@@ -14,64 +11,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.request import urlopen
 
 import pyinfra.connectors.util
 import pytest
-from pyinfra.api.config import Config
-from pyinfra.api.connect import connect_all, disconnect_all
-from pyinfra.api.exceptions import PyinfraError
-from pyinfra.api.inventory import Inventory
-from pyinfra.api.operation import add_op
-from pyinfra.api.operations import run_ops
-from pyinfra.api.state import State, StateStage
-from pyinfra.context import ctx_host, ctx_state
 
 from operations import releases
 from releases import Release, ReleaseError, ReleaseFile, contents, download, record, store
 from releases.download import Timeouts
 from tests.standin.release_server import ReleaseServer
+from tests.unit.installing import HERE, PATH, THERE, Machine, kept, program, sum_of
 
 STANDIN = Path(__file__).parent.parent / "standin" / "syncv3"
-PATH = "matrix-org/sliding-sync/releases/download/v0.99.19"
-HERE = "arm64" if platform.machine() == "aarch64" else "amd64"
-THERE = "amd64" if HERE == "arm64" else "arm64"
-
-
-def sum_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def program(arch: str = HERE, *, text: bytes = b"") -> bytes:
-    """A real program of this machine, marked as one for another machine if asked for."""
-    content = bytearray(Path("/bin/true").resolve().read_bytes())
-    struct.pack_into("<H", content, 18, {"amd64": 62, "arm64": 183, "riscv64": 243}[arch])
-    return bytes(content) + text
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReleaseServer]:
-    files: dict[str, bytes | Path] = {f"{PATH}/syncv3_linux_{arch}": program(arch) for arch in (HERE, THERE)}
-    with ReleaseServer(files) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
-@pytest.fixture
-def release(server: ReleaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return Release(
-        name="sliding-sync",
-        version="v0.99.19",
-        arch=HERE,
-        url=f"{server.url}/{PATH}/syncv3_linux_{HERE}",
-        record=tmp_path / "inventories" / "prod.lock",
-        file_setting="sliding_sync_binary",
-        sha256_setting="sliding_sync_sha256",
-        root=str(tmp_path / "opt"),
-    )
 
 
 def refused(release: Release, timeouts: Timeouts | None = None) -> str:
@@ -388,51 +340,6 @@ def test_a_version_cannot_lead_out_of_its_directory(release: Release) -> None:
 # --- on the machine ---
 
 
-class Machine:
-    """This machine, by pyinfra's own connector, with the program's root in a temporary directory."""
-
-    def run(self, file: ReleaseFile) -> Literal["changed", "unchanged", "failed"]:
-        with self._connected() as state:
-            add_op(state, releases.installed, name="Install it", file=file)
-            try:
-                run_ops(state)
-            except PyinfraError:
-                return "failed"
-            results = next(iter(state.results.values()))
-            assert results.ops == results.success_ops == 1
-            meta = next(iter(next(iter(state.ops.values())).values())).operation_meta
-            return "changed" if meta.did_change() else "unchanged"
-
-    def dry_run(self, file: ReleaseFile) -> bool:
-        """Whether something would change."""
-        with self._connected() as state:
-            add_op(state, releases.installed, name="Install it", file=file)
-            return bool(next(iter(state.meta.values())).ops_change)
-
-    def obtain(self, release: Release) -> ReleaseFile:
-        with self._connected() as state, ctx_state.use(state), ctx_host.use(next(iter(state.inventory))):
-            return releases.obtain(release)
-
-    def _connected(self) -> "_Connected":
-        return _Connected()
-
-
-class _Connected:
-    def __enter__(self) -> State:
-        self.state = State(Inventory((["@local"], {})), Config())  # type: ignore[no-untyped-call]
-        self.state.current_stage = StateStage.Prepare
-        connect_all(self.state)
-        return self.state
-
-    def __exit__(self, *_: object) -> None:
-        disconnect_all(self.state)
-
-
-@pytest.fixture
-def machine() -> Machine:
-    return Machine()
-
-
 @pytest.fixture
 def make(release: Release, tmp_path: Path) -> Callable[[str], ReleaseFile]:
     """A version of the program that says its own name."""
@@ -454,10 +361,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def says(release: Release) -> str:
     return subprocess.run([release.executable], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def kept(release: Release) -> list[str]:
-    return sorted(path.name for path in (Path(release.home)).iterdir())
 
 
 def test_it_is_installed_from_the_release_page_and_a_second_run_does_nothing(
