@@ -182,6 +182,8 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
         "new=$(mktemp -d .arriving-XXXXXXXXXX)",
         # pyinfra sends everything before it listens: what nobody read would be an error of its own, and hide the message.
         """trap 'rm -rf -- "$new"; cat >/dev/null' EXIT""",
+        # These would end it without the line above; PIPE does, when a message finds the connection gone.
+        "trap 'exit 1' HUP INT PIPE TERM",
         'base64 -d >"$new/packed"',
         'got=$(sha256sum <"$new/packed"); got=${got%% *}',
         f'if [ "$got" != {hashlib.sha256(packed).hexdigest()} ]; then',
