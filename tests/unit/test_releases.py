@@ -196,6 +196,47 @@ def test_a_server_that_speaks_no_tls(release: Release) -> None:
         assert "no TLS connection" in refused(replace(release, url=url))
 
 
+def test_the_proxy_of_the_environment_is_asked(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+
+        def answer() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                asked.append(connection.recv(1000))
+                connection.sendall(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        message = refused(replace(release, url="https://releases.invalid/syncv3"))
+    assert asked[0].startswith(b"CONNECT releases.invalid:443 ")
+    assert "https://releases.invalid/syncv3: 407 Who are you" in message
+
+
+@pytest.mark.parametrize("address", ["socks5://127.0.0.1:9", "gopher://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_named(address: str, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", address)
+    assert "the proxy that the environment names cannot be used" in refused(release)
+
+
+def test_a_transfer_without_a_length_in_pieces(release: Release, server: ReleaseServer) -> None:
+    server.fault = "chunked"
+    assert store.resolve(release).sha256 == sum_of(program())
+    next(store.default_cache().glob("*")).unlink()
+    server.fault = "broken-chunks"
+    message = refused(release)
+    assert f"the connection ended after {len(program()) // 2} bytes" in message
+
+
+def test_more_than_any_release_has_is_not_downloaded(
+    release: Release, server: ReleaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download.download, "__defaults__", (1000,))
+    for fault in (None, "chunked"):
+        server.fault = fault
+        assert "it is larger than 0 MiB" in refused(release)
+
+
 def test_an_untrusted_certificate(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     message = refused(release)
