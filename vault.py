@@ -12,14 +12,12 @@ import argparse
 import base64
 import contextlib
 import difflib
-import fcntl
 import getpass
 import json
 import os
 import re
 import secrets
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any, NoReturn, Self
 
 from cryptography.fernet import Fernet, InvalidToken
 
+import whole_file
 from roles import VaultEntry, entries
 
 KEY_VARIABLE = "MATRIX_VAULT_KEY"
@@ -150,17 +149,14 @@ class Vault:
         """Write the vault, whole or not at all, if something changed; first its key, if it has none."""
         if not self.unsaved:
             return
-        with _os_errors(self.path), _locked(self.path.parent) as directory:
+        with _os_errors(self.path), whole_file.locked(self.path.parent):
             if (self.path.read_bytes() if self.path.exists() else None) != self._stored:
                 raise VaultError(f"{self.path} was changed by someone else in the meantime: run the same command again")
             key = self._key or _make_key(self.path)
             values = {name: secret.reveal() for name, secret in self._values.items()}
             document = {"format": FORMAT, "id": self.id, "secrets": values}
             token = key.encrypt(json.dumps(document).encode()) + b"\n"
-            target = self.path.resolve()  # a vault may be a link into a private repository: keep the link
-            with _temporary(target, token) as temporary:
-                temporary.replace(target)
-            os.fsync(directory)
+            whole_file.replace(self.path, token)
         self._key, self._stored, self._saved = key, token, dict(self._values)
 
     def _may_change(self, name: str, verb: str, force: bool) -> None:
@@ -218,38 +214,12 @@ def _find_key(path: Path) -> tuple[Fernet | None, str]:
 def _make_key(path: Path) -> Fernet:
     file = path.with_suffix(".key")
     # Linked rather than created and then filled: of two processes one makes the key, the other finds it whole.
-    with _temporary(file, Fernet.generate_key() + b"\n") as temporary, contextlib.suppress(FileExistsError):
+    with whole_file.temporary(file, Fernet.generate_key() + b"\n") as temporary, contextlib.suppress(FileExistsError):
         file.hardlink_to(temporary)
     key, where = _find_key(path)
     if key is None:
         raise VaultError(f"{file} cannot be made: {where}")
     return key
-
-
-@contextlib.contextmanager
-def _temporary(target: Path, content: bytes) -> Iterator[Path]:
-    """Content safely on disk beside its target, 0600; gone afterwards. The suffix stays: git ignores by it."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[int]:
-    """One writer at a time between the look at the file and its replacement."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # NFS does not lock directories; then the look alone has to do
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

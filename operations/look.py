@@ -9,12 +9,14 @@ every later question is asked anew.
 from collections.abc import Callable, Generator, Iterable
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from pyinfra.api import operation as pyinfra_operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
+from pyinfra.api.state import State
+from pyinfra.context import ctx_state, state
 from pyinfra.context import host as current_host
-from pyinfra.context import state
 
 from operations.shell import Fact
 
@@ -49,12 +51,20 @@ class _Look:
         self.answers: dict[Question, Any] | None = None
 
 
-_looks: dict[str, _Look] = {}
-_noting = _changed = False
+class _Run:
+    """What is known in one run: of each machine, and whether something was changed already."""
+
+    def __init__(self) -> None:
+        self.looks: dict[str, _Look] = {}
+        self.touched = False
 
 
-def _look_of(host: Host) -> _Look:
-    return _looks.setdefault(host.name, _Look())
+_runs: WeakKeyDictionary[State, _Run] = WeakKeyDictionary()
+_noting = False
+
+
+def _this_run() -> _Run:
+    return _runs.setdefault(ctx_state.get(), _Run())  # type: ignore[no-untyped-call]
 
 
 class Answers(Fact[dict[int, list[str]]]):
@@ -89,11 +99,12 @@ class Answers(Fact[dict[int, list[str]]]):
 def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T:
     """What is to be known of a machine, the current one unless another is given; to be called by operations only."""
     host = host or current_host
-    look, question = _look_of(host), Question(fact, fact().question(**arguments))
+    run, question = _this_run(), Question(fact, fact().question(**arguments))
+    look = run.looks.setdefault(host.name, _Look())
     if _noting:
         look.noted[question] = None
         raise _Noted
-    if state.is_executing and not _changed:
+    if state.is_executing and not run.touched:
         if look.answers is None:
             look.answers = _asked(host, list(look.noted))
         if question in look.answers:
@@ -117,9 +128,9 @@ def operation() -> Callable[[Callable[P, Generator[PyinfraCommand, None, None]]]
     def decorate(function: Callable[P, Generator[PyinfraCommand, None, None]]) -> Operation:
         @wraps(function)
         def watched(*args: P.args, **kwargs: P.kwargs) -> Generator[PyinfraCommand, None, None]:
-            global _changed
             for command in function(*args, **kwargs):
-                _changed = _changed or state.is_executing
+                if state.is_executing:
+                    _this_run().touched = True
                 yield command
 
         called = pyinfra_operation()(watched)

@@ -25,6 +25,7 @@ class MachineState:
 
     root: whether we are root or may become root by sudo without a password.
     processors: how many it has; 0 if unknown.
+    releases: files of release pages that it has below /opt, such as "sliding-sync/v0.99.19-0123456789ab".
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
     deployment: what an earlier run left in MARKER, or None.
@@ -46,6 +47,7 @@ class MachineState:
     listeners: tuple[Listener, ...] = field(default=())
     database: str = ""
     processors: int = 0
+    releases: frozenset[str] = frozenset()
 
 
 class Machine(Fact[MachineState]):
@@ -60,6 +62,7 @@ $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )
 echo "architecture $(dpkg --print-architecture 2>/dev/null || uname -m)"
 echo "processors $(nproc)"
+for directory in /opt/*/*-????????????; do [ -d "$directory" ] && echo "release ${directory#/opt/}"; done
 awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
 df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
 echo "addresses $(hostname -I 2>/dev/null)"
@@ -92,10 +95,13 @@ true
         values: dict[str, str] = {}
         clusters: list[str] = []
         listeners: list[Listener] = []
+        releases: list[str] = []
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)
+            elif key == "release":
+                releases.append(value)
             elif key == "listener":
                 protocol, port, users, pid, unit = [*value.split(" "), "", ""][:5]
                 program = users.partition('(("')[2].partition('"')[0]
@@ -110,6 +116,7 @@ true
             distribution=values.get("distribution", ""),
             release=values.get("release", ""),
             architecture=values.get("architecture", ""),
+            releases=frozenset(releases),
             processors=int(values.get("processors", 0)),
             memory=int(values.get("memory", 0)),
             disk=int(values.get("disk", 0)),

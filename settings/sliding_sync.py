@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from operations.binaries import Release
+from releases import Release
 from roles import SLIDING_SYNC, SYNAPSE
 from settings.deployment import Settings, View
 from settings.fields import Chosen, Https, Sha256
@@ -30,7 +30,7 @@ class Choices(Chosen):
 def release_of(choices: Choices, architecture: str, record: Path) -> Release:
     """What is to be installed on a machine of this architecture. record: where first downloads are noted down."""
     return Release(
-        program="sliding-sync",
+        name="sliding-sync",
         version=VERSION,
         arch=architecture,
         url=f"{choices.sliding_sync_releases.rstrip('/')}/{VERSION}/syncv3_linux_{architecture}",

@@ -2,16 +2,20 @@
 
 from pyinfra import host
 
-from operations import binaries, files, units
+from operations import files, releases, units
 from operations.files import Directory, Template
 from roles import SLIDING_SYNC
 from settings import settings_of
 from settings.sliding_sync import SlidingSync
 
-sliding_sync = settings_of(host).view(SlidingSync)
+settings = settings_of(host)
+sliding_sync = settings.view(SlidingSync)
 ENVIRONMENT = "/etc/sliding-sync/environment"
 
-binaries.installed(name="Install the Sliding Sync proxy", binary=binaries.obtain(sliding_sync.release))
+releases.installed(
+    name="Install the Sliding Sync proxy",
+    file=releases.obtain(sliding_sync.release, settings.machine.releases),
+)
 files.present(
     name="Configure the Sliding Sync proxy",
     entries=[

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from operations.binaries import BinaryError, Release, resolve
+from releases import Release, ReleaseError, store
 from settings import Choices, choices_from
 from settings.sliding_sync import Choices as SlidingSyncChoices
 from settings.sliding_sync import release_of
@@ -61,8 +61,8 @@ def without_proxy() -> str:
     REMEMBERED.unlink(missing_ok=True)
     say("Looking for the Sliding Sync proxy on its release page.")
     try:
-        resolve(proxy_release())
-    except BinaryError as error:
+        store.resolve(proxy_release())
+    except ReleaseError as error:
         WITHOUT.touch()
         return str(error)
     return ""

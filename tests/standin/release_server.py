@@ -27,8 +27,10 @@ from cryptography.x509.oid import NameOID
 
 # wrong: other content; truncated: the connection ends early; slow: the connection stays open, but nothing more comes;
 # unsized: no Content-Length; not-found, unavailable: HTTP 404, 503; insecure: a redirect to http://; dead: nothing
-# listens.
-Fault = Literal["wrong", "truncated", "slow", "unsized", "not-found", "unavailable", "insecure", "dead"]
+# listens; chunked: in pieces, without Content-Length, which is no fault; broken-chunks: the same, and it ends early.
+Fault = Literal[
+    "wrong", "truncated", "slow", "unsized", "not-found", "unavailable", "insecure", "dead", "chunked", "broken-chunks"
+]
 
 _ASSETS = "/release-assets/"
 
@@ -135,6 +137,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = content if isinstance(content, bytes) else content.read_bytes()
         if fault == "wrong":
             body = b"#!/bin/sh\necho this is not what was released\n"
+        if fault in ("chunked", "broken-chunks"):
+            return self._send_pieces(body, whole=fault == "chunked")
         self.send_response(200)
         if fault != "unsized":
             self.send_header("Content-Length", str(len(body)))
@@ -146,6 +150,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "slow":
             page._released.wait()
         return None
+
+    def _send_pieces(self, body: bytes, whole: bool) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        half = len(body) // 2
+        for piece in (body[:half], body[half:], b"") if whole else (body[:half],):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -22,7 +22,7 @@ from pyinfra.api.config import Config
 from pyinfra.context import ctx_config
 
 import settings as settings_module
-from operations import binaries, certificates, databases, deployment, files, packages, preflight, templating, units
+from operations import certificates, databases, deployment, files, packages, preflight, releases, templating, units
 from operations import virtualenvs as virtualenvs_module
 from operations.files import File
 from operations.machine import MachineState
@@ -89,12 +89,12 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Re
         def ignore(*args: object, **kwargs: object) -> None:
             pass
 
-        for module in (binaries, certificates, databases, deployment, files, packages, units, virtualenvs_module):
+        for module in (certificates, databases, deployment, files, packages, releases, units, virtualenvs_module):
             for name, value in vars(module).items():
                 if getattr(value, "is_idempotent", None) is not None:
                     monkeypatch.setattr(module, name, ignore)
         monkeypatch.setattr(files, "present", lambda name, entries: given(entries))
-        monkeypatch.setattr(binaries, "obtain", ignore)
+        monkeypatch.setattr(releases, "obtain", ignore)
         monkeypatch.setattr(settings_module, "settings_of", lambda host: made)
         monkeypatch.setattr(preflight, "checked", lambda host: made)
         monkeypatch.setattr(pyinfra.local, "include", lambda path: runpy.run_path(str(ROOT / path)))

@@ -1,0 +1,227 @@
+"""Files from release pages, on a machine: single programs, and archives of many files.
+
+What a release is and how it is had is in the package `releases`. The machine gets it under /opt/<name>/<version>-<sha12>/,
+and /opt/<name>/current switches to it once it has arrived complete. A task says what it wants, sees to it that it can be
+had before anything is touched, and installs it:
+
+    release = settings.view(SlidingSync).release
+    file = releases.obtain(release, settings.machine.releases)
+    releases.installed(name="Install the Sliding Sync proxy", file=file)
+    units.running(name="Run the Sliding Sync proxy", unit="sliding-sync.service", reads=[release.executable, ...], ...)
+
+A machine that already has the file needs neither a download nor a cache.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyinfra.api.command import FunctionCommand, PyinfraCommand, StringCommand
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+from operations.look import ask, operation
+from operations.refusal import Refused
+from operations.shell import Fact, quoted, script
+from releases import Release, ReleaseError, ReleaseFile, contents, record, store
+
+_DIRECTORY = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_~-]*-[0-9a-f]{12}")
+
+# What an archive left in a directory. Contents are not read on every run, which would take a second for Element Web; a
+# file that somebody wrote to has another time, and one that was cut short another size.
+_LISTING = (
+    r"find . -mindepth 1 \( -type d -printf 'd %m %U %P\n' \) -o -printf '%y %m %U %s %T@ %P\n' "
+    "| LC_ALL=C sort | sha256sum"
+)
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What a machine has of a release.
+
+    current: directory in use; sha256: of the file that the directory asked about was made from, empty unless it is whole;
+    versions: directories of every version kept, last used first; modes: of its programs in that directory.
+    """
+
+    current: str = ""
+    sha256: str = ""
+    modes: str = ""
+    versions: tuple[str, ...] = ()
+
+
+class Installed(Fact[Installation]):
+    """What a machine has of a release, and in one of its directories. programs: paths of what is executed there.
+
+    archive: whether it came as one; then <directory>.sum holds its sha256 and what it left.
+    """
+
+    def question(self, home: str, directory: str, programs: Sequence[str], archive: bool) -> str:
+        files = [f"{directory}/{program}" for program in programs]
+        if archive:
+            sha256 = (
+                f"read -r sha256 sum rest <{quoted(f'{directory}.sum')} && found=$(cd {quoted(directory)} && {_LISTING}) "
+                '&& [ "${found%% *}" = "$sum" ] && echo "sha256=$sha256"; '
+            )
+        else:
+            sha256 = f'echo "sha256=$(sha256sum <{quoted(*files)})"; '
+        return (
+            f"if cd {quoted(home)} 2>/dev/null; then "
+            'echo "current=$(readlink current)"; '
+            f'{sha256}echo "modes="$(stat -c %a -- {quoted(*files)}); '
+            "ls -1dt -- */ | sed 's/^/version=/'; "
+            "fi 2>/dev/null; true"
+        )
+
+    @staticmethod
+    def default() -> Installation:
+        return Installation()
+
+    def answer(self, lines: list[str]) -> Installation:
+        values: dict[str, str] = {}
+        versions: list[str] = []
+        for line in lines:
+            key, _, value = line.partition("=")
+            if key == "version":
+                versions.append(value.rstrip("/"))
+            else:
+                values[key] = value
+        return Installation(
+            current=values.get("current", ""),
+            sha256=values.get("sha256", "").partition(" ")[0],
+            modes=values.get("modes", ""),
+            # Nothing but our own directories is ever counted, and so ever removed.
+            versions=tuple(version for version in versions if _DIRECTORY.fullmatch(version)),
+        )
+
+
+def obtain(release: Release, present: Collection[str], cache: Path | None = None) -> ReleaseFile:
+    """The file for a machine: checked, and on this computer unless the machine has it already.
+
+    present: what the machine has below /opt, such as "sliding-sync/v0.99.19-0123456789ab" (`MachineState.releases`).
+    To be called by a task before it installs, so that a wrong setting or a dead server stops the run early.
+    """
+    try:
+        wanted = store.wanted_sha256(release)
+        if wanted is not None and f"{release.name}/{release.directory(wanted)}" in present:
+            return ReleaseFile(release, wanted)
+        return store.resolve(release, cache)
+    except ReleaseError as error:
+        raise Refused(str(error)) from error
+
+
+@operation()
+def installed(file: ReleaseFile) -> Generator[PyinfraCommand, None, None]:
+    """The files lie in a directory of their own, complete, and `current` leads to it.
+
+    It gets its name only after the machine itself has checked what arrived, so neither an upload that broke off nor a full
+    disk leaves wrong files behind. The version before is kept, older ones are removed. A first download is recorded.
+    """
+    release = file.release
+    now = ask(
+        Installed,
+        home=release.home,
+        directory=release.directory(file.sha256),
+        programs=release.programs,
+        archive=release.archive is not None,
+    )
+    whole, in_use = now.sha256 == file.sha256, now.current == file.directory
+    executable = now.modes.split() == ["755"] * len(release.programs)
+
+    others = [version for version in now.versions if version != file.directory]
+    before = others[:1] if in_use or now.current not in others else [now.current]
+    surplus = [version for version in others if version not in before]
+
+    if not whole:
+        yield from _send(file)
+    if not (whole and in_use and executable):
+        programs = [f"{file.directory}/{program}" for program in release.programs]
+        yield script(
+            f"cd {quoted(release.home)}",
+            # Says when the version before was last in use: what to keep is told by that.
+            *([f"touch -c {quoted(now.current)}"] if before == [now.current] else []),
+            f"touch {quoted(file.directory)}",
+            # Even where nothing is to be changed: a unit that watches the program must see a switch back to an older
+            # file as a change, too.
+            *([f"chmod 755 {quoted(*programs)}"] if programs else []),
+            f"ln -sfn {quoted(file.directory)} .current.new",
+            "mv -fT .current.new current",
+        )
+    if surplus:
+        yield script(f"cd {quoted(release.home)}", f"rm -rf -- {quoted(*surplus, *(f'{old}.sum' for old in surplus))}")
+    if file.new:
+        yield FunctionCommand(_remember, (file,), {})
+
+
+def _send(file: ReleaseFile) -> Iterator[StringCommand]:
+    """The directory, made of what comes through one command's standard input."""
+    release, path = file.release, file.path
+    if path is None:
+        # It is damaged there.
+        try:
+            file = store.resolve(release)
+        except ReleaseError as error:
+            raise Refused(str(error)) from error
+        path = file.path
+    assert path is not None
+    home, needed = quoted(release.home), path.stat().st_size + file.size
+    yield script(
+        f"install -d -m 755 {home}",
+        # Of a machine that lost its power; a younger one may be somebody's upload.
+        f"find {home} -mindepth 1 -maxdepth 1 -name '.arriving-*' -mmin +1440 -exec rm -rf -- {{}} +",
+        f'if [ "$(df -B1 --output=avail {home} | tail -n 1)" -lt {needed} ]; then',
+        f"  echo {quoted(f'{release}: {release.home} has no room for {needed} bytes: not installed')} >&2",
+        "  exit 1",
+        "fi",
+    )
+    packed, directory = contents.pack(release, path), quoted(file.directory)
+    arrived = script(
+        "umask 022",
+        f"cd {home}",
+        "new=$(mktemp -d .arriving-XXXXXXXXXX)",
+        # pyinfra sends everything before it listens: what nobody read would be an error of its own, and hide the message.
+        """trap 'rm -rf -- "$new"; cat >/dev/null' EXIT""",
+        # These would end it without the line above; PIPE does, when a message finds the connection gone.
+        "trap 'exit 1' HUP INT PIPE TERM",
+        'base64 -d >"$new/packed"',
+        'got=$(sha256sum <"$new/packed"); got=${got%% *}',
+        f'if [ "$got" != {hashlib.sha256(packed).hexdigest()} ]; then',
+        f'  echo {quoted(str(release))}": it did not arrive as it was sent: not installed, run again" >&2',
+        "  exit 1",
+        "fi",
+        'mkdir "$new/files"',
+        # Times are those of the installation: web servers tell two versions of a file apart by them.
+        'tar -xzf "$new/packed" -C "$new/files" --no-same-owner --preserve-permissions --touch',
+        f'echo "{file.sha256} $(cd "$new/files" && {_LISTING})" >"$new/sum"',
+        # Else a power cut could leave the name without the content. Thousands of files one by one would take a minute.
+        'sync -f "$new/files"' if release.archive else f'sync "$new/files/"{quoted(release.name)}',
+        f'if [ -e {directory} ]; then mv -T {directory} "$new/damaged"; fi',
+        f'mv -T "$new/files" {directory}',
+        *([f'mv -fT "$new/sum" {directory}.sum'] if release.archive else []),
+    )
+    yield StringCommand(*arrived.bits, _stdin=_Encoded(packed))
+
+
+class _Encoded(list[str]):
+    """Bytes as lines of base64, which pyinfra can send; made while they are sent, to have them in memory only once."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__([""])  # an empty list would not be sent at all
+        self._content = content
+
+    def __iter__(self) -> Iterator[str]:
+        size = 3 << 18
+        for start in range(0, len(self._content), size):
+            yield base64.b64encode(self._content[start : start + size]).decode()
+
+
+def _remember(state: State, host: Host, file: ReleaseFile) -> bool:
+    try:
+        if record.remember(file):
+            host.log(f"{file.release.record} now holds the sha256 of {file.release}: commit it")
+    except ReleaseError as error:
+        host.log(str(error))
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""Files that exist only on a project's release page, as this computer sees them: downloaded, checked, kept, recorded.
+
+`Release` says which file, `store` gets it, operations/releases.py puts it on a machine. pyinfra is not needed here.
+
+    store.py     the file, from the cache or downloaded, once it is what it must be
+    download.py  the transfer
+    contents.py  what may be in a program or an archive, and how either is packed for a machine
+    record.py    inventories/<name>.lock, the sha256 of every first download
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ReleaseError(Exception):
+    """What is wrong, where, and what to set or do about it, in one line."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a tar.gz must hold. Paths are those on the machine, without the folders that are left out.
+
+    programs: are executed, and so must be made for the machine.
+    holds: further files that show that it is the right archive and complete.
+    strip: how many folders around everything are left out.
+    """
+
+    programs: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
+    strip: int = 0
+
+
+@dataclass(frozen=True)
+class Release:
+    """A file of a project's release page for one kind of machine, and what the settings say about it.
+
+    name: its directory below /opt; a single program is called the same.
+    version: as upstream writes it; part of a directory's name.
+    arch: the machine's architecture in Debian's words, amd64 or arm64; "all" where every machine gets the same file.
+    url: https address of the file; None where there is none to download.
+    record: file with the sha256 of every first download, `inventories/<name>.lock`.
+    file_setting, sha256_setting: what `file` and `sha256` are called in group_data, for messages.
+    file: path on this computer to install instead of upstream's.
+    sha256: what the file must be; beats the record.
+    archive: what is in it; None for a single program.
+    checksums: https address of upstream's list of sha256 sums, as sha256sum writes it: what a first download must match.
+    root: directory on the machine that its own directory lies in.
+    """
+
+    name: str
+    version: str
+    arch: str
+    url: str | None
+    record: Path
+    file_setting: str
+    sha256_setting: str
+    file: Path | None = None
+    sha256: str | None = None
+    archive: Archive | None = None
+    checksums: str | None = None
+    root: str = "/opt"
+
+    def __post_init__(self) -> None:
+        for value in (self.name, self.version):
+            if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+_~-]*", value) or value == "current":
+                raise ReleaseError(f"{value!r} cannot be a directory's name: letters, digits and . + _ ~ - are allowed")
+        if self.arch not in ("amd64", "arm64", "all"):
+            raise ReleaseError(f"{self} cannot be installed on {self.arch}: amd64 and arm64 are allowed")
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+    @property
+    def home(self) -> str:
+        """Its directory on the machine, which holds one directory for each version."""
+        return f"{self.root}/{self.name}"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Paths of what is executed, within a version's directory."""
+        return (self.name,) if self.archive is None else self.archive.programs
+
+    @property
+    def executable(self) -> str:
+        """Where its first program lies on the machine, whichever version is in use."""
+        return self.path(self.programs[0])
+
+    def path(self, relative: str) -> str:
+        """Where a file of it lies on the machine, whichever version is in use."""
+        return f"{self.home}/current/{relative}"
+
+    def directory(self, sha256: str) -> str:
+        """Name of the directory below its home that holds exactly this file."""
+        return f"{self.version}-{sha256[:12]}"
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """One file to install.
+
+    path: where it lies on this computer; None if the machine has it already, so that it was not fetched.
+    size: bytes it takes on the machine.
+    new: neither settings nor record said what it should be; it is recorded once it is on a machine.
+    """
+
+    release: Release
+    sha256: str
+    path: Path | None = None
+    size: int = 0
+    new: bool = False
+
+    @property
+    def directory(self) -> str:
+        return self.release.directory(self.sha256)
