@@ -10,8 +10,13 @@ coturn = settings_of(host).coturn
 CONFIGURATION = "/etc/turnserver.conf"
 FENCE = "/etc/turnserver.nft"
 OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
+ALONE = "/usr/local/sbin/run-alone"
 
-packages.installed(name="Install coturn", packages=["coturn", "nftables", "openssl"], held=["coturn.service"])
+packages.installed(
+    name="Install coturn",
+    packages=["coturn", "nftables", "openssl", "python3-seccomp"],
+    held=["coturn.service"],
+)
 files.present(
     name="Configure coturn",
     entries=[Template(CONFIGURATION, "coturn/turnserver.conf", mode="600", values={"coturn": coturn})],
@@ -20,14 +25,20 @@ files.present(
     name="Confine coturn, run as root",
     entries=[
         Directory("/etc/systemd/system/coturn.service.d", mode="755"),
-        Template(OVERRIDE, "coturn/override.conf", mode="644", values={"coturn": coturn, "fence": FENCE}),
+        Copy(ALONE, "coturn/run-alone", mode="755"),
+        Template(
+            OVERRIDE,
+            "coturn/override.conf",
+            mode="644",
+            values={"coturn": coturn, "configuration": CONFIGURATION, "fence": FENCE, "alone": ALONE},
+        ),
         Template(FENCE, "coturn/turnserver.nft", mode="644"),
     ],
 )
 units.running(
     name="Run coturn",
     unit="coturn.service",
-    reads=[CONFIGURATION, OVERRIDE, FENCE],
+    reads=[CONFIGURATION, OVERRIDE, FENCE, ALONE],
     # It goes on without TLS when it cannot read the certificate: that is proven by tasks/certificates.py, at the end.
     ready="ss -Hlun sport = :3478 | grep -q .",
 )
