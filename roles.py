@@ -200,7 +200,7 @@ COTURN = Role(
     purpose="calls between people behind NAT, in Element Web and the classic apps",
     leave_out="nobody makes calls with those; Element X and Element Call use LiveKit instead",
     own_certificate=True,
-    packages=("coturn", "nftables", "openssl"),
+    packages=("coturn", "nftables", "openssl", "python3-seccomp"),
     units=(
         Unit(
             "coturn.service",

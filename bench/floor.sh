@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 apt-get update -q
 apt-get install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold \
-    ca-certificates python3-venv postgresql-17 openssl caddy curl coturn nftables libjemalloc2
+    ca-certificates python3-venv postgresql-17 openssl caddy curl coturn nftables python3-seccomp libjemalloc2
 
 cd requirements
 python3 -m venv /opt/uv

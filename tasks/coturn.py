@@ -10,8 +10,9 @@ from settings.coturn import Coturn
 
 coturn = settings_of(host).view(Coturn)
 CONFIGURATION = "/etc/turnserver.conf"
-FENCE = "/etc/turnserver.nft"
+FILTER = "/etc/turnserver.nft"
 OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
+ALONE = "/usr/local/sbin/run-alone"
 
 files.present(
     name="Configure coturn",
@@ -21,15 +22,21 @@ files.present(
     name="Confine coturn, run as root",
     entries=[
         Directory("/etc/systemd/system/coturn.service.d", mode="755"),
-        Template(OVERRIDE, "coturn/override.conf", mode="644", values={"coturn": coturn, "fence": FENCE}),
-        Template(FENCE, "coturn/turnserver.nft", mode="644", values={"coturn": coturn}),
+        Copy(ALONE, "coturn/run-alone", mode="755"),
+        Template(
+            OVERRIDE,
+            "coturn/override.conf",
+            mode="644",
+            values={"coturn": coturn, "configuration": CONFIGURATION, "packet_filter": FILTER, "alone": ALONE},
+        ),
+        Template(FILTER, "coturn/turnserver.nft", mode="644", values={"coturn": coturn}),
     ],
 )
 units.running(
     name="Run coturn",
     unit="coturn.service",
-    reads=[CONFIGURATION, OVERRIDE, FENCE],
-    # It goes on without TLS when it cannot read the certificate: that is proven by tasks/certificates.py, at the end.
+    reads=[CONFIGURATION, OVERRIDE, FILTER, ALONE],
+    # It goes on without TLS when it cannot read the certificate: tasks/certificates.py checks that, at the end.
     ready=COTURN.units[0].health,
 )
 files.present(

@@ -133,6 +133,28 @@ def test_sees_no_secrets(service: Service, host: Host) -> None:
     assert not seen, f"coturn sees {', '.join(seen)}: {DEPLOY}, then `systemctl restart coturn`"
 
 
+def test_sees_no_other_process(service: Service, host: Host) -> None:
+    """Root owns the user namespaces of the confined services: through /proc it would see all that they see."""
+    places = "/proc /sys /dev/pts /dev/shm"
+    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(LOOK)} - {places}"
+    seen = ask(host, command).split()
+    assert not seen, f"coturn sees what is in {', '.join(seen)}: {DEPLOY}, then `systemctl restart coturn`"
+
+
+def test_signals_no_other_process(service: Service, host: Host) -> None:
+    """Root may end every process of root's and every confined one."""
+    command = "systemctl show --value -p SystemCallFilter -p RestrictAddressFamilies %s"
+    allowed = set(ask(host, command, service.unit).split())
+    assert "execve" in allowed, f"coturn may call whatever it likes: {DEPLOY}"
+    wrong = allowed & {"AF_UNIX", "kill", "tkill", "tgkill", "pidfd_open", "pidfd_send_signal", "rt_sigqueueinfo"}
+    command = "systemctl show --value -p ExecStart %s"
+    started = re.search(r"argv\[\]=(\S+)", ask(host, command, service.unit))
+    assert not wrong and started and started[1].endswith("/run-alone"), (
+        f"coturn may use {', '.join(sorted(wrong)) or 'fcntl() to send signals'}, and so end other services: {DEPLOY}; "
+        f"`systemctl cat {service.unit}` shows drop-ins that are not ours"
+    )
+
+
 def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None:
     """It has to reach itself, at the machine's own addresses: the firewall keeps it from the other services there."""
     shown = host.run("nft list table inet matrix_metal_relay").stdout
