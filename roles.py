@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-RoleName = Literal["postgres", "caddy", "coturn", "synapse", "sydent", "sliding_sync"]
+RoleName = Literal["postgres", "caddy", "synapse", "sydent", "sliding_sync", "coturn"]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
 Reach = Literal["everybody", "deployment", "machine"]
@@ -194,37 +194,6 @@ CADDY = Role(
     ),
 )
 
-COTURN = Role(
-    name="coturn",
-    title="coturn",
-    purpose="calls between people behind NAT, in Element Web and the classic apps",
-    leave_out="nobody makes calls with those; Element X and Element Call use LiveKit instead",
-    own_certificate=True,
-    packages=("coturn", "nftables", "openssl", "python3-seccomp"),
-    units=(
-        Unit(
-            "coturn.service",
-            user="root",
-            # It goes on without TLS when it cannot read the certificate: only a handshake shows that it has it.
-            health="ss -Hlun sport = :3478 | grep -q .",
-            exposure=2.0,
-            held=True,
-            reads=("/etc/turnserver.conf",),
-            private=("/etc/turnserver.conf",),
-        ),
-    ),
-    listens=(
-        *(
-            Port(protocol, number, "everybody", "coturn.service")
-            for number in (3478, 5349)
-            for protocol in ("tcp", "udp")
-        ),
-        Port("udp", 49152, "everybody", "coturn.service", last=65535),
-    ),
-    domain=Domain("turn_domain", "turn", "coturn"),
-    secrets=(VaultEntry("turn_shared_secret", "token", "Synapse signs TURN credentials with it, coturn checks them"),),
-)
-
 # Where Caddy reaches Synapse, on the same machine. Each lets 50 connections wait to be accepted, as Synapse fixes it, and a crowd
 # of clients may come within the moment that Synapse takes for something else.
 SYNAPSE_SOCKETS = tuple(f"/run/matrix-synapse/{number}.sock" for number in range(1, 9))
@@ -329,7 +298,38 @@ SLIDING_SYNC = Role(
     ),
 )
 
-ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, COTURN, SYNAPSE, SYDENT, SLIDING_SYNC)}
+COTURN = Role(
+    name="coturn",
+    title="coturn",
+    purpose="calls between people behind NAT, in Element Web and the classic apps",
+    leave_out="nobody makes calls with those; Element X and Element Call use LiveKit instead",
+    own_certificate=True,
+    packages=("coturn", "nftables", "openssl", "python3-seccomp"),
+    units=(
+        Unit(
+            "coturn.service",
+            user="root",
+            # It goes on without TLS when it cannot read the certificate: only a handshake shows that it has it.
+            health="ss -Hlun sport = :3478 | grep -q .",
+            exposure=2.0,
+            held=True,
+            reads=("/etc/turnserver.conf",),
+            private=("/etc/turnserver.conf",),
+        ),
+    ),
+    listens=(
+        *(
+            Port(protocol, number, "everybody", "coturn.service")
+            for number in (3478, 5349)
+            for protocol in ("tcp", "udp")
+        ),
+        Port("udp", 49152, "everybody", "coturn.service", last=65535),
+    ),
+    domain=Domain("turn_domain", "turn", "coturn"),
+    secrets=(VaultEntry("turn_shared_secret", "token", "Synapse signs TURN credentials with it, coturn checks them"),),
+)
+
+ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, SYDENT, SLIDING_SYNC, COTURN)}
 
 # What is no role's own.
 COMMON_SECRETS = (VaultEntry("smtp_password", "given", "of the mail account that mails are sent from"),)

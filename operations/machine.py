@@ -62,7 +62,7 @@ $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )
 echo "architecture $(dpkg --print-architecture 2>/dev/null || uname -m)"
 echo "processors $(nproc)"
-for directory in /opt/*/*-????????????; do [ -d "$directory" ] && echo "release ${directory#/opt/}"; done
+for directory in /opt/*/*-????????????; do [ -d "$directory" ] && echo "installed ${directory#/opt/}"; done
 awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
 df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
 echo "addresses $(hostname -I 2>/dev/null)"
@@ -100,7 +100,7 @@ true
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)
-            elif key == "release":
+            elif key == "installed":
                 releases.append(value)
             elif key == "listener":
                 protocol, port, users, pid, unit = [*value.split(" "), "", ""][:5]
