@@ -20,7 +20,7 @@ $(VENV)/.complete: requirements.lock
 	@touch $@
 
 demo: setup ## Deploy everything to a throw-away Debian host
-	@$(BIN)/python -m tests.demo
+	@$(BIN)/python -m demo
 
 demo-stop: setup ## Remove the throw-away host of `make demo`
 	@$(BIN)/python -m tests.testbed down demo

@@ -19,9 +19,9 @@ from settings.sliding_sync import release_of
 from tests.deployment import PYINFRA, ROOT
 from tests.testbed import Host, Testbed, TestbedError
 
-INVENTORY = "inventories/demo.py"
+INVENTORY = "demo/demo.py"
 ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
-# Read by inventories/demo.py and group_data/demo.py, so that whoever uses them later does so with the same choice.
+# Read by demo/demo.py and demo/group_data/demo.py, so that whoever uses them later does so with the same choice.
 REMEMBERED = ROOT / ".cache" / "demo-sliding-sync"
 WITHOUT = ROOT / ".cache" / "demo-without-sliding-sync"
 
