@@ -1,12 +1,13 @@
 """Whether a machine can be deployed to. Everything here is looked at before anything anywhere is touched."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from pyinfra.api.exceptions import ConnectError, PyinfraError
+from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
-from pyinfra.api.state import State
+from pyinfra.api.inventory import Inventory
 from pyinfra.context import inventory
 
+from compat import installed
 from operations.certificates import Unusable
 from operations.databases import Tables
 from operations.machine import MARKER, MachineState
@@ -28,31 +29,19 @@ PORTS = {
 FEDERATION_PORT = ("tcp", 8448, "caddy.service")
 
 
-def choices_first(connect_all: Callable[[State], None]) -> Callable[[State], None]:
-    """pyinfra's step that connects to all machines, preceded by a look at the choices made for them."""
-
-    def checked_connect_all(state: State) -> None:
-        try:
-            for host in state.inventory:
-                chosen_for(host, MachineState())
-        except SettingError as error:
-            raise Refused(str(error)) from None
-        try:
-            connect_all(state)
-        except PyinfraError as error:
-            # Else it would be told as a mistake in this file. The machines' own lines, above it, say why.
-            raise Refused(str(error)) from None
-        if state.failed_hosts:
-            # pyinfra would go on with the others, and leave a homeserver without its database, or half of a change.
-            names = sorted(host.name for host in state.failed_hosts)
-            without = " ".join(f"--exclude {name}" for name in names)
-            raise Refused(f"{', '.join(names)} cannot be reached, see above; nothing was touched (to go on: {without})")
-
-    return checked_connect_all
+def chosen(machines: Inventory) -> None:
+    """Look at the choices made for every machine. Raises Refused."""
+    try:
+        for host in machines:
+            chosen_for(host, MachineState())
+    except SettingError as error:
+        raise Refused(str(error)) from None
 
 
 def checked(host: Host) -> Settings:
     """The settings of the machine, after all that could be wrong with them and with the machine was looked at."""
+    if not installed():
+        raise Refused("config.py was not read: run pyinfra in the directory where it lies, and without --config")
     try:
         settings = settings_of(host)
         mistakes = list(_unsuitable(settings.machine)) or list(_occupied(settings))
