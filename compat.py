@@ -8,6 +8,7 @@ before State.init, which forgets the callbacks added earlier, and deploy.py come
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -88,11 +89,24 @@ class _Run(BaseStateCallback):
                 self._keys(host, host.connector)
 
     def _keys(self, host: Host, connector: SSHConnector) -> None:
-        """Read the key, and ask for its passphrase: where it cannot be used, pyinfra ends with gevent's traceback."""
+        """Read the key, and ask for its passphrase: where it cannot be used, pyinfra ends with gevent's traceback.
+
+        A configuration that is not there it takes for an empty one, and connects to whatever has the alias for its name.
+        """
+        configuration = connector.data["ssh_config_file"]
+        if configuration and not Path(configuration).is_file():
+            raise Refused(
+                f"{host.name} cannot be reached: there is no ssh_config_file {configuration}; nothing was touched"
+            )
         try:
             connector.make_paramiko_kwargs()
         except PyinfraError as error:
             raise Refused(f"{host.name} cannot be reached: {error}; nothing was touched") from None
+        except EOFError:
+            raise Refused(
+                f"{host.name} cannot be reached: its ssh_key has a passphrase, and there is no terminal to ask for it: "
+                "set ssh_key_password, or use an SSH agent; nothing was touched"
+            ) from None
 
     def order(self) -> list[str]:
         """Operations as they stand in deploy.py and the tasks, whatever the machine.
@@ -191,6 +205,7 @@ SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (OperationMeta.is_complete, ("self",)),
     # operations/ssh.py
     (Transport.global_request, ("self", "kind", "data", "wait")),
+    (Transport._send_user_message, ("self", "data")),  # type: ignore[attr-defined]
     (Transport.close, ("self",)),
 )
 ATTRIBUTES: tuple[tuple[type, str], ...] = (

@@ -881,6 +881,10 @@ class Settings:
             if machines and role == "coturn" and self.choices.tls != "files" and machines[0] not in self.roles["caddy"]:
                 yield f'{where}: {machines[0]} has coturn, so it needs the role caddy for the certificate (or tls = "files")'
 
+        remote = [name for role in DATABASES for name in self.roles[role] if name != self.name]
+        if self.name == "@local" and self.here("postgres") and remote and not self.choices.address:
+            yield f'{where}: write beside "@local" where {remote[0]} reaches its database: {{"address": "10.0.0.2"}}'
+
     def _domain_mistakes(self) -> Iterable[str]:
         used: dict[str, str] = {}
         of_role = {
@@ -946,8 +950,8 @@ _machines: dict[str, MachineState] = {}
 def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neighbour] | None = None) -> Settings:
     """The settings of one of the run's machines, validated. Raises SettingError for what cannot be deployed anywhere."""
     groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
-    # pyinfra adds a group named after the inventory file, last.
-    own = [name for name in groups if name not in NEEDS and name != "all"]
+    # pyinfra adds a group named after the inventory file, last; and after it one for the connector, such as @local.
+    own = [name for name in groups if name not in NEEDS and name != "all" and not name.startswith("@")]
     if not own:
         raise SettingError("the inventory's file must have a name that is no role's, such as inventories/prod.py")
     deployment = own[-1]

@@ -33,9 +33,22 @@ def chosen(machines: Inventory) -> None:
     """Look at the choices made for every machine. Raises Refused."""
     try:
         for host in machines:
-            chosen_for(host, MachineState())
+            settings = chosen_for(host, MachineState())
+            if host.name == "@local":
+                _vault_under_its_name(settings)
     except SettingError as error:
         raise Refused(str(error)) from None
+
+
+def _vault_under_its_name(settings: Settings) -> None:
+    """Version 0.1.0 took @local for the deployment's name: what it named so is this deployment's."""
+    old, new = settings.inventories / "@local.vault", settings.vault_path
+    if settings.choices.vault or new.exists() or not old.exists():
+        return
+    # The vault last: where this is interrupted, the next run goes on.
+    for suffix in (".lock", ".key", ".vault"):
+        if old.with_suffix(suffix).exists() and not new.with_suffix(suffix).exists():
+            old.with_suffix(suffix).rename(new.with_suffix(suffix))
 
 
 def checked(host: Host) -> Settings:

@@ -4,7 +4,7 @@ import socket
 import threading
 from typing import Any
 
-from paramiko import Channel, Transport
+from paramiko import Channel, SSHException, Transport
 
 # Seconds from one question to the next, and how long an answer may take: together less than a minute.
 EVERY, PATIENCE = 10, 40
@@ -38,10 +38,17 @@ class Watched(Transport):
         patience.start()
         try:
             self.global_request("keepalive@openssh.com", wait=True)
-        except (OSError, EOFError):
+        except (OSError, SSHException):
             pass  # closed meanwhile
         finally:
             patience.cancel()
+
+    def _send_user_message(self, data: Any) -> None:
+        """What is sent when it was closed fails as SSH does: pyinfra takes paramiko's EOFError for a mistake of its own."""
+        try:
+            super()._send_user_message(data)  # type: ignore[misc]
+        except EOFError:
+            raise SSHException(self.silent or "the connection was cut") from None
 
     def _give_up(self) -> None:
         if self.is_active():
