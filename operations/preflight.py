@@ -1,12 +1,13 @@
 """Whether a machine can be deployed to. Everything here is looked at before anything anywhere is touched."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from pyinfra.api.exceptions import ConnectError, PyinfraError
+from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
-from pyinfra.api.state import State
+from pyinfra.api.inventory import Inventory
 from pyinfra.context import inventory
 
+from compat import installed
 from operations.certificates import Unusable
 from operations.databases import Tables
 from operations.machine import MARKER, MachineState
@@ -20,31 +21,32 @@ from vault import VaultError
 FIRST_DISK, LATER_DISK, MEMORY = 3072, 512, 900  # MiB
 
 
-def choices_first(connect_all: Callable[[State], None]) -> Callable[[State], None]:
-    """pyinfra's step that connects to all machines, preceded by a look at the choices made for them."""
+def chosen(machines: Inventory) -> None:
+    """Look at the choices made for every machine. Raises Refused."""
+    try:
+        for host in machines:
+            settings = chosen_for(host, MachineState())
+            if host.name == "@local":
+                _vault_under_its_name(settings)
+    except SettingError as error:
+        raise Refused(str(error)) from None
 
-    def checked_connect_all(state: State) -> None:
-        try:
-            for host in state.inventory:
-                chosen_for(host, MachineState())
-        except SettingError as error:
-            raise Refused(str(error)) from None
-        try:
-            connect_all(state)
-        except PyinfraError as error:
-            # Else it would be told as a mistake in this file. The machines' own lines, above it, say why.
-            raise Refused(str(error)) from None
-        if state.failed_hosts:
-            # pyinfra would go on with the others, and leave a homeserver without its database, or half of a change.
-            names = sorted(host.name for host in state.failed_hosts)
-            without = " ".join(f"--exclude {name}" for name in names)
-            raise Refused(f"{', '.join(names)} cannot be reached, see above; nothing was touched (to go on: {without})")
 
-    return checked_connect_all
+def _vault_under_its_name(settings: Settings) -> None:
+    """Version 0.1.0 took @local for the deployment's name: what it named so is this deployment's."""
+    old, new = settings.inventories / "@local.vault", settings.vault_path
+    if settings.choices.vault or new.exists() or not old.exists():
+        return
+    # The vault last: where this is interrupted, the next run goes on.
+    for suffix in (".lock", ".key", ".vault"):
+        if old.with_suffix(suffix).exists() and not new.with_suffix(suffix).exists():
+            old.with_suffix(suffix).rename(new.with_suffix(suffix))
 
 
 def checked(host: Host) -> Settings:
     """The settings of the machine, after all that could be wrong with them and with the machine was looked at."""
+    if not installed():
+        raise Refused("config.py was not read: run pyinfra in the directory where it lies, and without --config")
     try:
         settings = settings_of(host)
         mistakes = list(_unsuitable(settings.machine)) or list(_occupied(settings))

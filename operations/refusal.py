@@ -1,25 +1,14 @@
 """How a run says no."""
 
-import sys
 from collections.abc import Generator
 
-import click
 from pyinfra.api import StringCommand
-from pyinfra.api.exceptions import DeployError
 from pyinfra.context import host, state
 
+from compat import Refused
 from operations.shell import quoted, script
 
-# What pyinfra's command line shows without a traceback. Only its own process may import it: it changes a whole process to
-# gevent, which tests and the demo are not made for.
-if "pyinfra_cli" in sys.modules:
-    from pyinfra_cli.exceptions import CliError as Shown
-else:
-    Shown = click.ClickException
-
-
-class Refused(DeployError, Shown):  # type: ignore[misc]
-    """The run stops before anything is touched. The text is shown as it is, without a traceback; exit status 1."""
+__all__ = ["Refused", "refusing"]
 
 
 def refusing(message: str) -> Generator[StringCommand, None, None]:

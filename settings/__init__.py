@@ -27,8 +27,8 @@ _machines: dict[str, MachineState] = {}
 def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neighbour] | None = None) -> Settings:
     """The settings of one of the run's machines, validated. Raises SettingError for what cannot be deployed anywhere."""
     groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
-    # pyinfra adds a group named after the inventory file, last.
-    own = [name for name in groups if name not in ROLES and name != "all"]
+    # pyinfra adds a group named after the inventory file, last; and after it one for the connector, such as @local.
+    own = [name for name in groups if name not in ROLES and name != "all" and not name.startswith("@")]
     if not own:
         raise SettingError("the inventory's file must have a name that is no role's, such as inventories/prod.py")
     deployment = own[-1]

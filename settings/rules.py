@@ -44,6 +44,11 @@ def _inventory(settings: Settings) -> Iterator[str]:
                 f"{where}: {machines[0]} has {role.name}, so it needs the role caddy for the certificate "
                 '(or tls = "files")'
             )
+    remote = [
+        name for role in ROLES.values() if role.database for name in settings.roles[role.name] if name != settings.name
+    ]
+    if settings.name == "@local" and settings.here("postgres") and remote and not settings.choices.address:
+        yield f'{where}: write beside "@local" where {remote[0]} reaches its database: {{"address": "10.0.0.2"}}'
 
 
 def _named(settings: Settings) -> Iterator[tuple[str, str, bool]]:

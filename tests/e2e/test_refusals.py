@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -149,13 +150,59 @@ def test_sample_inventory_as_it_comes() -> None:
     assert "Connected" not in done.stderr
 
 
+@pytest.mark.parametrize("how", ["./deploy.py", "absolute", "copied", "two files"])
+def test_checks_do_not_hang_on_the_name_of_the_file(how: str, tmp_path: Path) -> None:
+    copied = tmp_path / "my.py"
+    copied.write_text((ROOT / "deploy.py").read_text())
+    nothing = tmp_path / "nothing.py"
+    nothing.write_text("")
+    files = {
+        "./deploy.py": ["./deploy.py"],
+        "absolute": [str(ROOT / "deploy.py")],
+        "copied": [str(copied)],
+        "two files": [str(nothing), "deploy.py"],
+    }[how]
+    for limited in ([], ["--limit", "matrix.example.org"]):
+        command = [PYINFRA, "inventories/prod.py", *files, "-y", *limited]
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert_refused(Run(done.returncode, done.stderr, {}), "group_data/prod.py: server_name is still example.org")
+        assert "matrix.example.org]" not in done.stderr, "a machine was connected to"
+
+
+def test_checks_are_not_lost_where_config_is_not_read(fresh: Fresh, tmp_path: Path) -> None:
+    """They come later then, and still before anything is touched."""
+    deployment = fresh.deployment()
+    command = [PYINFRA, str(deployment.inventory), "deploy.py", "-y", "--config", "/dev/null"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **deployment.environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert_refused(Run(done.returncode, done.stderr, {}), "config.py was not read")
+    assert fresh.touched() == []
+
+
+def test_checks_are_not_in_the_way_of_a_look(fresh: Fresh) -> None:
+    """With choices that cannot be deployed, and that have to be looked at."""
+    deployment = fresh.deployment(server_name="https://x.test")
+    for words, told in ((["debug-inventory"], "https://x.test"), (["exec", "--", "echo", "hello $0"], "hello")):
+        command = [PYINFRA, str(deployment.inventory), *words]
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and told in done.stdout + done.stderr, done.stderr
+
+
 # --- connection -----------------------------------------------------------------------------------
 
 
 def assert_no_connection(run: Run, host: Host, *words: str) -> None:
-    """pyinfra says why, a line for each machine, and that it goes no further."""
-    assert_refused(run, "No hosts remaining")
-    [line] = [line for line in run.output.splitlines() if host.name in line]
+    """A line for each machine says why, and the last one that nothing was touched."""
+    assert_refused(run, f"{host.name} cannot be reached, see above; nothing was touched")
+    assert "--exclude" not in run.refusal, "there is no other machine to go on with"
+    [line, _] = [line for line in run.output.splitlines() if host.name in line]
     for word in words:
         assert word in line
 

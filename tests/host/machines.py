@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import testinfra
@@ -29,6 +30,20 @@ from vault import Secret, Vault
 
 ROOT = Path(__file__).parent.parent.parent
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
+
+
+# What ssh runs to be told a secret; the secrets come in its environment, which only we and root can read.
+ASKPASS = """#!/bin/sh
+case $1 in *passphrase*) printf '%s\\n' "$VERIFY_key_password" ;; *) printf '%s\\n' "$VERIFY_password" ;; esac
+"""
+
+
+def _at_a_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class InventoryError(Exception):
@@ -65,6 +80,7 @@ class Machine:
 
     def __init__(self, inventory: "Inventory", name: str, data: Mapping[str, Any]) -> None:
         self.inventory, self.name, self.data = inventory, name, data
+        self._opened = False
 
     def __str__(self) -> str:
         return self.name
@@ -117,28 +133,72 @@ class Machine:
         settings.vault = _Sealed()
         return settings
 
+    @property
+    def local(self) -> bool:
+        """Whether it is this computer."""
+        return self.name == "@local"
+
     def _connection(self, sudo: bool) -> Host:
-        if self.name.startswith("@local"):
+        if self.local:
             return _asked_alike(testinfra.get_host("local://", sudo=sudo))
+        if not self._opened:
+            self._open()
+        arguments = [*self._options(BatchMode="yes", ControlMaster="auto", ControlPersist="60")]
+        target = f"ssh://{quote(self._target, safe='')}"
+        return _asked_alike(testinfra.get_host(target, sudo=sudo, ssh_extra_args=shlex.join(arguments)))
+
+    @property
+    def _target(self) -> str:
+        """What pyinfra looks up in the SSH configuration as well."""
+        return str(self.data.get("ssh_hostname") or self.name)
+
+    def _options(self, **more: str) -> list[str]:
+        """OpenSSH's words for what pyinfra takes from the inventory."""
         # Every check is a connection of its own unless they share one; that is ten times as fast.
         options = {
-            "BatchMode": "yes",
             "LogLevel": "ERROR",
             "ConnectTimeout": "10",
-            "ControlMaster": "auto",
-            "ControlPersist": "60",
             "ControlPath": str(self._control_path),
-            "HostName": self.data.get("ssh_hostname"),
             "User": self.data.get("ssh_user"),
             "Port": self.data.get("ssh_port"),
             "IdentityFile": self.data.get("ssh_key"),
+            # An agent with many keys would use up the tries that the machine allows.
+            "IdentitiesOnly": "yes" if self.data.get("ssh_key") else None,
+            "IdentityAgent": "none" if self.data.get("ssh_allow_agent") is False else None,
             "UserKnownHostsFile": self.data.get("ssh_known_hosts_file"),
             "StrictHostKeyChecking": self.data.get("ssh_strict_host_key_checking"),
+            **more,
         }
         arguments = [word for key, value in options.items() if value for word in ("-o", f'{key}="{value}"')]
         if configuration := self.data.get("ssh_config_file"):
-            arguments += ["-F", str(configuration)]
-        return _asked_alike(testinfra.get_host(f"ssh://{self.name}", sudo=sudo, ssh_extra_args=shlex.join(arguments)))
+            arguments += ["-F", str(ROOT / str(configuration))]
+        return arguments
+
+    def _open(self) -> None:
+        """The shared connection, where opening it takes a secret: the inventory's, or one that ssh asks for at the terminal."""
+        self._opened = True
+        secrets = {f"VERIFY_{name}": str(self.data.get(f"ssh_{name}") or "") for name in ("key_password", "password")}
+        if not any(secrets.values()) and not (self.data.get("ssh_key") and _at_a_terminal()):
+            return
+        environment = dict(os.environ)
+        if given := any(secrets.values()):
+            answering = self.inventory.sockets / "askpass"
+            answering.write_text(ASKPASS)
+            answering.chmod(0o700)
+            # DISPLAY and a session of its own: before OpenSSH 8.4 it took these to use the program.
+            environment |= {"SSH_ASKPASS": str(answering), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":", **secrets}
+        # It stays until the end of the verification: nobody would be asked again.
+        shared = self._options(NumberOfPasswordPrompts="1", ControlMaster="yes", ControlPersist="yes")
+        subprocess.run(
+            ["ssh", *shared, self._target, "true"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # Who answers at the terminal reads there what is asked.
+            stderr=subprocess.DEVNULL,
+            start_new_session=given,
+            check=False,  # the first question to the machine says what is wrong
+        )
 
     @property
     def _control_path(self) -> Path:
@@ -147,7 +207,7 @@ class Machine:
     def disconnect(self) -> None:
         """End the shared connection."""
         if self._control_path.exists():
-            ended = ["ssh", "-o", f"ControlPath={self._control_path}", "-O", "exit", self.name]
+            ended = ["ssh", "-o", f"ControlPath={self._control_path}", "-O", "exit", self._target]
             subprocess.run(ended, capture_output=True, check=False)
 
 
@@ -161,7 +221,8 @@ class Inventory:
         self.machines = [Machine(self, each["name"], each["data"]) for each in listed]
         self.groups: dict[str, list[str]] = {}
         for each in listed:
-            for group in each["groups"]:
+            # pyinfra names those of @local twice.
+            for group in dict.fromkeys(each["groups"]):
                 self.groups.setdefault(group, []).append(each["name"])
         if wrong := self._mistakes():
             raise InventoryError("\n".join(wrong))

@@ -64,6 +64,8 @@ print(json.dumps(found))
 def test_names_lead_to_this_machine(machine: Machine, host: Host, settings: Settings, note: Note) -> None:
     own = [*machine.state.addresses, *([external] if (external := settings.section(Relay).external_ip) else [])]
     wrong, leading = [], {}
+    if machine.local:
+        note("from outside", "asked from the machine itself (@local): firewalls before it are not seen")
     for served in {each.domain: each for each in settings.served}.values():
         name, found = served.domain, addresses_of(host, served.domain)
         if not found:

@@ -75,6 +75,8 @@ def test_databases_are_what_their_roles_need(host: Host, settings: Settings, not
 
 def test_roles_rule_over_nothing_but_their_database(host: Host, settings: Settings) -> None:
     owners = ", ".join(f"'{database.owner}'" for database in settings.view(Postgres).databases)
+    if not owners:  # a database server whose homeserver is still to come
+        return
     mighty = query(
         host,
         f"SELECT rolname FROM pg_roles WHERE rolname IN ({owners}) "  # noqa: S608 - names of ours

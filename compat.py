@@ -1,0 +1,234 @@
+"""pyinfra's edges: all that hangs on how pyinfra 3.10 is made inside, each with the reason. config.py calls it, first of all.
+
+Three methods of the run's own State are wrapped, because pyinfra's command line offers no other place: its config.py comes
+before State.init, which forgets the callbacks added earlier, and deploy.py comes when every machine is connected to.
+`differences` says what another pyinfra has changed, and nothing is deployed with that one.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import pyinfra
+from paramiko import Transport
+from pyinfra.api.exceptions import DeployError, PyinfraError
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operation import OperationMeta
+from pyinfra.api.state import BaseStateCallback, State, StateOperationMeta, StateStage
+from pyinfra.connectors.ssh import SSHConnector
+from pyinfra.context import ctx_state
+
+AGAIN = "run the same command again: it goes on where it stopped"
+
+# What pyinfra's command line shows without a traceback. Only its own process may import it: it changes a whole process to
+# gevent, which tests and the demo are not made for.
+if "pyinfra_cli" in sys.modules:
+    from pyinfra_cli.exceptions import CliError as Shown
+else:
+    Shown = click.ClickException
+
+
+class Refused(DeployError, Shown):  # type: ignore[misc]
+    """The run stops. The text is shown as it is, without a traceback; exit status 1."""
+
+
+def install(check: Callable[[Inventory], None]) -> None:
+    """Make this run of pyinfra ours, if it deploys. check: raises Refused before any machine is connected to.
+
+    However the deploy's file is named: pyinfra itself takes what ends in .py for one. Other commands (exec, fact,
+    debug-inventory) are left alone: they are for a look at what is wrong.
+    """
+    context = click.get_current_context(silent=True)
+    operations = context.params["operations"] if context else ()
+    if not operations or not all(name.endswith(".py") for name in operations):
+        return
+    if changed := differences():
+        raise Refused(
+            f"pyinfra {pyinfra.__version__} is not the one that this is written for: {'; '.join(changed)}. "
+            "Install the versions of requirements.lock: make setup"
+        )
+    _Run(_state(), check).begin()
+
+
+def installed() -> bool:
+    """Whether the run that is under way is ours."""
+    return any(isinstance(handler, _Run) for handler in _state().callback_handlers)
+
+
+def _state() -> State:
+    state: State = ctx_state.get()  # type: ignore[no-untyped-call]
+    return state
+
+
+class _Run(BaseStateCallback):
+    """One run of a deploy: what is looked at first, in which order, and with which words it ends."""
+
+    def __init__(self, state: State, check: Callable[[Inventory], None]) -> None:
+        self.state, self.check = state, check
+        self.initialise, self.fail = state.init, state.fail_hosts
+        # Machine -> the operation that failed there last.
+        self.operations: dict[Host, str] = {}
+        self.unsaid: list[str] = []
+
+    def begin(self) -> None:
+        self.state.init = self.init  # type: ignore[method-assign]
+        self.state.fail_hosts = self.fail_hosts  # type: ignore[method-assign]
+        self.state.get_op_order = self.order  # type: ignore[method-assign]
+
+    def init(self, inventory: Inventory, config: Any, initial_limit: list[Host] | None = None) -> None:
+        """The machines are known, and none is connected to."""
+        self.initialise(inventory, config, initial_limit=initial_limit)
+        self.state.add_callback_handler(self)  # type: ignore[no-untyped-call]
+        self.check(inventory)
+        for host in inventory:
+            if self.state.is_host_in_limit(host) and isinstance(host.connector, SSHConnector):
+                self._keys(host, host.connector)
+
+    def _keys(self, host: Host, connector: SSHConnector) -> None:
+        """Read the key, and ask for its passphrase: where it cannot be used, pyinfra ends with gevent's traceback.
+
+        A configuration that is not there it takes for an empty one, and connects to whatever has the alias for its name.
+        """
+        configuration = connector.data["ssh_config_file"]
+        if configuration and not Path(configuration).is_file():
+            raise Refused(
+                f"{host.name} cannot be reached: there is no ssh_config_file {configuration}; nothing was touched"
+            )
+        try:
+            connector.make_paramiko_kwargs()
+        except PyinfraError as error:
+            raise Refused(f"{host.name} cannot be reached: {error}; nothing was touched") from None
+        except EOFError:
+            raise Refused(
+                f"{host.name} cannot be reached: its ssh_key has a passphrase, and there is no terminal to ask for it: "
+                "set ssh_key_password, or use an SSH agent; nothing was touched"
+            ) from None
+
+    def order(self) -> list[str]:
+        """Operations as they stand in deploy.py and the tasks, whatever the machine.
+
+        pyinfra keeps only each machine's own order, so that the homeserver would look for a database that another machine
+        does not have yet.
+        """
+        return sorted(self.state.op_meta, key=lambda operation: self.state.op_meta[operation].op_order)
+
+    # How it ends.
+
+    def operation_host_error(self, state: State, host: Host, op_hash: str, *_: int, **__: int) -> None:  # type: ignore[override]
+        self.operations[host] = op_hash
+
+    def fail_hosts(self, hosts: set[Host], activated_count: int | None = None) -> None:
+        """pyinfra ends with "No hosts remaining!", or goes on with the others where nothing is touched yet."""
+        if not hosts:
+            return
+        if self.state.current_stage < StateStage.Execute:
+            self.state.failed_hosts.update(hosts)
+            raise Refused(self._before_anything(hosts))
+        self.unsaid += [self._sentence(host) for host in _by_name(hosts)]
+        try:
+            self.fail(hosts, activated_count)  # type: ignore[no-untyped-call]
+        except Refused:
+            raise
+        except PyinfraError:
+            said, self.unsaid = self.unsaid, []
+            raise Refused("\n".join(dict.fromkeys(said))) from None
+
+    def host_disconnect(self, state: State, host: Host) -> None:  # type: ignore[override]
+        """The last thing that pyinfra does: where the run went on with the other machines, its end says so."""
+        said, self.unsaid = self.unsaid, []
+        for line in dict.fromkeys(said):
+            click.echo(f"--> {line}", err=True)
+
+    def _before_anything(self, hosts: Iterable[Host]) -> str:
+        away = _by_name(hosts)
+        names = ", ".join(host.name for host in away)
+        if self.state.current_stage > StateStage.Connect:
+            why = "; ".join(filter(None, map(lost, away))) or "see above"
+            return f"{names} could not be looked at: {why}; nothing was touched"
+        others = [host for host in self.state.inventory if self.state.is_host_in_limit(host) and host not in away]
+        without = " ".join(f"--exclude {host.name}" for host in away)
+        # pyinfra would go on with the others, and leave a homeserver without its database, or half of a change.
+        return f"{names} cannot be reached, see above; nothing was touched" + (
+            f" (to go on: {without})" if others else ""
+        )
+
+    def _sentence(self, host: Host) -> str:
+        """What stopped on this machine, why, and what to do."""
+        operation = self.operations.get(host)
+        names = sorted(self.state.get_op_meta(operation).names) if operation else []
+        what = f"{host.name}: {names[0].rpartition(' | ')[2]}" if names else host.name
+        if why := lost(host):
+            return f"{what}: {why}. When the machine is back, {AGAIN}"
+        meta = self.state.get_op_data_for_host(host, operation).operation_meta if operation else None
+        why = cause(meta.stderr_lines) if meta and meta.is_complete() else ""
+        return f"{what} failed: {why or 'see above'}. When that is put right, {AGAIN}"
+
+
+def _by_name(hosts: Iterable[Host]) -> list[Host]:
+    return sorted(hosts, key=lambda host: str(host.name))
+
+
+def lost(host: Host) -> str:
+    """Why nothing more is heard of the machine; empty if it is still connected to."""
+    client = getattr(host.connector, "client", None)
+    transport: Transport | None = client.get_transport() if client else None
+    if transport is None or transport.is_active():
+        return ""
+    return str(getattr(transport, "silent", "")) or "the connection was cut"
+
+
+def cause(told: Iterable[str]) -> str:
+    """The line that says why a command failed: its last, but for logs that it shows for a closer look."""
+    lines = [line.strip() for line in told if line.strip()]
+    headings = [line for line in lines if line.endswith("the end of its log:")]
+    line = headings[0].removesuffix("the end of its log:").rstrip(" ;:") if headings else "".join(lines[-1:])
+    return line.rstrip(".")
+
+
+# --- what all this relies on ----------------------------------------------------------------------
+
+SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
+    (State.init, ("self", "inventory", "config", "initial_limit")),
+    (State.fail_hosts, ("self", "hosts_to_fail", "activated_count")),
+    (State.get_op_order, ("self",)),
+    (State.add_callback_handler, ("self", "handler")),
+    (State.is_host_in_limit, ("self", "host")),
+    (State.get_op_meta, ("self", "op_hash")),
+    (State.get_op_data_for_host, ("self", "host", "op_hash")),
+    (BaseStateCallback.operation_host_error, ("state", "host", "op_hash", "retry_count", "max_retries")),
+    (BaseStateCallback.host_disconnect, ("state", "host")),
+    (SSHConnector.make_paramiko_kwargs, ("self",)),
+    (OperationMeta.is_complete, ("self",)),
+    # operations/ssh.py
+    (Transport.global_request, ("self", "kind", "data", "wait")),
+    (Transport._send_user_message, ("self", "data")),  # type: ignore[attr-defined]
+    (Transport.close, ("self",)),
+)
+ATTRIBUTES: tuple[tuple[type, str], ...] = (
+    (State, "current_stage"),
+    (State, "is_executing"),
+    (StateOperationMeta, "op_order"),
+    (StateOperationMeta, "names"),
+    (SSHConnector, "client"),
+    (OperationMeta, "stderr_lines"),
+)
+STAGES = ("Setup", "Connect", "Prepare", "Execute", "Disconnect")
+
+
+def differences() -> list[str]:
+    """What the installed pyinfra has otherwise than this file takes for granted."""
+    found = []
+    for function, wanted in SIGNATURES:
+        now = tuple(inspect.signature(function).parameters)
+        if now != wanted:
+            found.append(f"{function.__qualname__} takes {', '.join(now)} and not {', '.join(wanted)}")
+    for owner, name in ATTRIBUTES:
+        if not hasattr(owner, name) and name not in inspect.get_annotations(owner):
+            found.append(f"{owner.__name__}.{name} is missing")
+    if tuple(stage.name for stage in sorted(StateStage)) != STAGES:
+        found.append(f"the stages of a run are {', '.join(stage.name for stage in sorted(StateStage))}")
+    return found
