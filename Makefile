@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quiet
 COMPILE := $(BIN)/uv pip compile $(LOCKED)
 
-.PHONY: help setup demo demo-stop test lint unit render bench lock
+.PHONY: help setup demo demo-stop check test lint unit render bench lock
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: setup ## Deploy everything to a throw-away Debian host
 demo-stop: setup ## Remove the throw-away host of `make demo`
 	@$(BIN)/python -m tests.testbed down demo
 
+check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: no machine needed
+	@$(BIN)/pytest -n 2 -q tests/unit
+
 # Two at once, since most of them wait for machines.
 test: setup lint ## Every test there is; ROLE=coturn: of one role
 	@$(BIN)/pytest -n 2 $(if $(ROLE),--role $(ROLE))
@@ -33,6 +36,8 @@ lint: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary .
+	@$(BIN)/shellcheck $$(git ls-files '*.sh' templates/certificates/present-certificate)
+	@$(BIN)/codespell $$(git ls-files ':!*.lock' ':!requirements' ':!LICENSE')
 
 unit: setup ## The tests that need no machine
 	@$(BIN)/pytest tests/unit

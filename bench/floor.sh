@@ -1,3 +1,4 @@
+#!/bin/sh
 # The floor under a full deploy: what has to be fetched, unpacked and compiled, by a plain script, one thing after the other.
 # It configures nothing. Packages, locks and options are those of tasks/*.py and operations/; bench/full_deploy.py compares
 # what both leave behind, so that this list cannot fall behind unnoticed.

@@ -12,7 +12,7 @@ from pyinfra.context import state
 from operations.files import Contents, Paths
 from operations.look import ask, operation
 from operations.refusal import refusing
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -125,7 +125,8 @@ class Unusable(Fact[list[str]]):
         files = [path for path in (certificate, key, *authorities) if path]
         return "\n".join(
             [
-                _LOOK,
+                f"hidden() {{ case $1 in {' | '.join(f'{directory}*' for directory in HIDDEN)}) ;; *) false ;; esac; }}",
+                shell_file("certificate-files"),
                 f"caddy={'yes' if caddy else ''} bad=",
                 *(f"look {quoted(path)} || bad=yes" for path in files),
                 f'[ "$bad" ] || fits {quoted(certificate, key, *domains)}' if certificate else "",
@@ -139,58 +140,6 @@ class Unusable(Fact[list[str]]):
 
     def answer(self, lines: list[str]) -> list[str]:
         return lines
-
-
-# look FILE: can it be read by who has to? On a new machine Caddy's user comes later, but the administrator can make its group.
-# fits CERTIFICATE KEY DOMAIN...: is it valid now, for all of them, with this key?
-_LOOK = (
-    r"""
-look() {
-  if [ ! -f "$1" ]; then
-    echo "$1 is not on the machine; put it there"
-  elif [ "$caddy" ] && case $1 in """
-    + " | ".join(f"{directory}*" for directory in HIDDEN)
-    + r""") ;; *) false ;; esac; then
-    echo "$1 is where services may not look; move it, to /etc/ssl for example"
-  elif [ "$caddy" ] && ! as_caddy test -r "$1"; then
-    echo "$1 is not readable by Caddy; on the machine: groupadd -rf caddy; chgrp caddy $1; chmod 640 $1"
-  elif ! command -v openssl >/dev/null; then
-    echo "$1 cannot be looked at; on the machine: apt install openssl"
-  else
-    return 0
-  fi
-  return 1
-}
-as_caddy() {
-  if id caddy >/dev/null 2>&1; then
-    runuser -u caddy -- "$@"
-  else
-    setpriv --reuid=65534 --regid="$(getent group caddy | cut -d: -f3 | grep . || echo 65534)" --clear-groups "$@"
-  fi
-}
-fits() {
-  certificate=$1 key=$2
-  shift 2
-  if ! public=$(openssl x509 -in "$certificate" -noout -pubkey 2>/dev/null); then
-    echo "$certificate is no certificate in PEM form"
-    return
-  fi
-  names=$(openssl x509 -in "$certificate" -noout -ext subjectAltName 2>/dev/null | sed -n '2s/ *DNS://gp')
-  if ! openssl x509 -in "$certificate" -noout -checkend 0 >/dev/null; then
-    echo "$certificate expired on $(openssl x509 -in "$certificate" -noout -enddate -dateopt iso_8601 | cut -d= -f2)"
-  fi
-  for domain; do
-    openssl x509 -in "$certificate" -noout -checkhost "$domain" | grep -q 'does match' ||
-      echo "$certificate is not for $domain, but for ${names:-no name at all}"
-  done
-  if ! private=$(openssl pkey -in "$key" -passin pass: -pubout 2>/dev/null); then
-    echo "$key is no private key in PEM form without a passphrase"
-  elif [ "$public" != "$private" ]; then
-    echo "$key is not the key of $certificate"
-  fi
-}
-"""
-)
 
 
 @dataclass(frozen=True)
@@ -211,60 +160,15 @@ class Served:
         return quoted(self.domain, str(self.port), self.file, self.unit)
 
 
-# proof DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
-# prove: waits for that until $end; why not, in one line.
-# last DOMAIN: what Caddy said last of obtaining it.
-# waits DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
-# lost DOMAIN FILE: has Caddy got it, but not on the disk? Either it could not save it: when it starts, it removes empty folders,
-# which may be those that it has just made for certificates. Or somebody deleted the file.
-_SHELL = r"""
-proof() {
-  shown=$(openssl s_client -connect "127.0.0.1:$2" -servername "$1" </dev/null 2>/dev/null) || return 1
-  printf '%s' "$shown" | openssl x509 -noout -checkend 0 >/dev/null 2>&1 || return 1
-  printf '%s' "$shown" | openssl x509 -noout -checkhost "$1" 2>/dev/null | grep -q 'does match' || return 1
-  [ "$3" = - ] || [ "$(printf '%s' "$shown" | openssl x509)" = "$(openssl x509 -in "$3" 2>/dev/null)" ]
-}
-log() { journalctl -u caddy -o cat --no-pager --since=-6h 2>/dev/null; }
-last() {
-  log | grep -F -e "\"msg\":\"obtaining certificate\",\"identifier\":\"$1\"" -e "\"msg\":\"will retry\",\"error\":\"[$1] " \
-    | tail -n 1
-}
-waits() { last "$1" | grep -qF '"will retry"'; }
-lost() {
-  last "$1" | grep -qF "$(unsaved "$1")" || { [ "$2" != - ] && [ ! -e "$2" ] && proof "$1" 443 - -; }
-}
-unsaved() { echo "\"error\":\"[$1] Obtain: saving assets: "; }
-prove() {
-  until proof "$@"; do
-    if [ "$(date +%s)" -ge "$end" ]; then
-      why=$(log | grep -E '"level":"(error|warn)"' | grep -F -e "\"identifier\":\"$1\"" -e "$(unsaved "$1")" \
-        | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1 | sed 's/\\\(["\\]\)/\1/g; s/\\[nt]/ /g')
-      if [ "$why" != "${why#*saving assets: }" ]; then
-        advice="(Caddy cannot save it: ${why#*saving assets: }). See journalctl -u caddy"
-      elif [ "$why" ] || [ ! -s "$3" ]; then
-        advice="(${why:-Caddy got no answer yet}). Does its DNS record lead here, are ports 80 and 443 open?"
-      else
-        advice="although it is in $3: see journalctl -u $4"
-      fi
-      echo "$1, port $2: no valid certificate $advice" >&2
-      return 1
-    fi
-    if [ "$4" != - ] && [ -s "$3" ]; then systemctl start "$4" 2>/dev/null || true; fi
-    if [ ! "$reloaded" ] && lost "$1" "$3"; then
-      systemctl reload caddy
-      reloaded=yes
-    fi
-    sleep 1
-  done
-}
-"""
-
-
-class Unproven(Fact[list[str]]):
+class Unserved(Fact[list[str]]):
     """Which of the names are not served with their certificate."""
 
     def question(self, served: Sequence[Served]) -> str:
-        return _SHELL + "\n".join(f"proof {each.words} || echo {quoted(each.domain)}" for each in served) + "\ntrue"
+        return (
+            shell_file("certificates")
+            + "\n".join(f"presents {each.words} || echo {quoted(each.domain)}" for each in served)
+            + "\ntrue"
+        )
 
     @staticmethod
     def default() -> list[str]:
@@ -275,17 +179,17 @@ class Unproven(Fact[list[str]]):
 
 
 @operation()
-def proven(served: Sequence[Served], patience: int = 30) -> Generator[StringCommand, None, None]:
+def checked(served: Sequence[Served], patience: int = 30) -> Generator[StringCommand, None, None]:
     """Every name is served with a certificate that is valid for it; a line for each that is not, and failure.
 
     patience: seconds to wait for certificates that are being issued.
     """
-    unproven: list[str] = ask(Unproven, served=served)
-    missing = [each for each in served if each.domain in unproven]
+    unserved: list[str] = ask(Unserved, served=served)
+    missing = [each for each in served if each.domain in unserved]
     if not missing:
         return
     yield script(
-        _SHELL,
+        shell_file("certificates"),
         # Caddy waits a minute after the first failure, and ever longer then. A later run is a reason to try again at once.
         "age=$(( $(cut -d. -f1 /proc/uptime) - $(systemctl show caddy -p StateChangeTimestampMonotonic --value) / 1000000 ))",
         "failed= reloaded=",
@@ -293,7 +197,7 @@ def proven(served: Sequence[Served], patience: int = 30) -> Generator[StringComm
         f'  if [ "$age" -ge {patience} ] && waits "$name"; then systemctl reload caddy; reloaded=yes; break; fi',
         "done",
         f"end=$(( $(date +%s) + {patience} ))",
-        *(f"prove {each.words} || failed=yes" for each in missing),
+        *(f"await {each.words} || failed=yes" for each in missing),
         'if [ "$failed" ]; then',
         "  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2",
         "  exit 1",

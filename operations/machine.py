@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from operations.shell import Fact, answered
+from operations.shell import Fact, answered, shell_file
 
 MARKER = "/etc/matrix-metal/deployment.json"
 
@@ -54,34 +54,7 @@ class Machine(Fact[MachineState]):
     """The machine, in one question, as any user."""
 
     def question(self) -> str:
-        return (
-            r"""
-sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
-echo "user $(id -un)"
-$sudo true 2>/dev/null && echo "root yes"
-( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )
-echo "architecture $(dpkg --print-architecture 2>/dev/null || uname -m)"
-echo "processors $(nproc)"
-for directory in /opt/*/*-????????????; do [ -d "$directory" ] && echo "installed ${directory#/opt/}"; done
-awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
-df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
-echo "addresses $(hostname -I 2>/dev/null)"
-for cluster in /etc/postgresql/*/main; do [ -d "$cluster" ] && echo "postgresql $(basename "$(dirname "$cluster")")"; done
-[ -e """
-            + MARKER
-            + r""" ] && echo "deployment $(tr -d '\n' 2>/dev/null <"""
-            + MARKER
-            + r""")"
-# The marker of version 0.1.0 does not say it.
-$sudo sed -n 's/^    host: "\(.*\)"$/database \1/p' /etc/matrix-synapse/homeserver.yaml 2>/dev/null
-$sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do
-  pid=${users#*pid=}; pid=${pid%%,*}
-  unit=$(sed -n 's,^0::.*/\([^/]*\.service\)\(/.*\)*$,\1,p' "/proc/$pid/cgroup" 2>/dev/null)
-  echo "listener $protocol ${address##*:} $users ${pid:-0} $unit"
-done
-true
-"""
-        )
+        return f"marker={MARKER}\n{shell_file('machine')}"
 
     @staticmethod
     def default() -> MachineState:

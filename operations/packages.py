@@ -6,7 +6,7 @@ from pyinfra.api import StringCommand
 from pyinfra.context import host
 
 from operations.look import ask, operation
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 
 
 class Installed(Fact[set[str]]):
@@ -21,28 +21,6 @@ class Installed(Fact[set[str]]):
 
     def answer(self, lines: list[str]) -> set[str]:
         return {line.split()[1] for line in lines if line.startswith("installed ")}
-
-
-# apt FAILED-WITH ARGUMENT...: runs it again and again while another one is at work, whatever it has locked: apt itself waits for
-# dpkg only, not for the lists that another one fetches. What it complained of is in the file.
-_APT = r"""
-apt() {
-  complaints=$1
-  shift
-  end=$(( $(date +%s) + 300 ))
-  until apt-get "$@" 2>"$complaints"; do
-    other=$(sed -n 's/.*Could not get lock \([^ ]*\)\. It is held by process \(.*\)$/process \2, which holds \1/p' "$complaints")
-    if [ -z "$other" ] || [ "$(date +%s)" -ge "$end" ]; then
-      [ -z "$other" ] || echo "another package manager has been at work for five minutes: $other" >&2
-      return 1
-    fi
-    echo "waiting for $other"
-    sleep 1
-  done
-}
-# Why packages cannot be fetched: the first complaint that names an address.
-mirror() { sed -nE 's/^(E|W|Error|Warning): Failed to fetch ([^ ]+) +(.*)$/\2: \3/p' "$1" | head -n 1; }
-"""
 
 
 @operation()
@@ -63,7 +41,7 @@ def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[St
         "install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "
         f"-o Acquire::Retries=1 -o Acquire::http::Timeout=20 {quoted(*missing)}"
     )
-    steps = ["export DEBIAN_FRONTEND=noninteractive", _APT, "said=$(mktemp -d)"]
+    steps = ["export DEBIAN_FRONTEND=noninteractive", shell_file("apt"), "said=$(mktemp -d)"]
     unmask = f"systemctl unmask --runtime --quiet {quoted(*held)}; " if held else ""
     steps.append(f"trap '{unmask}rm -rf \"$said\"' EXIT")
     if held:

@@ -3,6 +3,8 @@
 import inspect
 import shlex
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pyinfra.api import FactBase, StringCommand
@@ -29,6 +31,12 @@ _MARK = "--- matrix-metal ---"
 def quoted(*words: str) -> str:
     """The words as one piece of shell, each taken literally."""
     return " ".join(shlex.quote(word) for word in words)
+
+
+@cache
+def shell_file(name: str) -> str:
+    """The text of operations/sh/<name>.sh: shell that is longer than a few lines has a file of its own."""
+    return (Path(__file__).parent / "sh" / f"{name}.sh").read_text()
 
 
 def _run(program: str) -> str:

@@ -204,7 +204,7 @@ def test_a_certificate_that_caddy_could_not_save_is_asked_for_again(site: Site) 
     eventually(lambda: _in_journal(site, f"[{site.web}] Obtain: saving assets"), 10)
     site.host.run(f"rm -r {folder}")
     begin = time.monotonic()
-    assert site.deployment.run("-y").changed == ["Prove that every name has its certificate"]
+    assert site.deployment.run("-y").changed == ["Check every certificate"]
     assert time.monotonic() - begin < 20
     site.presented(site.web, 443, site.acme.root("open"))
 
@@ -300,7 +300,7 @@ def test_run_that_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
     assert f"again.{LATE}" in line and "no such host" in line
     site.names(f"again.{LATE}")
     begin = time.monotonic()
-    assert site.deployment.run("-y").changed == ["Prove that every name has its certificate"]
+    assert site.deployment.run("-y").changed == ["Check every certificate"]
     assert time.monotonic() - begin < 20
     site.presented(site.turn, 5349, site.acme.root("bound"))
 

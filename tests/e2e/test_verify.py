@@ -125,7 +125,7 @@ def test_a_certificate_that_came_late(machine: Machine) -> None:
     )
     assert status == 1 and re.search(expected, _unwrapped(output)), output
     machine.host.run(f"rm -r {folder}")
-    assert machine.deployment.run("-y").changed == ["Prove that every name has its certificate"]
+    assert machine.deployment.run("-y").changed == ["Check every certificate"]
     logged = machine.host.run("journalctl -u caddy -o cat --no-pager -n 200").stdout
     assert "identity.verify.test: obtaining certificate: context canceled" in logged, logged
     status, output = machine.deployment.verify()
