@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from roles import SLIDING_SYNC
 from tests.conftest import Deployed
 from tests.testbed import Host
 
@@ -138,6 +139,9 @@ def machine(deployed: Deployed) -> Iterator[Machine]:
     yield Machine(host, pids)
     host.run(f"systemctl stop {' '.join(NEIGHBOURS)}; rm -f {PROGRAM} {ORDERS}")
     host.run(f"rm -f {' '.join(f'/dev/shm/{name}' for name in NEIGHBOURS)}")  # noqa: S108
+    # They have lost their connections to the database, and would notice by a request that fails for each.
+    host.run("systemctl restart matrix-synapse sliding-sync", timeout=180)
+    host.run(f"until {SLIDING_SYNC.units[0].health}; do sleep 0.1; done", timeout=120)
 
 
 @pytest.fixture

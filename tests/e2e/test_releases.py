@@ -50,7 +50,14 @@ class Installation(Deployment):
     """Two releases on one host, each as an archive and as a single program."""
 
     def __init__(self, directory: Path, host: Host, page: ReleaseServer) -> None:
-        super().__init__(directory, [host], {}, {"all_of_them": [host.name]}, user="admin")
+        super().__init__(
+            directory,
+            [host],
+            {"server_name": host.domain, "tls": "internal"},
+            # Any role: every deploy is looked at before it connects.
+            {"caddy": [host.name]},
+            user="admin",
+        )
         self.host, self.page, self.task = host, page, directory / "task.py"
         self.record = directory / "trial.lock"
         self.task.write_text(TASK)
