@@ -178,6 +178,8 @@ def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool)
     """Shell functions that wait for the unit, and that say why it does not come up, with the end of its log."""
     name = shlex.quote(unit)
     slow = f"[ $(systemctl is-active {name}) = activating ] || " if slow_to_start else ""
+    # It needs nobody whom it would have to wait for: its first failure says why, the others nothing more.
+    again = f" || [ $(systemctl show {name} -p SubState --value) = auto-restart ]" if slow_to_start else ""
     return [
         "failed() {",
         f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',
@@ -187,7 +189,7 @@ def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool)
         "wait_ready() {",
         f"  end=$(( $(date +%s) + ${{1:-{patience}}} ))",
         f"  until sh -c {shlex.quote(ready or 'true')} >/dev/null 2>&1; do",
-        f"    if systemctl is-failed --quiet {name}; then failed 'keep running'; fi",
+        f"    if systemctl is-failed --quiet {name}{again}; then failed 'keep running'; fi",
         f"    if [ $(date +%s) -ge $end ]; then failed 'answer within {patience} s'; fi",
         "    sleep 0.1",
         "  done",
