@@ -8,6 +8,7 @@ where the roles find one another. Everything that can be wrong is found here, be
 
 import difflib
 import ipaddress
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
 SEVERAL = {"caddy"}
 
 POSTGRESQL_OF_DEBIAN = {"12": "15", "13": "17"}
+POSTGRESQL_PORT = 5432
 PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
 
 
@@ -286,10 +288,14 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another machine of the deployment. address: where we reach it. addresses: all it has, one of which it comes from."""
+    """Another machine of the deployment. address: where we reach it. addresses: all it has, one of which it comes from.
+
+    database_port: where its PostgreSQL listens.
+    """
 
     address: str
     addresses: tuple[str, ...] = ()
+    database_port: int = POSTGRESQL_PORT
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -306,7 +312,8 @@ class Neighbour:
 class DatabaseAccess:
     """How a role reaches its database.
 
-    On the same machine: host is the Unix socket's directory, and the system user of the role's name needs no password.
+    On the same machine: host is the Unix socket's directory, and the system user of the role's name needs no password. The
+    port is part of the socket's name.
     On another: host is its address; password and authority (path of the certificate it must present) are set.
     """
 
@@ -315,11 +322,14 @@ class DatabaseAccess:
     host: str = "/run/postgresql"
     password: Secret | None = None
     authority: str | None = None
+    port: int = POSTGRESQL_PORT
 
     @property
     def dsn(self) -> str:
         """As libpq and lib/pq take it. It holds the password: for secret files only."""
         words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
+        if self.port != POSTGRESQL_PORT:
+            words["port"] = str(self.port)
         if self.password and self.authority:
             words |= {"sslmode": "verify-full", "sslrootcert": self.authority, "password": self.password.reveal()}
         escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items()}
@@ -347,6 +357,7 @@ class Postgres:
     """version: PostgreSQL's major version. Memory in MiB. address: where other machines reach it."""
 
     version: str
+    port: int
     shared_buffers: int
     effective_cache_size: int
     maintenance_work_mem: int
@@ -354,6 +365,10 @@ class Postgres:
     databases: tuple[Database, ...]
     clients: tuple[DatabaseClient, ...]
     address: str
+
+    @property
+    def cluster(self) -> str:
+        return f"{self.version}/main"
 
     @property
     def unit(self) -> str:
@@ -594,10 +609,10 @@ class Settings:
         # Where the homeserver lives on the same machine, it needs more of the memory than the database.
         memory = self.machine.memory // (2 if self.here("synapse") else 1)
         remote = [role for role in DATABASES if self.exists(role) and not self.here(role)]
-        # The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one.
-        versions = self.machine.postgresql or (POSTGRESQL_OF_DEBIAN.get(self.machine.release, "17"),)
+        version = _postgresql_version(self.machine)
         return Postgres(
-            version=versions[-1],
+            version=version,
+            port=_postgresql_port(self.machine),
             shared_buffers=_between(32, memory // 4, 8192),
             effective_cache_size=_between(128, memory, 65536),
             maintenance_work_mem=_between(16, memory // 16, 1024),
@@ -632,9 +647,10 @@ class Settings:
     def _database(self, role: str) -> DatabaseAccess:
         name, user = DATABASES[role]
         if self.roles["postgres"] == self.roles[role]:
-            return DatabaseAccess(name, user)
-        address = self._neighbour("postgres").address
-        return DatabaseAccess(name, user, address, self._database_password(role), DATABASE_AUTHORITY)
+            return DatabaseAccess(name, user, port=_postgresql_port(self.machine))
+        server = self._neighbour("postgres")
+        password = self._database_password(role)
+        return DatabaseAccess(name, user, server.address, password, DATABASE_AUTHORITY, server.database_port)
 
     @cached_property
     def mail(self) -> Mail:
@@ -974,13 +990,32 @@ def _neighbour_of(host: Host, other: Host) -> Neighbour:
     address = other.data.get("address") or other.data.get("ssh_hostname") or other.name
     # Only the database has to know from which addresses others come: else a machine is deployed without a look at others.
     client = "postgres" in host.groups and any(role in other.groups for role in DATABASES)
-    return Neighbour(address, _machine_of(other).addresses if client else ())
+    # And only who uses a database has to know its port.
+    server = "postgres" in other.groups and any(role in host.groups for role in DATABASES)
+    return Neighbour(
+        address,
+        _machine_of(other).addresses if client else (),
+        _postgresql_port(_machine_of(other)) if server else POSTGRESQL_PORT,
+    )
 
 
 def _machine_of(host: Host) -> MachineState:
     if host.name not in _machines:
         _machines[host.name] = host.get_fact(Machine)
     return _machines[host.name]
+
+
+def _postgresql_version(machine: MachineState) -> str:
+    """The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one."""
+    return machine.postgresql[-1] if machine.postgresql else POSTGRESQL_OF_DEBIAN.get(machine.release, "17")
+
+
+def _postgresql_port(machine: MachineState) -> int:
+    """The port of our cluster; where there is none yet, the one that Debian gives to a new one: the first that is free."""
+    clusters = dict(machine.clusters)
+    taken = {*clusters.values(), *(each.port for each in machine.listeners if each.protocol == "tcp")}
+    free = next(port for port in itertools.count(POSTGRESQL_PORT) if port not in taken)
+    return clusters.get(f"{_postgresql_version(machine)}/main", POSTGRESQL_PORT if machine.postgresql else free)
 
 
 def misspelt_roles(groups: Iterable[str]) -> list[str]:

@@ -28,8 +28,10 @@ class MachineState:
     processors: how many it has; 0 if unknown.
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
+    clusters: all of PostgreSQL's clusters and their ports, such as [("17/main", 5432)].
     deployment: what an earlier run left in MARKER, or None.
     database: where an earlier run told Synapse to find its database: a directory with a Unix socket, an address, or "".
+    database_port: the port there.
     """
 
     user: str = ""
@@ -45,6 +47,8 @@ class MachineState:
     listeners: tuple[Listener, ...] = field(default=())
     database: str = ""
     processors: int = 0
+    clusters: tuple[tuple[str, int], ...] = ()
+    database_port: int = 5432
 
 
 class Machine(FactBase[MachineState]):
@@ -62,13 +66,17 @@ echo "processors $(nproc)"
 awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
 df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
 echo "addresses $(hostname -I 2>/dev/null)"
-for cluster in /etc/postgresql/*/main; do [ -d "$cluster" ] && echo "postgresql $(basename "$(dirname "$cluster")")"; done
+for cluster in /etc/postgresql/*/main; do
+  [ -e "$cluster/postgresql.conf" ] && echo "postgresql $(basename "$(dirname "$cluster")")"
+done
+command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }'
 [ -e """
             + MARKER
             + r""" ] && echo "deployment $(tr -d '\n' <"""
             + MARKER
             + r""")"
-$sudo sed -n 's/^    host: "\(.*\)"$/database \1/p' /etc/matrix-synapse/homeserver.yaml 2>/dev/null
+$sudo sed -n '/^database:/,/^$/ { s/^    host: "\(.*\)"$/database \1/p; s/^    port: \([0-9]*\)$/database_port \1/p }' \
+  /etc/matrix-synapse/homeserver.yaml 2>/dev/null
 $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do
   pid=${users#*pid=}; pid=${pid%%,*}
   unit=$(sed -n 's,^0::.*/\([^/]*\.service\)\(/.*\)*$,\1,p' "/proc/$pid/cgroup" 2>/dev/null)
@@ -85,11 +93,16 @@ true
     def process(self, output: list[str]) -> MachineState:
         values: dict[str, str] = {}
         clusters: list[str] = []
+        ports: list[tuple[str, int]] = []
         listeners: list[Listener] = []
         for line in output:
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)
+            elif key == "cluster":
+                cluster, _, cluster_port = value.partition(" ")
+                if cluster_port.isdigit():
+                    ports.append((cluster, int(cluster_port)))
             elif key == "listener":
                 protocol, port, users, pid, unit = [*value.split(" "), "", ""][:5]
                 program = users.partition('(("')[2].partition('"')[0]
@@ -111,4 +124,6 @@ true
             deployment=json.loads(values["deployment"]) if "deployment" in values else None,
             listeners=tuple(listeners),
             database=values.get("database", ""),
+            clusters=tuple(ports),
+            database_port=int(values.get("database_port", 5432)),
         )

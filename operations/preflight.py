@@ -79,15 +79,21 @@ def _moved(settings: Settings) -> list[str]:
     if not settings.here("synapse") or not settings.machine.deployment:
         return []
     server = inventory.get_host(settings.roles["postgres"][0])
-    earlier, machine = settings.machine.database, settings_of(server).machine
-    if earlier in ("", settings.synapse.database.host):
+    there, database = settings_of(server), settings.synapse.database
+    earlier, port = settings.machine.database, settings.machine.database_port
+    if earlier == "" or (earlier, port) == (database.host, database.port):
         return []
-    tables: int = server.get_fact(Tables, database=settings.synapse.database.name, _sudo=machine.user != "root")
+    tables: int = server.get_fact(
+        Tables, cluster=there.postgres.cluster, database=database.name, _sudo=there.machine.user != "root"
+    )
     if tables:
         return []
     where = "on this machine" if earlier.startswith("/") else f"at {earlier}"
+    if port != database.port:
+        where += f", port {port}"
     return [
-        f"Synapse has its database {where}, and on {server.name}, where it is to be now, there is none or an empty one: "
+        f"Synapse has its database {where}, and on {server.name}, where it is to be now (PostgreSQL's cluster "
+        f"{there.postgres.cluster}), there is none or an empty one: "
         'move it first (README, "Several machines")'
     ]
 
@@ -118,7 +124,12 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
 def _occupied(settings: Settings) -> Iterator[str]:
     """Ports that another program holds, a line each."""
     federation = [FEDERATION_PORT] if settings.here("synapse") and settings.choices.federation_port_8448 else []
-    for role, ports in {**PORTS, "caddy": [*PORTS["caddy"], *federation]}.items():
+    for role, ports in {
+        **PORTS,
+        "caddy": [*PORTS["caddy"], *federation],
+        # Without other machines it has no port.
+        "postgres": [("tcp", settings.postgres.port, settings.postgres.unit)] if _shared(settings) else [],
+    }.items():
         for protocol, port, unit in ports if settings.here(role) else []:
             foreign = [
                 listener
@@ -128,6 +139,11 @@ def _occupied(settings: Settings) -> Iterator[str]:
             if foreign:
                 program, pid = foreign[0].program or "another program", foreign[0].pid
                 yield f"{protocol} port {port}, which {role} needs, is taken by {program} (process {pid}); stop it"
+
+
+def _shared(settings: Settings) -> bool:
+    """Whether other machines use the database here."""
+    return settings.here("postgres") and bool(settings.postgres.clients)
 
 
 def _deployed_otherwise(settings: Settings) -> Iterator[str]:

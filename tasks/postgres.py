@@ -27,6 +27,7 @@ files.present(
 packages.installed(
     name="Install PostgreSQL", packages=[f"postgresql-{postgres.version}", "openssl"], held=[postgres.unit]
 )
+databases.cluster_exists(name="Make the cluster", cluster=postgres.cluster, port=postgres.port)
 if postgres.clients:
     certificates.self_signed(
         name="Give PostgreSQL a certificate for other machines",
@@ -49,9 +50,9 @@ units.running(
     name="Run PostgreSQL",
     unit=postgres.unit,
     reads=[CONFIGURATION, ACCESS, FENCE, *([postgres.certificate, KEY] if postgres.clients else [])],
-    ready=f"{databases.AS_POSTGRES} psql -XAtqc 'SELECT 1'",
+    ready=f"{databases.as_postgres(postgres.cluster)} psql -XAtqc 'SELECT 1'",
     enabled=False,
     # pg_ctlcluster watches the cluster for two seconds more.
     slow_to_start=True,
 )
-databases.exist(name="Create the databases", databases=postgres.databases)
+databases.exist(name="Create the databases", cluster=postgres.cluster, databases=postgres.databases)

@@ -17,7 +17,7 @@ import pytest
 
 from operations import databases, preflight
 from operations.databases import Database, Existing, Tables, exist, matches, verifier
-from operations.machine import Machine, MachineState
+from operations.machine import Listener, Machine, MachineState
 from settings import DATABASE_AUTHORITY, DatabaseAccess, Neighbour, SettingError, Settings
 from tests.unit.test_operations import FakeHost, commands
 from tests.unit.test_settings import MACHINE, chosen
@@ -160,7 +160,7 @@ def told(monkeypatch: pytest.MonkeyPatch, existing: Mapping[str, str], needed: b
     """What is done to a server on which these exist."""
     monkeypatch.setattr(databases, "host", FakeHost(existing))
     wanted = Database("synapse", "matrix-synapse", Secret("pencil") if needed else None)
-    return commands(exist, databases=[wanted])
+    return commands(exist, cluster="17/main", databases=[wanted])
 
 
 def test_new_password_is_told_as_a_verifier_and_not_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_only_a_half_made_database_is_made_anew(monkeypatch: pytest.MonkeyPatch,
 def test_what_exists_is_read_and_not_the_verifier() -> None:
     read = Existing().process(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
     assert read == {"role postgres": "", "role a": "4096:c2FsdA== 00", "database b": "a UTF8 C C"}
-    assert "sha256" in Existing().command()
+    assert "sha256" in Existing().command("17/main")
 
 
 # --- whom the server lets in ----------------------------------------------------------------------
@@ -261,6 +261,50 @@ def test_password_that_some_clients_cannot_send_is_refused(tmp_path: Path) -> No
 def test_machine_says_where_synapse_has_its_database() -> None:
     assert Machine().process(["user root", "database /run/postgresql"]).database == "/run/postgresql"
     assert Machine().process(["user root"]) == MachineState(user="root")
+
+
+# --- clusters of somebody else --------------------------------------------------------------------
+
+SHOP = ("17/shop", 5432)
+FOREIGN = Listener("tcp", 5432, "shopd", 7, "shop.service")
+
+
+@pytest.mark.parametrize(
+    ("machine", "port"),
+    [
+        (MachineState(release="13"), 5432),
+        (MachineState(release="13", clusters=(SHOP,)), 5433),
+        (MachineState(release="13", clusters=(SHOP, ("17/more", 5433))), 5434),
+        (MachineState(release="13", listeners=(FOREIGN,)), 5433),
+        (MachineState(release="13", postgresql=("17",), clusters=(SHOP, ("17/main", 5433))), 5433),
+        (MachineState(release="13", postgresql=("17",), clusters=(("17/main", 5432),), listeners=(FOREIGN,)), 5432),
+        (MachineState(release="13", postgresql=("15",), clusters=(("15/main", 5432), ("17/shop", 5433))), 5432),
+        (MachineState(release="13", postgresql=("17",)), 5432),
+    ],
+)
+def test_everybody_comes_to_the_port_of_our_cluster(tmp_path: Path, machine: MachineState, port: int) -> None:
+    together = settings(tmp_path, roles={role: ["db"] for role in SPLIT})
+    together.machine = replace(machine, architecture="amd64", memory=4096)
+    assert {together.postgres.port, together.synapse.database.port, together.sliding_sync.database.port} == {port}
+    assert parsed(together.sliding_sync.database.dsn).get("port") == (None if port == 5432 else str(port))
+
+    home = settings(tmp_path, "home", neighbours={"db": Neighbour("10.1.2.3", database_port=port)})
+    assert home.synapse.database.port == home.sliding_sync.database.port == port
+
+
+def test_port_that_other_machines_need_is_looked_at(tmp_path: Path) -> None:
+    db = settings(tmp_path)
+    db.machine = replace(MACHINE, postgresql=("17",), clusters=(("17/main", 5432),), listeners=(FOREIGN,))
+    [line] = preflight._occupied(db)
+    assert "tcp port 5432, which postgres needs, is taken by shopd (process 7)" in line
+    alone = settings(tmp_path, roles={role: ["db"] for role in SPLIT})
+    alone.machine = db.machine
+    assert list(preflight._occupied(alone)) == [], "nobody comes by it"
+
+
+def test_no_cluster_but_ours_is_asked() -> None:
+    for command in (Existing().command("17/main"), Tables().command("17/main", "synapse")):
+        assert command.count("runuser") == command.count("env -i") == command.count("PGCLUSTER=17/main") > 0
 
 
 # --- a database that was moved --------------------------------------------------------------------
