@@ -25,6 +25,13 @@ def as_postgres(cluster: str) -> str:
     return f"cd / && runuser -u postgres -- env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER={quoted(cluster)}"
 
 
+# Of pg_database: whether every role may connect.
+OPEN = (
+    "EXISTS (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) "
+    "WHERE grantee = 0 AND privilege_type = 'CONNECT')"
+)
+
+
 @dataclass(frozen=True)
 class Database:
     """A database and the role that owns it, which the system user of the same name may use without a password.
@@ -108,7 +115,8 @@ def cluster_exists(cluster: str, port: int) -> Generator[StringCommand, None, No
 
 
 class Existing(FactBase[dict[str, str]]):
-    """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype".
+    """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype", and "open NAME" of each
+    database that every role may connect to.
 
     first_filled: of each database to ask about, its name and `Database.first_filled`; "half-made NAME" -> "t" is added.
 
@@ -118,10 +126,11 @@ class Existing(FactBase[dict[str, str]]):
     def command(self, cluster: str, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
         query = (
             # A fact's answer is printed by -vvv: enough to recognise a verifier by, not the verifier.
-            "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "
+            "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "  # noqa: S608 - a constant
             "encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), '') FROM pg_authid UNION ALL "
             "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
-            "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database"
+            "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database UNION ALL "
+            f"SELECT 'open ' || datname, '' FROM pg_database WHERE {OPEN}"
         )
         halves = [
             f"printf 'half-made %s\\t%s\\n' {quoted(name)} \"$({half_made(cluster, name, tables)})\""
@@ -179,18 +188,22 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
             yield script(f"{as_superuser} psql -XAtq -v ON_ERROR_STOP=1 -f -", stdin=statement)
         found = existing.get(f"database {database.name}")
         wanted = f"{database.owner} UTF8 C C"
+        revoke = f'REVOKE ALL ON DATABASE "{database.name}" FROM PUBLIC'
+        close = f"{as_superuser} psql -XAtq -v ON_ERROR_STOP=1 -c {shlex.quote(revoke)}"
         create = (
             f"{as_superuser} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C "
             f"--template=template0 {quoted(database.name)}"
         )
         if found is None:
-            yield script(create)
+            yield script(create, close)
         elif found != wanted:
             yield from refusing(
                 f"the database {database.name} has owner, encoding, collation and character type {found!r}, "
                 f"but needs {wanted!r}; it was not touched"
             )
-        elif existing.get(f"half-made {database.name}") == "t":
+        elif f"open {database.name}" in existing:
+            yield script(close)
+        if found == wanted and existing.get(f"half-made {database.name}") == "t":
             others = (
                 "SELECT string_agg(DISTINCT concat_ws(' with ', usename, nullif(application_name, '')), ', ') "  # noqa: S608
                 f"FROM pg_stat_activity WHERE datname = '{database.name}' AND usename <> '{database.owner}'"
@@ -200,7 +213,7 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
                 # and comes to its end, one that fails again and again leaves a gap.
                 "for attempt in $(seq 30); do",
                 f'  [ "$({half_made(cluster, database.name, database.first_filled)})" = t ] || exit 0',
-                f"  if {as_superuser} dropdb {quoted(database.name)} 2>/dev/null; then {create}; exit 0; fi",
+                f"  if {as_superuser} dropdb {quoted(database.name)} 2>/dev/null; then {create}; {close}; exit 0; fi",
                 "  sleep 0.5",
                 "done",
                 f"others=$({as_superuser} psql -XAtqc {shlex.quote(others)})",

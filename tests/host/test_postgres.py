@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from testinfra.host import Host
 
-from operations.databases import as_postgres
+from operations.databases import OPEN, as_postgres
 from settings import DATABASES, Settings
 from tests.host.machines import Machine
 from tests.host.report import Note
@@ -30,6 +30,8 @@ class TestService(ServiceTests):
         )
 
 
+# Roles of another machine are no users of this one, and get in nowhere here.
+_CONNECT = "cd / && runuser -u %s -- env -i PATH=/usr/bin:/bin psql -XAtqwc 'SELECT 1' %s 2>/dev/null"
 Ask = Callable[[str], list[list[str]]]
 
 
@@ -99,6 +101,22 @@ def test_roles_rule_over_nothing_but_their_database(query: Ask, settings: Settin
         "AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)",
     )
     assert not mighty, f"{mighty} may do more than use their own database: ALTER ROLE ... NOSUPERUSER ..."
+
+
+def test_each_role_reaches_its_own_database_only(host: Host, query: Ask, settings: Settings) -> None:
+    everybody = [name for (name,) in query(f"SELECT datname FROM pg_database WHERE {OPEN}")]  # noqa: S608 - ours
+    ours = {database.name for database in settings.postgres.databases}
+    assert not ours & set(everybody), (
+        f"every role of PostgreSQL's may connect to {', '.join(ours & set(everybody))}: {DEPLOY}"
+    )
+    for database in settings.postgres.databases:
+        own = host.run(_CONNECT, database.owner, f"port={settings.postgres.port} dbname={database.name}")
+        assert own.rc == 0 or database.password, (
+            f"{database.owner} cannot connect to its database {database.name}: {DEPLOY}"
+        )
+        for other in sorted({*everybody, *ours} - {database.name, "template0"}):
+            done = host.run(_CONNECT, database.owner, f"port={settings.postgres.port} dbname={other}")
+            assert done.rc != 0, f"{database.owner} may connect to the database {other}: {DEPLOY}"
 
 
 def test_damage_on_the_disk_is_noticed(query: Ask) -> None:

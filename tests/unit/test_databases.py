@@ -183,6 +183,14 @@ def test_only_a_half_made_database_is_made_anew(monkeypatch: pytest.MonkeyPatch,
     assert any("dropdb" in command for command in told(monkeypatch, there, needed=False)) is anew
 
 
+def test_database_that_every_role_may_connect_to_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": ""}
+    [command] = told(monkeypatch, {**there, "open synapse": "", "open postgres": ""}, needed=False)
+    assert 'REVOKE ALL ON DATABASE "synapse" FROM PUBLIC' in command
+    [_, made] = told(monkeypatch, {}, needed=False)
+    assert "createdb" in made and "REVOKE ALL" in made
+
+
 def test_what_exists_is_read_and_not_the_verifier() -> None:
     read = Existing().process(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
     assert read == {"role postgres": "", "role a": "4096:c2FsdA== 00", "database b": "a UTF8 C C"}
@@ -341,6 +349,24 @@ def test_homeserver_gets_no_empty_database_for_its_full_one(
     lines = preflight._moved(home)
     assert len(lines) == (1 if refused else 0)
     assert all(f"{refused}, and on db" in line and "empty" in line for line in lines)
+
+
+def test_homeserver_whose_database_is_in_another_cluster_gets_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 0.1.0 left it where somebody else's cluster had the default port."""
+    home = settings(tmp_path, "db", roles={role: ["db"] for role in SPLIT})
+    home.machine = replace(
+        MACHINE, deployment=MARK, database="/run/postgresql", postgresql=("17",), clusters=(SHOP, ("17/main", 5433))
+    )
+    server = FakeHost(0)
+    server.name = "db"
+    monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
+    monkeypatch.setattr(preflight, "settings_of", lambda host: home)
+    [line] = preflight._moved(home)
+    assert "on this machine, port 5432" in line and "17/main" in line
+    home.machine = replace(home.machine, database_port=5433)
+    assert preflight._moved(home) == []
 
 
 def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:
