@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import nio
 import pytest
 
-from tests.conftest import Deployed
+from tests.conftest import Deployed, own
+from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, answered, expect, say
-from tests.testbed import Host
+from tests.testbed import Host, Testbed
 
 VERSIONS = {"trixie": "17", "bookworm": "15"}
 # Seconds in which the database serves again.
@@ -178,3 +180,147 @@ def test_database_that_cannot_start_is_told_soon_and_in_its_own_words(deployed: 
         host.run(f"rm -f {broken}")
     assert "Run PostgreSQL" in deployed.deployment.run("-y").changed
     assert query(host, "SELECT 42") == "42"
+
+
+# --- health means that the database answers -------------------------------------------------------
+
+
+def test_homeserver_without_its_database_is_told_and_not_restarted(deployed: Deployed, host: Host) -> None:
+    """It is active and answers for its versions; every message fails."""
+    wait_for(host, "active")
+    before = host.run("systemctl show -p InvocationID matrix-synapse").stdout
+    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'matrix-synapse'"
+    query(host, f'ALTER ROLE "matrix-synapse" NOLOGIN; {cut}')
+    try:
+        host.run("curl -sf http://127.0.0.1:8008/health && curl -sf http://127.0.0.1:8008/_matrix/client/versions")
+        run = deployed.deployment.run("-y", check=False)
+        assert run.status == 1
+        assert 'role "matrix-synapse" is not permitted to log in' in run.output, run.output
+        assert "matrix-synapse.service does not answer, and was not restarted" in run.output, run.output
+    finally:
+        query(host, 'ALTER ROLE "matrix-synapse" LOGIN')
+    assert host.run("systemctl show -p InvocationID matrix-synapse").stdout == before
+    # Connections that were cut are no reason to restart it, nor to wait.
+    query(host, cut)
+    assert deployed.deployment.run("-y").changed == []
+    assert host.run("systemctl show -p InvocationID matrix-synapse").stdout == before
+
+
+# --- who reaches which database -------------------------------------------------------------------
+
+
+def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> None:
+    wait_for(host, "active")
+    query(host, "GRANT CONNECT ON DATABASE synapse TO PUBLIC")  # as 0.1.0 left it
+    host.run("id shop >/dev/null 2>&1 || useradd --system shop")
+    query(host, "CREATE ROLE shop LOGIN")
+    query(host, "CREATE DATABASE shop OWNER shop")
+    try:
+        assert deployed.deployment.run("-y").changed == ["Create the databases"]
+        reached = {
+            (user, database): host.run(
+                f"cd / && runuser -u {user} -- psql -XAtqd {database} -c 'SELECT 1' 2>&1", check=False
+            ).returncode
+            == 0
+            for user in ("matrix-synapse", "sliding-sync", "shop", "postgres")
+            for database in ("synapse", "syncv3", "shop", "postgres", "template1")
+        }
+        assert [pair for pair, there in reached.items() if there] == [
+            ("matrix-synapse", "synapse"),
+            ("sliding-sync", "syncv3"),
+            # What an administrator makes beside them works as ever.
+            ("shop", "shop"),
+            ("shop", "postgres"),
+            ("shop", "template1"),
+            *(("postgres", database) for database in ("synapse", "syncv3", "shop", "postgres", "template1")),
+        ]
+        assert deployed.deployment.run("-y").changed == []
+    finally:
+        query(host, "DROP DATABASE shop")
+        query(host, "DROP ROLE shop")
+
+
+# --- other clusters, and none ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(VERSIONS), ids=["debian13", "debian12"])
+def fresh(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Host]:
+    """A host on which nothing is."""
+    host = testbed.up(own(f"clusters{13 if request.param == 'trixie' else 12}"), release=request.param)
+    yield host
+    host.down()
+
+
+def deployment_of(host: Host, directory: Path, *roles: str) -> Deployment:
+    settings = {"server_name": host.domain, "tls": "internal", "admin_email": f"admin@{host.domain}"}
+    return Deployment(directory, [host], settings, roles={role: [host.name] for role in roles})
+
+
+# Whatever may choose another cluster for a client that does not say which it wants.
+ELSEWHERE = """
+printf 'PGHOST=/nowhere\\nPGPORT=5432\\nPGCLUSTER={0}/shop\\nPGDATABASE=shop\\nPGSERVICE=shop\\nPGUSER=shop\\n' >>/etc/environment
+echo '* * {0} shop shop' >>/etc/postgresql-common/user_clusters
+echo '{0} shop shop' >/var/lib/postgresql/.postgresqlrc
+echo '\\echo welcome' >/var/lib/postgresql/.psqlrc
+"""
+
+
+def test_other_clusters_are_let_alone(fresh: Host, tmp_path: Path) -> None:
+    version = VERSIONS[fresh.release]
+    fresh.run(
+        "export DEBIAN_FRONTEND=noninteractive; apt-get update -qq; "
+        "apt-get install -qq -y --no-install-recommends postgresql-common >/dev/null 2>&1; "
+        "sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf; "
+        f"apt-get install -qq -y --no-install-recommends postgresql-{version} >/dev/null 2>&1; "
+        f"pg_createcluster {version} shop --start",
+        timeout=300,
+    )
+    fresh.run(ELSEWHERE.format(version))
+    deployment = deployment_of(fresh, tmp_path, "postgres", "synapse")
+    deployment.run("-y")
+
+    databases = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"
+    as_postgres = (
+        f'cd / && runuser -u postgres -- env -i PATH=/usr/bin:/bin psql -XAtqc "{databases}" --cluster {version}'
+    )
+    assert fresh.run(f"{as_postgres}/shop").stdout.split() == ["postgres", "template0", "template1"]
+    assert fresh.run(f"{as_postgres}/main").stdout.split() == ["postgres", "synapse", "template0", "template1"]
+    assert fresh.run("pg_lsclusters -h | awk '{ print $2, $3, $4 }'").stdout.splitlines() == [
+        "main 5433 online",
+        "shop 5432 online",
+    ]
+    again = deployment.run("-y")
+    assert again.changed == []
+    # The other one goes away, and ours is reached as before.
+    fresh.run(f"systemctl stop postgresql@{version}-shop")
+    assert deployment.run("-y").changed == []
+
+
+def test_cluster_that_debian_did_not_make_is_made(fresh: Host, tmp_path: Path) -> None:
+    version = VERSIONS[fresh.release]
+    fresh.run("echo 'LANG=xx_XX.UTF-8' >/etc/default/locale")
+    deployment = deployment_of(fresh, tmp_path, "postgres")
+    deployment.run("-y")
+    assert query(fresh, "SHOW data_checksums") == "on"
+    assert query(fresh, "SELECT datcollate FROM pg_database WHERE datname = 'template1'") == "C.UTF-8"
+    assert deployment.run("-y").changed == []
+
+    # Its configuration is lost, but not the data.
+    data, configuration = f"/var/lib/postgresql/{version}/main", f"/etc/postgresql/{version}/main"
+    query(fresh, "CREATE TABLE kept (it int)")
+    fresh.run(f"systemctl stop postgresql; mv {configuration} /root/")
+    refused = deployment.run("-y", check=False)
+    assert refused.status == 1
+    assert f"{data} is not empty, and {configuration}/postgresql.conf is missing" in refused.output, refused.output
+    assert not fresh.run(f"ls -d {configuration}", check=False).stdout
+    fresh.run(f"mv /root/main {configuration}")
+    deployment.run("-y")
+    assert query(fresh, "SELECT count(*) FROM kept") == "0"
+
+    # The administrator has removed it, and lets Debian make no other.
+    fresh.run(
+        f"pg_dropcluster --stop {version} main; "
+        "sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf"
+    )
+    deployment.run("-y")
+    assert query(fresh, "SELECT 42; SHOW data_checksums").split() == ["42", "on"]
