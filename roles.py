@@ -149,7 +149,11 @@ POSTGRES = Role(
         Unit(
             "postgresql@{version}-main.service",
             user="postgres",
-            health="cd / && runuser -u postgres -- psql -XAtqc 'SELECT 1' | grep -q 1",
+            # Ours is the cluster main, on whatever port; the newest, if there are several.
+            health=(
+                "cd /etc/postgresql && PGCLUSTER=$(ls -d */main | sort -V | tail -n 1) && cd / && runuser -u postgres -- "
+                "env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER=$PGCLUSTER psql -XAtqc 'SELECT 1' | grep -q 1"
+            ),
             # Debian's generator enables each cluster anew at every boot.
             enabled="enabled-runtime",
             held=True,
@@ -198,6 +202,13 @@ CADDY = Role(
 # of clients may come within the moment that Synapse takes for something else.
 SYNAPSE_SOCKETS = tuple(f"/run/matrix-synapse/{number}.sock" for number in range(1, 9))
 
+# Whether there is a room of this name Synapse can only say with its database. A connection that was cut, when PostgreSQL
+# restarted, costs one request, and Synapse keeps ten of them at most.
+_LOOKED_UP = (
+    "curl -qs --max-time 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:8008/_matrix/client/v3/directory/room/%23$(date +%s):"
+    r'$(sed -n "s/^server_name: \"\(.*\)\"$/\1/p" /etc/matrix-synapse/homeserver.yaml)'
+)
+
 # What goes wrong at other homeservers is logged as an error as well, and is nobody's business here.
 _OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
 
@@ -213,12 +224,14 @@ SYNAPSE = Role(
         Unit(
             "matrix-synapse.service",
             user="matrix-synapse",
-            # On every way to it: a conf.d file of the administrator's may have replaced the listeners.
+            # On every way to it: a conf.d file of the administrator's may have replaced the listeners. And with its database,
+            # without which it calls itself healthy.
             health=(
                 "curl -qsf --fail-early --max-time 5 http://127.0.0.1:8008/health "
                 + " ".join(
                     f"--next -sf --max-time 5 --unix-socket {path} http://localhost/health" for path in SYNAPSE_SOCKETS
                 )
+                + f' && for attempt in $(seq 12); do [ "$({_LOOKED_UP})" != 404 ] || exit 0; done; exit 1'
             ),
             exposure=1.5,
             reads=("/etc/matrix-synapse",),

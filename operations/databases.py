@@ -9,13 +9,28 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from pyinfra.api import StringCommand
+from pyinfra.context import host
 
 from operations.look import ask, operation
 from operations.refusal import refusing
 from operations.shell import Fact, quoted, script
 from vault import Secret
 
-AS_POSTGRES = "cd / && runuser -u postgres --"
+
+def as_postgres(cluster: str) -> str:
+    """How a command of PostgreSQL's is begun that is meant for this cluster ("17/main"), as its superuser.
+
+    Other clusters may live beside it, one of them on the port that is everybody's default, and the machine may have variables
+    or files that choose one.
+    """
+    return f"cd / && runuser -u postgres -- env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER={quoted(cluster)}"
+
+
+# Of pg_database: whether every role may connect.
+OPEN = (
+    "EXISTS (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) "
+    "WHERE grantee = 0 AND privilege_type = 'CONNECT')"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +51,13 @@ class Database:
     first_filled: tuple[str, ...] = ()
 
 
-def half_made(database: str, first_filled: Sequence[str]) -> str:
+def half_made(cluster: str, database: str, first_filled: Sequence[str]) -> str:
     """Shell command that prints t if the first start of the database's program was cut short, see `Database`."""
     # By the size of their files: nothing is counted, no table has to exist, and a table that was emptied by DELETE is not
     # taken for one that never had a row.
     never_filled = [f"coalesce(pg_relation_size(to_regclass('public.{table}')), 0) = 0" for table in first_filled]
     query = " AND ".join(["SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')", *never_filled])
-    return f"{AS_POSTGRES} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null"
+    return f"{as_postgres(cluster)} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null"
 
 
 def verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
@@ -64,27 +79,67 @@ def matches(password: str, found: str) -> bool:
     return hashlib.sha256(wanted.encode()).hexdigest() == digest
 
 
+class Cluster(Fact[bool]):
+    """Whether the cluster exists, running or not."""
+
+    def question(self, cluster: str) -> str:
+        return f"[ ! -e {quoted(f'/etc/postgresql/{cluster}/postgresql.conf')} ] || echo yes"
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def answer(self, lines: list[str]) -> bool:
+        return lines == ["yes"]
+
+
+@operation()
+def cluster_exists(cluster: str, port: int) -> Generator[StringCommand, None, None]:
+    """The cluster ("17/main") exists; it is not started. A new one gets this port.
+
+    Debian makes it with the package, if it can and may: not with a locale that is configured and was never generated. Data
+    that lies where a new one would be is somebody's: it is refused, and never touched.
+    """
+    if ask(Cluster, cluster=cluster):
+        host.noop(f"the cluster {cluster} exists")
+        return
+    data, configuration = f"/var/lib/postgresql/{cluster}", f"/etc/postgresql/{cluster}/postgresql.conf"
+    left = f"{data} is not empty, and {configuration} is missing: bring that back, or move the data away; nothing was touched"
+    yield script(
+        f"[ ! -e {quoted(configuration)} ] || exit 0",
+        f'[ -z "$(ls -A {quoted(data)} 2>/dev/null)" ] || {{ echo {quoted(left)} >&2; exit 1; }}',
+        # Its own locale matters to nobody: each of our databases says which it has.
+        "export LC_ALL=C.UTF-8",
+        f"cd / && pg_createcluster --port {port} --locale C.UTF-8 --encoding UTF8 {quoted(*cluster.split('/'))} "
+        "-- --data-checksums >&2",
+    )
+
+
 class Existing(Fact[dict[str, str]]):
-    """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype".
+    """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype", and "open NAME" of each
+    database that every role may connect to.
 
     first_filled: of each database to ask about, its name and `Database.first_filled`; "half-made NAME" -> "t" is added.
 
     Empty while PostgreSQL is down.
     """
 
-    def question(self, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
+    def question(self, cluster: str, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
         query = (
             # A fact's answer is printed by -vvv: enough to recognise a verifier by, not the verifier.
-            "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "
+            "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "  # noqa: S608 - a constant
             "encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), '') FROM pg_authid UNION ALL "
             "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
-            "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database"
+            "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database UNION ALL "
+            f"SELECT 'open ' || datname, '' FROM pg_database WHERE {OPEN}"
         )
         halves = [
-            f"printf 'half-made %s\\t%s\\n' {quoted(name)} \"$({half_made(name, tables)})\""
+            f"printf 'half-made %s\\t%s\\n' {quoted(name)} \"$({half_made(cluster, name, tables)})\""
             for name, tables in first_filled
         ]
-        return "; ".join([f"{AS_POSTGRES} psql -XAtq -F '\t' -c {shlex.quote(query)} 2>/dev/null", *halves, "true"])
+        return "; ".join(
+            [f"{as_postgres(cluster)} psql -XAtq -F '\t' -c {shlex.quote(query)} 2>/dev/null", *halves, "true"]
+        )
 
     @staticmethod
     def default() -> dict[str, str]:
@@ -98,9 +153,9 @@ class Existing(Fact[dict[str, str]]):
 class Tables(Fact[int]):
     """How many tables a database has; 0 also while it does not exist or PostgreSQL is down."""
 
-    def question(self, database: str) -> str:
+    def question(self, cluster: str, database: str) -> str:
         query = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-        return f"{AS_POSTGRES} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null; true"
+        return f"{as_postgres(cluster)} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null; true"
 
     @staticmethod
     def default() -> int:
@@ -111,38 +166,45 @@ class Tables(Fact[int]):
 
 
 @operation()
-def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]:
-    """The databases and the roles that own them exist.
+def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringCommand, None, None]:
+    """The databases and the roles that own them exist in the cluster.
 
     Refuses where a database exists with another owner, encoding or collation: it is never changed.
     """
     existing: dict[str, str] = ask(
-        Existing, first_filled=tuple((each.name, each.first_filled) for each in databases if each.first_filled)
+        Existing,
+        cluster=cluster,
+        first_filled=tuple((each.name, each.first_filled) for each in databases if each.first_filled),
     )
+    as_superuser = as_postgres(cluster)
     for database in databases:
         if f"role {database.owner}" not in existing:
             yield script(
-                f"{AS_POSTGRES} createuser --no-superuser --no-createdb --no-createrole {quoted(database.owner)}"
+                f"{as_superuser} createuser --no-superuser --no-createdb --no-createrole {quoted(database.owner)}"
             )
         password = database.password.reveal() if database.password else None
         if password is not None and not matches(password, existing.get(f"role {database.owner}", "")):
             statement = f"ALTER ROLE \"{database.owner}\" PASSWORD '{verifier(password, os.urandom(16))}'"
             # Through standard input: a verifier is no password, but nobody's business either.
-            yield script(f"{AS_POSTGRES} psql -XAtq -v ON_ERROR_STOP=1 -f -", stdin=statement)
+            yield script(f"{as_superuser} psql -XAtq -v ON_ERROR_STOP=1 -f -", stdin=statement)
         found = existing.get(f"database {database.name}")
         wanted = f"{database.owner} UTF8 C C"
+        revoke = f'REVOKE ALL ON DATABASE "{database.name}" FROM PUBLIC'
+        close = f"{as_superuser} psql -XAtq -v ON_ERROR_STOP=1 -c {shlex.quote(revoke)}"
         create = (
-            f"{AS_POSTGRES} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C "
+            f"{as_superuser} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C "
             f"--template=template0 {quoted(database.name)}"
         )
         if found is None:
-            yield script(create)
+            yield script(create, close)
         elif found != wanted:
             yield from refusing(
                 f"the database {database.name} has owner, encoding, collation and character type {found!r}, "
                 f"but needs {wanted!r}; it was not touched"
             )
-        elif existing.get(f"half-made {database.name}") == "t":
+        elif f"open {database.name}" in existing:
+            yield script(close)
+        if found == wanted and existing.get(f"half-made {database.name}") == "t":
             others = (
                 "SELECT string_agg(DISTINCT concat_ws(' with ', usename, nullif(application_name, '')), ', ') "  # noqa: S608
                 f"FROM pg_stat_activity WHERE datname = '{database.name}' AND usename <> '{database.owner}'"
@@ -151,11 +213,11 @@ def exist(databases: Sequence[Database]) -> Generator[StringCommand, None, None]
                 # PostgreSQL drops no database that somebody is connected to: a first start that still goes on is let alone
                 # and comes to its end, one that fails again and again leaves a gap.
                 "for attempt in $(seq 30); do",
-                f'  [ "$({half_made(database.name, database.first_filled)})" = t ] || exit 0',
-                f"  if {AS_POSTGRES} dropdb {quoted(database.name)} 2>/dev/null; then {create}; exit 0; fi",
+                f'  [ "$({half_made(cluster, database.name, database.first_filled)})" = t ] || exit 0',
+                f"  if {as_superuser} dropdb {quoted(database.name)} 2>/dev/null; then {create}; {close}; exit 0; fi",
                 "  sleep 0.5",
                 "done",
-                f"others=$({AS_POSTGRES} psql -XAtqc {shlex.quote(others)})",
+                f"others=$({as_superuser} psql -XAtqc {shlex.quote(others)})",
                 '[ -z "$others" ] || {',
                 f'  echo "the database {database.name} was left half-made by a first start that was cut short, and cannot be "'
                 '"made anew while somebody is connected to it ($others): end that, then run the deploy again" >&2',

@@ -23,16 +23,21 @@ def vault_kept(vault: Vault) -> Generator[FunctionCommand, None, None]:
     yield FunctionCommand(vault.save, (), {})
 
 
-def marker(server_name: str, vault: Vault, database: str) -> Text:
+def marker(server_name: str, vault: Vault, database: tuple[str, int]) -> Text:
     """The file that tells a later run which deployment the machine belongs to.
 
-    database: where Synapse has its database, so that it is never given an empty one for it; "" while it has none.
+    database: host and port of Synapse's database, so that it is never given an empty one for it; ("", 0) while it has none.
     """
-    said = {"server_name": server_name, "vault": vault.id, **({"database": database} if database else {})}
+    host, port = database
+    said = {"server_name": server_name, "vault": vault.id}
+    if host:
+        said |= {"database": host, "database_port": str(port)}
     return Text(MARKER, json.dumps(said) + "\n", mode="644")
 
 
 @operation()
-def database_remembered(server_name: str, vault: Vault, database: str) -> Generator[PyinfraCommand, None, None]:
+def database_remembered(
+    server_name: str, vault: Vault, database: tuple[str, int]
+) -> Generator[PyinfraCommand, None, None]:
     """The marker says where Synapse has its database, once it runs there. It is the marker of `marker`, otherwise."""
     yield from files.present._inner(entries=[marker(server_name, vault, database)])

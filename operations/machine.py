@@ -28,9 +28,11 @@ class MachineState:
     releases: files of release pages that it has below /opt, such as "sliding-sync/v0.99.19-0123456789ab".
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
+    clusters: all of PostgreSQL's clusters and their ports, such as [("17/main", 5432)].
     deployment: what an earlier run left in MARKER, or None.
     marker_damaged: whether there is something in its place that says neither whose machine it is nor which vault it was.
     database: where an earlier run told Synapse to find its database: a directory with a Unix socket, an address, or "".
+    database_port: the port there.
     """
 
     user: str = ""
@@ -48,6 +50,8 @@ class MachineState:
     database: str = ""
     processors: int = 0
     releases: frozenset[str] = frozenset()
+    clusters: tuple[tuple[str, int], ...] = ()
+    database_port: int = 5432
 
 
 class Machine(Fact[MachineState]):
@@ -67,6 +71,7 @@ class Machine(Fact[MachineState]):
     def answer(self, lines: list[str]) -> MachineState:
         values: dict[str, str] = {}
         clusters: list[str] = []
+        ports: list[tuple[str, int]] = []
         listeners: list[Listener] = []
         releases: list[str] = []
         for line in lines:
@@ -75,6 +80,10 @@ class Machine(Fact[MachineState]):
                 clusters.append(value)
             elif key == "installed":
                 releases.append(value)
+            elif key == "cluster":
+                cluster, _, cluster_port = value.partition(" ")
+                if cluster_port.isdigit():
+                    ports.append((cluster, int(cluster_port)))
             elif key == "listener":
                 protocol, port, users, pid, unit = [*value.split(" "), "", ""][:5]
                 program = users.partition('(("')[2].partition('"')[0]
@@ -99,6 +108,8 @@ class Machine(Fact[MachineState]):
             marker_damaged="deployment" in values and marker is None,
             listeners=tuple(listeners),
             database=(marker or {}).get("database") or values.get("database", ""),
+            clusters=tuple(ports),
+            database_port=int({**values, **(marker or {})}.get("database_port", "5432")),
         )
 
 

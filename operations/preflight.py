@@ -14,6 +14,7 @@ from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.caddy import given_files
+from settings.postgres import Postgres
 from settings.synapse import Synapse
 from vault import VaultError
 
@@ -71,15 +72,21 @@ def _moved(settings: Settings) -> list[str]:
     if not settings.here("synapse") or not settings.machine.deployment:
         return []
     server = inventory.get_host(settings.roles["postgres"][0])
-    earlier, machine = settings.machine.database, settings_of(server).machine
-    if earlier in ("", settings.view(Synapse).database.host):
+    there, database = settings_of(server), settings.view(Synapse).database
+    earlier, port = settings.machine.database, settings.machine.database_port
+    if earlier == "" or (earlier, port) == (database.host, database.port):
         return []
-    tables: int = server.get_fact(Tables, database=settings.view(Synapse).database.name, _sudo=machine.user != "root")
+    tables: int = server.get_fact(
+        Tables, cluster=there.view(Postgres).cluster, database=database.name, _sudo=there.machine.user != "root"
+    )
     if tables:
         return []
     where = "on this machine" if earlier.startswith("/") else f"at {earlier}"
+    if port != database.port:
+        where += f", port {port}"
     return [
-        f"Synapse has its database {where}, and on {server.name}, where it is to be now, there is none or an empty one: "
+        f"Synapse has its database {where}, and on {server.name}, where it is to be now (PostgreSQL's cluster "
+        f"{there.view(Postgres).cluster}), there is none or an empty one: "
         'move it first (README, "Several machines")'
     ]
 

@@ -111,6 +111,7 @@ def running(
     rereads: Sequence[str] = (),
     check: str | None = None,
     ready: str | None = None,
+    needs: str | None = None,
     patience: int = 60,
     enabled: bool = True,
     slow_to_start: bool = False,
@@ -123,7 +124,9 @@ def running(
     check: shell command that must succeed before a restart or reload; while it fails the old process keeps running.
     ready: shell command that succeeds once the unit does its work; asked on every run, so that a unit which runs but does
         not answer is restarted.
-    patience: seconds to wait for that.
+    needs: shell command that succeeds while what the unit depends on is there, and else says what is not: one that does not
+        answer is not restarted then, for that would heal nothing.
+    patience: seconds to wait for `ready`.
     enabled: whether to enable it; False for units that their package starts in a way of its own.
     slow_to_start: it does its work long before systemd takes it for started: where it did not run, only `ready` is waited for.
     """
@@ -160,7 +163,7 @@ def running(
         steps += [*_checked(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
     elif ready and not now.ready:
         # It may be busy for a moment. `patience` is for starts.
-        steps += [f"(wait_ready {min(10, patience)}) 2>/dev/null || {{", *start, "wait_ready; }"]
+        steps += [f"(wait_ready {min(10, patience)}) 2>/dev/null || {{", *_needed(unit, needs), *start, "wait_ready; }"]
     if not steps:
         host.noop(f"{unit} runs what lies on the machine")
         return
@@ -175,10 +178,19 @@ def _checked(unit: str, check: str | None) -> list[str]:
     ]
 
 
+def _needed(unit: str, needs: str | None) -> list[str]:
+    if needs is None:
+        return []
+    message = f"{unit} does not answer, and was not restarted: what it depends on is not there, see above"
+    return [f"{needs} || {{ echo {quoted(message)} >&2; exit 1; }}"]
+
+
 def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool) -> list[str]:
     """Shell functions that wait for the unit, and that say why it does not come up, with the end of its log."""
     name = shlex.quote(unit)
     slow = f"[ $(systemctl is-active {name}) = activating ] || " if slow_to_start else ""
+    # It needs nobody whom it would have to wait for: its first failure says why, the others nothing more.
+    again = f" || [ $(systemctl show {name} -p SubState --value) = auto-restart ]" if slow_to_start else ""
     return [
         "failed() {",
         f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',
@@ -188,7 +200,7 @@ def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool)
         "wait_ready() {",
         f"  end=$(( $(date +%s) + ${{1:-{patience}}} ))",
         f"  until sh -c {shlex.quote(ready or 'true')} >/dev/null 2>&1; do",
-        f"    if systemctl is-failed --quiet {name}; then failed 'keep running'; fi",
+        f"    if systemctl is-failed --quiet {name}{again}; then failed 'keep running'; fi",
         f"    if [ $(date +%s) -ge $end ]; then failed 'answer within {patience} s'; fi",
         "    sleep 0.1",
         "  done",

@@ -15,7 +15,7 @@ from pyinfra.context import inventory
 from operations.machine import Machine, MachineState
 from roles import ROLES
 from settings.choices import Choices, choices_from
-from settings.deployment import Neighbour, SettingError, Settings
+from settings.deployment import POSTGRESQL_PORT, Neighbour, SettingError, Settings, postgresql_port
 from settings.rules import misspelt_roles, mistakes
 
 __all__ = ["Choices", "Neighbour", "SettingError", "Settings", "choices_from", "chosen_for", "mistakes", "settings_of"]
@@ -55,7 +55,13 @@ def _neighbour_of(host: Host, other: Host) -> Neighbour:
     address = other.data.get("address") or other.data.get("ssh_hostname") or other.name
     # Only the database has to know from which addresses others come: else a machine is deployed without a look at others.
     client = "postgres" in host.groups and any(role.database and role.name in other.groups for role in ROLES.values())
-    return Neighbour(address, _machine_of(other).addresses if client else ())
+    # And only who uses a database has to know its port.
+    server = "postgres" in other.groups and any(role.database and role.name in host.groups for role in ROLES.values())
+    return Neighbour(
+        address,
+        _machine_of(other).addresses if client else (),
+        postgresql_port(_machine_of(other)) if server else POSTGRESQL_PORT,
+    )
 
 
 def _machine_of(host: Host) -> MachineState:

@@ -2,6 +2,7 @@
 
 import importlib
 import ipaddress
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -13,7 +14,7 @@ from pydantic import Field
 from operations.certificates import BUNDLE, Served
 from operations.machine import MachineState
 from operations.virtualenvs import Virtualenv
-from roles import ROLES, Port, Role
+from roles import POSTGRES, ROLES, Port, Role
 from settings.fields import A_DOMAIN, Chosen, Domain, Host, MailAddress, Network, UserName
 from settings.issuers import Certificates, Issuer
 from vault import Secret, Vault
@@ -21,6 +22,7 @@ from vault import Secret, Vault
 ROOT = Path(__file__).parent.parent
 
 # Debian release -> what it has.
+POSTGRESQL_PORT = POSTGRES.listens[0].number
 POSTGRESQL_OF_DEBIAN = {"12": "15", "13": "17"}
 PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
 
@@ -50,10 +52,14 @@ class Common(Certificates):
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another machine of the deployment. address: where we reach it. addresses: all it has, one of which it comes from."""
+    """Another machine of the deployment. address: where we reach it. addresses: all it has, one of which it comes from.
+
+    database_port: where its PostgreSQL listens.
+    """
 
     address: str
     addresses: tuple[str, ...] = ()
+    database_port: int = POSTGRESQL_PORT
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -111,6 +117,19 @@ class View:
 
 V = TypeVar("V", bound=View)
 C = TypeVar("C", bound=Chosen)
+
+
+def postgresql_version(machine: MachineState) -> str:
+    """The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one."""
+    return machine.postgresql[-1] if machine.postgresql else POSTGRESQL_OF_DEBIAN.get(machine.release, "17")
+
+
+def postgresql_port(machine: MachineState) -> int:
+    """The port of our cluster; where there is none yet, the one that Debian gives to a new one: the first that is free."""
+    clusters = dict(machine.clusters)
+    taken = {*clusters.values(), *(each.port for each in machine.listeners if each.protocol == "tcp")}
+    free = next(port for port in itertools.count(POSTGRESQL_PORT) if port not in taken)
+    return clusters.get(f"{postgresql_version(machine)}/main", POSTGRESQL_PORT if machine.postgresql else free)
 
 
 def view_of(role: str) -> type[View]:
@@ -193,7 +212,7 @@ class Settings:
             self.exists(user.name) and not self.here(user.name) for user in ROLES.values() if user.database is not None
         )
         return [
-            port
+            port._replace(number=postgresql_port(self.machine)) if port.when == "remote" else port
             for port in role.listens
             if port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when))
         ]
@@ -203,9 +222,7 @@ class Settings:
     @property
     def postgresql(self) -> str:
         """PostgreSQL's major version, which {version} stands for in the records."""
-        # The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one.
-        versions = self.machine.postgresql or (POSTGRESQL_OF_DEBIAN.get(self.machine.release, "17"),)
-        return versions[-1]
+        return postgresql_version(self.machine)
 
     @property
     def packages(self) -> list[str]:

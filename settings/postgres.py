@@ -5,7 +5,7 @@ from typing import Self
 
 from operations.databases import Database
 from roles import POSTGRES, ROLES, Role
-from settings.deployment import SettingError, Settings, View
+from settings.deployment import POSTGRESQL_PORT, SettingError, Settings, View, postgresql_port
 from vault import Secret
 
 # Where a machine keeps the certificate by which it knows the database server, if that is another machine.
@@ -16,7 +16,8 @@ DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
 class DatabaseAccess:
     """How a role reaches its database.
 
-    On the same machine: host is the Unix socket's directory, and the system user of the role's name needs no password.
+    On the same machine: host is the Unix socket's directory, and the system user of the role's name needs no password. The
+    port is part of the socket's name.
     On another: host is its address; password and authority (path of the certificate it must present) are set.
     """
 
@@ -25,11 +26,14 @@ class DatabaseAccess:
     host: str = "/run/postgresql"
     password: Secret | None = None
     authority: str | None = None
+    port: int = POSTGRESQL_PORT
 
     @property
     def dsn(self) -> str:
         """As libpq and lib/pq take it. It holds the password: for secret files only."""
         words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
+        if self.port != POSTGRESQL_PORT:
+            words["port"] = str(self.port)
         if self.password and self.authority:
             words |= {"sslmode": "verify-full", "sslrootcert": self.authority, "password": self.password.reveal()}
         escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items()}
@@ -57,6 +61,7 @@ class Postgres(View):
     """version: PostgreSQL's major version. Memory in MiB. address: where other machines reach it."""
 
     version: str
+    port: int
     shared_buffers: int
     effective_cache_size: int
     maintenance_work_mem: int
@@ -73,6 +78,7 @@ class Postgres(View):
         remote = [role for role in users if not settings.here(role.name)]
         return cls(
             version=settings.postgresql,
+            port=postgresql_port(settings.machine),
             shared_buffers=_between(32, memory // 4, 8192),
             effective_cache_size=_between(128, memory, 65536),
             maintenance_work_mem=_between(16, memory // 16, 1024),
@@ -96,6 +102,10 @@ class Postgres(View):
         )
 
     @property
+    def cluster(self) -> str:
+        return f"{self.version}/main"
+
+    @property
     def unit(self) -> str:
         return POSTGRES.units[0].name.format(version=self.version)
 
@@ -115,9 +125,9 @@ def database_of(settings: Settings, role: Role) -> DatabaseAccess:
         raise ValueError(role.name)
     name, user = role.database.name, role.database.owner
     if settings.roles["postgres"] == settings.roles[role.name]:
-        return DatabaseAccess(name, user)
-    address = settings.neighbour("postgres").address
-    return DatabaseAccess(name, user, address, _password(settings, role), DATABASE_AUTHORITY)
+        return DatabaseAccess(name, user, port=postgresql_port(settings.machine))
+    server, password = settings.neighbour("postgres"), _password(settings, role)
+    return DatabaseAccess(name, user, server.address, password, DATABASE_AUTHORITY, server.database_port)
 
 
 def database_server(settings: Settings) -> str | None:

@@ -15,7 +15,9 @@ files.present(
     entries=[
         Directory("/etc/matrix-metal", mode="755"),
         # Where Synapse has its database stays as it is until Synapse has another one.
-        deployment.marker(settings.server_name, settings.vault, settings.machine.database),
+        deployment.marker(
+            settings.server_name, settings.vault, (settings.machine.database, settings.machine.database_port)
+        ),
     ],
 )
 

@@ -6,6 +6,7 @@ from pyinfra import host
 
 from operations import deployment, files, units, virtualenvs
 from operations.files import Directory, Template, Text
+from operations.shell import quoted
 from roles import SYNAPSE
 from settings import settings_of
 from settings.networks import MULTICAST, NEVER_REACHED
@@ -73,6 +74,21 @@ files.present(
     ],
 )
 
+# Without its database Synapse does not answer as it should, but to start it anew would heal nothing.
+database = synapse.database
+connection = {"user": database.user, "dbname": database.name, "host": database.host, "port": database.port}
+if database.password:
+    connection |= {
+        "passfile": f"{HOME}/secrets/postgresql",
+        "sslmode": "verify-full",
+        "sslrootcert": database.authority,
+    }
+REACH_DATABASE = f"""import psycopg2, sys
+try:
+    psycopg2.connect(**{connection!r}, connect_timeout=5)
+except psycopg2.Error as error:
+    sys.exit(str(error).strip())"""
+
 as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
@@ -85,11 +101,12 @@ units.running(
         f"&& {as_synapse}/python -m synapse.config {ARGUMENTS} >/dev/null )"
     ),
     ready=SYNAPSE.units[0].health,
+    needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
 )
 deployment.database_remembered(
     name="Remember where Synapse has its database",
     server_name=settings.server_name,
     vault=settings.vault,
-    database=synapse.database.host,
+    database=(database.host, database.port),
 )

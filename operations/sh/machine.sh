@@ -10,10 +10,14 @@ for directory in /opt/*/*-????????????; do [ -d "$directory" ] && echo "installe
 awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
 df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
 echo "addresses $(hostname -I 2>/dev/null)"
-for cluster in /etc/postgresql/*/main; do [ -d "$cluster" ] && echo "postgresql $(basename "$(dirname "$cluster")")"; done
+for cluster in /etc/postgresql/*/main; do
+  [ -e "$cluster/postgresql.conf" ] && echo "postgresql $(basename "$(dirname "$cluster")")"
+done
+command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }'
 [ -e "$marker" ] && echo "deployment $(tr -d '\n' 2>/dev/null <"$marker")"
 # The marker of version 0.1.0 does not say it.
-$sudo sed -n 's/^    host: "\(.*\)"$/database \1/p' /etc/matrix-synapse/homeserver.yaml 2>/dev/null
+$sudo sed -n '/^database:/,/^$/ { s/^    host: "\(.*\)"$/database \1/p; s/^    port: \([0-9]*\)$/database_port \1/p }' \
+  /etc/matrix-synapse/homeserver.yaml 2>/dev/null
 $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do
   pid=${users#*pid=}; pid=${pid%%,*}
   unit=$(sed -n 's,^0::.*/\([^/]*\.service\)\(/.*\)*$,\1,p' "/proc/$pid/cgroup" 2>/dev/null)

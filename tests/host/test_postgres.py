@@ -1,10 +1,13 @@
 """PostgreSQL: the databases of the other roles."""
 
 import ipaddress
+from collections.abc import Callable
+from functools import partial
 
+import pytest
 from testinfra.host import Host
 
-from operations.databases import AS_POSTGRES
+from operations.databases import OPEN, as_postgres
 from roles import ROLES
 from settings import Settings
 from settings.postgres import Postgres
@@ -20,15 +23,27 @@ class TestService(ServiceTests):
         )
 
 
-def query(host: Host, sql: str) -> list[list[str]]:
-    """Rows of a query, which may not change anything."""
-    done = ask(host, f"{AS_POSTGRES} env PGOPTIONS='-c default_transaction_read_only=on' psql -XAtq -F '|' -c %s", sql)
+# Roles of another machine are no users of this one, and get in nowhere here.
+_CONNECT = "cd / && runuser -u %s -- env -i PATH=/usr/bin:/bin psql -XAtqwc 'SELECT 1' %s 2>/dev/null"
+Ask = Callable[[str], list[list[str]]]
+
+
+@pytest.fixture(scope="module")
+def query(host: Host, settings: Settings) -> Ask:
+    """A query that may not change anything -> its rows."""
+    return partial(_query, host, settings.view(Postgres).cluster)
+
+
+def _query(host: Host, cluster: str, sql: str) -> list[list[str]]:
+    done = ask(
+        host, f"{as_postgres(cluster)} PGOPTIONS='-c default_transaction_read_only=on' psql -XAtq -F '|' -c %s", sql
+    )
     return [line.split("|") for line in done.splitlines()]
 
 
 def test_listens_only_where_needed(service: Service, settings: Settings) -> None:
     if settings.view(Postgres).clients:
-        assert any(address.endswith(":5432") for address in service.tcp()), (
+        assert any(address.endswith(f":{settings.view(Postgres).port}") for address in service.tcp()), (
             f"PostgreSQL does not listen for the other machines: {DEPLOY}"
         )
     else:
@@ -43,7 +58,7 @@ def test_only_the_machines_that_need_it_get_through(service: Service, settings: 
         shown = ask(service.host, "systemctl show -p IPAddressDeny -p IPAddressAllow %s", service.unit)
         found = dict(line.split("=", 1) for line in shown.splitlines())
         assert {"::/0", "0.0.0.0/0"} <= set(found["IPAddressDeny"].split()), (
-            f"nothing but passwords keeps strangers from port 5432: {DEPLOY}"
+            f"nothing but passwords keeps strangers from port {settings.view(Postgres).port}: {DEPLOY}"
         )
         allowed = [ipaddress.ip_network(network) for network in found["IPAddressAllow"].split()]
         wanted = {ipaddress.ip_network(address) for client in clients for address in client.addresses}
@@ -51,19 +66,20 @@ def test_only_the_machines_that_need_it_get_through(service: Service, settings: 
             if any(role.database and user.name in settings.roles[role.name] for role in ROLES.values()):
                 wanted |= {ipaddress.ip_network(address) for address in user.state.addresses}
         others = {network for network in allowed if not network.is_loopback} - wanted
-        assert not others, f"port 5432 is open to {', '.join(map(str, others))} as well: {DEPLOY}"
+        assert not others, (
+            f"port {settings.view(Postgres).port} is open to {', '.join(map(str, others))} as well: {DEPLOY}"
+        )
 
 
-def test_databases_are_what_their_roles_need(host: Host, settings: Settings, note: Note) -> None:
+def test_databases_are_what_their_roles_need(query: Ask, settings: Settings, note: Note) -> None:
     """Another collation than C breaks indexes with an upgrade of the operating system."""
     found = {
         name: properties
         for name, *properties in query(
-            host,
             "SELECT datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database",
         )
     }
-    note("versions", f"PostgreSQL {query(host, 'SHOW server_version')[0][0].split()[0]}")
+    note("versions", f"PostgreSQL {query('SHOW server_version')[0][0].split()[0]}")
     for database in settings.view(Postgres).databases:
         properties = found.get(database.name, [])
         note("databases", f"{database.name}: {', '.join(properties[1:3]) or 'not there'}")
@@ -73,29 +89,43 @@ def test_databases_are_what_their_roles_need(host: Host, settings: Settings, not
         )
 
 
-def test_roles_rule_over_nothing_but_their_database(host: Host, settings: Settings) -> None:
+def test_roles_rule_over_nothing_but_their_database(query: Ask, settings: Settings) -> None:
     owners = ", ".join(f"'{database.owner}'" for database in settings.view(Postgres).databases)
     if not owners:  # a database server whose homeserver is still to come
         return
     mighty = query(
-        host,
         f"SELECT rolname FROM pg_roles WHERE rolname IN ({owners}) "  # noqa: S608 - names of ours
         "AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)",
     )
     assert not mighty, f"{mighty} may do more than use their own database: ALTER ROLE ... NOSUPERUSER ..."
 
 
-def test_damage_on_the_disk_is_noticed(host: Host) -> None:
-    assert query(host, "SHOW data_checksums") == [["on"]], (
+def test_each_role_reaches_its_own_database_only(host: Host, query: Ask, settings: Settings) -> None:
+    everybody = [name for (name,) in query(f"SELECT datname FROM pg_database WHERE {OPEN}")]  # noqa: S608 - ours
+    ours = {database.name for database in settings.view(Postgres).databases}
+    assert not ours & set(everybody), (
+        f"every role of PostgreSQL's may connect to {', '.join(ours & set(everybody))}: {DEPLOY}"
+    )
+    for database in settings.view(Postgres).databases:
+        own = host.run(_CONNECT, database.owner, f"port={settings.view(Postgres).port} dbname={database.name}")
+        assert own.rc == 0 or database.password, (
+            f"{database.owner} cannot connect to its database {database.name}: {DEPLOY}"
+        )
+        for other in sorted({*everybody, *ours} - {database.name, "template0"}):
+            done = host.run(_CONNECT, database.owner, f"port={settings.view(Postgres).port} dbname={other}")
+            assert done.rc != 0, f"{database.owner} may connect to the database {other}: {DEPLOY}"
+
+
+def test_damage_on_the_disk_is_noticed(query: Ask) -> None:
+    assert query("SHOW data_checksums") == [["on"]], (
         "the cluster has no data checksums: with PostgreSQL stopped, run pg_checksums --enable on its data directory"
     )
 
 
-def test_nobody_gets_in_without_proof(host: Host) -> None:
+def test_nobody_gets_in_without_proof(query: Ask) -> None:
     rules = query(
-        host,
         "SELECT file_name, line_number, type, auth_method FROM pg_hba_file_rules WHERE error IS NULL"
-        if int(query(host, "SHOW server_version_num")[0][0]) >= 160000
+        if int(query("SHOW server_version_num")[0][0]) >= 160000
         else "SELECT current_setting('hba_file'), line_number, type, auth_method FROM pg_hba_file_rules WHERE error IS NULL",
     )
     assert rules, f"PostgreSQL lets nobody in: {DEPLOY}"
@@ -107,9 +137,9 @@ def test_nobody_gets_in_without_proof(host: Host) -> None:
         )
 
 
-def test_runs_what_its_files_say(host: Host) -> None:
-    wrong = query(host, "SELECT sourcefile, sourceline, name, error FROM pg_file_settings WHERE error IS NOT NULL")
-    wrong += query(host, "SELECT 'hba', line_number, '', error FROM pg_hba_file_rules WHERE error IS NOT NULL")
+def test_runs_what_its_files_say(query: Ask) -> None:
+    wrong = query("SELECT sourcefile, sourceline, name, error FROM pg_file_settings WHERE error IS NOT NULL")
+    wrong += query("SELECT 'hba', line_number, '', error FROM pg_hba_file_rules WHERE error IS NOT NULL")
     assert not wrong, f"PostgreSQL does not take {wrong}: correct it, then `systemctl reload postgresql`"
-    pending = [name for (name,) in query(host, "SELECT name FROM pg_settings WHERE pending_restart")]
+    pending = [name for (name,) in query("SELECT name FROM pg_settings WHERE pending_restart")]
     assert not pending, f"{', '.join(pending)} will change with the next start: {DEPLOY}, or restart PostgreSQL"

@@ -17,7 +17,7 @@ import pytest
 
 from operations import databases, preflight
 from operations.databases import Database, Existing, Tables, exist, matches, verifier
-from operations.machine import Machine, MachineState
+from operations.machine import Listener, Machine, MachineState
 from settings import Neighbour, SettingError, Settings
 from settings.postgres import DATABASE_AUTHORITY, DatabaseAccess, Postgres, database_server
 from settings.sliding_sync import SlidingSync
@@ -163,7 +163,7 @@ def told(monkeypatch: pytest.MonkeyPatch, existing: Mapping[str, str], needed: b
     """What is done to a server on which these exist."""
     at(monkeypatch, databases, FakeHost(existing))
     wanted = Database("synapse", "matrix-synapse", Secret("pencil") if needed else None)
-    return commands(exist, databases=[wanted])
+    return commands(exist, cluster="17/main", databases=[wanted])
 
 
 def test_new_password_is_told_as_a_verifier_and_not_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +186,18 @@ def test_only_a_half_made_database_is_made_anew(monkeypatch: pytest.MonkeyPatch,
     assert any("dropdb" in command for command in told(monkeypatch, there, needed=False)) is anew
 
 
+def test_database_that_every_role_may_connect_to_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": ""}
+    [command] = told(monkeypatch, {**there, "open synapse": "", "open postgres": ""}, needed=False)
+    assert 'REVOKE ALL ON DATABASE "synapse" FROM PUBLIC' in command
+    [_, made] = told(monkeypatch, {}, needed=False)
+    assert "createdb" in made and "REVOKE ALL" in made
+
+
 def test_what_exists_is_read_and_not_the_verifier() -> None:
     read = Existing().answer(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
     assert read == {"role postgres": "", "role a": "4096:c2FsdA== 00", "database b": "a UTF8 C C"}
-    assert "sha256" in Existing().question()
+    assert "sha256" in Existing().question("17/main")
 
 
 # --- whom the server lets in ----------------------------------------------------------------------
@@ -266,6 +274,54 @@ def test_machine_says_where_synapse_has_its_database() -> None:
     assert Machine().answer(["user root"]) == MachineState(user="root")
 
 
+# --- clusters of somebody else --------------------------------------------------------------------
+
+SHOP = ("17/shop", 5432)
+FOREIGN = Listener("tcp", 5432, "shopd", 7, "shop.service")
+
+
+@pytest.mark.parametrize(
+    ("machine", "port"),
+    [
+        (MachineState(release="13"), 5432),
+        (MachineState(release="13", clusters=(SHOP,)), 5433),
+        (MachineState(release="13", clusters=(SHOP, ("17/more", 5433))), 5434),
+        (MachineState(release="13", listeners=(FOREIGN,)), 5433),
+        (MachineState(release="13", postgresql=("17",), clusters=(SHOP, ("17/main", 5433))), 5433),
+        (MachineState(release="13", postgresql=("17",), clusters=(("17/main", 5432),), listeners=(FOREIGN,)), 5432),
+        (MachineState(release="13", postgresql=("15",), clusters=(("15/main", 5432), ("17/shop", 5433))), 5432),
+        (MachineState(release="13", postgresql=("17",)), 5432),
+    ],
+)
+def test_everybody_comes_to_the_port_of_our_cluster(tmp_path: Path, machine: MachineState, port: int) -> None:
+    together = settings(tmp_path, roles={role: ["db"] for role in SPLIT})
+    together.machine = replace(machine, architecture="amd64", memory=4096)
+    assert {
+        together.view(Postgres).port,
+        together.view(Synapse).database.port,
+        together.view(SlidingSync).database.port,
+    } == {port}
+    assert parsed(together.view(SlidingSync).database.dsn).get("port") == (None if port == 5432 else str(port))
+
+    home = settings(tmp_path, "home", neighbours={"db": Neighbour("10.1.2.3", database_port=port)})
+    assert home.view(Synapse).database.port == home.view(SlidingSync).database.port == port
+
+
+def test_port_that_other_machines_need_is_looked_at(tmp_path: Path) -> None:
+    db = settings(tmp_path)
+    db.machine = replace(MACHINE, postgresql=("17",), clusters=(("17/main", 5432),), listeners=(FOREIGN,))
+    [line] = preflight._occupied(db)
+    assert "tcp port 5432, which postgres needs, is taken by shopd (process 7)" in line
+    alone = settings(tmp_path, roles={role: ["db"] for role in SPLIT})
+    alone.machine = db.machine
+    assert list(preflight._occupied(alone)) == [], "nobody comes by it"
+
+
+def test_no_cluster_but_ours_is_asked() -> None:
+    for command in (Existing().question("17/main"), Tables().question("17/main", "synapse")):
+        assert command.count("runuser") == command.count("env -i") == command.count("PGCLUSTER=17/main") > 0
+
+
 # --- a database that was moved --------------------------------------------------------------------
 
 MARK = {"server_name": "x.test", "vault": "0"}
@@ -300,6 +356,24 @@ def test_homeserver_gets_no_empty_database_for_its_full_one(
     lines = preflight._moved(home)
     assert len(lines) == (1 if refused else 0)
     assert all(f"{refused}, and on db" in line and "empty" in line for line in lines)
+
+
+def test_homeserver_whose_database_is_in_another_cluster_gets_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 0.1.0 left it where somebody else's cluster had the default port."""
+    home = settings(tmp_path, "db", roles={role: ["db"] for role in SPLIT})
+    home.machine = replace(
+        MACHINE, deployment=MARK, database="/run/postgresql", postgresql=("17",), clusters=(SHOP, ("17/main", 5433))
+    )
+    server = FakeHost(0)
+    server.name = "db"
+    monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
+    monkeypatch.setattr(preflight, "settings_of", lambda host: home)
+    [line] = preflight._moved(home)
+    assert "on this machine, port 5432" in line and "17/main" in line
+    home.machine = replace(home.machine, database_port=5433)
+    assert preflight._moved(home) == []
 
 
 def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:

@@ -135,6 +135,7 @@ def test_unit_that_is_slow_to_start_is_not_waited_for_longer_than_it_takes_to_an
         return "\n".join(commands(units.running, unit="x.service", reads=["/etc/a"], ready="ask", slow_to_start=True))
 
     assert "systemctl start --no-block x.service" in done("inactive")
+    assert "auto-restart" in done("inactive"), "its first failure says why: the others are not waited for"
     # The old process would answer.
     monkeypatch.setattr(UnitState, "newer_than", lambda *_: True)
     assert "--no-block" not in done("active") and "systemctl restart x.service" in done("active")

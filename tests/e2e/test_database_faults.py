@@ -1,0 +1,326 @@
+"""PostgreSQL dies, is stopped, cannot start: what happens by itself, what a deploy heals, and what it says."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import nio
+import pytest
+
+from tests.conftest import Deployed, own
+from tests.deployment import Deployment
+from tests.e2e.client import Account, Outside, answered, expect, say
+from tests.testbed import Host, Testbed
+
+VERSIONS = {"trixie": "17", "bookworm": "15"}
+# Seconds in which the database serves again.
+PAUSE = 10
+
+
+def query(host: Host, sql: str, database: str = "postgres") -> str:
+    """The answer of the deployment's own cluster."""
+    version = VERSIONS[host.release]
+    return host.run(
+        f"cd / && runuser -u postgres -- psql --cluster {version}/main -XAtq -v ON_ERROR_STOP=1 -d {database}",
+        stdin=sql,
+    ).stdout.strip()
+
+
+def unit(host: Host) -> str:
+    return f"postgresql@{VERSIONS[host.release]}-main.service"
+
+
+def wait_for(host: Host, state: str, seconds: int = 60) -> None:
+    """Wait until systemd sees PostgreSQL in this state."""
+    host.run(
+        f"for i in $(seq {5 * seconds}); do [ $(systemctl is-active {unit(host)}) = {state} ] && exit; sleep 0.2; done; "
+        f"systemctl status {unit(host)}; exit 1",
+        timeout=seconds + 30,
+    )
+
+
+@pytest.fixture
+def host(deployed: Deployed) -> Iterator[Host]:
+    """The deployment's host; PostgreSQL runs before and after."""
+    yield deployed.host
+    deployed.host.run(f"systemctl reset-failed {unit(deployed.host)}; systemctl start {unit(deployed.host)}")
+
+
+@pytest.fixture(scope="module")
+def room(outside: Outside, alice: Account) -> str:
+    """Alice's own, where she may write as fast as she likes."""
+    unlimited = f"INSERT INTO ratelimit_override VALUES ('{alice.user_id}', 0, 0)"  # noqa: S608 - a name of ours
+    query(outside.host, unlimited, "synapse")
+
+    async def made() -> str:
+        async with outside.matrix(alice) as client:
+            return str(expect(await client.room_create(name="Notes"), nio.RoomCreateResponse).room_id)
+
+    return asyncio.run(made())
+
+
+def works_within(outside: Outside, alice: Account, room: str, since: float) -> list[float]:
+    """Send until a message is taken: how many seconds after `since` that was, and what is sent after it must be taken too."""
+    waited: list[float] = []
+    with outside.http() as http:
+        while len(waited) < 20:
+            url = outside.url("matrix", f"/_matrix/client/v3/rooms/{room}/send/m.room.message/{time.time_ns()}")
+            content = {"msgtype": "m.text", "body": "again"}
+            try:
+                status = http.put(url, json=content, headers=alice.authorization).status_code
+            except httpx.HTTPError:
+                status = 0
+            now = time.monotonic() - since
+            assert now < PAUSE, f"{PAUSE} s later a message is answered with {status}"
+            if status == 200:
+                waited.append(now)
+            else:
+                waited.clear()
+                time.sleep(0.1)
+    return waited
+
+
+@pytest.mark.parametrize("signal", ["KILL", "SEGV"])
+@pytest.mark.parametrize("who", ["postmaster", "backend", "all"])
+def test_killed_database_serves_again(
+    host: Host, outside: Outside, alice: Account, room: str, who: str, signal: str
+) -> None:
+    data = f"/var/lib/postgresql/{VERSIONS[host.release]}/main"
+    victims = {
+        "postmaster": f"$(head -1 {data}/postmaster.pid)",
+        "backend": "$(pgrep -f 'postgres: 1./main: matrix-synapse' | head -1)",
+        "all": "$(pgrep -u postgres)",
+    }
+
+    async def sent() -> str:
+        async with outside.matrix(alice) as client:
+            return await say(client, room, f"Before {who} is killed.")
+
+    wait_for(host, "active")
+    event = asyncio.run(sent())
+    begin = time.monotonic()
+    host.run(f"kill -{signal} {victims[who]}")
+
+    works_within(outside, alice, room, begin)
+
+    with outside.http() as http:
+        url = outside.url("matrix", f"/_matrix/client/v3/rooms/{room}/event/{event}")
+        assert answered(http.get(url, headers=alice.authorization))["content"]["body"] == f"Before {who} is killed."
+
+
+def test_database_killed_while_it_starts_serves_again(host: Host) -> None:
+    data = f"/var/lib/postgresql/{VERSIONS[host.release]}/main"
+    for _ in range(2):
+        host.run(f"kill -KILL $(head -1 {data}/postmaster.pid)")
+        # pg_ctlcluster still watches.
+        host.run(
+            f"for i in $(seq 50); do [ $(systemctl is-active {unit(host)}) = activating ] && [ -s {data}/postmaster.pid ] "
+            "&& exit; sleep 0.1; done; exit 1"
+        )
+    wait_for(host, "active", PAUSE)
+    assert query(host, "SELECT 42") == "42"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "systemctl stop postgresql@{}-main",
+        "systemctl stop postgresql",
+        "pg_ctlcluster {} main stop",
+        # Debian's tools know of systemd only when root uses them.
+        "runuser -u postgres -- pg_ctlcluster {} main stop",
+        "runuser -u postgres -- pg_ctlcluster {} main stop -m immediate",
+        "kill -INT $(head -1 /var/lib/postgresql/{}/main/postmaster.pid)",
+    ],
+)
+def test_planned_stop_stays_a_stop(host: Host, command: str) -> None:
+    version = VERSIONS[host.release]
+    wait_for(host, "active")
+    host.run(f"cd / && {command.format(version)}")
+    time.sleep(3)
+    state = host.run(f"systemctl is-active {unit(host)}", check=False).stdout.strip()
+    assert state in ("inactive", "failed")
+    host.run("systemctl start postgresql")
+    wait_for(host, "active")
+
+
+def test_upgrade_of_the_package_restarts_the_database(host: Host) -> None:
+    before = host.run(f"systemctl show -p InvocationID {unit(host)}").stdout
+    version = VERSIONS[host.release]
+    host.run(
+        "export DEBIAN_FRONTEND=noninteractive; apt-get install -qq -y --reinstall "
+        f"postgresql-{version} postgresql-common >/dev/null 2>&1",
+        timeout=300,
+    )
+    wait_for(host, "active")
+    assert host.run(f"systemctl show -p InvocationID {unit(host)}").stdout != before, "the package did not restart it"
+
+
+def test_database_that_cannot_start_is_told_soon_and_in_its_own_words(deployed: Deployed, host: Host) -> None:
+    broken = f"/etc/postgresql/{VERSIONS[host.release]}/main/conf.d/zz-mine.conf"
+    # Killed by accident with a mistake in its configuration that nobody has noticed yet.
+    host.run(f"echo 'nonsense = 1' > {broken} && chmod 644 {broken}")
+    try:
+        host.run(f"kill -KILL $(systemctl show -p MainPID --value {unit(host)})")
+        wait_for(host, "failed", seconds=120)
+
+        begin = time.monotonic()
+        run = deployed.deployment.run("-y", check=False)
+        assert run.status == 1
+        assert 'unrecognized configuration parameter "nonsense"' in run.output, run.output
+        assert time.monotonic() - begin < 30
+
+        # It is not tried for ever.
+        wait_for(host, "failed", seconds=120)
+        time.sleep(3)
+        wait_for(host, "failed", seconds=1)
+    finally:
+        host.run(f"rm -f {broken}")
+    assert "Run PostgreSQL" in deployed.deployment.run("-y").changed
+    assert query(host, "SELECT 42") == "42"
+
+
+# --- health means that the database answers -------------------------------------------------------
+
+
+def test_homeserver_without_its_database_is_told_and_not_restarted(deployed: Deployed, host: Host) -> None:
+    """It is active and answers for its versions; every message fails."""
+    wait_for(host, "active")
+    before = host.run("systemctl show -p InvocationID matrix-synapse").stdout
+    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'matrix-synapse'"
+    query(host, f'ALTER ROLE "matrix-synapse" NOLOGIN; {cut}')
+    try:
+        host.run("curl -sf http://127.0.0.1:8008/health && curl -sf http://127.0.0.1:8008/_matrix/client/versions")
+        run = deployed.deployment.run("-y", check=False)
+        assert run.status == 1
+        assert 'role "matrix-synapse" is not permitted to log in' in run.output, run.output
+        assert "matrix-synapse.service does not answer, and was not restarted" in run.output, run.output
+    finally:
+        query(host, 'ALTER ROLE "matrix-synapse" LOGIN')
+    assert host.run("systemctl show -p InvocationID matrix-synapse").stdout == before
+    # Connections that were cut are no reason to restart it, nor to wait.
+    query(host, cut)
+    assert deployed.deployment.run("-y").changed == []
+    assert host.run("systemctl show -p InvocationID matrix-synapse").stdout == before
+
+
+# --- who reaches which database -------------------------------------------------------------------
+
+
+def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> None:
+    wait_for(host, "active")
+    query(host, "GRANT CONNECT ON DATABASE synapse TO PUBLIC")  # as 0.1.0 left it
+    host.run("id shop >/dev/null 2>&1 || useradd --system shop")
+    query(host, "CREATE ROLE shop LOGIN")
+    query(host, "CREATE DATABASE shop OWNER shop")
+    try:
+        assert deployed.deployment.run("-y").changed == ["Create the databases"]
+        reached = {
+            (user, database): host.run(
+                f"cd / && runuser -u {user} -- psql -XAtqd {database} -c 'SELECT 1' 2>&1", check=False
+            ).returncode
+            == 0
+            for user in ("matrix-synapse", "sliding-sync", "shop", "postgres")
+            for database in ("synapse", "syncv3", "shop", "postgres", "template1")
+        }
+        assert [pair for pair, there in reached.items() if there] == [
+            ("matrix-synapse", "synapse"),
+            ("sliding-sync", "syncv3"),
+            # What an administrator makes beside them works as ever.
+            ("shop", "shop"),
+            ("shop", "postgres"),
+            ("shop", "template1"),
+            *(("postgres", database) for database in ("synapse", "syncv3", "shop", "postgres", "template1")),
+        ]
+        assert deployed.deployment.run("-y").changed == []
+    finally:
+        query(host, "DROP DATABASE shop")
+        query(host, "DROP ROLE shop")
+
+
+# --- other clusters, and none ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(VERSIONS), ids=["debian13", "debian12"])
+def fresh(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Host]:
+    """A host on which nothing is."""
+    host = testbed.up(own(f"clusters{13 if request.param == 'trixie' else 12}"), release=request.param)
+    yield host
+    host.down()
+
+
+def deployment_of(host: Host, directory: Path, *roles: str) -> Deployment:
+    settings = {"server_name": host.domain, "tls": "internal", "admin_email": f"admin@{host.domain}"}
+    return Deployment(directory, [host], settings, roles={role: [host.name] for role in roles})
+
+
+# Whatever may choose another cluster for a client that does not say which it wants.
+ELSEWHERE = """
+printf 'PGHOST=/nowhere\\nPGPORT=5432\\nPGCLUSTER={0}/shop\\nPGDATABASE=shop\\nPGSERVICE=shop\\nPGUSER=shop\\n' >>/etc/environment
+echo '* * {0} shop shop' >>/etc/postgresql-common/user_clusters
+echo '{0} shop shop' >/var/lib/postgresql/.postgresqlrc
+echo '\\echo welcome' >/var/lib/postgresql/.psqlrc
+"""
+
+
+def test_other_clusters_are_let_alone(fresh: Host, tmp_path: Path) -> None:
+    version = VERSIONS[fresh.release]
+    fresh.run(
+        "export DEBIAN_FRONTEND=noninteractive; apt-get update -qq; "
+        "apt-get install -qq -y --no-install-recommends postgresql-common >/dev/null 2>&1; "
+        "sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf; "
+        f"apt-get install -qq -y --no-install-recommends postgresql-{version} >/dev/null 2>&1; "
+        f"pg_createcluster {version} shop --start",
+        timeout=300,
+    )
+    fresh.run(ELSEWHERE.format(version))
+    deployment = deployment_of(fresh, tmp_path, "postgres", "synapse")
+    deployment.run("-y")
+
+    databases = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"
+    as_postgres = (
+        f'cd / && runuser -u postgres -- env -i PATH=/usr/bin:/bin psql -XAtqc "{databases}" --cluster {version}'
+    )
+    assert fresh.run(f"{as_postgres}/shop").stdout.split() == ["postgres", "template0", "template1"]
+    assert fresh.run(f"{as_postgres}/main").stdout.split() == ["postgres", "synapse", "template0", "template1"]
+    assert fresh.run("pg_lsclusters -h | awk '{ print $2, $3, $4 }'").stdout.splitlines() == [
+        "main 5433 online",
+        "shop 5432 online",
+    ]
+    again = deployment.run("-y")
+    assert again.changed == []
+    # The other one goes away, and ours is reached as before.
+    fresh.run(f"systemctl stop postgresql@{version}-shop")
+    assert deployment.run("-y").changed == []
+
+
+def test_cluster_that_debian_did_not_make_is_made(fresh: Host, tmp_path: Path) -> None:
+    version = VERSIONS[fresh.release]
+    fresh.run("echo 'LANG=xx_XX.UTF-8' >/etc/default/locale")
+    deployment = deployment_of(fresh, tmp_path, "postgres")
+    deployment.run("-y")
+    assert query(fresh, "SHOW data_checksums") == "on"
+    assert query(fresh, "SELECT datcollate FROM pg_database WHERE datname = 'template1'") == "C.UTF-8"
+    assert deployment.run("-y").changed == []
+
+    # Its configuration is lost, but not the data.
+    data, configuration = f"/var/lib/postgresql/{version}/main", f"/etc/postgresql/{version}/main"
+    query(fresh, "CREATE TABLE kept (it int)")
+    fresh.run(f"systemctl stop postgresql; mv {configuration} /root/")
+    refused = deployment.run("-y", check=False)
+    assert refused.status == 1
+    assert f"{data} is not empty, and {configuration}/postgresql.conf is missing" in refused.output, refused.output
+    assert not fresh.run(f"ls -d {configuration}", check=False).stdout
+    fresh.run(f"mv /root/main {configuration}")
+    deployment.run("-y")
+    assert query(fresh, "SELECT count(*) FROM kept") == "0"
+
+    # The administrator has removed it, and lets Debian make no other.
+    fresh.run(
+        f"pg_dropcluster --stop {version} main; "
+        "sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf"
+    )
+    deployment.run("-y")
+    assert query(fresh, "SELECT 42; SHOW data_checksums").split() == ["42", "on"]
