@@ -59,6 +59,13 @@ def installed() -> bool:
     return any(isinstance(handler, _Run) for handler in _state().callback_handlers)
 
 
+def remark(line: str) -> None:
+    """Say something at the end of the run, however it ends."""
+    for handler in _state().callback_handlers:
+        if isinstance(handler, _Run):
+            handler.remarks.append(line)
+
+
 def _state() -> State:
     state: State = ctx_state.get()  # type: ignore[no-untyped-call]
     return state
@@ -73,6 +80,7 @@ class _Run(BaseStateCallback):
         # Machine -> the operation that failed there last.
         self.operations: dict[Host, str] = {}
         self.unsaid: list[str] = []
+        self.remarks: list[str] = []
 
     def begin(self) -> None:
         self.state.init = self.init  # type: ignore[method-assign]
@@ -139,7 +147,7 @@ class _Run(BaseStateCallback):
 
     def host_disconnect(self, state: State, host: Host) -> None:  # type: ignore[override]
         """The last thing that pyinfra does: where the run went on with the other machines, its end says so."""
-        said, self.unsaid = self.unsaid, []
+        said, self.unsaid, self.remarks = [*self.remarks, *self.unsaid], [], []
         for line in dict.fromkeys(said):
             click.echo(f"--> {line}", err=True)
 

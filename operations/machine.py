@@ -29,6 +29,7 @@ class MachineState:
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
     clusters: all of PostgreSQL's clusters and their ports, such as [("17/main", 5432)].
+    units: those that an earlier run has defined, or added something to.
     deployment: what an earlier run left in MARKER, or None.
     marker_damaged: whether there is something in its place that says neither whose machine it is nor which vault it was.
     database: where an earlier run told Synapse to find its database: a directory with a Unix socket, an address, or "".
@@ -51,6 +52,7 @@ class MachineState:
     processors: int = 0
     releases: frozenset[str] = frozenset()
     clusters: tuple[tuple[str, int], ...] = ()
+    units: frozenset[str] = frozenset()
     database_port: int = 5432
 
 
@@ -74,10 +76,13 @@ class Machine(Fact[MachineState]):
         ports: list[tuple[str, int]] = []
         listeners: list[Listener] = []
         releases: list[str] = []
+        units: list[str] = []
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)
+            elif key == "unit":
+                units.append(value)
             elif key == "installed":
                 releases.append(value)
             elif key == "cluster":
@@ -99,6 +104,7 @@ class Machine(Fact[MachineState]):
             release=values.get("release", ""),
             architecture=values.get("architecture", ""),
             releases=frozenset(releases),
+            units=frozenset(units),
             processors=int(values.get("processors", 0)),
             memory=int(values.get("memory", 0)),
             disk=int(values.get("disk", 0)),

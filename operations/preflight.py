@@ -7,7 +7,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import inventory
 
-from compat import installed
+from compat import installed, remark
 from operations.certificates import Unusable
 from operations.databases import Tables
 from operations.machine import MARKER, MachineState
@@ -64,6 +64,11 @@ def checked(host: Host) -> Settings:
         ) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
+    for role, units in settings.left_over:
+        remark(
+            f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
+            f"{role.name}. If it is not needed any more, stop it there: systemctl disable --now {' '.join(units)}"
+        )
     return settings
 
 

@@ -5,6 +5,7 @@ import ipaddress
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -234,6 +235,17 @@ class Settings:
     def held(self) -> list[str]:
         """Units that a package would start before they are configured."""
         return [unit.name.format(version=self.postgresql) for role in self.played for unit in role.units if unit.held]
+
+    @property
+    def left_over(self) -> list[tuple[Role, list[str]]]:
+        """Roles that an earlier run gave to this machine and that it plays no longer, with their units."""
+        found = []
+        for role in ROLES.values():
+            patterns = [unit.name.format(version="*") for unit in role.units]
+            units = sorted(name for name in self.machine.units if any(fnmatch(name, pattern) for pattern in patterns))
+            if units and not self.here(role.name):
+                found.append((role, units))
+        return found
 
     # Secrets.
 

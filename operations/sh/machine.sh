@@ -7,6 +7,8 @@ $sudo true 2>/dev/null && echo "root yes"
 echo "architecture $(dpkg --print-architecture 2>/dev/null || uname -m)"
 echo "processors $(nproc)"
 for directory in /opt/*/*-????????????; do [ -d "$directory" ] && echo "installed ${directory#/opt/}"; done
+grep -ls '^# Written by matrix-metal' /etc/systemd/system/*.service /etc/systemd/system/*.service.d/*.conf 2>/dev/null |
+  sed 's,^/etc/systemd/system/\([^/]*\.service\).*,unit \1,'
 awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
 df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
 echo "addresses $(hostname -I 2>/dev/null)"

@@ -343,3 +343,14 @@ def test_database_of_a_first_start_that_was_cut_short_is_made_anew(empty: Empty)
 
     assert_all_answer(host)
     assert_nothing_to_do(deployment)
+
+
+def test_a_role_that_was_taken_off_is_named(deployed: Deployed) -> None:
+    deployment, everything = deployed.deployment, {role: [deployed.host.name] for role in ROLES}
+    try:
+        deployment.assign({role: names for role, names in everything.items() if role != "sydent"})
+        last = deployment.run("--dry").output.strip().splitlines()[-1]
+        assert "still has Sydent from an earlier run" in last and "systemctl disable --now sydent.service" in last
+    finally:
+        deployment.assign(everything)
+    assert "still has" not in deployment.run("--dry").output
