@@ -18,6 +18,8 @@ from tests.e2e.test_relay import _connected, _signed
 from tests.e2e.turn import Credentials, RefusedError, relay
 from tests.testbed import Host, Testbed
 
+pytestmark = pytest.mark.role("coturn")
+
 PORT = 5353
 HEARD = "/run/relay-test-heard"
 # Somebody who writes down what reaches any address of the machine.
@@ -33,8 +35,6 @@ with open("{HEARD}", "ab", buffering=0) as heard:
 # To itself, on the machine: proof that the listener is there.
 TELL = """
 import socket, sys
-
-pytestmark = pytest.mark.role("coturn")
 for place in sys.argv[2:]:
     family = socket.AF_INET6 if ":" in place else socket.AF_INET
     socket.socket(family, socket.SOCK_DGRAM).sendto(f"direct {place}".encode(), (place, int(sys.argv[1])))
