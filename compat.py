@@ -79,7 +79,7 @@ class _Run(BaseStateCallback):
         self.initialise, self.fail = state.init, state.fail_hosts
         # Machine -> the operation that failed there last.
         self.operations: dict[Host, str] = {}
-        self.unsaid: list[str] = []
+        self.failures: list[str] = []
         self.remarks: list[str] = []
 
     def begin(self) -> None:
@@ -136,19 +136,19 @@ class _Run(BaseStateCallback):
         if self.state.current_stage < StateStage.Execute:
             self.state.failed_hosts.update(hosts)
             raise Refused(self._before_anything(hosts))
-        self.unsaid += [self._sentence(host) for host in _by_name(hosts)]
+        self.failures += [self._sentence(host) for host in _by_name(hosts)]
         try:
             self.fail(hosts, activated_count)  # type: ignore[no-untyped-call]
         except Refused:
             raise
         except PyinfraError:
-            said, self.unsaid = self.unsaid, []
-            raise Refused("\n".join(dict.fromkeys(said))) from None
+            lines, self.failures = self.failures, []
+            raise Refused("\n".join(dict.fromkeys(lines))) from None
 
     def host_disconnect(self, state: State, host: Host) -> None:  # type: ignore[override]
         """The last thing that pyinfra does: where the run went on with the other machines, its end says so."""
-        said, self.unsaid, self.remarks = [*self.remarks, *self.unsaid], [], []
-        for line in dict.fromkeys(said):
+        lines, self.failures, self.remarks = [*self.remarks, *self.failures], [], []
+        for line in dict.fromkeys(lines):
             click.echo(f"--> {line}", err=True)
 
     def _before_anything(self, hosts: Iterable[Host]) -> str:

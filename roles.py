@@ -68,7 +68,7 @@ class Unit(NamedTuple):
     """A systemd unit. {version} in its texts stands for PostgreSQL's major version.
 
     user: who runs it. exposure: what `systemd-analyze security` may say at most, from 0 to 10; None: not ours to confine.
-    enabled: what systemd says of its start at boot. held: its Debian package would start it at once, with a sample
+    enabled: what systemd says of its start at boot. masked: its Debian package would start it at once, with a sample
     configuration. reads, rereads: files and directories with its configuration, which it reads when it starts, and also when
     it is reloaded. private: files and directories that are nobody else's business. troubles: a regular expression (PCRE) for
     the lines of its log that mean trouble. recoveries: one for those that mean that earlier trouble is over; its first group
@@ -81,7 +81,7 @@ class Unit(NamedTuple):
     health: str
     exposure: float | None = None
     enabled: str = "enabled"
-    held: bool = False
+    masked: bool = False
     reads: tuple[str, ...] = ()
     rereads: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ POSTGRES = Role(
             ),
             # Debian's generator enables each cluster anew at every boot.
             enabled="enabled-runtime",
-            held=True,
+            masked=True,
             private=("/var/lib/postgresql/{version}/main",),
         ),
     ),
@@ -177,7 +177,7 @@ CADDY = Role(
             user="caddy",
             health="curl -qs --max-time 5 -o /dev/null http://127.0.0.1:80/",
             exposure=2.0,
-            held=True,
+            masked=True,
             rereads=("/etc/caddy/Caddyfile",),
             private=("/etc/caddy/Caddyfile", "/var/lib/caddy/.local/share/caddy/certificates"),
             # Certificates that cannot be had. That a visitor went away is an error to Caddy as well, and so is every attempt
@@ -325,7 +325,7 @@ COTURN = Role(
             # It goes on without TLS when it cannot read the certificate: only a handshake shows that it has it.
             health="ss -Hlun sport = :3478 | grep -q .",
             exposure=2.0,
-            held=True,
+            masked=True,
             reads=("/etc/turnserver.conf",),
             private=("/etc/turnserver.conf",),
         ),

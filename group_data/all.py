@@ -22,7 +22,7 @@ admin_email = None
 
 # Private networks that Synapse, Sydent and the relay may reach, as CIDR, such as ["10.1.0.0/16"]: parts of 10.0.0.0/8,
 # 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10 and fc00::/7. Needed only where machines or other homeservers have private
-# addresses; else leave it empty: it keeps strangers out of your network.
+# addresses; else leave it empty, so that nobody from outside reaches your network through them.
 private_networks: list[str] = []
 
 # Where the other machines of the deployment reach this one, best in a private network: an IP address or a domain name. A

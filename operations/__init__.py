@@ -7,7 +7,7 @@ units.running, for systemd.service
     Restart and reload are derived from the machine, so that an interrupted run is healed. The unit must answer. A new
     configuration is checked before the old process ends.
 packages.installed, for apt.packages and apt.update
-    One transaction. Units are held until they are configured. It waits for every lock, and says which mirror does not answer.
+    One transaction. Units stay masked until they are configured. It waits for every lock, and says which mirror does not answer.
 virtualenvs.begun and in_use, for pip.venv and pip.packages
     Locked with hashes, extras included. Built beside the rest of the run, and switched to once complete.
 releases.installed, for files.download and files.unarchive

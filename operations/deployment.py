@@ -29,10 +29,10 @@ def marker(server_name: str, vault: Vault, database: tuple[str, int]) -> Text:
     database: host and port of Synapse's database, so that it is never given an empty one for it; ("", 0) while it has none.
     """
     host, port = database
-    said = {"server_name": server_name, "vault": vault.id}
+    content = {"server_name": server_name, "vault": vault.id}
     if host:
-        said |= {"database": host, "database_port": str(port)}
-    return Text(MARKER, json.dumps(said) + "\n", mode="644")
+        content |= {"database": host, "database_port": str(port)}
+    return Text(MARKER, json.dumps(content) + "\n", mode="644")
 
 
 @operation()

@@ -24,11 +24,11 @@ class Installed(Fact[set[str]]):
 
 
 @operation()
-def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[StringCommand, None, None]:
+def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[StringCommand, None, None]:
     """Debian packages are installed, without their recommendations, in one transaction.
 
     packages: plain names (no version, no architecture).
-    held: units that a package would start at once with its sample configuration (an open relay, a page on port 80). They
+    masked: units that a package would start at once with its sample configuration (an open relay, a page on port 80). They
         stay masked while it is installed; `units.running` starts them once they are configured. The mask lies in /run,
         so that not even a power cut leaves it behind.
     """
@@ -37,31 +37,30 @@ def installed(packages: Sequence[str], held: Sequence[str] = ()) -> Generator[St
     if not missing:
         host.noop("every package is installed")
         return
+    fetching = "-q -o Acquire::Retries=1 -o Acquire::http::Timeout=20"
     install = (
-        "install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "
-        f"-o Acquire::Retries=1 -o Acquire::http::Timeout=20 {quoted(*missing)}"
+        f"install {fetching} -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "
+        f"{quoted(*missing)}"
     )
-    steps = ["export DEBIAN_FRONTEND=noninteractive", shell_file("apt"), "said=$(mktemp -d)"]
-    unmask = f"systemctl unmask --runtime --quiet {quoted(*held)}; " if held else ""
-    steps.append(f"trap '{unmask}rm -rf \"$said\"' EXIT")
-    if held:
-        steps.append(f"systemctl mask --runtime --quiet {quoted(*held)}")
+    steps = ["export DEBIAN_FRONTEND=noninteractive", shell_file("apt"), "complaints=$(mktemp -d)"]
+    unmask = f"systemctl unmask --runtime --quiet {quoted(*masked)}; " if masked else ""
+    steps.append(f"trap '{unmask}rm -rf \"$complaints\"' EXIT")
+    if masked:
+        steps.append(f"systemctl mask --runtime --quiet {quoted(*masked)}")
     steps += [
         # A machine that lost its power while packages were unpacked takes no others before this. If another apt is at work
         # instead, it is refused, and apt-get waits for that one.
         "if ls /var/lib/dpkg/updates | grep -q .; then dpkg --force-confold --configure -a || true; fi",
         # A repository that does not answer may be one that is not needed: whether it is shows when packages are installed.
-        "touch $said/update",
-        "update() {",
-        "  apt $said/update update -q -o APT::Update::Error-Mode=any -o Acquire::Retries=1 -o Acquire::http::Timeout=20 || true",
-        "}",
+        "touch $complaints/update",
+        f"update() {{ apt $complaints/update update {fetching} -o APT::Update::Error-Mode=any || true; }}",
         # A server's lists may be absent or stale, and a stale list names versions that the mirror no longer has.
         'if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name "*Packages*" -print -quit)" ] '
         '|| [ -z "$(find /var/lib/apt/lists -maxdepth 0 -mtime -1)" ]; then update; fi',
-        f"if apt $said/install {install}; then exit 0; fi",
-        f"if [ ! -s $said/update ]; then update; if apt $said/install {install}; then exit 0; fi; fi",
-        'why=$(mirror $said/install); [ "$why" ] || why=$(mirror $said/update)',
-        "cat $said/update $said/install >&2",
+        f"if apt $complaints/install {install}; then exit 0; fi",
+        f"if [ ! -s $complaints/update ]; then update; if apt $complaints/install {install}; then exit 0; fi; fi",
+        'why=$(mirror $complaints/install); [ "$why" ] || why=$(mirror $complaints/update)',
+        "cat $complaints/update $complaints/install >&2",
         'if [ "$why" ]; then',
         '  echo "packages cannot be fetched, a mirror of this machine does not answer as it should: $why" >&2',
         "fi",

@@ -54,7 +54,11 @@ def checked(host: Host) -> Settings:
         if not mistakes:
             # Deriving every view finds secrets that are missing and a vault that does not open.
             list(settings.views)
-            mistakes = list(_deployed_otherwise(settings)) or _moved(settings) or _brought(host, settings)
+            mistakes = (
+                list(_of_another_deployment(settings))
+                or _without_its_database(settings)
+                or _unusable_certificates(host, settings)
+            )
     except (SettingError, VaultError) as error:
         raise Refused(str(error)) from None
     except ConnectError:
@@ -72,7 +76,7 @@ def checked(host: Host) -> Settings:
     return settings
 
 
-def _moved(settings: Settings) -> list[str]:
+def _without_its_database(settings: Settings) -> list[str]:
     """A line if Synapse would leave the database it has for a new and empty one."""
     if not settings.here("synapse") or not settings.machine.deployment:
         return []
@@ -96,7 +100,7 @@ def _moved(settings: Settings) -> list[str]:
     ]
 
 
-def _brought(host: Host, settings: Settings) -> list[str]:
+def _unusable_certificates(host: Host, settings: Settings) -> list[str]:
     """What is wrong with certificate files that the administrator put on the machine."""
     files = given_files(settings)
     if files is None:
@@ -145,7 +149,7 @@ def _occupied(settings: Settings) -> Iterator[str]:
                 yield f"{port.protocol} port {port.number}, which {role.name} needs, {taken}"
 
 
-def _deployed_otherwise(settings: Settings) -> Iterator[str]:
+def _of_another_deployment(settings: Settings) -> Iterator[str]:
     earlier = settings.machine.deployment
     if settings.machine.marker_damaged:
         yield (

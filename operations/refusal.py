@@ -1,4 +1,4 @@
-"""How a run says no."""
+"""How an operation refuses to go on."""
 
 from collections.abc import Generator
 

@@ -57,7 +57,7 @@ class Watched(Transport):
 
 
 def watched(sock: Any, **kwargs: Any) -> Watched:
-    """paramiko's Transport, watched, and with TCP_NODELAY: small packets are sent at once, not held back for 40 ms.
+    """paramiko's Transport, watched, and with TCP_NODELAY: small packets are sent at once, not kept back for 40 ms.
 
     Through a jump host, the connection to it is the one that counts. A proxy command is no TCP socket and is left as it is.
     """

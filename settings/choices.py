@@ -1,4 +1,4 @@
-"""Everything that may be chosen, and what is said about what may not."""
+"""Everything that may be chosen, and the messages about what may not."""
 
 import difflib
 import importlib

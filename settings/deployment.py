@@ -232,9 +232,9 @@ class Settings:
         return list(dict.fromkeys(needed))
 
     @property
-    def held(self) -> list[str]:
+    def masked(self) -> list[str]:
         """Units that a package would start before they are configured."""
-        return [unit.name.format(version=self.postgresql) for role in self.played for unit in role.units if unit.held]
+        return [unit.name.format(version=self.postgresql) for role in self.played for unit in role.units if unit.masked]
 
     @property
     def left_over(self) -> list[tuple[Role, list[str]]]:

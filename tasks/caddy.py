@@ -1,4 +1,4 @@
-"""Caddy: the only one that strangers talk to on the web ports, and the only one that obtains certificates."""
+"""Caddy: the only program on the web ports, and the only one that obtains certificates."""
 
 from pyinfra import host
 

@@ -1,4 +1,4 @@
-"""The Debian packages of all the machine's roles, in one transaction. What they start by themselves is held until its task."""
+"""The Debian packages of all the machine's roles, in one transaction. Their units stay masked until their task."""
 
 from pyinfra import host
 
@@ -20,4 +20,4 @@ if settings.here("postgres"):
             ),
         ],
     )
-packages.installed(name="Install the Debian packages", packages=settings.packages, held=settings.held)
+packages.installed(name="Install the Debian packages", packages=settings.packages, masked=settings.masked)

@@ -3,7 +3,7 @@
 #
 # presents DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
 # await DOMAIN PORT FILE UNIT: waits for that until $end; why not, in one line.
-# last DOMAIN: what Caddy said last of obtaining it.
+# last DOMAIN: the last line of Caddy's log about obtaining it.
 # waits DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
 # lost DOMAIN FILE: has Caddy got it, but not on the disk? Either it could not save it: when it starts, it removes empty folders,
 # which may be those that it has just made for certificates. Or somebody deleted the file.

@@ -353,7 +353,7 @@ def test_homeserver_gets_no_empty_database_for_its_full_one(
     server.name = "db"
     monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
     monkeypatch.setattr(preflight, "settings_of", lambda host: db)
-    lines = preflight._moved(home)
+    lines = preflight._without_its_database(home)
     assert len(lines) == (1 if refused else 0)
     assert all(f"{refused}, and on db" in line and "empty" in line for line in lines)
 
@@ -370,10 +370,10 @@ def test_homeserver_whose_database_is_in_another_cluster_gets_no_empty_one(
     server.name = "db"
     monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
     monkeypatch.setattr(preflight, "settings_of", lambda host: home)
-    [line] = preflight._moved(home)
+    [line] = preflight._without_its_database(home)
     assert "on this machine, port 5432" in line and "17/main" in line
     home.machine = replace(home.machine, database_port=5433)
-    assert preflight._moved(home) == []
+    assert preflight._without_its_database(home) == []
 
 
 def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:

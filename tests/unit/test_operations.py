@@ -365,11 +365,11 @@ def test_this_computer_can_be_asked(tmp_path: Path) -> None:
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
 
 
-def test_only_missing_packages_are_installed_and_their_units_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, packages, FakeHost({"curl"}))
-    [command] = commands(packages.installed, packages=["caddy", "curl"], held=["caddy.service"])
+    [command] = commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"])
     assert "--no-install-recommends" in command
-    assert command.index("mask --runtime --quiet caddy.service") < command.index("apt $said/install install")
+    assert command.index("mask --runtime --quiet caddy.service") < command.index("apt $complaints/install install")
     assert " curl" not in command
     at(monkeypatch, packages, FakeHost({"caddy", "curl"}))
-    assert commands(packages.installed, packages=["caddy", "curl"], held=["caddy.service"]) == []
+    assert commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"]) == []
