@@ -42,9 +42,9 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
         f"install {fetching} -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "
         f"{quoted(*missing)}"
     )
-    steps = ["export DEBIAN_FRONTEND=noninteractive", shell_file("apt"), "complaints=$(mktemp -d)"]
+    steps = ["export DEBIAN_FRONTEND=noninteractive", shell_file("apt"), "messages=$(mktemp -d)"]
     unmask = f"systemctl unmask --runtime --quiet {quoted(*masked)}; " if masked else ""
-    steps.append(f"trap '{unmask}rm -rf \"$complaints\"' EXIT")
+    steps.append(f"trap '{unmask}rm -rf \"$messages\"' EXIT")
     if masked:
         steps.append(f"systemctl mask --runtime --quiet {quoted(*masked)}")
     steps += [
@@ -52,15 +52,15 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
         # instead, it is refused, and apt-get waits for that one.
         "if ls /var/lib/dpkg/updates | grep -q .; then dpkg --force-confold --configure -a || true; fi",
         # A repository that does not answer may be one that is not needed: whether it is shows when packages are installed.
-        "touch $complaints/update",
-        f"update() {{ apt $complaints/update update {fetching} -o APT::Update::Error-Mode=any || true; }}",
+        "touch $messages/update",
+        f"update() {{ apt $messages/update update {fetching} -o APT::Update::Error-Mode=any || true; }}",
         # A server's lists may be absent or stale, and a stale list names versions that the mirror no longer has.
         'if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name "*Packages*" -print -quit)" ] '
         '|| [ -z "$(find /var/lib/apt/lists -maxdepth 0 -mtime -1)" ]; then update; fi',
-        f"if apt $complaints/install {install}; then exit 0; fi",
-        f"if [ ! -s $complaints/update ]; then update; if apt $complaints/install {install}; then exit 0; fi; fi",
-        'why=$(mirror $complaints/install); [ "$why" ] || why=$(mirror $complaints/update)',
-        "cat $complaints/update $complaints/install >&2",
+        f"if apt $messages/install {install}; then exit 0; fi",
+        f"if [ ! -s $messages/update ]; then update; if apt $messages/install {install}; then exit 0; fi; fi",
+        'why=$(mirror $messages/install); [ "$why" ] || why=$(mirror $messages/update)',
+        "cat $messages/update $messages/install >&2",
         'if [ "$why" ]; then',
         '  echo "packages cannot be fetched, a mirror of this machine does not answer as it should: $why" >&2',
         "fi",

@@ -369,7 +369,7 @@ def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch:
     at(monkeypatch, packages, FakeHost({"curl"}))
     [command] = commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"])
     assert "--no-install-recommends" in command
-    assert command.index("mask --runtime --quiet caddy.service") < command.index("apt $complaints/install install")
+    assert command.index("mask --runtime --quiet caddy.service") < command.index("apt $messages/install install")
     assert " curl" not in command
     at(monkeypatch, packages, FakeHost({"caddy", "curl"}))
     assert commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"]) == []
