@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from bench.figures import Figure
 from bench.trial import fresh_host, load, say
 from tests.e2e.client import Outside
-from tests.e2e.turn import Address, Credentials, Relay, relay
+from tests.protocols.turn import Address, Credentials, Relay, relay
 from tests.testbed import Host
 
 # Seen by the sender: a message of this many bytes each so many milliseconds, 2.7 Mbit/s at most, for about 9 s.

@@ -20,7 +20,7 @@ import pytest
 from cryptography import x509
 
 from tests.deployment import Deployment, Run
-from tests.e2e.turn import Credentials, relay
+from tests.protocols.turn import Credentials, relay
 from tests.testbed import Host, Testbed
 from tests.testbed.acme import API, HMAC_KEY, KEY_ID, Acme, Authority
 from vault import Vault

@@ -22,7 +22,7 @@ import pytest
 
 from tests.conftest import Deployed
 from tests.e2e.client import Account, Outside, answered, expect, hears, messages, new_user, say, until
-from tests.e2e.federation_tester import canonical, check, key_problem, problems
+from tests.protocols.federation_tester import canonical, check, key_problem, problems
 from tests.testbed import Host, Testbed
 
 pytestmark = pytest.mark.role("synapse")

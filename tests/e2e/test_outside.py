@@ -11,7 +11,7 @@ import pytest
 
 from roles import ROLES
 from tests.e2e.client import Outside, answered
-from tests.e2e.turn import relay
+from tests.protocols.turn import relay
 
 pytestmark = pytest.mark.role("caddy")
 

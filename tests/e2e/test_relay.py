@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import own
 from tests.e2e.client import Account, Outside, answered
-from tests.e2e.turn import Credentials, RefusedError, Relay, relay
+from tests.protocols.turn import Credentials, RefusedError, Relay, relay
 from tests.testbed import CommandFailed, Host, Testbed
 
 pytestmark = pytest.mark.role("coturn")

@@ -15,7 +15,7 @@ from settings.networks import NEVER_REACHED
 from tests.conftest import Deployed, own
 from tests.e2e.client import Account, Outside, answered
 from tests.e2e.test_relay import _connected, _signed
-from tests.e2e.turn import Credentials, RefusedError, relay
+from tests.protocols.turn import Credentials, RefusedError, relay
 from tests.testbed import Host, Testbed
 
 pytestmark = pytest.mark.role("coturn")

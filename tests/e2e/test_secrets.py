@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import complete
 from tests.deployment import Deployment, Run
-from tests.e2e.turn import Credentials
+from tests.protocols.turn import Credentials
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault

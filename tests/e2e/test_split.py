@@ -34,7 +34,7 @@ from tests.e2e.test_messages import (  # noqa: F401
 )
 from tests.e2e.test_runs import assert_nothing_to_do, invocations, restarted
 from tests.e2e.test_secrets import HIDDEN, ODD, SAMPLER, TALKATIVE, assert_none_in, shown, traces
-from tests.e2e.turn import Credentials, relay
+from tests.protocols.turn import Credentials, relay
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault

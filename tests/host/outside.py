@@ -15,8 +15,8 @@ from cryptography import x509
 from testinfra.host import Host
 
 from operations.certificates import BUNDLE
-from tests.e2e.turn import Credentials
 from tests.host.services import ask
+from tests.protocols.turn import Credentials
 
 # Seconds to wait for a connection.
 PATIENCE = 10

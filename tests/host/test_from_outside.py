@@ -17,8 +17,6 @@ from roles import COTURN
 from settings import Settings
 from settings.coturn import Choices as Relay
 from settings.synapse import Choices as Homeserver
-from tests.e2e.federation_tester import check, problems
-from tests.e2e.turn import RefusedError, relay
 from tests.host.certificates import complaint
 from tests.host.machines import Machine
 from tests.host.outside import (
@@ -32,6 +30,8 @@ from tests.host.outside import (
 )
 from tests.host.report import Note
 from tests.host.services import DEPLOY, ask
+from tests.protocols.federation_tester import check, problems
+from tests.protocols.turn import RefusedError, relay
 
 # What a mail server says when the machine comes to it, up to where it would need a password.
 GREET = """
