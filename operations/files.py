@@ -1,4 +1,4 @@
-"""Files, directories and links of a machine: one question for many of them, each written whole or not at all.
+"""Files and directories of a machine: one question for many of them, each written whole or not at all.
 
 A file is uploaded through the standard input of one command, into a temporary file that only root can read, gets its owner
 and mode, is checked, and is then moved into place. So a reader sees the old file or the new one, a secret is never readable
@@ -37,21 +37,6 @@ class Directory:
     mode: str
     user: str = "root"
     group: str = "root"
-
-
-@dataclass(frozen=True)
-class Link:
-    """A symbolic link to target."""
-
-    path: str
-    target: str
-
-
-@dataclass(frozen=True)
-class Absent:
-    """A file that must not exist."""
-
-    path: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +95,7 @@ class Text(File):
         return self.text.encode(), self.text.encode()
 
 
-Entry = Directory | Link | Absent | File
+Entry = Directory | File
 
 
 @dataclass(frozen=True)
@@ -122,7 +107,6 @@ class State:
     user: str = ""
     group: str = ""
     sha256: str = ""
-    target: str = ""
 
 
 class Paths(Fact[dict[str, State]]):
@@ -132,8 +116,6 @@ class Paths(Fact[dict[str, State]]):
         names = quoted(*paths)
         return (
             f"stat --printf 'S\\t%n\\t%f\\t%a\\t%U\\t%G\\n' -- {names} 2>/dev/null; "
-            f"for path in {names}; do "
-            'if [ -L "$path" ]; then printf "L\\t%s\\t%s\\n" "$path" "$(readlink "$path")"; fi; done; '
             f"sha256sum -- {names} 2>/dev/null | sed 's/^/H\\t/'; true"
         )
 
@@ -145,22 +127,15 @@ class Paths(Fact[dict[str, State]]):
         kinds = {0o100000: "file", 0o040000: "directory", 0o120000: "link"}
         stats: dict[str, tuple[str, str, str, str]] = {}
         sums: dict[str, str] = {}
-        targets: dict[str, str] = {}
         for line in lines:
             tag, _, rest = line.partition("\t")
             if tag == "S":
                 path, raw, mode, user, group = rest.split("\t")
                 stats[path] = (kinds.get(int(raw, 16) & 0o170000, "other"), mode, user, group)
-            elif tag == "L":
-                path, _, target = rest.partition("\t")
-                targets[path] = target
             elif tag == "H":
                 sha256, _, path = rest.partition("  ")
                 sums[path] = sha256
-        return {
-            path: State(*values, sha256=sums.get(path, ""), target=targets.get(path, ""))
-            for path, values in stats.items()
-        }
+        return {path: State(*values, sha256=sums.get(path, "")) for path, values in stats.items()}
 
 
 class Contents(Fact[list[str]]):
@@ -201,7 +176,7 @@ def _replacement(text: str) -> str:
 
 @operation()
 def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
-    """The given files, directories and links are as described, made in the given order.
+    """The given files and directories are as described, made in the given order.
 
     Only what differs is touched. Refuses where something of another kind lies at a path: it is never removed.
     """
@@ -219,20 +194,15 @@ def _commands(entry: Entry, now: State | None) -> Iterator[StringCommand]:
     match entry:
         case Directory():
             yield from _directory(entry, now)
-        case Link():
-            yield from _link(entry, now)
-        case Absent():
-            if now is not None:
-                yield script(f"rm -f -- {shlex.quote(entry.path)}")
         case File():
             yield from _file(entry, now)
 
 
 def _problem(entry: Entry, now: State | None) -> str | None:
     """Why this entry cannot be made, if it cannot."""
-    kinds = {Directory: "directory", Link: "link", Absent: None}
-    kind = kinds.get(type(entry), "file")
-    if now is not None and kind is not None and now.kind not in ("link" if kind == "directory" else kind, kind):
+    kind = "directory" if isinstance(entry, Directory) else "file"
+    # A link to a directory is one.
+    if now is not None and now.kind not in (kind, "link" if kind == "directory" else kind):
         return f"{entry.path} should be a {kind} but is a {now.kind}; move it away and run again"
     return None
 
@@ -244,13 +214,6 @@ def _directory(entry: Directory, now: State | None) -> Iterator[StringCommand]:
         yield script(
             f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}"
         )
-
-
-def _link(entry: Link, now: State | None) -> Iterator[StringCommand]:
-    if now is None or now.target != entry.target:
-        # Renaming a new link over the old one leaves no moment without a link.
-        new = f"{entry.path}.new"
-        yield script(f"ln -sfn {quoted(entry.target, new)}", f"mv -fT {quoted(new, entry.path)}")
 
 
 def _file(entry: File, now: State | None) -> Iterator[StringCommand]:

@@ -20,7 +20,7 @@ from pyinfra.api.host import Host
 from pyinfra.context import host as current_host
 
 from operations import files
-from operations.files import Absent, Directory, Entry, File, Link
+from operations.files import Directory, Entry, File
 from operations.machine import Machine, MachineState
 from roles import ROLES
 from tests.deployment import ROOT, Deployment
@@ -184,13 +184,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _access(entry: Entry) -> str:
-    match entry:
-        case File() | Directory():
-            return f"{entry.mode} {entry.user}:{entry.group}"
-        case Link():
-            return f"-> {entry.target}"
-        case Absent():
-            return "absent"
+    return f"{entry.mode} {entry.user}:{entry.group}"
 
 
 def main() -> None:
