@@ -295,3 +295,10 @@ def test_secrets_are_asked_for_only_where_they_are_used(tmp_path: Path) -> None:
     _ = made.view(Synapse), made.view(Sydent), made.view(Caddy)
     assert not made.vault.has("smtp_password")
     assert not made.vault.has("acme_eab_hmac_key")
+
+
+def test_ranges_are_written_the_same_by_every_python(tmp_path: Path) -> None:
+    """Since 3.13 Python writes IPv4-mapped addresses with dots: another computer to deploy from would restart the relay."""
+    ranges = settings(tmp_path).view(Coturn).denied_ranges
+    assert ("::ffff:0:0", "::ffff:ffff:ffff") in ranges
+    assert not any("." in address and ":" in address for pair in ranges for address in pair)

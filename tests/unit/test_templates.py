@@ -11,13 +11,14 @@ import string
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyinfra.local
 import pytest
 import yaml
-from jinja2 import UndefinedError
+from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader, UndefinedError
 from pyinfra.api.config import Config
 from pyinfra.context import ctx_config
 
@@ -29,7 +30,9 @@ from operations.machine import MachineState
 from operations.templating import MASK, TEMPLATES, caddyfile, environment_file, ini
 from roles import ROLES
 from settings import Choices, Settings, choices_from, mistakes
+from settings.caddy import Caddy, Site
 from settings.deployment import _vault
+from settings.synapse import Synapse
 from vault import SECRETS, Secret
 
 ROOT = Path(__file__).parent.parent.parent
@@ -326,3 +329,19 @@ def test_units_are_understood_by_systemd(written: Callable[..., Rendered], tmp_p
     wrong = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "Unknown" in line]
     assert len(verified) >= 4
     assert wrong == []
+
+
+def test_a_role_adds_routes_to_another_roles_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before that site's own, so that what it takes from it is answered by it; and there only."""
+    made = settings_for("default", tmp_path)
+    caddy = made.view(Caddy)
+    routes = Site("login", made.view(Synapse), "synapse", site=None, routes="login/routes.caddy.j2")
+    added = replace(caddy, sites=(routes, *caddy.sites))
+    text = "\thandle /_matrix/client/*/login {\n\t\treverse_proxy 127.0.0.1:1\n\t}\n"
+    for environment in (templating._REAL, templating._MASKED):
+        both = ChoiceLoader([DictLoader({"login/routes.caddy.j2": text}), FileSystemLoader(TEMPLATES)])
+        monkeypatch.setattr(environment, "loader", both)
+    content, _ = templating.render("caddy/Caddyfile.j2", added.values())
+    site = content.partition("\nmatrix.x.test {")[2].partition("\n}\n")[0]
+    assert content.count(text) == 1 and text in site
+    assert site.index("/_matrix/client/*/login") < site.index("@homeserver path")
