@@ -201,7 +201,7 @@ def test_dry_run_on_an_empty_machine_lists_everything_and_touches_nothing(empty:
     looked = deployment.run("--dry")
 
     assert [name for name in looked.planned if name.startswith("Run ")] == list(RUN.values())
-    assert {"Install PostgreSQL", "Configure Synapse", "Install the Sliding Sync proxy"} <= set(looked.planned)
+    assert {"Install the Debian packages", "Configure Synapse", "Install the Sliding Sync proxy"} <= set(looked.planned)
     assert looked.results["results"] is None
     assert inventory_of(host) == before
     # A download is kept for the real run; a vault, a key or a record would be a promise.
@@ -232,13 +232,14 @@ def test_dry_diff_on_an_empty_machine_shows_files_without_secrets(empty: Empty) 
 INTERRUPTIONS = [
     ("Begin to build the virtualenvs", 0.0),
     ("Begin to build the virtualenvs", 0.5),
-    ("Install PostgreSQL", 1.5),
+    ("Install the Debian packages", 1.5),
+    ("Install the Debian packages", 4.0),
     ("Configure Caddy", 0.0),
-    ("Install coturn", 0.4),
     ("Configure Synapse", 0.05),
     ("Run Synapse", 0.0),
     ("Run Synapse", 1.0),
     ("Configure Sydent", 0.0),
+    ("Configure coturn", 0.4),
 ]
 
 
@@ -284,7 +285,7 @@ def kill_at(deployment: Deployment, operation: str, seconds: float = 0.0) -> str
 
 def test_interrupted_runs_heal(empty: Empty) -> None:
     host, deployment = empty.host, empty.deployment
-    kill_at(deployment, "Install PostgreSQL")
+    kill_at(deployment, "Install the Debian packages")
     # The machine's power fails while packages are unpacked and virtualenvs are built.
     run = deployment.start("-y")
     host.run("until pgrep -x dpkg; do sleep 0.1; done; sleep 0.5")

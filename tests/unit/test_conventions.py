@@ -122,3 +122,9 @@ def test_every_role_has_its_places(role: str) -> None:
         assert (ROOT / folder / f"{role}.py").is_file(), folder
 
     assert (ROOT / "templates" / role).is_dir()
+
+
+def test_roles_are_deployed_in_the_order_of_the_records() -> None:
+    included = [ast.literal_eval(call.args[0]) for name, call in calls(ROOT / "deploy.py") if name == "local.include"]
+    roles = [Path(path).stem for path in included]
+    assert [role for role in roles if role in ROLES] == list(ROLES)
