@@ -378,3 +378,15 @@ def test_homeserver_whose_database_is_in_another_cluster_gets_no_empty_one(
 
 def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:
     assert [Tables().answer(output) for output in (["170"], ["0"], [], ["psql: error"])] == [170, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "not JSON", '{"server_name": "x.test"}', '{"server_name": 1, "vault": "0"}']
+)
+def test_marker_that_says_nothing_is_named(tmp_path: Path, text: str) -> None:
+    """Whatever lies in its place: a directory is read as nothing."""
+    home = settings(tmp_path, "home")
+    home.machine = Machine().answer(["user root", f"deployment {text}"])
+    assert home.machine.marker_damaged and home.machine.deployment is None
+    [line] = preflight._of_another_deployment(home)
+    assert "deployment.json does not say which deployment the machine belongs to" in line and "\n" not in line
