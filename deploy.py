@@ -18,13 +18,13 @@ if database_server(settings):
     local.include("tasks/database_client.py")
 if settings.here("caddy"):
     local.include("tasks/caddy.py")
+if settings.here("coturn"):
+    local.include("tasks/coturn.py")
 if settings.here("synapse"):
     local.include("tasks/synapse.py")
 if settings.here("sydent"):
     local.include("tasks/sydent.py")
 if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
-if settings.here("coturn"):
-    local.include("tasks/coturn.py")
 if settings.served:
     local.include("tasks/certificates.py")

@@ -1,5 +1,6 @@
 """Running a deployment again: nothing to do changes nothing, drift is repaired, an interrupted run is healed."""
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import pytest
 
 from roles import ROLES
 from tests.conftest import Deployed, complete
-from tests.deployment import Deployment
+from tests.deployment import ROOT, Deployment
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
@@ -17,6 +18,12 @@ from vault import SECRETS, Vault
 ROLE_OF = {unit.name.partition(".")[0].partition("@")[0]: role for role in ROLES.values() for unit in role.units}
 UNITS = " ".join(unit.name.format(version="*") for role in ROLES.values() for unit in role.units)
 RUN = {unit: f"Run {role.title}" for unit, role in ROLE_OF.items()}
+# As they stand in deploy.py.
+IN_ORDER = [
+    f"Run {ROLES[role].title}"
+    for role in re.findall(r"tasks/(\w+)\.py", (ROOT / "deploy.py").read_text())
+    if role in ROLES
+]
 ANSWERS = {unit: role.units[0].health for unit, role in ROLE_OF.items()}
 
 
@@ -200,7 +207,7 @@ def test_dry_run_on_an_empty_machine_lists_everything_and_touches_nothing(empty:
 
     looked = deployment.run("--dry")
 
-    assert [name for name in looked.planned if name.startswith("Run ")] == list(RUN.values())
+    assert [name for name in looked.planned if name.startswith("Run ")] == IN_ORDER
     assert {"Install the Debian packages", "Configure Synapse", "Install the Sliding Sync proxy"} <= set(looked.planned)
     assert looked.results["results"] is None
     assert inventory_of(host) == before
@@ -235,11 +242,11 @@ INTERRUPTIONS = [
     ("Install the Debian packages", 1.5),
     ("Install the Debian packages", 4.0),
     ("Configure Caddy", 0.0),
+    ("Configure coturn", 0.4),
     ("Configure Synapse", 0.05),
     ("Run Synapse", 0.0),
     ("Run Synapse", 1.0),
     ("Configure Sydent", 0.0),
-    ("Configure coturn", 0.4),
 ]
 
 

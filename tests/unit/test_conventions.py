@@ -124,7 +124,10 @@ def test_every_role_has_its_places(role: str) -> None:
     assert (ROOT / "templates" / role).is_dir()
 
 
-def test_roles_are_deployed_in_the_order_of_the_records() -> None:
+def test_every_role_is_deployed_and_after_those_that_it_needs() -> None:
     included = [ast.literal_eval(call.args[0]) for name, call in calls(ROOT / "deploy.py") if name == "local.include"]
-    roles = [Path(path).stem for path in included]
-    assert [role for role in roles if role in ROLES] == list(ROLES)
+    roles = [role for role in map(lambda path: Path(path).stem, included) if role in ROLES]
+    assert sorted(roles) == sorted(ROLES)
+    assert included[-1] == "tasks/certificates.py"
+    for role in roles:
+        assert all(roles.index(needed) < roles.index(role) for needed in ROLES[role].needs), role
