@@ -166,8 +166,8 @@ class Unserved(Fact[list[str]]):
     def question(self, served: Sequence[Served]) -> str:
         return (
             shell_file("certificates")
-            + "\n".join(f"presents {each.words} || echo {quoted(each.domain)}" for each in served)
-            + "\ntrue"
+            + "\n".join(f"{{ presents {each.words} || echo {quoted(each.domain)}; }} &" for each in served)
+            + "\nwait"
         )
 
     @staticmethod

@@ -51,13 +51,12 @@ class Database:
     first_filled: tuple[str, ...] = ()
 
 
-def half_made(cluster: str, database: str, first_filled: Sequence[str]) -> str:
-    """Shell command that prints t if the first start of the database's program was cut short, see `Database`."""
+def _half_made(first_filled: Sequence[str]) -> str:
+    """Query whose answer is t if the first start of the database's program was cut short, see `Database`."""
     # By the size of their files: nothing is counted, no table has to exist, and a table that was emptied by DELETE is not
     # taken for one that never had a row.
     never_filled = [f"coalesce(pg_relation_size(to_regclass('public.{table}')), 0) = 0" for table in first_filled]
-    query = " AND ".join(["SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')", *never_filled])
-    return f"{as_postgres(cluster)} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} 2>/dev/null"
+    return " AND ".join(["EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')", *never_filled])
 
 
 def verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
@@ -133,13 +132,12 @@ class Existing(Fact[dict[str, str]]):
             "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database UNION ALL "
             f"SELECT 'open ' || datname, '' FROM pg_database WHERE {OPEN}"
         )
-        halves = [
-            f"printf 'half-made %s\\t%s\\n' {quoted(name)} \"$({half_made(cluster, name, tables)})\""
-            for name, tables in first_filled
-        ]
-        return "; ".join(
-            [f"{as_postgres(cluster)} psql -XAtq -F '\t' -c {shlex.quote(query)} 2>/dev/null", *halves, "true"]
-        )
+        # All in one go: the command takes longer to start than to ask. The databases come last, for they may not exist.
+        commands = [query]
+        for name, tables in first_filled:
+            commands += [f"\\connect {name}", f"SELECT 'half-made {name}', {_half_made(tables)}"]
+        asked = " ".join(f"-c {shlex.quote(command)}" for command in commands)
+        return f"{as_postgres(cluster)} psql -XAtq -F '\t' {asked} 2>/dev/null; true"
 
     @staticmethod
     def default() -> dict[str, str]:
@@ -209,11 +207,13 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
                 "SELECT string_agg(DISTINCT concat_ws(' with ', usename, nullif(application_name, '')), ', ') "  # noqa: S608
                 f"FROM pg_stat_activity WHERE datname = '{database.name}' AND usename <> '{database.owner}'"
             )
+            asked = f"{as_superuser} psql -XAtq -d {quoted(database.name)} -c "
+            still = asked + shlex.quote(f"SELECT {_half_made(database.first_filled)}")
             yield script(
                 # PostgreSQL drops no database that somebody is connected to: a first start that still goes on is let alone
                 # and comes to its end, one that fails again and again leaves a gap.
                 "for attempt in $(seq 30); do",
-                f'  [ "$({half_made(cluster, database.name, database.first_filled)})" = t ] || exit 0',
+                f'  [ "$({still} 2>/dev/null)" = t ] || exit 0',
                 f"  if {as_superuser} dropdb {quoted(database.name)} 2>/dev/null; then {create}; {close}; exit 0; fi",
                 "  sleep 0.5",
                 "done",

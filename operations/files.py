@@ -114,10 +114,7 @@ class Paths(Fact[dict[str, State]]):
 
     def question(self, paths: Sequence[str]) -> str:
         names = quoted(*paths)
-        return (
-            f"stat --printf 'S\\t%n\\t%f\\t%a\\t%U\\t%G\\n' -- {names} 2>/dev/null; "
-            f"sha256sum -- {names} 2>/dev/null | sed 's/^/H\\t/'; true"
-        )
+        return f"stat --printf 'S\\t%n\\t%f\\t%a\\t%U\\t%G\\n' -- {names} 2>/dev/null; sha256sum -- {names} 2>/dev/null; true"
 
     @staticmethod
     def default() -> dict[str, State]:
@@ -132,8 +129,8 @@ class Paths(Fact[dict[str, State]]):
             if tag == "S":
                 path, raw, mode, user, group = rest.split("\t")
                 stats[path] = (kinds.get(int(raw, 16) & 0o170000, "other"), mode, user, group)
-            elif tag == "H":
-                sha256, _, path = rest.partition("  ")
+            else:
+                sha256, _, path = line.partition("  ")
                 sums[path] = sha256
         return {path: State(*values, sha256=sums.get(path, "")) for path, values in stats.items()}
 

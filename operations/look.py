@@ -72,7 +72,7 @@ class Answers(Fact[dict[int, list[str]]]):
 
     def question(self, questions: Iterable[str]) -> str:
         asked = [
-            f"( {{ {question}\n}} </dev/null 2>/dev/null | sed 's/^/{number} /' >\"$answers/{number}\" ) &"
+            f'{{ {question}\n}} </dev/null >"$answers/{number}" 2>/dev/null &'
             for number, question in enumerate(questions)
         ]
         return "\n".join(
@@ -80,7 +80,8 @@ class Answers(Fact[dict[int, list[str]]]):
                 'answers=$(mktemp -d -p /run) && trap \'rm -rf "$answers"\' EXIT && chmod 700 "$answers" || exit 1',
                 *asked,
                 "wait",
-                'cat "$answers"/*',
+                # A line each, behind the number of its question.
+                'cd "$answers" && grep -aH "" -- * || true',
             ]
         )
 
@@ -91,7 +92,7 @@ class Answers(Fact[dict[int, list[str]]]):
     def answer(self, lines: list[str]) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {}
         for line in lines:
-            number, _, rest = line.partition(" ")
+            number, _, rest = line.partition(":")
             found.setdefault(int(number), []).append(rest)
         return found
 

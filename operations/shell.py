@@ -35,8 +35,9 @@ def quoted(*words: str) -> str:
 
 @cache
 def shell_file(name: str) -> str:
-    """The text of operations/sh/<name>.sh: shell that is longer than a few lines has a file of its own."""
-    return (Path(__file__).parent / "sh" / f"{name}.sh").read_text()
+    """The text of operations/sh/<name>.sh without its comments: shell that is longer than a few lines has a file of its own."""
+    lines = (Path(__file__).parent / "sh" / f"{name}.sh").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.lstrip().startswith("#"))
 
 
 def _run(program: str) -> str:

@@ -1,7 +1,7 @@
 """Jinja2 as our templates use it. Values are passed by name; a missing one is an error, never an empty string."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,16 @@ def environment_file(value: Any) -> str:
     return f'"{escaped}"'
 
 
-def _environment(reveal: Callable[[Secret | str], str]) -> Environment:
+_masking = False
+
+
+def _reveal(value: Secret | str) -> str:
+    if not isinstance(value, Secret):
+        return value
+    return MASK if _masking else value.reveal()
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -50,7 +59,7 @@ def _environment(reveal: Callable[[Secret | str], str]) -> Environment:
         autoescape=False,  # noqa: S701 - configuration files, not web pages
     )
     environment.filters |= {
-        "reveal": reveal,
+        "reveal": _reveal,
         "yaml": yaml,
         "ini": ini,
         "caddyfile": caddyfile,
@@ -59,12 +68,8 @@ def _environment(reveal: Callable[[Secret | str], str]) -> Environment:
     return environment
 
 
-def _revealed(value: Secret | str) -> str:
-    return value.reveal() if isinstance(value, Secret) else value
-
-
-_REAL = _environment(_revealed)
-_MASKED = _environment(lambda value: MASK if isinstance(value, Secret) else value)
+# One for both renderings: to compile the templates takes longer than to render them.
+_ENVIRONMENT = _environment()
 
 
 def render(template: str, values: Mapping[str, Any]) -> tuple[str, str]:
@@ -72,4 +77,11 @@ def render(template: str, values: Mapping[str, Any]) -> tuple[str, str]:
 
     A secret is written only through the filter `reveal`; one that is not is written as ***** and so cannot slip out.
     """
-    return _REAL.get_template(template).render(values), _MASKED.get_template(template).render(values)
+    global _masking
+    made = _ENVIRONMENT.get_template(template)
+    real = made.render(values)
+    _masking = True
+    try:
+        return real, made.render(values)
+    finally:
+        _masking = False

@@ -14,19 +14,7 @@ from pyinfra.api import StringCommand
 from pyinfra.context import host
 
 from operations.look import ask, operation
-from operations.shell import Fact, quoted, script
-
-_PROPERTIES = (
-    "LoadState",
-    "ActiveState",
-    "UnitFileState",
-    "NeedDaemonReload",
-    "FragmentPath",
-    "DropInPaths",
-    "ExecMainStartTimestamp",
-    "ActiveEnterTimestamp",
-    "StateChangeTimestamp",
-)
+from operations.shell import Fact, quoted, script, shell_file
 
 
 @dataclass(frozen=True)
@@ -52,20 +40,9 @@ class Unit(Fact[UnitState]):
     """One unit, the files it reads (its own definition included) and whether it answers."""
 
     def question(self, unit: str, reads: Sequence[str], ready: str | None, slow_to_start: bool = False) -> str:
-        name = shlex.quote(unit)
         # The run before may have gone on while systemd still waited for it.
-        started = (
-            f'for attempt in $(seq 25); do [ "$(systemctl is-active {name})" = activating ] || break; sleep 0.2; done; '
-        )
-        return (
-            f"{started if slow_to_start else ''}"
-            f"systemctl show {name} --timestamp=us+utc {' '.join(f'-p {p}' for p in _PROPERTIES)}; "
-            f"stat -c 'Written=%.9Z %n' -- {quoted(*reads)} "
-            f"$(systemctl show {name} -p FragmentPath -p DropInPaths --value) 2>/dev/null; "
-            # Asked only of a running unit: a probe of a stopped one may be slow to fail.
-            f"systemctl is-active --quiet {name} && sh -c {shlex.quote(ready or 'true')} >/dev/null 2>&1 && echo Ready=yes; "
-            "true"
-        )
+        patience = "25" if slow_to_start else "0"
+        return f"{shell_file('unit')}about {quoted(unit, patience, ready or 'true', *reads)}"
 
     @staticmethod
     def default() -> UnitState:

@@ -119,8 +119,8 @@ class Builds(Fact[dict[str, BuildState]]):
     def question(self, virtualenvs: Sequence[Virtualenv]) -> str:
         questions = (
             f"echo program {quoted(each.program)}; "
-            f"[ -e {quoted(f'{each.root}/{each.key}/.complete')} ] && echo complete; "
-            f"systemctl is-active {quoted(each.unit)} | grep -qE '^(active|activating)$' && echo building; "
+            f"if [ -e {quoted(f'{each.root}/{each.key}/.complete')} ]; then echo complete; "
+            f"elif systemctl is-active {quoted(each.unit)} | grep -qE '^(active|activating)$'; then echo building; fi; "
             f'echo "current $(readlink {quoted(each.current)})"; '
             for each in virtualenvs
         )

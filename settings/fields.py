@@ -72,7 +72,7 @@ A_DOMAIN = "a domain name in lower-case letters, such as {example}"
 class Chosen(BaseModel):
     """Settings that belong together. Each description says what is allowed, in the words of the error message."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 def size_in_bytes(size: str) -> int:

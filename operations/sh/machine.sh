@@ -1,6 +1,8 @@
 #!/bin/sh
 # What a machine is, a line each: a word and its value. $marker: the file by which an earlier run marked it.
 sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
+# The slowest of all: it goes on beside the others.
+command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }' &
 echo "user $(id -un)"
 $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )
@@ -15,14 +17,15 @@ echo "addresses $(hostname -I 2>/dev/null)"
 for cluster in /etc/postgresql/*/main; do
   [ -e "$cluster/postgresql.conf" ] && echo "postgresql $(basename "$(dirname "$cluster")")"
 done
-command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }'
 [ -e "$marker" ] && echo "deployment $(tr -d '\n' 2>/dev/null <"$marker")"
 # The marker of version 0.1.0 does not say it.
 $sudo sed -n '/^database:/,/^$/ { s/^    host: "\(.*\)"$/database \1/p; s/^    port: \([0-9]*\)$/database_port \1/p }' \
   /etc/matrix-synapse/homeserver.yaml 2>/dev/null
 $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do
   pid=${users#*pid=}; pid=${pid%%,*}
-  unit=$(sed -n 's,^0::.*/\([^/]*\.service\)\(/.*\)*$,\1,p' "/proc/$pid/cgroup" 2>/dev/null)
+  group=; [ -r "/proc/$pid/cgroup" ] && while read -r line; do case $line in 0::*) group=$line ;; esac; done <"/proc/$pid/cgroup"
+  # The innermost service: ".../system.slice/caddy.service/..."
+  unit=; case $group in *.service*) unit=${group%.service*}.service; unit=${unit##*/} ;; esac
   echo "listener $protocol ${address##*:} $users ${pid:-0} $unit"
 done
-true
+wait

@@ -136,14 +136,14 @@ def test_files_are_complete_and_readable(written: Callable[..., Rendered], scena
 
 def test_every_template_is_used(written: Callable[..., Rendered], monkeypatch: pytest.MonkeyPatch) -> None:
     used: set[str] = set()
-    original = templating._REAL.loader.get_source  # type: ignore[union-attr]
+    original = templating._ENVIRONMENT.loader.get_source  # type: ignore[union-attr]
 
     def watched(environment: Any, template: str) -> Any:
         used.add(template)
         return original(environment, template)
 
-    monkeypatch.setattr(templating._REAL.loader, "get_source", watched)
-    templating._REAL.cache.clear()  # type: ignore[union-attr]
+    monkeypatch.setattr(templating._ENVIRONMENT.loader, "get_source", watched)
+    templating._ENVIRONMENT.cache.clear()  # type: ignore[union-attr]
     for scenario in SCENARIOS:
         written(scenario)
     kept = {str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2") if "brand" not in path.parts}
@@ -173,7 +173,7 @@ def test_masked_files_hold_no_secret(written: Callable[..., Rendered], scenario:
 
 
 def test_secret_without_reveal_is_written_masked() -> None:
-    template = templating._REAL.from_string(
+    template = templating._ENVIRONMENT.from_string(
         "{{ secret }} {{ [secret] }} {{ secret | yaml if false else secret | string }}"
     )
     assert template.render(secret=Secret("hidden")) == f"{MASK} [{MASK}] {MASK}"
@@ -339,9 +339,8 @@ def test_a_role_adds_routes_to_another_roles_site(monkeypatch: pytest.MonkeyPatc
     routes = Site("login", made.view(Synapse), "synapse", site=None, routes="login/routes.caddy.j2")
     added = replace(caddy, sites=(routes, *caddy.sites))
     text = "\thandle /_matrix/client/*/login {\n\t\treverse_proxy 127.0.0.1:1\n\t}\n"
-    for environment in (templating._REAL, templating._MASKED):
-        both = ChoiceLoader([DictLoader({"login/routes.caddy.j2": text}), FileSystemLoader(TEMPLATES)])
-        monkeypatch.setattr(environment, "loader", both)
+    both = ChoiceLoader([DictLoader({"login/routes.caddy.j2": text}), FileSystemLoader(TEMPLATES)])
+    monkeypatch.setattr(templating._ENVIRONMENT, "loader", both)
     content, _ = templating.render("caddy/Caddyfile.j2", added.values())
     site = content.partition("\nmatrix.x.test {")[2].partition("\n}\n")[0]
     assert content.count(text) == 1 and text in site
