@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import own
 from tests.e2e.call.browser import Page, browsing, install
-from tests.e2e.client import PATIENCE, Outside, register
+from tests.e2e.client import TIMEOUT, Outside, register
 from tests.testbed import Host, Testbed
 
 pytestmark = pytest.mark.role("coturn")
@@ -44,7 +44,7 @@ class Couple:
 
     def outcome(self, page: Page, number: int) -> Any:
         try:
-            return page.result(number, PATIENCE)
+            return page.result(number, TIMEOUT)
         except TimeoutError:
             found = [other.run("self.call && call.report()") for other in self.pages]
             report = "\n\n".join(json.dumps(each, indent=1) for each in found)
@@ -64,11 +64,11 @@ def _met(client: Host, outside: Outside) -> Iterator[Couple]:
                 outside.url("matrix"),
                 user,
                 password,
-                timeout=PATIENCE,
+                timeout=TIMEOUT,
             )
         invited = pages[1].start("matrix.accept()")
-        room = pages[0].run("(other) => matrix.meet(other)", pages[1].run("matrix.user"), timeout=PATIENCE)
-        assert pages[1].result(invited, PATIENCE) == room
+        room = pages[0].run("(other) => matrix.meet(other)", pages[1].run("matrix.user"), timeout=TIMEOUT)
+        assert pages[1].result(invited, TIMEOUT) == room
         yield Couple(pages, room)
 
 
@@ -157,7 +157,7 @@ def _call(couple: Couple, outside: Outside, relays: tuple[str, str], reached_by:
 
 def _gathered(page: Page, relays: dict[str, Any]) -> list[str]:
     """The addresses at the relay that a page is given."""
-    candidates: list[str] = page.run("(relays) => gather(relays)", relays, timeout=PATIENCE)["candidates"]
+    candidates: list[str] = page.run("(relays) => gather(relays)", relays, timeout=TIMEOUT)["candidates"]
     return candidates
 
 

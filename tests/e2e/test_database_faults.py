@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Deployed, own
 from tests.deployment import Deployment
-from tests.e2e.client import Account, Outside, answered, expect, say
+from tests.e2e.client import Account, Outside, expect, expect_json, send_message
 from tests.testbed import Host, Testbed
 
 VERSIONS = {"trixie": "17", "bookworm": "15"}
@@ -96,7 +96,7 @@ def test_killed_database_serves_again(
 
     async def sent() -> str:
         async with outside.matrix(alice) as client:
-            return await say(client, room, f"Before {who} is killed.")
+            return await send_message(client, room, f"Before {who} is killed.")
 
     wait_for(host, "active")
     event = asyncio.run(sent())
@@ -107,7 +107,7 @@ def test_killed_database_serves_again(
 
     with outside.http() as http:
         url = outside.url("matrix", f"/_matrix/client/v3/rooms/{room}/event/{event}")
-        assert answered(http.get(url, headers=alice.authorization))["content"]["body"] == f"Before {who} is killed."
+        assert expect_json(http.get(url, headers=alice.authorization))["content"]["body"] == f"Before {who} is killed."
 
 
 def test_database_killed_while_it_starts_serves_again(host: Host) -> None:

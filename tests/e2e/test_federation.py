@@ -21,7 +21,17 @@ import nio
 import pytest
 
 from tests.conftest import Deployed
-from tests.e2e.client import Account, Outside, answered, expect, hears, messages, new_user, say, until
+from tests.e2e.client import (
+    Account,
+    Outside,
+    expect,
+    expect_json,
+    messages,
+    new_user,
+    receive_message,
+    send_message,
+    sync_until,
+)
 from tests.protocols.federation_tester import canonical, check, key_problem, problems
 from tests.testbed import Host, Testbed
 
@@ -56,7 +66,7 @@ class Side:
         """What its homeserver answers the user; the path is that below `/_matrix/client/`."""
         with self.outside.http() as http:
             url = self.outside.url("matrix", f"/_matrix/client/{path}")
-            return answered(http.request(method, url, headers=self.user.authorization, **more), status)
+            return expect_json(http.request(method, url, headers=self.user.authorization, **more), status)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +146,7 @@ def test_the_tester_notices_who_is_not_what_he_seems(alice: Side, bob: Side, tes
     assert "has no address" in found(lambda name: testbed.resolve(f"{name}.nowhere"), alice.outside.root)
 
     with alice.outside.http() as http:
-        keys = answered(http.get(alice.outside.url("matrix", "/_matrix/key/v2/server")))
+        keys = expect_json(http.get(alice.outside.url("matrix", "/_matrix/key/v2/server")))
     now = time.time()
     assert key_problem(keys, alice.server_name, now) is None
     assert "are those of" in (key_problem(keys, bob.server_name, now) or "")
@@ -154,10 +164,10 @@ def test_the_tester_notices_who_is_not_what_he_seems(alice: Side, bob: Side, tes
 def test_messages_go_both_ways(alice: Side, bob: Side, room: str) -> None:
     async def conversation() -> None:
         async with alice.client() as hers, bob.client() as his:
-            await say(hers, room, "Come and see the beans.")
-            await hears(his, room, alice.user.user_id, "Come and see the beans.")
-            await say(his, room, "Auf dem Weg 🚲")
-            await hears(hers, room, bob.user.user_id, "Auf dem Weg 🚲")
+            await send_message(hers, room, "Come and see the beans.")
+            await receive_message(his, room, alice.user.user_id, "Come and see the beans.")
+            await send_message(his, room, "Auf dem Weg 🚲")
+            await receive_message(hers, room, bob.user.user_id, "Auf dem Weg 🚲")
 
     asyncio.run(conversation())
 
@@ -187,7 +197,7 @@ def test_media_of_users_elsewhere(alice: Side, bob: Side) -> None:
         response = http.get(url, headers=bob.user.authorization)
         assert response.status_code == 200, response.text
         assert response.content == picture, "Bob got other bytes than Alice had sent"
-        assert answered(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", "strangers may download media"
+        assert expect_json(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", "strangers may download media"
 
 
 def test_encrypted_messages(alice: Side, bob: Side) -> None:
@@ -203,8 +213,8 @@ def test_encrypted_messages(alice: Side, bob: Side) -> None:
             assert unclaimed
 
             room = await _meet(hers, his, encrypted=True)
-            sent = await say(hers, room, greeting)
-            heard = await hears(his, room, alice.user.user_id, greeting)
+            sent = await send_message(hers, room, greeting)
+            heard = await receive_message(his, room, alice.user.user_id, greeting)
             assert heard.decrypted and heard.event_id == sent
 
             # What Alice's homeserver told her of Bob's device, it has from his.
@@ -218,8 +228,8 @@ def test_encrypted_messages(alice: Side, bob: Side) -> None:
             left = expect(await his.sync(full_state=True), nio.SyncResponse).device_key_count.signed_curve25519
             assert left == unclaimed - 1, "Alice's device has not taken one of the one-time keys of Bob's"
 
-            sent = await say(his, room, answer)
-            heard = await hears(hers, room, bob.user.user_id, answer)
+            sent = await send_message(his, room, answer)
+            heard = await receive_message(hers, room, bob.user.user_id, answer)
             assert heard.decrypted and heard.event_id == sent
 
             for side in (alice, bob):
@@ -256,7 +266,7 @@ def test_who_was_away_catches_up(
     async def write() -> None:
         async with alice.client() as hers:
             for text in missed:
-                await say(hers, room, text)
+                await send_message(hers, room, text)
 
     async def read() -> list[str]:
         async with bob.client() as his:
@@ -266,7 +276,7 @@ def test_who_was_away_catches_up(
                 seen.extend(message.body for message in messages(sync, room))
                 return missed[-1] in seen
 
-            await until(his, all_seen, "Bob does not hear what was said while his homeserver was away", CATCH_UP)
+            await sync_until(his, all_seen, "Bob does not hear what was said while his homeserver was away", CATCH_UP)
             return seen
 
     come_back = absent(bob.host)
@@ -303,7 +313,7 @@ def test_federation_on_port_8448_for_those_who_want_it(alice: Side, testbed: Tes
     assert any(finding.subject == "port 8448, keys" for finding in findings)
     with alice.outside.http() as http:
         for name in (alice.outside.url(""), alice.outside.url("matrix")):
-            assert answered(http.get(f"{name}:8448/_matrix/federation/v1/version"))["server"]["name"] == "Synapse"
+            assert expect_json(http.get(f"{name}:8448/_matrix/federation/v1/version"))["server"]["name"] == "Synapse"
             for path in ("/_matrix/client/versions", "/_synapse/admin/v1/server_version", "/"):
                 assert http.get(f"{name}:8448{path}").status_code == 404, f"{path} is no business of homeservers"
         for name in (alice.outside.url(""), alice.outside.url("matrix")):
@@ -318,9 +328,9 @@ async def _meet(hers: nio.AsyncClient, his: nio.AsyncClient, *, encrypted: bool 
     state = [nio.EnableEncryptionBuilder().as_dict()] if encrypted else []
     room = str(expect(await hers.room_create(name="Garden", initial_state=state), nio.RoomCreateResponse).room_id)
     expect(await hers.room_invite(room, his.user_id), nio.RoomInviteResponse)
-    await until(his, lambda sync: room in sync.rooms.invite, f"{his.user_id} sees no invitation")
+    await sync_until(his, lambda sync: room in sync.rooms.invite, f"{his.user_id} sees no invitation")
     expect(await his.join(room), nio.JoinResponse)
-    await until(his, lambda _: room in his.rooms, f"{his.user_id} is not in the room")
+    await sync_until(his, lambda _: room in his.rooms, f"{his.user_id} is not in the room")
     # Only those are told the room's key whom the client knows to be in it.
-    await until(hers, lambda _: his.user_id in hers.rooms[room].users, f"{hers.user_id} sees nobody join")
+    await sync_until(hers, lambda _: his.user_id in hers.rooms[room].users, f"{hers.user_id} sees nobody join")
     return room

@@ -13,8 +13,17 @@ import httpx
 import pytest
 
 from tests.conftest import Deployed
-from tests.e2e.client import PATIENCE, Account, Outside, answered
-from tests.e2e.identity import MAIL_SERVER, V2, ask, bind, delivered, identify, link, look_up
+from tests.e2e.client import TIMEOUT, Account, Outside, expect_json
+from tests.e2e.identity import (
+    MAIL_SERVER,
+    V2,
+    bind,
+    identity_login,
+    look_up,
+    receive_mail,
+    request_validation,
+    validation_link,
+)
 
 pytestmark = pytest.mark.role("sydent")
 
@@ -43,29 +52,29 @@ def test_a_user_is_found_by_a_confirmed_address(
     address = f"{mailbox}+found@{outside.server_name}"
     identity = outside.url("identity", V2)
     with outside.http() as http:
-        hers, his = identify(outside, http, alice), identify(outside, http, bob)
-        assert answered(http.get(f"{identity}/account", headers=hers))["user_id"] == alice.user_id
+        hers, his = identity_login(outside, http, alice), identity_login(outside, http, bob)
+        assert expect_json(http.get(f"{identity}/account", headers=hers))["user_id"] == alice.user_id
         assert look_up(outside, http, his, address) == {}, "the address is found before anybody confirmed it"
 
-        session = ask(outside, http, hers, address)
+        session = request_validation(outside, http, hers, address)
         early = bind(outside, http, alice, hers, session)
         assert early.status_code >= 400, "the address was bound without being confirmed"
 
-        mail = delivered(outside, mailbox, address, tmp_path)
+        mail = receive_mail(outside, mailbox, address, tmp_path)
         _check_mail(mail, outside, address)
-        guessed = http.get(re.sub(r"\btoken=\w+", "token=guessed", link(mail)))
+        guessed = http.get(re.sub(r"\btoken=\w+", "token=guessed", validation_link(mail)))
         assert "successful" not in guessed.text, "the address can be confirmed without having got the mail"
-        page = http.get(link(mail))
+        page = http.get(validation_link(mail))
         assert page.status_code == 200, page.text
         assert page.headers["content-type"].startswith("text/html")
         assert "Verification successful" in page.text, page.text
 
-        answered(bind(outside, http, alice, hers, session))
+        expect_json(bind(outside, http, alice, hers, session))
         assert look_up(outside, http, his, address) == {address: alice.user_id}
 
         for headers in (hers, his):
-            answered(http.post(f"{identity}/account/logout", headers=headers))
-            answered(http.get(f"{identity}/account", headers=headers), 401)
+            expect_json(http.post(f"{identity}/account/logout", headers=headers))
+            expect_json(http.get(f"{identity}/account", headers=headers), 401)
 
 
 def test_a_user_can_take_an_address_back(
@@ -74,15 +83,15 @@ def test_a_user_can_take_an_address_back(
     """The homeserver asks for it and signs the request, which the identity server verifies."""
     address = f"{mailbox}+back@{outside.server_name}"
     with outside.http() as http:
-        hers, his = identify(outside, http, alice), identify(outside, http, bob)
-        session = ask(outside, http, hers, address)
-        http.get(link(delivered(outside, mailbox, address, tmp_path)))
-        answered(bind(outside, http, alice, hers, session))
+        hers, his = identity_login(outside, http, alice), identity_login(outside, http, bob)
+        session = request_validation(outside, http, hers, address)
+        http.get(validation_link(receive_mail(outside, mailbox, address, tmp_path)))
+        expect_json(bind(outside, http, alice, hers, session))
         assert look_up(outside, http, his, address) == {address: alice.user_id}
 
         gone = {"medium": "email", "address": address, "id_server": f"identity.{outside.server_name}"}
         url = outside.url("matrix", "/_matrix/client/v3/account/3pid/unbind")
-        answer = answered(http.post(url, headers=alice.authorization, json=gone))
+        answer = expect_json(http.post(url, headers=alice.authorization, json=gone))
         assert answer == {"id_server_unbind_result": "success"}
         assert look_up(outside, http, his, address) == {}, "the address is still found after it was taken back"
 
@@ -93,20 +102,20 @@ def test_somebody_is_invited_by_address(
     """The invitation waits with the identity server until somebody shows that the address is theirs."""
     address = f"{mailbox}+invited@{outside.server_name}"
     with outside.http() as http:
-        hers, his = identify(outside, http, alice), identify(outside, http, bob)
+        hers, his = identity_login(outside, http, alice), identity_login(outside, http, bob)
         room = _ask_homeserver(
             outside, http, alice, "POST", "createRoom", {"name": "Harvest", "preset": "private_chat"}
         )["room_id"]
         _invite(outside, http, alice, hers, room, address)
 
-        mail = delivered(outside, mailbox, address, tmp_path)
+        mail = receive_mail(outside, mailbox, address, tmp_path)
         plain = mail.get_body(("plain",))
         assert plain and "Harvest" in plain.get_content(), f"the mail does not say to which room: {plain}"
         assert alice.user_id.split(":")[0].removeprefix("@") in plain.get_content(), "the mail does not say by whom"
 
-        session = ask(outside, http, his, address)
-        http.get(link(delivered(outside, mailbox, address, tmp_path)))
-        answered(bind(outside, http, bob, his, session))
+        session = request_validation(outside, http, his, address)
+        http.get(validation_link(receive_mail(outside, mailbox, address, tmp_path)))
+        expect_json(bind(outside, http, bob, his, session))
         _wait_for_invitation(outside, http, bob, room)
         _ask_homeserver(outside, http, bob, "POST", f"rooms/{room}/join", {})
 
@@ -120,7 +129,7 @@ def _ask_homeserver(
     outside: Outside, http: httpx.Client, account: Account, method: str, path: str, body: dict[str, Any] | None = None
 ) -> Any:
     url = outside.url("matrix", f"/_matrix/client/v3/{path}")
-    return answered(http.request(method, url, headers=account.authorization, json=body))
+    return expect_json(http.request(method, url, headers=account.authorization, json=body))
 
 
 def _invite(
@@ -136,7 +145,7 @@ def _invite(
 
 
 def _wait_for_invitation(outside: Outside, http: httpx.Client, account: Account, room: str) -> None:
-    deadline, since = time.monotonic() + PATIENCE, ""
+    deadline, since = time.monotonic() + TIMEOUT, ""
     while time.monotonic() < deadline:
         # From where the last one ended: Synapse answers the same question with the same, for two minutes.
         answer = _ask_homeserver(outside, http, account, "GET", f"sync?timeout=2000{since}")
@@ -169,7 +178,7 @@ def _check_mail(mail: EmailMessage, outside: Outside, address: str) -> None:
     assert mail.get_content_type() == "multipart/alternative"
     plain, html = mail.get_body(("plain",)), mail.get_body(("html",))
     assert plain and html, "the mail lacks a part"
-    assert link(mail) in _Links.of(html.get_content()), "the link of the text is not the button's"
+    assert validation_link(mail) in _Links.of(html.get_content()), "the link of the text is not the button's"
 
 
 class _Links(HTMLParser):

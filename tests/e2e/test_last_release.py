@@ -20,8 +20,26 @@ from cryptography.fernet import Fernet
 
 from tests.conftest import own
 from tests.deployment import ROOT, Deployment
-from tests.e2e.client import Account, Outside, answered, expect, hears, messages, new_user, say, until
-from tests.e2e.identity import MAIL_SERVER, ask, bind, delivered, identify, link, look_up
+from tests.e2e.client import (
+    Account,
+    Outside,
+    expect,
+    expect_json,
+    messages,
+    new_user,
+    receive_message,
+    send_message,
+    sync_until,
+)
+from tests.e2e.identity import (
+    MAIL_SERVER,
+    bind,
+    identity_login,
+    look_up,
+    receive_mail,
+    request_validation,
+    validation_link,
+)
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -196,20 +214,20 @@ async def live(outside: Outside, directory: Path) -> Life:
         plain, encrypted = await meet(hers, his), await meet(hers, his, nio.EnableEncryptionBuilder().as_dict())
         rooms = {plain: PLAIN, encrypted: ENCRYPTED}
         for room, written in rooms.items():
-            await say(hers, room, written[0])
-            await hears(his, room, alice.user_id, written[0])
-            await say(his, room, written[1])
-            await hears(hers, room, bob.user_id, written[1])
+            await send_message(hers, room, written[0])
+            await receive_message(his, room, alice.user_id, written[0])
+            await send_message(his, room, written[1])
+            await receive_message(hers, room, bob.user_id, written[1])
         since = expect(await his.sync(), nio.SyncResponse).next_batch
         for room, written in rooms.items():
-            await say(hers, room, written[2])
+            await send_message(hers, room, written[2])
         answer, _ = await hers.upload(io.BytesIO(picture), content_type="image/png", filesize=len(picture))
         media = expect(answer, nio.UploadResponse).content_uri.removeprefix("mxc://")
     with outside.http() as http:
-        identity = identify(outside, http, alice), identify(outside, http, bob)
-        session = ask(outside, http, identity[0], address)
-        http.get(link(delivered(outside, mailbox, address, directory)))
-        answered(bind(outside, http, alice, identity[0], session))
+        identity = identity_login(outside, http, alice), identity_login(outside, http, bob)
+        session = request_validation(outside, http, identity[0], address)
+        http.get(validation_link(receive_mail(outside, mailbox, address, directory)))
+        expect_json(bind(outside, http, alice, identity[0], session))
     return Life(alice, bob, keys, plain, encrypted, since, media, picture, address, identity)
 
 
@@ -219,8 +237,8 @@ async def meet(hers: nio.AsyncClient, his: nio.AsyncClient, *state: dict[str, An
     room = str(expect(created, nio.RoomCreateResponse).room_id)
     expect(await his.join(room), nio.JoinResponse)
     for client in (hers, his):
-        await until(client, lambda sync: room in sync.rooms.join, f"{client.user_id} is not in the room")
-    await until(hers, lambda _: len(hers.rooms[room].users) == 2, "Alice does not see Bob")
+        await sync_until(client, lambda sync: room in sync.rooms.join, f"{client.user_id} is not in the room")
+    await sync_until(hers, lambda _: len(hers.rooms[room].users) == 2, "Alice does not see Bob")
     return room
 
 
@@ -240,8 +258,8 @@ def test_what_people_wrote_is_there_and_they_write_on(upgraded: Upgraded) -> Non
             read = [expect(await each.sync(sync_filter=whole), nio.SyncResponse) for each in (hers, his)]
             for room, written in rooms.items():
                 assert bodies(unread, room) == written[2:], "Bob does not go on from where he was"
-                await say(hers, room, "They grow on.")
-                heard = await hears(his, room, life.alice.user_id, "They grow on.")
+                await send_message(hers, room, "They grow on.")
+                heard = await receive_message(his, room, life.alice.user_id, "They grow on.")
                 assert heard.decrypted == (room == life.encrypted)
                 for sync in read:
                     assert bodies(sync, room) == written
@@ -275,7 +293,7 @@ def test_what_the_administrator_wrote_is_there_and_in_force(upgraded: Upgraded) 
     assert psql(upgraded.outside.host, "SHOW log_min_duration_statement;").strip() == "54321ms"
     with upgraded.outside.http() as http:
         url = upgraded.outside.url("matrix", "/_matrix/client/v3/capabilities")
-        capabilities = answered(http.get(url, headers=upgraded.life.alice.authorization))["capabilities"]
+        capabilities = expect_json(http.get(url, headers=upgraded.life.alice.authorization))["capabilities"]
     assert capabilities["m.set_displayname"] == {"enabled": False}
 
 

@@ -12,7 +12,7 @@ import nio
 import pytest
 
 from tests.conftest import real_proxy
-from tests.e2e.client import PATIENCE, Account, Outside, answered, expect, hears, say, until
+from tests.e2e.client import TIMEOUT, Account, Outside, expect, expect_json, receive_message, send_message, sync_until
 
 pytestmark = pytest.mark.role("synapse")
 
@@ -25,7 +25,7 @@ OLD = "/_matrix/client/unstable/org.matrix.msc3575/sync"
 def test_clients_find_everything_from_the_server_name(outside: Outside) -> None:
     with outside.http() as http:
         response = http.get(outside.url("", "/.well-known/matrix/client"))
-        found = answered(response)
+        found = expect_json(response)
         assert response.headers.get("access-control-allow-origin") == "*", "web clients may not read the well-known"
         assert response.headers["content-type"].startswith("application/json")
         assert found["m.homeserver"] == {"base_url": outside.url("matrix")}
@@ -33,19 +33,21 @@ def test_clients_find_everything_from_the_server_name(outside: Outside) -> None:
         assert found["org.matrix.msc3575.proxy"] == {"url": outside.url("sliding")}
 
         # What is found must be there.
-        assert "v1.11" in answered(http.get(f"{found['m.homeserver']['base_url']}/_matrix/client/versions"))["versions"]
-        assert answered(http.get(f"{found['m.identity_server']['base_url']}/_matrix/identity/v2")) == {}
-        assert "version" in answered(http.get(f"{found['org.matrix.msc3575.proxy']['url']}/client/server.json"))
+        assert (
+            "v1.11" in expect_json(http.get(f"{found['m.homeserver']['base_url']}/_matrix/client/versions"))["versions"]
+        )
+        assert expect_json(http.get(f"{found['m.identity_server']['base_url']}/_matrix/identity/v2")) == {}
+        assert "version" in expect_json(http.get(f"{found['org.matrix.msc3575.proxy']['url']}/client/server.json"))
 
 
 def test_homeservers_find_it_from_the_server_name(outside: Outside) -> None:
     with outside.http() as http:
         response = http.get(outside.url("", "/.well-known/matrix/server"))
-        assert answered(response) == {"m.server": f"matrix.{outside.server_name}:443"}
+        assert expect_json(response) == {"m.server": f"matrix.{outside.server_name}:443"}
         assert response.headers.get("access-control-allow-origin") == "*", "federation testers may not read it"
-        version = answered(http.get(f"https://{response.json()['m.server']}/_matrix/federation/v1/version"))
+        version = expect_json(http.get(f"https://{response.json()['m.server']}/_matrix/federation/v1/version"))
         assert version["server"]["name"] == "Synapse"
-        keys = answered(http.get(f"https://{response.json()['m.server']}/_matrix/key/v2/server"))
+        keys = expect_json(http.get(f"https://{response.json()['m.server']}/_matrix/key/v2/server"))
         assert keys["server_name"] == outside.server_name, "the homeserver signs for another name than its users have"
 
 
@@ -62,13 +64,13 @@ def test_two_users_talk(outside: Outside, alice: Account, bob: Account) -> None:
         async with outside.matrix(alice) as hers, outside.matrix(bob) as his:
             room = expect(await hers.room_create(name="Garden"), nio.RoomCreateResponse).room_id
             expect(await hers.room_invite(room, bob.user_id), nio.RoomInviteResponse)
-            await until(his, lambda sync: room in sync.rooms.invite, "Bob sees no invitation")
+            await sync_until(his, lambda sync: room in sync.rooms.invite, "Bob sees no invitation")
             expect(await his.join(room), nio.JoinResponse)
 
-            await say(hers, room, "The beans are up.")
-            await hears(his, room, alice.user_id, "The beans are up.")
-            await say(his, room, "Grüße aus dem Gewächshaus 🌱")
-            await hears(hers, room, bob.user_id, "Grüße aus dem Gewächshaus 🌱")
+            await send_message(hers, room, "The beans are up.")
+            await receive_message(his, room, alice.user_id, "The beans are up.")
+            await send_message(his, room, "Grüße aus dem Gewächshaus 🌱")
+            await receive_message(hers, room, bob.user_id, "Grüße aus dem Gewächshaus 🌱")
 
     asyncio.run(conversation())
 
@@ -91,7 +93,7 @@ def test_media_arrives_unchanged_and_only_for_users(outside: Outside, alice: Acc
         response = http.get(url, headers=bob.authorization)
         assert response.status_code == 200, response.text
         assert response.content == picture, "Bob got other bytes than Alice had sent"
-        assert answered(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", "strangers may download media"
+        assert expect_json(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", "strangers may download media"
         old = http.get(outside.url("matrix", f"/_matrix/media/v3/download/{media}"))
         assert old.status_code == 404, f"media can be had without logging in by the old address: {old.status_code}"
 
@@ -99,7 +101,7 @@ def test_media_arrives_unchanged_and_only_for_users(outside: Outside, alice: Acc
 @pytest.mark.parametrize("http2", [True, False], ids=["http2", "http1"])
 def test_a_file_of_the_largest_size_can_be_sent(outside: Outside, alice: Account, http2: bool) -> None:
     answer = _upload(outside, alice, bytes(LARGEST), http2=http2)
-    assert answered(answer)["content_uri"].startswith(f"mxc://{outside.server_name}/")
+    assert expect_json(answer)["content_uri"].startswith(f"mxc://{outside.server_name}/")
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
@@ -109,10 +111,10 @@ def test_a_larger_file_is_refused_in_words_for_clients(
 ) -> None:
     """Clients show their own text for M_TOO_LARGE; anything else is an unknown error, or is sent again and again."""
     answer = _upload(outside, alice, bytes(LARGEST + 1), http2=http2, announced=announced)
-    assert answered(answer, 413)["errcode"] == "M_TOO_LARGE"
+    assert expect_json(answer, 413)["errcode"] == "M_TOO_LARGE"
     assert answer.headers.get("access-control-allow-origin") == "*", "web clients may not read the refusal"
     with outside.http() as http:
-        limit = answered(
+        limit = expect_json(
             http.get(outside.url("matrix", "/_matrix/client/v1/media/config"), headers=alice.authorization)
         )
     assert limit == {"m.upload.size": LARGEST}, "clients are told another limit than the one that holds"
@@ -126,9 +128,9 @@ def test_native_sliding_sync_lists_rooms(outside: Outside, alice: Account) -> No
         "lists": {"all": {"ranges": [[0, 50]], "required_state": [["m.room.name", ""]], "timeline_limit": 1}},
     }
     with outside.http() as http:
-        versions = answered(http.get(outside.url("matrix", "/_matrix/client/versions")))
+        versions = expect_json(http.get(outside.url("matrix", "/_matrix/client/versions")))
         assert versions["unstable_features"].get("org.matrix.simplified_msc3575"), "Element X refuses this homeserver"
-        answer = answered(http.post(outside.url("matrix", NATIVE), json=wish, headers=alice.authorization))
+        answer = expect_json(http.post(outside.url("matrix", NATIVE), json=wish, headers=alice.authorization))
     names = [room.get("name") for room in answer["rooms"].values()]
     assert name in names, f"sliding sync lists {names}, but not {name!r}"
 
@@ -153,9 +155,9 @@ def test_old_sliding_sync_lists_rooms(outside: Outside, alice: Account) -> None:
         assert stranger.status_code == 401, f"the proxy let a stranger in: {stranger.status_code} {stranger.text}"
         names: set[str] = set()
         position: dict[str, Any] = {}
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while name not in names and time.monotonic() < deadline:
-            answer = answered(
+            answer = expect_json(
                 http.post(
                     outside.url("sliding", OLD),
                     params={"timeout": 2000, **position},
@@ -173,7 +175,7 @@ def test_strangers_make_no_accounts(outside: Outside, kind: str) -> None:
     body = {"username": f"stranger-{secrets.token_hex(3)}", "password": secrets.token_urlsafe(20)}
     with outside.http() as http:
         url = outside.url("matrix", "/_matrix/client/v3/register")
-        answer = answered(http.post(url, params={"kind": kind}, json=body), 403)
+        answer = expect_json(http.post(url, params={"kind": kind}, json=body), 403)
     assert "disabled" in answer["error"], answer
 
 
@@ -184,7 +186,7 @@ def test_a_wrong_password_is_refused(outside: Outside, alice: Account) -> None:
         "password": f"{alice.password}x",
     }
     with outside.http() as http:
-        answer = answered(http.post(outside.url("matrix", "/_matrix/client/v3/login"), json=wish), 403)
+        answer = expect_json(http.post(outside.url("matrix", "/_matrix/client/v3/login"), json=wish), 403)
     assert answer["errcode"] == "M_FORBIDDEN", answer
 
 

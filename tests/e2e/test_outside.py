@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from roles import ROLES
-from tests.e2e.client import Outside, answered
+from tests.e2e.client import Outside, expect_json
 from tests.protocols.turn import relay
 
 pytestmark = pytest.mark.role("caddy")
@@ -88,7 +88,7 @@ def test_the_old_identity_api_is_closed(outside: Outside, path: str) -> None:
         url = outside.url("identity", f"/_matrix/identity/api/v1/{path}")
         for response in (http.get(url), http.post(url, json={})):
             assert response.status_code == 404, f"{response.request.method} {path}: {response.status_code}"
-        assert answered(http.get(outside.url("identity", "/_matrix/identity/v2"))) == {}
+        assert expect_json(http.get(outside.url("identity", "/_matrix/identity/v2"))) == {}
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=[service or "apex" for service in SERVICES])
@@ -101,7 +101,7 @@ def test_plain_http_leads_to_https(outside: Outside, service: str) -> None:
 
 def test_it_answers_over_ipv6(outside: Outside) -> None:
     with outside.http(ipv6=True) as http:
-        assert answered(http.get(outside.url("matrix", "/_matrix/client/versions")))["versions"]
+        assert expect_json(http.get(outside.url("matrix", "/_matrix/client/versions")))["versions"]
 
 
 @pytest.mark.parametrize("service", ["other", "www"])

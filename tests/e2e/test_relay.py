@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from tests.conftest import own
-from tests.e2e.client import Account, Outside, answered
+from tests.e2e.client import Account, Outside, expect_json
 from tests.protocols.turn import Credentials, RefusedError, Relay, relay
 from tests.testbed import CommandFailed, Host, Testbed
 
@@ -51,8 +51,8 @@ def credentials(outside: Outside, alice: Account) -> Credentials:
     """What a client is given at the beginning of a call."""
     with outside.http() as http:
         url = outside.url("matrix", "/_matrix/client/v3/voip/turnServer")
-        assert answered(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", "strangers are given credentials"
-        given = answered(http.get(url, headers=alice.authorization))
+        assert expect_json(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", "strangers are given credentials"
+        given = expect_json(http.get(url, headers=alice.authorization))
     turn = f"turn.{outside.server_name}"
     assert given["uris"] == [
         f"turn:{turn}:3478?transport=udp",

@@ -13,7 +13,7 @@ import pytest
 
 from settings.networks import NEVER_REACHED
 from tests.conftest import Deployed, own
-from tests.e2e.client import Account, Outside, answered
+from tests.e2e.client import Account, Outside, expect_json
 from tests.e2e.test_relay import _connected, _signed
 from tests.protocols.turn import Credentials, RefusedError, relay
 from tests.testbed import Host, Testbed
@@ -59,7 +59,7 @@ def denied(own: list[str]) -> tuple[list[str], list[str]]:
 @pytest.fixture(scope="module")
 def credentials(outside: Outside, alice: Account) -> Credentials:
     with outside.http() as http:
-        given = answered(
+        given = expect_json(
             http.get(outside.url("matrix", "/_matrix/client/v3/voip/turnServer"), headers=alice.authorization)
         )
     return Credentials(given["username"], given["password"])

@@ -22,7 +22,7 @@ import pytest
 from settings.postgres import DATABASE_AUTHORITY
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
-from tests.e2e.client import PATIENCE, Account, Outside, answered, new_user
+from tests.e2e.client import TIMEOUT, Account, Outside, expect_json, new_user
 
 # The same tests as for a deployment on one machine; the fixtures below lead them here.
 from tests.e2e.test_messages import (  # noqa: F401
@@ -302,7 +302,7 @@ def test_two_users_meet_at_the_relay(
     """With the credentials that the homeserver gives out, on the machine that its addresses lead to."""
     with outside.http() as http:
         url = outside.url("matrix", "/_matrix/client/v3/voip/turnServer")
-        given = answered(http.get(url, headers=alice.authorization))
+        given = expect_json(http.get(url, headers=alice.authorization))
     name = given["uris"][0].split(":")[1]
     assert split.home.bed.resolve(name) == split.relay.address
     credentials = Credentials(given["username"], given["password"])
@@ -437,7 +437,7 @@ def test_everything_comes_back_after_the_database_was_rebooted(
 ) -> None:
     before = invocations(split.home)
     split.db.reboot()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             test_two_users_talk(outside, alice, bob)

@@ -13,7 +13,7 @@ import nio
 import pytest
 
 from tests.conftest import real_proxy
-from tests.e2e.client import PATIENCE, Account, Outside, answered, expect, say, until
+from tests.e2e.client import TIMEOUT, Account, Outside, expect, expect_json, send_message, sync_until
 from tests.e2e.test_messages import NATIVE, OLD
 
 pytestmark = pytest.mark.role("sliding_sync", "synapse")
@@ -49,7 +49,7 @@ class Client:
             # What the specification wants of clients whose server has forgotten them.
             self.position = {}
             return []
-        answer = answered(response)
+        answer = expect_json(response)
         self.position = {"pos": answer["pos"]}
         self.rooms |= set(answer["rooms"])
         events = [event for room in answer["rooms"].values() for event in room.get("timeline", [])]
@@ -57,7 +57,7 @@ class Client:
 
     def hear(self, text: str, *, through_outages: bool = False) -> float:
         """When a message is there. Raises AssertionError."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         with self.outside.http() as http:
             while time.monotonic() < deadline:
                 try:
@@ -84,7 +84,7 @@ def room(outside: Outside, alice: Account, bob: Account) -> str:
     async def meet() -> str:
         async with outside.matrix(alice) as hers, outside.matrix(bob) as his:
             made = expect(await hers.room_create(name="Greenhouse", invite=[bob.user_id]), nio.RoomCreateResponse)
-            await until(his, lambda sync: made.room_id in sync.rooms.invite, "Bob sees no invitation")
+            await sync_until(his, lambda sync: made.room_id in sync.rooms.invite, "Bob sees no invitation")
             expect(await his.join(made.room_id), nio.JoinResponse)
             return str(made.room_id)
 
@@ -93,7 +93,7 @@ def room(outside: Outside, alice: Account, bob: Account) -> str:
 
 def begun(client: Client, room: str) -> None:
     """Synchronise until the room is there and nothing is left to be told."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     with client.outside.http() as http:
         while room not in client.rooms or client.poll(http, patience=0):
             assert time.monotonic() < deadline, f"the {client.kind} client does not see the room"
@@ -124,7 +124,7 @@ async def _said(outside: Outside, account: Account, room: str, text: str) -> flo
     async with outside.matrix(account) as client:
         await client.whoami()
         begin = time.monotonic()
-        await say(client, room, text)
+        await send_message(client, room, text)
         return begin
 
 
