@@ -90,8 +90,8 @@ class Browser:
         target = self.do("Target.createTarget", url="about:blank")["targetId"]
         page = Page(self, self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         page.do("Page.enable")
-        # A file is a secure context, which cameras need, and needs no web server. The command returns when the page is being
-        # loaded: until then the state is that of the blank page, "complete" as well.
+        # A file is a secure context, which cameras need, and needs no web server. The command returns after the blank page is
+        # left, whose state is "complete" as well.
         page.do("Page.navigate", url=f"file://{HOME}/page/index.html")
         deadline = time.monotonic() + 30
         while page.run("document.readyState") != "complete":
