@@ -196,7 +196,7 @@ def test_a_deleted_certificate_is_obtained_again(site: Site) -> None:
 def test_a_certificate_that_caddy_could_not_save_is_requested_again_by_the_next_run(site: Site) -> None:
     """Caddy itself tries again only after a minute. The run does not wait for that."""
     folder = site.host.run(f"ls -d {STORE}/*/{site.web}").stdout.strip()
-    # Caddy removes an empty directory in its way, but not one with a file.
+    # A directory of root's. Caddy could remove it if it were empty, hence the file.
     site.host.run(f"rm -r {folder}; install -d -m 755 {folder}; touch {folder}/in-the-way; systemctl restart caddy")
     [line] = certificate_errors(site.deployment.run("-y", check=False))
     assert f"{site.web}, port 443: no valid certificate (Caddy cannot save it: open {folder}/" in line, line
@@ -278,7 +278,7 @@ def test_renewals_do_not_interrupt_calls(site: Site) -> None:
 
 
 def test_certificates_that_cannot_be_obtained_yet_are_reported_and_obtained_later(site: Site) -> None:
-    """One name has no DNS record, the ACME server of the other is down. All else works; later needs no run."""
+    """One name has no DNS record, the ACME server of the other is down. All else works, and no second run is needed."""
     site.choose(turn_domain=f"turn.{LATE}", identity_domain=f"id.{site.host.domain}")
     with site.unreachable("open"):
         run = site.deployment.run("-y", check=False)

@@ -28,9 +28,9 @@ from tests.e2e.client import TIMEOUT, Account, Outside, expect_json, new_user
 from tests.e2e.test_messages import (  # noqa: F401
     test_clients_find_everything_from_the_server_name,
     test_homeservers_find_it_from_the_server_name,
-    test_media_arrives_unchanged_and_only_for_users,
+    test_media_is_downloaded_unchanged_and_only_by_users,
     test_native_sliding_sync_lists_rooms,
-    test_two_users_talk,
+    test_two_users_exchange_messages,
 )
 from tests.e2e.test_runs import assert_nothing_to_do, invocations, restarted
 from tests.e2e.test_secrets import HIDDEN, ODD, SAMPLER, TALKATIVE, assert_none_in, shown, traces
@@ -440,7 +440,7 @@ def test_everything_comes_back_after_the_database_was_rebooted(
     deadline = time.monotonic() + TIMEOUT
     while True:
         try:
-            test_two_users_talk(outside, alice, bob)
+            test_two_users_exchange_messages(outside, alice, bob)
             break
         except AssertionError:
             # Each connection that the reboot has cut costs Synapse one request. Clients ask again, their library does not.
@@ -481,4 +481,4 @@ def test_database_is_moved_as_the_readme_says(split: Split, outside: Outside, al
 
     split.db.stop()
     # Alice and Bob are still logged in: the accounts came along.
-    test_two_users_talk(outside, alice, bob)
+    test_two_users_exchange_messages(outside, alice, bob)
