@@ -124,7 +124,7 @@ def test_old_tls_is_refused(outside: Outside, service: str, port: int, version: 
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = version
     with (
-        # Caddy answers with an alert; coturn does not answer.
+        # Caddy refuses at once; coturn does not answer.
         socket.create_connection((outside.host.address, port), timeout=3) as connection,
         pytest.raises((ssl.SSLError, ConnectionResetError, TimeoutError)),
         context.wrap_socket(connection, server_hostname=f"{service}.{outside.server_name}"),

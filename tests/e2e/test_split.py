@@ -296,7 +296,7 @@ def test_only_the_right_certificate_is_believed(split: Split) -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
-def test_two_users_meet_at_the_relay(
+def test_two_users_exchange_packets_through_the_relay(
     split: Split, outside: Outside, alice: Account, tmp_path: Path, transport: str
 ) -> None:
     """With the credentials that the homeserver gives out, on the machine that its addresses lead to."""
