@@ -1,4 +1,4 @@
-"""The relay reaches no forbidden address: tried with a listener at each of them. And its quotas, and 1:1 NAT."""
+"""The relay reaches no denied address, tried with a listener at as many as possible. And its quota, and 1:1 NAT."""
 
 import contextlib
 import ipaddress
@@ -80,7 +80,7 @@ def addresses(listener: Host, testbed: Testbed) -> Iterator[tuple[list[str], lis
     """The denied addresses. While the test runs, the machine has those of them that the kernel accepts."""
     dotted, written = denied_addresses([str(testbed.network.subnet), str(testbed.network.subnet6)])
     everywhere = " ".join(_masked(address) for address in (*dotted, *written))
-    # The kernel refuses some, such as unspecified and multicast ones, and takes mapped ones for IPv4.
+    # The kernel does not accept every address, and takes mapped ones for IPv4.
     add = "ip address add $place dev lo nodad 2>/dev/null || ip address add $place dev lo 2>/dev/null"
     added = listener.run(f"for place in {everywhere}; do {{ {add}; }} && echo $place; done; true").stdout.split()
     try:
@@ -148,7 +148,7 @@ def test_relay_refuses_every_denied_address(
 def test_relay_does_not_reach_services_of_its_own_machine(
     deployed: Deployed, outside: Outside, credentials: Credentials, listener: Host, ipv6: bool
 ) -> None:
-    """coturn has to allow the machine's address, where its own relayed addresses are; the packet filter drops the rest."""
+    """coturn has to allow the machine's address, where its own relayed addresses are; the packet filter protects the services."""
     host, token = deployed.host, secrets.token_hex(4)
     own = host.address6 if ipv6 else host.address
     with (
@@ -163,9 +163,9 @@ def test_relay_does_not_reach_services_of_its_own_machine(
         client.send(there, b"a call")
         assert other.receive() == (here, b"a call")
     with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as direct:
-        direct.sendto(f"direct {token}".encode(), (own, PORT))
+        direct.sendto(f"unrelayed {token}".encode(), (own, PORT))
     deadline = time.monotonic() + 10
-    while f"direct {token}" not in received_by(host):
+    while f"unrelayed {token}" not in received_by(host):
         assert time.monotonic() < deadline, "the listener receives nothing"
         time.sleep(0.1)
     assert f"relayed {token}" not in received_by(host), "the relay reaches the machine's own services"
