@@ -114,7 +114,7 @@ def room(alice: Side, bob: Side) -> str:
     return asyncio.run(create())
 
 
-# --- as other homeservers see it ----------------------------------------------------------------------------------
+# --- as other homeservers see it -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["alices", "bobs"])
@@ -158,7 +158,7 @@ def test_the_federation_tester_reports_wrong_certificates_and_keys(alice: Side, 
     assert canonical({"b": "ü", "a": [1, {"d": None, "c": True}]}) == '{"a":[1,{"c":true,"d":null}],"b":"ü"}'.encode()
 
 
-# --- as users see it ----------------------------------------------------------------------------------------------
+# --- as users see it -----------------------------------------------------------------------------------------------
 
 
 def test_messages_arrive_in_both_directions(alice: Side, bob: Side, room: str) -> None:
@@ -292,7 +292,7 @@ def test_messages_sent_during_an_outage_arrive_after_it(
     assert [text for text in seen if text in missed] == missed, "something is missing, or not in order"
 
 
-# --- 8448 ---------------------------------------------------------------------------------------------------------
+# --- 8448 ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deploy
     assert_nothing_to_do(deployed.deployment)
 
 
-# --- a machine without a deployment --------------------------------------------------------------
+# --- a machine without a deployment ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Client:
             headers=self.account.authorization,
         )
         if response.status_code == 400 and response.json().get("errcode") == "M_UNKNOWN_POS":
-            # The specification (MSC3575) wants clients to start again with a new connection then.
+            # As the specification requires of clients when the server does not know their position.
             self.position = {}
             return []
         answer = expect_json(response)

@@ -1,4 +1,4 @@
-"""`pytest tests/host --inventory`: the report for a healthy machine, and for one with ten faults."""
+"""`pytest tests/host --inventory`: the report for a healthy machine, and for one with many faults."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 CERTIFICATES = "/var/lib/caddy/.local/share/caddy/certificates/local"
-# Command that causes a fault -> messages of the verification. Each concerns another component; none is a wrong setting.
+# Command that causes a fault -> messages of the verification. Each is of another kind, and none is a wrong setting.
 FAULTS = {
     # A service that does not run, and what clients get instead.
     "systemctl stop sydent": [

@@ -1,7 +1,7 @@
-"""Every way to a machine that pyinfra knows is one for the deploy and for the verification: on the machine itself, by another
-port, by an alias, through a jump host, with an agent, with a key that has a passphrase. And what is said when a way ends midway.
+"""The deploy and the verification connect in every way that pyinfra supports: on the machine itself, by another port, by an
+alias, through a jump host, with an agent, with a key that has a passphrase. And the errors when a connection is lost.
 
-The machine is deployed once, on itself; each other way finds nothing to do, with the vault that was made there.
+The machine is deployed once, on itself; by each other way the deploy finds nothing to change, with the same vault.
 """
 
 import os
@@ -24,32 +24,32 @@ from tests.deployment import PYINFRA, ROOT, Deployment
 from tests.testbed import Host, Testbed
 
 ROLES = ("postgres", "caddy", "coturn")
-THERE = "/srv/matrix-metal"
+CHECKOUT = "/srv/matrix-metal"
 PASSPHRASE = "a passphrase, with 'quotes' and $signs"  # noqa: S105
-PLAYED = re.compile(r"test_postgres\.py.*test_caddy\.py|test_caddy\.py.*test_postgres\.py", re.DOTALL)
+VERIFIED_ROLES = re.compile(r"test_postgres\.py.*test_caddy\.py|test_caddy\.py.*test_postgres\.py", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Ways:
-    """machine: what is deployed. jump: another one, which reaches it. directory: an administrator's own."""
+    """machine: the deployed one. jump: the jump host. directory: that of the administrator, with inventory and vault."""
 
     machine: Host
     jump: Host
     directory: Path
 
     def deployment(self, **data: object) -> Deployment:
-        """The same deployment for an inventory that has this data beside the machine's name."""
+        """The same deployment by an inventory with this host data. name: the machine's name in it."""
         deployment = Deployment(
             self.directory, [self.machine], {"server_name": self.machine.domain, "tls": "internal"}, name="home"
         )
         name = str(data.pop("name", self.machine.name))
         deployment.inventory.write_text("".join(f"{role} = [({name!r}, {data!r})]\n" for role in ROLES))
-        # No keys, no agent and no configuration of whoever runs the tests.
+        # Without the keys, the agent and the SSH configuration of the user who runs the tests.
         deployment.environment |= {"HOME": str(self.directory), "SSH_AUTH_SOCK": ""}
         return deployment
 
-    def known(self, *hosts: Host) -> Path:
-        """The hosts' keys."""
+    def write_known_hosts(self, *hosts: Host) -> Path:
+        """Write the keys of these hosts, or of the machine, to known_hosts; returns its path."""
         path = self.directory / "known_hosts"
         path.write_text("".join(host.known_hosts.read_text() for host in hosts or (self.machine,)))
         return path
@@ -88,11 +88,11 @@ def verify(deployment: Deployment) -> None:
 
 def assert_verified(status: int, output: str) -> None:
     assert status == 0 and "Nothing is wrong" in output, output[-4000:]
-    assert PLAYED.search(output), output
+    assert VERIFIED_ROLES.search(output), output
 
 
 def assert_reached(deployment: Deployment) -> None:
-    """It is the deployed machine, with the vault it was deployed with; and the verification gets there as well."""
+    """The deploy reaches the machine and finds nothing to change, and the verification reaches it as well."""
     assert deployment.run("-y", timeout=120).changed == []
     verify(deployment)
 
@@ -101,7 +101,7 @@ def assert_reached(deployment: Deployment) -> None:
 
 
 def on_the_machine(host: Host, command: str, user: str = "root", check: bool = True) -> str:
-    done = host.run(f"cd {THERE} && {command} 2>&1 </dev/null", user=user, check=False, timeout=300)
+    done = host.run(f"cd {CHECKOUT} && {command} 2>&1 </dev/null", user=user, check=False, timeout=300)
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
@@ -110,7 +110,7 @@ DEPLOY = ".venv/bin/pyinfra inventories/home.py ./deploy.py -y"
 VERIFY = ".venv/bin/pytest -p no:cacheprovider tests/host --inventory inventories/home.py"
 
 
-# The first one: it deploys.
+# The first test: it deploys.
 def test_on_the_machine_itself(ways: Ways) -> None:
     host = ways.machine
     host.run(
@@ -118,14 +118,16 @@ def test_on_the_machine_itself(ways: Ways) -> None:
         "apt-get install -qq -y --no-install-recommends make python3-venv",
         timeout=300,
     )
-    left = [f"--exclude=./{name}" for name in (".venv", ".cache", ".git", "inventories/*.vault", "inventories/*.key")]
-    with subprocess.Popen(["tar", "-c", *left, "."], cwd=ROOT, stdout=subprocess.PIPE) as packing:
+    excluded = [
+        f"--exclude=./{name}" for name in (".venv", ".cache", ".git", "inventories/*.vault", "inventories/*.key")
+    ]
+    with subprocess.Popen(["tar", "-c", *excluded, "."], cwd=ROOT, stdout=subprocess.PIPE) as packing:
         subprocess.run(
-            host.ssh(f"mkdir {THERE} && tar -x --no-same-owner -C {THERE}"), stdin=packing.stdout, check=True
+            host.ssh(f"mkdir {CHECKOUT} && tar -x --no-same-owner -C {CHECKOUT}"), stdin=packing.stdout, check=True
         )
-    host.run(f"cat > {THERE}/inventories/home.py", stdin="".join(f'{role} = ["@local"]\n' for role in ROLES))
+    host.run(f"cat > {CHECKOUT}/inventories/home.py", stdin="".join(f'{role} = ["@local"]\n' for role in ROLES))
     host.run(
-        f"cat > {THERE}/group_data/home.py",
+        f"cat > {CHECKOUT}/group_data/home.py",
         stdin=f'server_name = "{host.domain}"\nprivate_networks = []\ntls = "internal"\n',
     )
     on_the_machine(host, "make setup")
@@ -137,17 +139,17 @@ def test_on_the_machine_itself(ways: Ways) -> None:
     assert_verified(0, on_the_machine(host, VERIFY))
 
 
-def test_vault_that_the_earlier_version_named_after_the_connector(ways: Ways) -> None:
+def test_vault_of_the_earlier_version_is_renamed(ways: Ways) -> None:
     host = ways.machine
     for suffix in ("vault", "key"):
-        host.run(f"cd {THERE}/inventories && mv home.{suffix} @local.{suffix}")
+        host.run(f"cd {CHECKOUT}/inventories && mv home.{suffix} @local.{suffix}")
     on_the_machine(host, DEPLOY)
-    assert host.run(f"ls {THERE}/inventories | grep -E 'vault|key'").stdout.split() == ["home.key", "home.vault"]
+    assert host.run(f"ls {CHECKOUT}/inventories | grep -E 'vault|key'").stdout.split() == ["home.key", "home.vault"]
 
 
 def test_on_the_machine_itself_as_a_user_with_sudo(ways: Ways) -> None:
     host = ways.machine
-    host.run(f"chown -R admin: {THERE} && rm /etc/caddy/Caddyfile")
+    host.run(f"chown -R admin: {CHECKOUT} && rm /etc/caddy/Caddyfile")
 
     done = on_the_machine(host, DEPLOY, user="admin")
 
@@ -157,11 +159,11 @@ def test_on_the_machine_itself_as_a_user_with_sudo(ways: Ways) -> None:
     assert_verified(0, on_the_machine(host, VERIFY, user="admin"))
 
 
-def test_on_the_machine_itself_with_others_it_has_an_address(ways: Ways, tmp_path: Path) -> None:
+def test_local_machine_beside_others_needs_an_address(ways: Ways, tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, [ways.jump], {"server_name": "x.test", "tls": "internal"})
-    there = deployment.inventory.read_text().partition("\n")[0]
+    data = deployment.inventory.read_text().partition("\n")[0]
     deployment.inventory.write_text(
-        f'{there}\npostgres = ["@local"]\nsynapse = [("{ways.jump.name}", _data["{ways.jump.name}"])]\n'
+        f'{data}\npostgres = ["@local"]\nsynapse = [("{ways.jump.name}", _data["{ways.jump.name}"])]\n'
     )
     run = deployment.run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1, run.output
@@ -174,28 +176,28 @@ def test_on_the_machine_itself_with_others_it_has_an_address(ways: Ways, tmp_pat
 
 @pytest.fixture(scope="module")
 def vault(ways: Ways) -> None:
-    """The vault that was made on the machine, and a first run with it."""
+    """Fetch the vault that was made on the machine, and run the deploy with it for the first time."""
     for suffix in ("vault", "key"):
         target = ways.directory / f"home.{suffix}"
-        ways.machine.get(f"{THERE}/inventories/home.{suffix}", target)
+        ways.machine.get(f"{CHECKOUT}/inventories/home.{suffix}", target)
         target.chmod(0o600)
     secrets = "grep ^static-auth-secret= /etc/turnserver.conf"
     before = ways.machine.run(secrets).stdout
-    deployment = by_the_address(ways, ssh_key=str(ways.machine.ssh_key))
-    # Not every Python writes an IPv6 network that holds IPv4 addresses in the same way, and the machine's is another one.
+    deployment = by_address(ways, ssh_key=str(ways.machine.ssh_key))
+    # Python versions write IPv6 networks of embedded IPv4 addresses in different ways, and the machine has another version.
     assert set(deployment.run("-y", timeout=120).changed) <= {"Configure coturn", "Run coturn"}
     assert ways.machine.run(secrets).stdout == before
 
 
-def logins(host: Host, since: str) -> set[str]:
-    """From where somebody logged in."""
+def login_sources(host: Host, since: str) -> set[str]:
+    """The addresses from which users logged in by SSH."""
     found = host.run(f"journalctl -q --since @{since} -o cat _COMM=sshd + _COMM=sshd-session").stdout
     return set(re.findall(r"^Accepted publickey for \w+ from (\S+)", found, re.MULTILINE))
 
 
 @pytest.mark.usefixtures("vault")
-def test_by_another_port(ways: Ways) -> None:
-    """Nobody knows the key of the machine at that port yet: the deploy writes it down, the verification finds it."""
+def test_connect_by_another_port(ways: Ways) -> None:
+    """The host key at that port is not known yet: the deploy adds it to known_hosts, the verification uses it."""
     ways.machine.run("systemd-run --quiet --unit=another-ssh /usr/sbin/sshd -D -p 2222 -o PidFile=none")
     ways.machine.run("until ss -Hlnt sport = :2222 | grep -q .; do sleep 0.05; done")
     try:
@@ -204,7 +206,7 @@ def test_by_another_port(ways: Ways) -> None:
             ssh_port=2222,
             ssh_user="root",
             ssh_key=str(ways.machine.ssh_key),
-            ssh_known_hosts_file=str(ways.known(ways.jump)),
+            ssh_known_hosts_file=str(ways.write_known_hosts(ways.jump)),
         )
         assert_reached(deployment)
         assert f"[{ways.machine.address}]:2222 " in (ways.directory / "known_hosts").read_text()
@@ -212,11 +214,11 @@ def test_by_another_port(ways: Ways) -> None:
         ways.machine.run("systemctl stop another-ssh")
 
 
-def configuration(ways: Ways, through: str = "") -> Path:
+def write_ssh_config(ways: Ways, through: str = "") -> Path:
     path = ways.directory / "ssh_config"
     common = (
         f'    User root\n    IdentityFile "{ways.machine.ssh_key}"\n    IdentitiesOnly yes\n'
-        f"    UserKnownHostsFile {ways.known(ways.machine, ways.jump)}\n    StrictHostKeyChecking yes\n"
+        f"    UserKnownHostsFile {ways.write_known_hosts(ways.machine, ways.jump)}\n    StrictHostKeyChecking yes\n"
     )
     path.write_text(
         f"Host mymatrix\n    HostName {ways.machine.address}\n{through}{common}"
@@ -227,12 +229,12 @@ def configuration(ways: Ways, through: str = "") -> Path:
 
 @pytest.mark.usefixtures("vault")
 @pytest.mark.parametrize("beside", ["name", "ssh_hostname"])
-def test_by_an_alias(ways: Ways, beside: str) -> None:
-    assert_reached(ways.deployment(**{beside: "mymatrix"}, ssh_config_file=str(configuration(ways))))
+def test_connect_by_an_alias(ways: Ways, beside: str) -> None:
+    assert_reached(ways.deployment(**{beside: "mymatrix"}, ssh_config_file=str(write_ssh_config(ways))))
 
 
-def test_configuration_that_is_not_there(ways: Ways) -> None:
-    """pyinfra would connect to whatever has the alias for its name."""
+def test_missing_ssh_config_is_reported(ways: Ways) -> None:
+    """pyinfra itself would connect to a host whose name is the alias."""
     run = ways.deployment(name="mymatrix", ssh_config_file="/nowhere/ssh_config").run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1, run.output
     assert "mymatrix cannot be reached: there is no ssh_config_file /nowhere/ssh_config" in run.refusal
@@ -240,21 +242,21 @@ def test_configuration_that_is_not_there(ways: Ways) -> None:
 
 @pytest.mark.usefixtures("vault")
 @pytest.mark.parametrize("kind", ["jump", "command"])
-def test_through_another_machine(ways: Ways, kind: str) -> None:
+def test_connect_through_a_jump_host(ways: Ways, kind: str) -> None:
     through = {
         "jump": "    ProxyJump gate\n",
         "command": f"    ProxyCommand ssh -F {ways.directory}/ssh_config -W %h:%p gate\n",
     }[kind]
-    deployment = ways.deployment(name="mymatrix", ssh_config_file=str(configuration(ways, through)))
-    for go in (lambda: deployment.run("-y", timeout=120), lambda: verify(deployment)):
+    deployment = ways.deployment(name="mymatrix", ssh_config_file=str(write_ssh_config(ways, through)))
+    for connect in (lambda: deployment.run("-y", timeout=120), lambda: verify(deployment)):
         begin = ways.machine.run("date +%s.%6N").stdout.strip()
-        go()
-        assert logins(ways.machine, begin) == {ways.jump.address}
+        connect()
+        assert login_sources(ways.machine, begin) == {ways.jump.address}
 
 
 @pytest.fixture(scope="module")
-def locked_key(ways: Ways) -> Path:
-    """A key with a passphrase, which opens the machine."""
+def encrypted_key(ways: Ways) -> Path:
+    """A key with a passphrase, with which root may log in to the machine."""
     key = ways.directory / "locked"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", PASSPHRASE, "-C", "locked", "-f", str(key)], check=True)
     ways.machine.run("cat >> /root/.ssh/authorized_keys", stdin=key.with_suffix(".pub").read_text())
@@ -263,18 +265,18 @@ def locked_key(ways: Ways) -> Path:
 
 @contextmanager
 def agent(directory: Path, key: Path) -> Iterator[str]:
-    """An SSH agent that holds the key, opened as at a desktop; its socket."""
-    socket, answering = directory / "agent", directory / "askpass"
-    answering.write_text(f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(PASSPHRASE)}\n")
-    answering.chmod(0o700)
+    """An SSH agent with the key, added by SSH_ASKPASS as on a desktop; yields its socket."""
+    socket, askpass = directory / "agent", directory / "askpass"
+    askpass.write_text(f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(PASSPHRASE)}\n")
+    askpass.chmod(0o700)
     with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL) as running:
         try:
             while not socket.exists():
                 time.sleep(0.02)
-            asking = {"SSH_AUTH_SOCK": str(socket), "SSH_ASKPASS": str(answering), "SSH_ASKPASS_REQUIRE": "force"}
+            environment = {"SSH_AUTH_SOCK": str(socket), "SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force"}
             subprocess.run(
                 ["ssh-add", "-q", str(key)],
-                env={**os.environ, **asking},
+                env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 check=True,
                 start_new_session=True,
@@ -284,23 +286,23 @@ def agent(directory: Path, key: Path) -> Iterator[str]:
             running.terminate()
 
 
-def by_the_address(ways: Ways, **data: object) -> Deployment:
+def by_address(ways: Ways, **data: object) -> Deployment:
     return ways.deployment(
-        ssh_hostname=ways.machine.address, ssh_user="root", ssh_known_hosts_file=str(ways.known()), **data
+        ssh_hostname=ways.machine.address, ssh_user="root", ssh_known_hosts_file=str(ways.write_known_hosts()), **data
     )
 
 
 @pytest.mark.usefixtures("vault")
-def test_with_an_agent(ways: Ways, locked_key: Path) -> None:
-    deployment = by_the_address(ways)
-    with agent(ways.directory, locked_key) as socket:
+def test_connect_with_an_agent(ways: Ways, encrypted_key: Path) -> None:
+    deployment = by_address(ways)
+    with agent(ways.directory, encrypted_key) as socket:
         deployment.environment["SSH_AUTH_SOCK"] = socket
         assert_reached(deployment)
 
 
 @pytest.mark.usefixtures("vault")
-def test_with_a_passphrase_from_the_environment(ways: Ways, locked_key: Path) -> None:
-    deployment = by_the_address(ways, ssh_key=str(locked_key), ssh_key_password="...")  # noqa: S106
+def test_connect_with_a_passphrase_from_the_environment(ways: Ways, encrypted_key: Path) -> None:
+    deployment = by_address(ways, ssh_key=str(encrypted_key), ssh_key_password="...")  # noqa: S106
     written = deployment.inventory.read_text().replace("'...'", "os.environ['PASSPHRASE']")
     deployment.inventory.write_text(f"import os\n\n{written}")
     deployment.environment["PASSPHRASE"] = PASSPHRASE
@@ -311,7 +313,7 @@ def test_with_a_passphrase_from_the_environment(ways: Ways, locked_key: Path) ->
 def at_a_terminal(
     command: list[str], environment: Mapping[str, str], question: str, answer: str, timeout: float = 120
 ) -> tuple[int, str]:
-    """Run it as somebody does who sits at it and answers; its status, and what was to be read."""
+    """Run a command at a terminal and answer its question; returns its exit status and its output."""
     child, terminal = pty.fork()
     if not child:
         os.chdir(ROOT)
@@ -320,7 +322,7 @@ def at_a_terminal(
     while time.monotonic() < deadline:
         try:
             output += os.read(terminal, 65536)
-        except OSError:  # its end
+        except OSError:  # the command has ended
             break
         if not answered and question.encode() in output:
             os.write(terminal, f"{answer}\n".encode())
@@ -330,8 +332,8 @@ def at_a_terminal(
 
 
 @pytest.mark.usefixtures("vault")
-def test_with_a_passphrase_that_is_asked_for(ways: Ways, locked_key: Path) -> None:
-    deployment = by_the_address(ways, ssh_key=str(locked_key))
+def test_connect_with_a_passphrase_typed_at_a_terminal(ways: Ways, encrypted_key: Path) -> None:
+    deployment = by_address(ways, ssh_key=str(encrypted_key))
     status, output = at_a_terminal(
         deployment.command("-y"), deployment.environment, "Enter password for private key", PASSPHRASE
     )
@@ -341,24 +343,24 @@ def test_with_a_passphrase_that_is_asked_for(ways: Ways, locked_key: Path) -> No
     assert_verified(*at_a_terminal(command, deployment.environment, "Enter passphrase for key", PASSPHRASE))
 
 
-def test_with_a_passphrase_and_nobody_to_ask(ways: Ways, locked_key: Path) -> None:
-    run = by_the_address(ways, ssh_key=str(locked_key)).run("-y", check=False)
+def test_passphrase_without_a_terminal_is_refused(ways: Ways, encrypted_key: Path) -> None:
+    run = by_address(ways, ssh_key=str(encrypted_key)).run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1 and "Traceback" not in run.output, run.output
     assert f"{ways.machine.name} cannot be reached: its ssh_key has a passphrase" in run.refusal
 
 
-# --- how a run ends that could not do everything --------------------------------------------------
+# --- runs that fail on some machines --------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("vault")
-def test_run_that_failed_on_one_of_two_machines(ways: Ways) -> None:
-    """The other is completed, and the last line says where, what and why."""
-    there, failing = ways.machine, ways.jump
+def test_run_that_fails_on_one_of_two_machines(ways: Ways) -> None:
+    """The other is deployed completely, and the last line has the machine, the operation and the cause."""
+    working, failing = ways.machine, ways.jump
     deployment = Deployment(
         ways.directory,
-        [there, failing],
-        {"server_name": there.domain, "tls": "internal"},
-        {"postgres": [failing.name], "caddy": [there.name], "coturn": [there.name]},
+        [working, failing],
+        {"server_name": working.domain, "tls": "internal"},
+        {"postgres": [failing.name], "caddy": [working.name], "coturn": [working.name]},
         name="home",
     )
     broken = "/etc/apt/apt.conf.d/99broken"
@@ -369,9 +371,9 @@ def test_run_that_failed_on_one_of_two_machines(ways: Ways) -> None:
     assert run.status == 1 and "Traceback" not in run.output
     assert run.results, run.output
     operations = run.results["results"]["operations"]
-    assert [each["name"] for each in operations if there.name in each["error"]] == []
+    assert [each["name"] for each in operations if working.name in each["error"]] == []
     assert {"Run Caddy", "Run coturn"} <= {
-        each["name"].rpartition(" | ")[2] for each in operations if there.name in each["no_change"]
+        each["name"].rpartition(" | ")[2] for each in operations if working.name in each["no_change"]
     }
     last = run.output.strip().splitlines()[-1]
     assert re.search(rf"{failing.name}: Install Python .* failed: E: .*run the same command again", last), run.output
@@ -379,28 +381,28 @@ def test_run_that_failed_on_one_of_two_machines(ways: Ways) -> None:
     failing.run(f"rm {broken}")
     written = deployment.inventory.read_text()
     deployment.inventory.write_text(written.replace(f"'{failing.address}'", f"'{failing.address}', 'ssh_port': 9"))
-    away = deployment.run("-y", check=False)
-    assert away.status == 1 and len(away.refusal.splitlines()) == 1, away.output
-    assert f"{failing.name} cannot be reached, see above; nothing was touched" in away.refusal
-    assert f"--exclude {failing.name}" in away.refusal
+    unreachable = deployment.run("-y", check=False)
+    assert unreachable.status == 1 and len(unreachable.refusal.splitlines()) == 1, unreachable.output
+    assert f"{failing.name} cannot be reached, see above; nothing was touched" in unreachable.refusal
+    assert f"--exclude {failing.name}" in unreachable.refusal
 
 
-# --- a way that ends midway -----------------------------------------------------------------------
+# --- a lost connection ----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("vault")
-def test_cable_that_is_pulled_midway(ways: Ways, tmp_path: Path) -> None:
-    """The run ends within a minute and says how to go on; so does one through a jump host, whose own connection stays."""
+def test_lost_connection_ends_the_run_within_a_minute(ways: Ways, tmp_path: Path) -> None:
+    """The last line tells how to continue. A run through a jump host ends as well, though the jump host still answers."""
     host, lock = ways.machine, "/var/lib/dpkg/lock-frontend"
-    deployment = by_the_address(ways, ssh_key=str(host.ssh_key))
-    behind = tmp_path / "behind.py"
-    through = configuration(ways, "    ProxyJump gate\n")
-    behind.write_text(f'postgres = [("mymatrix", {{"ssh_config_file": "{through}"}})]\n')
-    # Something to install, which takes long.
+    deployment = by_address(ways, ssh_key=str(host.ssh_key))
+    inventory = tmp_path / "behind.py"
+    through = write_ssh_config(ways, "    ProxyJump gate\n")
+    inventory.write_text(f'postgres = [("mymatrix", {{"ssh_config_file": "{through}"}})]\n')
+    # The run has a package to install, and waits for the lock.
     host.run("apt-get purge -qq -y python3-venv", timeout=120)
     host.run(f"systemd-run --quiet --unit=busy flock {lock} sleep 600; while flock -n {lock} true; do sleep 0.05; done")
-    watching = subprocess.Popen(
-        [PYINFRA, str(behind), "exec", "--", "touch /run/begun; sleep 300"],
+    through_jump = subprocess.Popen(
+        [PYINFRA, str(inventory), "exec", "--", "touch /run/begun; sleep 300"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -415,21 +417,21 @@ def test_cable_that_is_pulled_midway(ways: Ways, tmp_path: Path) -> None:
         begin = time.monotonic()
         output, _ = running.communicate(timeout=120)
         took = time.monotonic() - begin
-        watched, _ = watching.communicate(timeout=30)
+        jump_output, _ = through_jump.communicate(timeout=30)
     finally:
-        for process in (running, watching):
+        for process in (running, through_jump):
             process.kill()
         host.reconnect()
         host.run("systemctl stop busy")
 
     assert took < 60 and running.returncode == 1, output
-    said = output.splitlines()[-1]
+    last = output.splitlines()[-1]
     for words in (
         f"{host.name}: Install Python",
         "has not answered for 40 s",
         "run the same command again: it goes on",
     ):
-        assert words in said, output
-    assert watching.returncode == 1, watched
-    assert "Traceback" not in output + watched
+        assert words in last, output
+    assert through_jump.returncode == 1, jump_output
+    assert "Traceback" not in output + jump_output
     deployment.run("-y")
