@@ -55,9 +55,9 @@ def read(path: str) -> None:
 def write(path: str) -> None:
     """Create a file in a directory and remove it again, or open a file for writing."""
     if Path(path).is_dir():
-        made = Path(path) / f"intruder-{os.getpid()}.service"
-        made.touch(0o600, exist_ok=False)
-        made.unlink()
+        created = Path(path) / f"intruder-{os.getpid()}.service"
+        created.touch(0o600, exist_ok=False)
+        created.unlink()
     else:
         os.close(os.open(path, os.O_WRONLY))
 
@@ -138,11 +138,11 @@ def attempts_at(name: str, pid: int) -> Iterator[Attempt]:
 
 
 def other_processes() -> None:
-    require_any(place for place in Path("/proc").iterdir() if place.name.isdigit() and int(place.name) != os.getpid())
+    require_any(path for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid())
 
 
 def terminals() -> None:
-    require_any(place for place in Path("/dev/pts").iterdir() if place.name.isdigit() and opens(place))
+    require_any(path for path in Path("/dev/pts").iterdir() if path.name.isdigit() and opens(path))
 
 
 def opens(path: Path) -> bool:

@@ -219,14 +219,14 @@ def _assert_logged(site: Site, words: str) -> None:
 def call(site: Site, context: ssl.SSLContext, end: threading.Event) -> int:
     """A call over TLS until the event; returns how many packets came back. (Not by Debian's client: over TLS it loses packets
     whenever the relay's processor is busy for longer than the time between two packets, also without a renewal.)"""
-    there, packets = (site.acme.host.address, ECHO), 0
+    peer, packets = (site.acme.host.address, ECHO), 0
     with relay(site.host.address, "tls", site.credentials(), context=context, name=site.turn) as client:
         client.allocate()
-        client.permit(there[0])
+        client.permit(peer[0])
         while not end.wait(0.03):
             packet = secrets.token_bytes(200)
-            client.send(there, packet)
-            assert client.receive() == (there, packet)
+            client.send(peer, packet)
+            assert client.receive() == (peer, packet)
             packets += 1
     return packets
 

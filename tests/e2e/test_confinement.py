@@ -116,7 +116,7 @@ class Machine:
         reached = set(re.findall("^reached: (.*)$", output, re.MULTILINE))
         assert "the end" in reached, f"not everything was tried: {output}"
         signalled = self.host.run(f"ls {self.signal_files} 2>/dev/null || true").stdout.split()
-        return reached - {"the end"} | {f"signal to {Path(place).parent.name}" for place in signalled}
+        return reached - {"the end"} | {f"signal to {Path(path).parent.name}" for path in signalled}
 
 
 def main_pid(host: Host, unit: str) -> int:

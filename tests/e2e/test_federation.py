@@ -114,7 +114,7 @@ def room(alice: Side, bob: Side) -> str:
     return asyncio.run(create())
 
 
-# --- as other homeservers see it -----------------------------------------------------------------------------------
+# --- as other homeservers see it ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["alices", "bobs"])
@@ -158,7 +158,7 @@ def test_the_federation_tester_reports_wrong_certificates_and_keys(alice: Side, 
     assert canonical({"b": "ü", "a": [1, {"d": None, "c": True}]}) == '{"a":[1,{"c":true,"d":null}],"b":"ü"}'.encode()
 
 
-# --- as users see it -----------------------------------------------------------------------------------------------
+# --- as users see it ----------------------------------------------------------------------------------------------
 
 
 def test_messages_arrive_in_both_directions(alice: Side, bob: Side, room: str) -> None:
@@ -176,8 +176,8 @@ def test_profiles_of_remote_users(alice: Side, bob: Side) -> None:
     name = f"Bob {secrets.token_hex(3)}"
     bob.request("PUT", f"v3/profile/{quote(bob.user.user_id)}/displayname", json={"displayname": name})
     assert alice.request("GET", f"v3/profile/{quote(bob.user.user_id)}")["displayname"] == name
-    nobody = alice.request("GET", f"v3/profile/{quote(f'@nobody:{bob.server_name}')}", status=404)
-    assert nobody["errcode"] == "M_NOT_FOUND", nobody
+    unknown = alice.request("GET", f"v3/profile/{quote(f'@nobody:{bob.server_name}')}", status=404)
+    assert unknown["errcode"] == "M_NOT_FOUND", unknown
 
 
 def test_media_of_remote_users(alice: Side, bob: Side) -> None:
@@ -292,7 +292,7 @@ def test_messages_sent_during_an_outage_arrive_after_it(
     assert [text for text in seen if text in missed] == missed, "something is missing, or not in order"
 
 
-# --- 8448 ----------------------------------------------------------------------------------------------------------
+# --- 8448 ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

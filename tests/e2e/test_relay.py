@@ -144,12 +144,12 @@ def test_no_allocation_without_valid_credentials(outside: Outside, credentials: 
         "a client with an empty name": Credentials("", ""),
         "a client with expired credentials": expired,
     }
-    for who, invalid in refused_clients.items():
+    for client_kind, invalid in refused_clients.items():
         with _connected(outside, transport, invalid) as client:
             with pytest.raises(RefusedError) as refused:
                 address = client.allocate()
-                pytest.fail(f"{who} got {address}")
-            assert refused.value.code == 401, f"{who}: {refused.value}"
+                pytest.fail(f"{client_kind} got {address}")
+            assert refused.value.code == 401, f"{client_kind}: {refused.value}"
 
 
 def test_unexpired_credentials_with_the_same_secret_work(outside: Outside) -> None:

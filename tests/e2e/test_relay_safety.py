@@ -155,13 +155,13 @@ def test_relay_does_not_reach_services_of_its_own_machine(
         _connected(outside, "udp", credentials, ipv6) as client,
         _connected(outside, "udp", credentials, ipv6) as other,
     ):
-        here, there = client.allocate(ipv6=ipv6), other.allocate(ipv6=ipv6)
+        sender, receiver = client.allocate(ipv6=ipv6), other.allocate(ipv6=ipv6)
         client.permit(own)
         other.permit(own)
         client.send((own, PORT), f"relayed {token}".encode())
         # This packet was sent later, so the one before would have arrived by now.
-        client.send(there, b"a call")
-        assert other.receive() == (here, b"a call")
+        client.send(receiver, b"a call")
+        assert other.receive() == (sender, b"a call")
     with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as direct:
         direct.sendto(f"unrelayed {token}".encode(), (own, PORT))
     deadline = time.monotonic() + 10

@@ -56,7 +56,7 @@ class Client:
         return [event["content"]["body"] for event in events if event["type"] == "m.room.message"]
 
     def receive(self, text: str, *, through_outages: bool = False) -> float:
-        """Poll until a message is there; returns when, as time.monotonic(). Raises AssertionError."""
+        """Poll until a message arrives; returns when, as time.monotonic(). Raises AssertionError."""
         deadline = time.monotonic() + TIMEOUT
         with self.outside.http() as http:
             while time.monotonic() < deadline:

@@ -12,7 +12,7 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 CERTIFICATES = "/var/lib/caddy/.local/share/caddy/certificates/local"
-# Command that causes a fault -> messages of the verification. Each is of another kind, and none is a wrong setting.
+# Command that causes a fault -> patterns of the messages about it. Each is of another kind, and none is a wrong setting.
 FAULTS = {
     # A service that does not run, and what clients get instead.
     "systemctl stop sydent": [

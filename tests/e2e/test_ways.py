@@ -100,7 +100,7 @@ def assert_reached(deployment: Deployment) -> None:
 # --- on the machine itself ------------------------------------------------------------------------
 
 
-def on_the_machine(host: Host, command: str, user: str = "root", check: bool = True) -> str:
+def run_on_the_machine(host: Host, command: str, user: str = "root", check: bool = True) -> str:
     done = host.run(f"cd {CHECKOUT} && {command} 2>&1 </dev/null", user=user, check=False, timeout=300)
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done.stdout
@@ -111,7 +111,7 @@ VERIFY = ".venv/bin/pytest -p no:cacheprovider tests/host --inventory inventorie
 
 
 # The first test: it deploys.
-def test_on_the_machine_itself(ways: Ways) -> None:
+def test_deploy_and_verify_on_the_machine_itself(ways: Ways) -> None:
     host = ways.machine
     host.run(
         "apt-get update -qq && DEBIAN_FRONTEND=noninteractive "
@@ -130,33 +130,33 @@ def test_on_the_machine_itself(ways: Ways) -> None:
         f"cat > {CHECKOUT}/group_data/home.py",
         stdin=f'server_name = "{host.domain}"\nprivate_networks = []\ntls = "internal"\n',
     )
-    on_the_machine(host, "make setup")
+    run_on_the_machine(host, "make setup")
 
-    on_the_machine(host, DEPLOY)
+    run_on_the_machine(host, DEPLOY)
 
-    secret = on_the_machine(host, ".venv/bin/python vault.py show home turn_shared_secret").strip()
+    secret = run_on_the_machine(host, ".venv/bin/python vault.py show home turn_shared_secret").strip()
     assert len(secret) > 20 and host.run(f"grep -cF {shlex.quote(secret)} /etc/turnserver.conf").stdout.strip() == "1"
-    assert_verified(0, on_the_machine(host, VERIFY))
+    assert_verified(0, run_on_the_machine(host, VERIFY))
 
 
 def test_vault_of_the_earlier_version_is_renamed(ways: Ways) -> None:
     host = ways.machine
     for suffix in ("vault", "key"):
         host.run(f"cd {CHECKOUT}/inventories && mv home.{suffix} @local.{suffix}")
-    on_the_machine(host, DEPLOY)
+    run_on_the_machine(host, DEPLOY)
     assert host.run(f"ls {CHECKOUT}/inventories | grep -E 'vault|key'").stdout.split() == ["home.key", "home.vault"]
 
 
-def test_on_the_machine_itself_as_a_user_with_sudo(ways: Ways) -> None:
+def test_deploy_and_verify_on_the_machine_itself_as_a_user_with_sudo(ways: Ways) -> None:
     host = ways.machine
     host.run(f"chown -R admin: {CHECKOUT} && rm /etc/caddy/Caddyfile")
 
-    done = on_the_machine(host, DEPLOY, user="admin")
+    done = run_on_the_machine(host, DEPLOY, user="admin")
 
     changes = [line for line in done.splitlines() if re.search(r"\| \S.*\s1\s+1\s+-\s+-", line)]
     assert [re.sub(r".*\| (.*?)\s{2,}.*", r"\1", line) for line in changes] == ["Configure Caddy", "Run Caddy"], done
     assert host.run("stat -c %U:%G /etc/caddy/Caddyfile").stdout.strip() == "root:caddy"
-    assert_verified(0, on_the_machine(host, VERIFY, user="admin"))
+    assert_verified(0, run_on_the_machine(host, VERIFY, user="admin"))
 
 
 def test_local_machine_beside_others_needs_an_address(ways: Ways, tmp_path: Path) -> None:
