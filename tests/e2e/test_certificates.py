@@ -295,7 +295,7 @@ def test_certificates_that_cannot_be_obtained_yet_are_reported_and_obtained_late
 
 
 def test_a_run_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
-    """Caddy waits a minute or longer after a failure, but an administrator who has removed the cause runs it again."""
+    """Caddy waits a minute or longer after a failure; the administrator removes the cause and runs the deployment again."""
     site.choose(turn_domain=f"again.{LATE}", identity_domain=f"id.{site.host.domain}")
     [line] = certificate_errors(site.deployment.run("-y", check=False))
     assert f"again.{LATE}" in line and "no such host" in line

@@ -121,7 +121,7 @@ def test_a_user_is_invited_by_address(
         _wait_for_invitation(outside, http, bob, room)
         _ask_homeserver(outside, http, bob, "POST", f"rooms/{room}/join", {})
 
-        # A user whose address is bound already is invited at once.
+        # A user whose address is bound already is invited at once, without a mail.
         second = _ask_homeserver(outside, http, alice, "POST", "createRoom", {"preset": "private_chat"})["room_id"]
         _invite(outside, http, alice, hers, second, address)
         _wait_for_invitation(outside, http, bob, second)

@@ -30,37 +30,37 @@ VERIFIED_ROLES = re.compile(r"test_postgres\.py.*test_caddy\.py|test_caddy\.py.*
 
 
 @dataclass(frozen=True)
-class Ways:
-    """machine: the deployed one. jump: the jump host. directory: that of the administrator, with inventory and vault."""
+class Machines:
+    """target: the deployed machine. jump: the jump host. directory: that of the administrator, with inventory and vault."""
 
-    machine: Host
+    target: Host
     jump: Host
     directory: Path
 
     def deployment(self, **data: object) -> Deployment:
         """The same deployment by an inventory with this host data. name: the machine's name in it."""
         deployment = Deployment(
-            self.directory, [self.machine], {"server_name": self.machine.domain, "tls": "internal"}, name="home"
+            self.directory, [self.target], {"server_name": self.target.domain, "tls": "internal"}, name="home"
         )
-        name = str(data.pop("name", self.machine.name))
+        name = str(data.pop("name", self.target.name))
         deployment.inventory.write_text("".join(f"{role} = [({name!r}, {data!r})]\n" for role in ROLES))
         # Without the keys, the agent and the SSH configuration of the user who runs the tests.
         deployment.environment |= {"HOME": str(self.directory), "SSH_AUTH_SOCK": ""}
         return deployment
 
     def write_known_hosts(self, *hosts: Host) -> Path:
-        """Write the keys of these hosts, or of the machine, to known_hosts; returns its path."""
+        """Write the keys of these hosts, or of the target, to known_hosts; returns its path."""
         path = self.directory / "known_hosts"
-        path.write_text("".join(host.known_hosts.read_text() for host in hosts or (self.machine,)))
+        path.write_text("".join(host.known_hosts.read_text() for host in hosts or (self.target,)))
         return path
 
 
 @pytest.fixture(scope="module")
-def ways(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+def machines(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with ThreadPoolExecutor() as pool:
-        machine, jump = pool.map(testbed.up, (own("ways"), own("ways-jump")))
-    yield Ways(machine, jump, tmp_path_factory.mktemp("ways"))
-    for host in (machine, jump):
+        target, jump = pool.map(testbed.up, (own("ways"), own("ways-jump")))
+    yield Machines(target, jump, tmp_path_factory.mktemp("ways"))
+    for host in (target, jump):
         host.down()
 
 
@@ -111,8 +111,8 @@ VERIFY = ".venv/bin/pytest -p no:cacheprovider tests/host --inventory inventorie
 
 
 # The first test: it deploys.
-def test_deploy_and_verify_on_the_machine_itself(ways: Ways) -> None:
-    host = ways.machine
+def test_deploy_and_verify_on_the_machine_itself(machines: Machines) -> None:
+    host = machines.target
     host.run(
         "apt-get update -qq && DEBIAN_FRONTEND=noninteractive "
         "apt-get install -qq -y --no-install-recommends make python3-venv",
@@ -139,16 +139,16 @@ def test_deploy_and_verify_on_the_machine_itself(ways: Ways) -> None:
     assert_verified(0, run_on_the_machine(host, VERIFY))
 
 
-def test_vault_of_the_earlier_version_is_renamed(ways: Ways) -> None:
-    host = ways.machine
+def test_vault_of_the_earlier_version_is_renamed(machines: Machines) -> None:
+    host = machines.target
     for suffix in ("vault", "key"):
         host.run(f"cd {CHECKOUT}/inventories && mv home.{suffix} @local.{suffix}")
     run_on_the_machine(host, DEPLOY)
     assert host.run(f"ls {CHECKOUT}/inventories | grep -E 'vault|key'").stdout.split() == ["home.key", "home.vault"]
 
 
-def test_deploy_and_verify_on_the_machine_itself_as_a_user_with_sudo(ways: Ways) -> None:
-    host = ways.machine
+def test_deploy_and_verify_on_the_machine_itself_as_a_user_with_sudo(machines: Machines) -> None:
+    host = machines.target
     host.run(f"chown -R admin: {CHECKOUT} && rm /etc/caddy/Caddyfile")
 
     done = run_on_the_machine(host, DEPLOY, user="admin")
@@ -159,15 +159,15 @@ def test_deploy_and_verify_on_the_machine_itself_as_a_user_with_sudo(ways: Ways)
     assert_verified(0, run_on_the_machine(host, VERIFY, user="admin"))
 
 
-def test_local_machine_beside_others_needs_an_address(ways: Ways, tmp_path: Path) -> None:
-    deployment = Deployment(tmp_path, [ways.jump], {"server_name": "x.test", "tls": "internal"})
+def test_local_machine_beside_others_needs_an_address(machines: Machines, tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, [machines.jump], {"server_name": "x.test", "tls": "internal"})
     data = deployment.inventory.read_text().partition("\n")[0]
     deployment.inventory.write_text(
-        f'{data}\npostgres = ["@local"]\nsynapse = [("{ways.jump.name}", _data["{ways.jump.name}"])]\n'
+        f'{data}\npostgres = ["@local"]\nsynapse = [("{machines.jump.name}", _data["{machines.jump.name}"])]\n'
     )
     run = deployment.run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1, run.output
-    assert f'beside "@local" where {ways.jump.name} reaches its database' in run.refusal
+    assert f'beside "@local" where {machines.jump.name} reaches its database' in run.refusal
     assert "Connected" not in run.output
 
 
@@ -175,18 +175,18 @@ def test_local_machine_beside_others_needs_an_address(ways: Ways, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def vault(ways: Ways) -> None:
+def vault(machines: Machines) -> None:
     """Fetch the vault that was made on the machine, and run the deploy with it for the first time."""
     for suffix in ("vault", "key"):
-        target = ways.directory / f"home.{suffix}"
-        ways.machine.get(f"{CHECKOUT}/inventories/home.{suffix}", target)
+        target = machines.directory / f"home.{suffix}"
+        machines.target.get(f"{CHECKOUT}/inventories/home.{suffix}", target)
         target.chmod(0o600)
     secrets = "grep ^static-auth-secret= /etc/turnserver.conf"
-    before = ways.machine.run(secrets).stdout
-    deployment = by_address(ways, ssh_key=str(ways.machine.ssh_key))
+    before = machines.target.run(secrets).stdout
+    deployment = by_address(machines, ssh_key=str(machines.target.ssh_key))
     # Python versions write IPv6 networks of embedded IPv4 addresses in different ways, and the machine has another version.
     assert set(deployment.run("-y", timeout=120).changed) <= {"Configure coturn", "Run coturn"}
-    assert ways.machine.run(secrets).stdout == before
+    assert machines.target.run(secrets).stdout == before
 
 
 def login_sources(host: Host, since: str) -> set[str]:
@@ -196,70 +196,70 @@ def login_sources(host: Host, since: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("vault")
-def test_connect_by_another_port(ways: Ways) -> None:
+def test_connect_by_another_port(machines: Machines) -> None:
     """The host key at that port is not known yet: the deploy adds it to known_hosts, the verification uses it."""
-    ways.machine.run("systemd-run --quiet --unit=another-ssh /usr/sbin/sshd -D -p 2222 -o PidFile=none")
-    ways.machine.run("until ss -Hlnt sport = :2222 | grep -q .; do sleep 0.05; done")
+    machines.target.run("systemd-run --quiet --unit=another-ssh /usr/sbin/sshd -D -p 2222 -o PidFile=none")
+    machines.target.run("until ss -Hlnt sport = :2222 | grep -q .; do sleep 0.05; done")
     try:
-        deployment = ways.deployment(
-            ssh_hostname=ways.machine.address,
+        deployment = machines.deployment(
+            ssh_hostname=machines.target.address,
             ssh_port=2222,
             ssh_user="root",
-            ssh_key=str(ways.machine.ssh_key),
-            ssh_known_hosts_file=str(ways.write_known_hosts(ways.jump)),
+            ssh_key=str(machines.target.ssh_key),
+            ssh_known_hosts_file=str(machines.write_known_hosts(machines.jump)),
         )
         assert_reached(deployment)
-        assert f"[{ways.machine.address}]:2222 " in (ways.directory / "known_hosts").read_text()
+        assert f"[{machines.target.address}]:2222 " in (machines.directory / "known_hosts").read_text()
     finally:
-        ways.machine.run("systemctl stop another-ssh")
+        machines.target.run("systemctl stop another-ssh")
 
 
-def write_ssh_config(ways: Ways, through: str = "") -> Path:
-    path = ways.directory / "ssh_config"
+def write_ssh_config(machines: Machines, through: str = "") -> Path:
+    path = machines.directory / "ssh_config"
     common = (
-        f'    User root\n    IdentityFile "{ways.machine.ssh_key}"\n    IdentitiesOnly yes\n'
-        f"    UserKnownHostsFile {ways.write_known_hosts(ways.machine, ways.jump)}\n    StrictHostKeyChecking yes\n"
+        f'    User root\n    IdentityFile "{machines.target.ssh_key}"\n    IdentitiesOnly yes\n'
+        f"    UserKnownHostsFile {machines.write_known_hosts(machines.target, machines.jump)}\n    StrictHostKeyChecking yes\n"
     )
     path.write_text(
-        f"Host mymatrix\n    HostName {ways.machine.address}\n{through}{common}"
-        f"Host gate\n    HostName {ways.jump.address}\n{common}"
+        f"Host mymatrix\n    HostName {machines.target.address}\n{through}{common}"
+        f"Host gate\n    HostName {machines.jump.address}\n{common}"
     )
     return path
 
 
 @pytest.mark.usefixtures("vault")
 @pytest.mark.parametrize("beside", ["name", "ssh_hostname"])
-def test_connect_by_an_alias(ways: Ways, beside: str) -> None:
-    assert_reached(ways.deployment(**{beside: "mymatrix"}, ssh_config_file=str(write_ssh_config(ways))))
+def test_connect_by_an_alias(machines: Machines, beside: str) -> None:
+    assert_reached(machines.deployment(**{beside: "mymatrix"}, ssh_config_file=str(write_ssh_config(machines))))
 
 
-def test_missing_ssh_config_is_reported(ways: Ways) -> None:
+def test_missing_ssh_config_is_reported(machines: Machines) -> None:
     """pyinfra itself would connect to a host whose name is the alias."""
-    run = ways.deployment(name="mymatrix", ssh_config_file="/nowhere/ssh_config").run("-y", check=False)
+    run = machines.deployment(name="mymatrix", ssh_config_file="/nowhere/ssh_config").run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1, run.output
     assert "mymatrix cannot be reached: there is no ssh_config_file /nowhere/ssh_config" in run.refusal
 
 
 @pytest.mark.usefixtures("vault")
 @pytest.mark.parametrize("kind", ["jump", "command"])
-def test_connect_through_a_jump_host(ways: Ways, kind: str) -> None:
+def test_connect_through_a_jump_host(machines: Machines, kind: str) -> None:
     through = {
         "jump": "    ProxyJump gate\n",
-        "command": f"    ProxyCommand ssh -F {ways.directory}/ssh_config -W %h:%p gate\n",
+        "command": f"    ProxyCommand ssh -F {machines.directory}/ssh_config -W %h:%p gate\n",
     }[kind]
-    deployment = ways.deployment(name="mymatrix", ssh_config_file=str(write_ssh_config(ways, through)))
+    deployment = machines.deployment(name="mymatrix", ssh_config_file=str(write_ssh_config(machines, through)))
     for connect in (lambda: deployment.run("-y", timeout=120), lambda: verify(deployment)):
-        begin = ways.machine.run("date +%s.%6N").stdout.strip()
+        begin = machines.target.run("date +%s.%6N").stdout.strip()
         connect()
-        assert login_sources(ways.machine, begin) == {ways.jump.address}
+        assert login_sources(machines.target, begin) == {machines.jump.address}
 
 
 @pytest.fixture(scope="module")
-def encrypted_key(ways: Ways) -> Path:
+def encrypted_key(machines: Machines) -> Path:
     """A key with a passphrase, with which root may log in to the machine."""
-    key = ways.directory / "locked"
+    key = machines.directory / "locked"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", PASSPHRASE, "-C", "locked", "-f", str(key)], check=True)
-    ways.machine.run("cat >> /root/.ssh/authorized_keys", stdin=key.with_suffix(".pub").read_text())
+    machines.target.run("cat >> /root/.ssh/authorized_keys", stdin=key.with_suffix(".pub").read_text())
     return key
 
 
@@ -286,23 +286,26 @@ def agent(directory: Path, key: Path) -> Iterator[str]:
             running.terminate()
 
 
-def by_address(ways: Ways, **data: object) -> Deployment:
-    return ways.deployment(
-        ssh_hostname=ways.machine.address, ssh_user="root", ssh_known_hosts_file=str(ways.write_known_hosts()), **data
+def by_address(machines: Machines, **data: object) -> Deployment:
+    return machines.deployment(
+        ssh_hostname=machines.target.address,
+        ssh_user="root",
+        ssh_known_hosts_file=str(machines.write_known_hosts()),
+        **data,
     )
 
 
 @pytest.mark.usefixtures("vault")
-def test_connect_with_an_agent(ways: Ways, encrypted_key: Path) -> None:
-    deployment = by_address(ways)
-    with agent(ways.directory, encrypted_key) as socket:
+def test_connect_with_an_agent(machines: Machines, encrypted_key: Path) -> None:
+    deployment = by_address(machines)
+    with agent(machines.directory, encrypted_key) as socket:
         deployment.environment["SSH_AUTH_SOCK"] = socket
         assert_reached(deployment)
 
 
 @pytest.mark.usefixtures("vault")
-def test_connect_with_a_passphrase_from_the_environment(ways: Ways, encrypted_key: Path) -> None:
-    deployment = by_address(ways, ssh_key=str(encrypted_key), ssh_key_password="...")  # noqa: S106
+def test_connect_with_a_passphrase_from_the_environment(machines: Machines, encrypted_key: Path) -> None:
+    deployment = by_address(machines, ssh_key=str(encrypted_key), ssh_key_password="...")  # noqa: S106
     written = deployment.inventory.read_text().replace("'...'", "os.environ['PASSPHRASE']")
     deployment.inventory.write_text(f"import os\n\n{written}")
     deployment.environment["PASSPHRASE"] = PASSPHRASE
@@ -332,8 +335,8 @@ def at_a_terminal(
 
 
 @pytest.mark.usefixtures("vault")
-def test_connect_with_a_passphrase_typed_at_a_terminal(ways: Ways, encrypted_key: Path) -> None:
-    deployment = by_address(ways, ssh_key=str(encrypted_key))
+def test_connect_with_a_passphrase_typed_at_a_terminal(machines: Machines, encrypted_key: Path) -> None:
+    deployment = by_address(machines, ssh_key=str(encrypted_key))
     status, output = at_a_terminal(
         deployment.command("-y"), deployment.environment, "Enter password for private key", PASSPHRASE
     )
@@ -343,21 +346,21 @@ def test_connect_with_a_passphrase_typed_at_a_terminal(ways: Ways, encrypted_key
     assert_verified(*at_a_terminal(command, deployment.environment, "Enter passphrase for key", PASSPHRASE))
 
 
-def test_passphrase_without_a_terminal_is_refused(ways: Ways, encrypted_key: Path) -> None:
-    run = by_address(ways, ssh_key=str(encrypted_key)).run("-y", check=False)
+def test_passphrase_without_a_terminal_is_refused(machines: Machines, encrypted_key: Path) -> None:
+    run = by_address(machines, ssh_key=str(encrypted_key)).run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1 and "Traceback" not in run.output, run.output
-    assert f"{ways.machine.name} cannot be reached: its ssh_key has a passphrase" in run.refusal
+    assert f"{machines.target.name} cannot be reached: its ssh_key has a passphrase" in run.refusal
 
 
 # --- runs that fail on some machines --------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("vault")
-def test_run_that_fails_on_one_of_two_machines(ways: Ways) -> None:
+def test_run_that_fails_on_one_of_two_machines(machines: Machines) -> None:
     """The other is deployed completely, and the last line has the machine, the operation and the cause."""
-    working, failing = ways.machine, ways.jump
+    working, failing = machines.target, machines.jump
     deployment = Deployment(
-        ways.directory,
+        machines.directory,
         [working, failing],
         {"server_name": working.domain, "tls": "internal"},
         {"postgres": [failing.name], "caddy": [working.name], "coturn": [working.name]},
@@ -391,12 +394,12 @@ def test_run_that_fails_on_one_of_two_machines(ways: Ways) -> None:
 
 
 @pytest.mark.usefixtures("vault")
-def test_lost_connection_ends_the_run_within_a_minute(ways: Ways, tmp_path: Path) -> None:
+def test_lost_connection_ends_the_run_within_a_minute(machines: Machines, tmp_path: Path) -> None:
     """The last line tells how to continue. A run through a jump host ends as well, though the jump host still answers."""
-    host, lock = ways.machine, "/var/lib/dpkg/lock-frontend"
-    deployment = by_address(ways, ssh_key=str(host.ssh_key))
+    host, lock = machines.target, "/var/lib/dpkg/lock-frontend"
+    deployment = by_address(machines, ssh_key=str(host.ssh_key))
     inventory = tmp_path / "behind.py"
-    through = write_ssh_config(ways, "    ProxyJump gate\n")
+    through = write_ssh_config(machines, "    ProxyJump gate\n")
     inventory.write_text(f'postgres = [("mymatrix", {{"ssh_config_file": "{through}"}})]\n')
     # The run has a package to install, and waits for the lock.
     host.run("apt-get purge -qq -y python3-venv", timeout=120)
