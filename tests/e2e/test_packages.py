@@ -22,7 +22,7 @@ config.SUDO = True
 packages.installed(name="Install it", packages=[os.environ["PACKAGE"]])
 """
 # Locks as apt and dpkg do.
-LOCK_FILE = """
+LOCK_PROGRAM = """
 import fcntl, sys, time
 with open(sys.argv[1], "w") as lock:
     fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -67,7 +67,7 @@ def test_a_run_waits_for_another_package_manager(installation: Installation, loc
     installation.environment["PACKAGE"] = LOCKS[lock]
     # The package lists are old, so that the run has to update them as well.
     host.run("touch -d '2 days ago' /var/lib/apt/lists; rm -f /run/locked")
-    host.run(f"systemd-run --quiet --collect python3 -Ic {shlex.quote(LOCK_FILE)} {lock} {seconds}")
+    host.run(f"systemd-run --quiet --collect python3 -Ic {shlex.quote(LOCK_PROGRAM)} {lock} {seconds}")
     host.run("until [ -e /run/locked ]; do sleep 0.05; done")
     begin = time.monotonic()
     assert installation.run("-y").changed == ["Install it"]
