@@ -18,7 +18,7 @@ from bench.figures import Figure
 from bench.trial import every_role, fresh_host, load, say
 from tests.deployment import Deployment
 from tests.e2e import client as clients
-from tests.e2e.client import Account, Outside, expect, hears, new_user
+from tests.e2e.client import Account, Outside, expect, new_user, receive_message
 from tests.testbed import Host
 
 MESSAGES, WARM_UP, PAUSE = 100, 10, 0.2
@@ -67,20 +67,20 @@ async def _talk(one: Side, two: Side) -> tuple[list[float], list[float]]:
     async with one[1].matrix(one[2]) as first, two[1].matrix(two[2]) as second:
         made = expect(await first.room_create(invite=[two[2].user_id]), nio.RoomCreateResponse)
         room = made.room_id
-        await clients.until(second, lambda sync: room in sync.rooms.invite, "the invitation does not arrive")
+        await clients.sync_until(second, lambda sync: room in sync.rooms.invite, "the invitation does not arrive")
         expect(await second.join(room), nio.JoinResponse)
         # So that both sides have all of the past behind them.
-        await clients.say(second, room, "hello")
-        await hears(first, room, two[2].user_id, "hello")
+        await clients.send_message(second, room, "hello")
+        await receive_message(first, room, two[2].user_id, "hello")
         for number in range(WARM_UP + MESSAGES):
-            heard = asyncio.create_task(hears(second, room, one[2].user_id, f"ping {number}"))
-            answer = asyncio.create_task(hears(first, room, two[2].user_id, f"pong {number}"))
+            heard = asyncio.create_task(receive_message(second, room, one[2].user_id, f"ping {number}"))
+            answer = asyncio.create_task(receive_message(first, room, two[2].user_id, f"pong {number}"))
             await asyncio.sleep(PAUSE)
             begin = time.monotonic()
-            await clients.say(first, room, f"ping {number}")
+            await clients.send_message(first, room, f"ping {number}")
             await heard
             arrived = time.monotonic()
-            await clients.say(second, room, f"pong {number}")
+            await clients.send_message(second, room, f"pong {number}")
             await answer
             if number >= WARM_UP:
                 there.append(arrived - begin)

@@ -1,6 +1,6 @@
-"""Clients as a user has them: they know a deployment by its public names, and trust its certificates' authority alone.
+"""Matrix and HTTP clients as users have them: they know only the public names, and trust only the deployment's authority.
 
-The names are resolved by the testbed's name server, which the controller itself does not use; nothing else is special.
+The testbed's name server resolves the names for them; the controller itself does not use it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tests.testbed import Host, Testbed
 CADDY_ROOT = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
 REGISTER = "/opt/matrix-synapse/current/bin/register_new_matrix_user"
 
-# Generous, because the machine may be busy with other hosts. Seconds.
-PATIENCE = 60
+# Seconds. Generous, because the machine may be busy with other hosts.
+TIMEOUT = 60
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,25 @@ class Account:
 
 
 class _Transport(httpx.BaseTransport):
-    """Connects to the address that the testbed gives for a name; the certificate still has to be the name's own."""
+    """Connects to the address that the testbed has for a name; the certificate must still be valid for that name."""
 
     def __init__(self, bed: Testbed, context: ssl.SSLContext, *, http2: bool, ipv6: bool) -> None:
         self.bed, self.context, self.http2, self.ipv6 = bed, context, http2, ipv6
-        # One for each name: several names share an address, and a connection belongs to one of them.
+        # One per name: several names have the same address, and a connection is for one of them.
         self.transports: dict[str, httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         name = request.url.host
         if name not in self.transports:
             self.transports[name] = httpx.HTTPTransport(verify=self.context, http2=self.http2, trust_env=False)
-        sent = httpx.Request(
+        by_address = httpx.Request(
             request.method,
             request.url.copy_with(host=self.bed.resolve(name, ipv6=self.ipv6)),
             headers=request.headers,
             stream=request.stream,
             extensions={**request.extensions, "sni_hostname": name},
         )
-        return self.transports[name].handle_request(sent)
+        return self.transports[name].handle_request(by_address)
 
     def close(self) -> None:
         for transport in self.transports.values():
@@ -90,9 +90,9 @@ class _Resolver(AbstractResolver):
 
 
 class Outside:
-    """Whoever reaches a deployment from another machine.
+    """Clients on another machine, which reach a deployment from outside.
 
-    directory: for Caddy's root certificate, which is fetched from the host as its administrator would hand it out.
+    directory: where to save Caddy's root certificate, which its administrator would give to clients.
     """
 
     def __init__(self, host: Host, directory: Path) -> None:
@@ -101,48 +101,46 @@ class Outside:
         host.get(CADDY_ROOT, self.root)
 
     def context(self) -> ssl.SSLContext:
-        """Trusts the deployment's authority and no other. A new one each time, because HTTP clients change theirs."""
+        """Trusts only the deployment's authority. A new context each time, because HTTP clients change the one they get."""
         return ssl.create_default_context(cafile=str(self.root))
 
     def http(self, *, http2: bool = True, ipv6: bool = False) -> httpx.Client:
         """An HTTP client that follows no redirects."""
         transport = _Transport(self.host.bed, self.context(), http2=http2, ipv6=ipv6)
-        return httpx.Client(transport=transport, trust_env=False, timeout=PATIENCE)
+        return httpx.Client(transport=transport, trust_env=False, timeout=TIMEOUT)
 
     def url(self, service: str, path: str = "") -> str:
-        """The address of one of the deployment's services, such as "matrix"; "" is the server name itself."""
+        """The URL of one of the deployment's services, such as "matrix"; "" is the server name itself."""
         return f"https://{f'{service}.' if service else ''}{self.server_name}{path}"
 
     @contextlib.asynccontextmanager
     async def matrix(
         self, account: Account | None = None, homeserver: str = "", *, encrypted: bool = False, keys: Path | None = None
     ) -> AsyncIterator[nio.AsyncClient]:
-        """matrix-nio's client, logged in as the account if there is one.
+        """A client of matrix-nio, logged in as the account if there is one.
 
-        encrypted: with keys of its own, which are forgotten at the end; keys: a directory where they stay instead.
+        encrypted: with encryption keys in memory, which are lost at the end; keys: a directory that keeps them instead.
         """
         context = self.context()
         config = nio.AsyncClientConfig(store=SqliteStore if keys else SqliteMemoryStore) if encrypted or keys else None
-        where = homeserver or self.url("matrix")
-        client = nio.AsyncClient(where, ssl=context, config=config, store_path=str(keys or ""))
+        url = homeserver or self.url("matrix")
+        client = nio.AsyncClient(url, ssl=context, config=config, store_path=str(keys or ""))
         if account:
             client.restore_login(account.user_id, account.device_id, account.access_token)
         connector = aiohttp.TCPConnector(resolver=_Resolver(self.host.bed), ssl=context)
-        client.client_session = aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(total=PATIENCE)
-        )
+        client.client_session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT))
         try:
             yield client
         finally:
             await client.close()
 
     async def discover(self) -> nio.DiscoveryInfoResponse:
-        """What a client learns from nothing but the server name."""
+        """What a client finds by well-known from the server name."""
         async with self.matrix(homeserver=self.url("")) as client:
             return expect(await client.discovery_info(), nio.DiscoveryInfoResponse)
 
     async def log_in(self, user: str, password: str) -> Account:
-        """Find the homeserver and log in there, as a client that is given a user's address and password."""
+        """Find the homeserver by its server name and log in there with a password."""
         found = await self.discover()
         async with self.matrix(homeserver=found.homeserver_url) as client:
             client.user = f"@{user}:{self.server_name}"
@@ -150,46 +148,46 @@ class Outside:
             return Account(answer.user_id, password, answer.device_id, answer.access_token)
 
 
-async def say(client: nio.AsyncClient, room: str, text: str) -> str:
-    """Send a message, encrypted if the room is; its event's identifier."""
+async def send_message(client: nio.AsyncClient, room: str, text: str) -> str:
+    """Send a text message, encrypted if the room is; returns its event ID."""
     content = {"msgtype": "m.text", "body": text}
     answer = await client.room_send(room, "m.room.message", content, ignore_unverified_devices=True)
     return str(expect(answer, nio.RoomSendResponse).event_id)
 
 
-async def hears(client: nio.AsyncClient, room: str, sender: str, text: str) -> nio.RoomMessageText:
-    """Synchronise until a message is there, decrypted if it was encrypted."""
+async def receive_message(client: nio.AsyncClient, room: str, sender: str, text: str) -> nio.RoomMessageText:
+    """Sync until a message arrives; returns it, decrypted if it was encrypted. Raises AssertionError."""
     found: list[nio.RoomMessageText] = []
 
-    def heard(sync: nio.SyncResponse) -> bool:
+    def arrived(sync: nio.SyncResponse) -> bool:
         found.extend(message for message in messages(sync, room) if (message.sender, message.body) == (sender, text))
         return bool(found)
 
-    await until(client, heard, f"{client.user_id} does not hear {text!r}")
+    await sync_until(client, arrived, f"{client.user_id} does not receive {text!r}")
     return found[0]
 
 
 def messages(sync: nio.SyncResponse, room: str) -> list[nio.RoomMessageText]:
-    """The messages that came with a synchronisation and can be read, in their order."""
+    """The readable messages of a room in a sync response, in order."""
     events = sync.rooms.join[room].timeline.events if room in sync.rooms.join else []
     return [event for event in events if isinstance(event, nio.RoomMessageText)]
 
 
-async def until(
-    client: nio.AsyncClient, seen: Callable[[nio.SyncResponse], bool], problem: str, patience: float = PATIENCE
+async def sync_until(
+    client: nio.AsyncClient, condition: Callable[[nio.SyncResponse], bool], problem: str, timeout: float = TIMEOUT
 ) -> None:
-    """Synchronise until something is seen. Raises AssertionError after so many seconds."""
-    deadline = time.monotonic() + patience
+    """Sync until a condition is true. Raises AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         answer = await client.sync(timeout=3000, sync_filter={"room": {"timeline": {"limit": 100}}})
-        if seen(expect(answer, nio.SyncResponse)):
+        if condition(expect(answer, nio.SyncResponse)):
             return
-    raise AssertionError(f"{problem} after {patience} s")
+    raise AssertionError(f"{problem} after {timeout} s")
 
 
 def register(host: Host, user: str, password: str) -> None:
-    """Make an account, as the administrator does on the machine."""
-    # By standard input into a file: every user of the machine can read its command lines.
+    """Create an account, as the administrator does on the machine."""
+    # The password goes through standard input into a file: every user of the machine can read command lines.
     host.run(
         f'umask 077; file=$(mktemp); trap "rm -f $file" EXIT; cat > $file; '
         f"{REGISTER} -c /etc/matrix-synapse/homeserver.yaml --user {user} --password-file $file --no-admin "
@@ -199,20 +197,20 @@ def register(host: Host, user: str, password: str) -> None:
 
 
 def new_user(outside: Outside, name: str) -> Account:
-    """Somebody of this name, made by the administrator, who has logged in."""
+    """Create a user whose name begins with this one, and log in."""
     user, password = f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(20)
     register(outside.host, user, password)
     return asyncio.run(outside.log_in(user, password))
 
 
 def expect(answer: Any, kind: type[Any]) -> Any:
-    """The answer of matrix-nio, which returns errors instead of raising them."""
+    """Check the type of matrix-nio's answer, since it returns errors instead of raising them."""
     assert isinstance(answer, kind), f"the homeserver answered {answer}, not {kind.__name__}"
     return answer
 
 
-def answered(response: httpx.Response, status: int = 200) -> Any:
-    """The JSON of a response, which must have this status."""
+def expect_json(response: httpx.Response, status: int = 200) -> Any:
+    """The JSON of a response. Raises AssertionError if it has another status."""
     assert response.status_code == status, (
         f"{response.request.method} {response.request.url} was answered with {response.status_code} "
         f"instead of {status}: {response.text[:500]}"

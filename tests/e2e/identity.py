@@ -1,4 +1,4 @@
-"""The identity server as clients use it: who they are, which e-mail address is theirs, who has another."""
+"""The identity server as clients use it: log in, validate an e-mail address, bind it to an account, look up an address."""
 
 import base64
 import hashlib
@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.e2e.client import PATIENCE, Account, Outside, answered
+from tests.e2e.client import TIMEOUT, Account, Outside, expect_json
 
 V2 = "/_matrix/identity/v2"
 
-# Postfix for this machine alone, as strict as mail servers on the internet became in 2024: bare line feeds are refused even
-# from itself. One file for each mail, so that nothing in it is quoted.
+# Postfix for local mail only, as strict as mail servers became in 2024: it refuses bare line feeds (SMTP smuggling) even from
+# this machine. Maildir has one file per mail, so no line of a mail is quoted.
 MAIL_SERVER = """\
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -34,29 +34,29 @@ systemctl restart postfix
 """
 
 
-def identify(outside: Outside, http: httpx.Client, account: Account) -> dict[str, str]:
-    """Show the identity server who we are, with a token of the homeserver for it; the headers of an account there."""
+def identity_login(outside: Outside, http: httpx.Client, account: Account) -> dict[str, str]:
+    """Log in to the identity server with an OpenID token of the homeserver; returns the headers for its requests."""
     url = outside.url("matrix", f"/_matrix/client/v3/user/{account.user_id}/openid/request_token")
-    proof = answered(http.post(url, headers=account.authorization, json={}))
-    token = answered(http.post(outside.url("identity", f"{V2}/account/register"), json=proof))["token"]
+    openid = expect_json(http.post(url, headers=account.authorization, json={}))
+    token = expect_json(http.post(outside.url("identity", f"{V2}/account/register"), json=openid))["token"]
     return {"Authorization": f"Bearer {token}"}
 
 
-def ask(outside: Outside, http: httpx.Client, headers: dict[str, str], address: str) -> dict[str, str]:
-    """Have the identity server send a mail to an address; what identifies the request."""
+def request_validation(outside: Outside, http: httpx.Client, headers: dict[str, str], address: str) -> dict[str, str]:
+    """Have the identity server send a validation mail to an address; returns the validation session."""
     secret = secrets.token_urlsafe(16)
-    asked = http.post(
+    response = http.post(
         outside.url("identity", f"{V2}/validate/email/requestToken"),
         headers=headers,
         json={"client_secret": secret, "email": address, "send_attempt": 1},
     )
-    return {"sid": answered(asked)["sid"], "client_secret": secret}
+    return {"sid": expect_json(response)["sid"], "client_secret": secret}
 
 
 def bind(
     outside: Outside, http: httpx.Client, account: Account, headers: dict[str, str], session: dict[str, str]
 ) -> httpx.Response:
-    """Make an address lead to an account: clients leave this to their homeserver, which asks the identity server."""
+    """Bind an address to an account. Clients ask their homeserver for it, which asks the identity server."""
     return http.post(
         outside.url("matrix", "/_matrix/client/v3/account/3pid/bind"),
         headers=account.authorization,
@@ -69,20 +69,20 @@ def bind(
 
 
 def look_up(outside: Outside, http: httpx.Client, headers: dict[str, str], address: str) -> dict[str, str]:
-    """Who has an address: address -> user."""
+    """The user to whom an address is bound: address -> user ID."""
     url = outside.url("identity", V2)
-    details = answered(http.get(f"{url}/hash_details", headers=headers))
+    details = expect_json(http.get(f"{url}/hash_details", headers=headers))
     assert "sha256" in details["algorithms"], details
     digest = hashlib.sha256(f"{address} email {details['lookup_pepper']}".encode()).digest()
     hashed = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-    wish = {"addresses": [hashed], "algorithm": "sha256", "pepper": details["lookup_pepper"]}
-    found = answered(http.post(f"{url}/lookup", headers=headers, json=wish))["mappings"]
+    query = {"addresses": [hashed], "algorithm": "sha256", "pepper": details["lookup_pepper"]}
+    found = expect_json(http.post(f"{url}/lookup", headers=headers, json=query))["mappings"]
     return {address: found[hashed]} if hashed in found else {}
 
 
-def delivered(outside: Outside, mailbox: str, address: str, directory: Path) -> EmailMessage:
-    """The mail that arrives for an address, byte for byte, and parsed by one who forgives nothing."""
-    deadline = time.monotonic() + PATIENCE
+def receive_mail(outside: Outside, mailbox: str, address: str, directory: Path) -> EmailMessage:
+    """Wait for a mail to an address; it is read byte for byte and parsed strictly, any defect raises."""
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         if files := outside.host.run(
             f"grep -lrF 'To: {address}' /home/{mailbox}/Maildir/new", check=False
@@ -94,10 +94,11 @@ def delivered(outside: Outside, mailbox: str, address: str, directory: Path) -> 
             return parsed
         time.sleep(0.5)
     journal = outside.host.run("journalctl --no-pager -u 'postfix*' -u sydent -n 20").stdout
-    raise AssertionError(f"no mail arrived after {PATIENCE} s:\n{journal}")
+    raise AssertionError(f"no mail arrived after {TIMEOUT} s:\n{journal}")
 
 
-def link(mail: EmailMessage) -> str:
+def validation_link(mail: EmailMessage) -> str:
+    """The link that the user has to open to validate the address."""
     plain = mail.get_body(("plain",))
     assert plain
     text = plain.get_content()

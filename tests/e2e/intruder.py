@@ -1,6 +1,6 @@
-"""What somebody who has taken over a service tries: printed is what he got at, a line each, and nothing is harmed.
+"""What an attacker who has taken over a service would try: prints a line for each attempt that succeeds, and does no harm.
 
-Run on a test host, inside a service's confinement, as `intruder.py ORDERS`, a file that says what there is to be tried.
+Run on a test host, inside a service's confinement, as `intruder.py TARGETS`, a JSON file with the targets of the attempts.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ GET_ROBUST_LIST, MOVE_PAGES = 274, 279
 F_SETSIG, SIOCSPGRP = 10, 0x8902
 
 
-class Nothing(Exception):
-    """The call was answered, and told nothing."""
+class NothingFound(Exception):
+    """The call succeeded, but showed nothing."""
 
 
 def call(number: int, *arguments: object) -> int:
-    # Else half of a register is left to chance.
+    # An int would set only half of a register.
     words = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
     result = int(LIBC.syscall(ctypes.c_long(number), *words))
     if result < 0:
@@ -40,30 +40,30 @@ def call(number: int, *arguments: object) -> int:
     return result
 
 
-def some(found: Iterable[object]) -> None:
+def require_any(found: Iterable[object]) -> None:
     if not any(True for _ in found):
-        raise Nothing
+        raise NothingFound
 
 
 def read(path: str) -> None:
     if Path(path).is_dir():
-        some(Path(path).iterdir())
+        require_any(Path(path).iterdir())
     else:
         os.read(os.open(path, os.O_RDONLY), 1)
 
 
 def write(path: str) -> None:
-    """Make a file in a directory, or open one for writing, and leave no trace."""
+    """Create a file in a directory and remove it again, or open a file for writing."""
     if Path(path).is_dir():
-        made = Path(path) / f"intruder-{os.getpid()}.service"
-        made.touch(0o600, exist_ok=False)
-        made.unlink()
+        created = Path(path) / f"intruder-{os.getpid()}.service"
+        created.touch(0o600, exist_ok=False)
+        created.unlink()
     else:
         os.close(os.open(path, os.O_WRONLY))
 
 
 def in_child(number: int, *arguments: object) -> None:
-    """A call that would leave its mark on who calls."""
+    """A call that would change the process that makes it."""
     if os.fork() == 0:
         try:
             call(number, *arguments)
@@ -71,7 +71,7 @@ def in_child(number: int, *arguments: object) -> None:
             os._exit(1)
         os._exit(0)
     if os.waitstatus_to_exitcode(os.wait()[1]):
-        raise Nothing
+        raise NothingFound
 
 
 def take_file(pid: int) -> None:
@@ -79,7 +79,7 @@ def take_file(pid: int) -> None:
 
 
 def read_memory(pid: int) -> None:
-    """An address that is nowhere mapped is looked at only after the right to do so."""
+    """The kernel checks the permission before the address, which is mapped nowhere: EFAULT means permitted."""
     try:
         call(
             PROCESS_VM_READV,
@@ -96,7 +96,7 @@ def read_memory(pid: int) -> None:
 
 
 def signal_by_descriptor(pid: int) -> None:
-    """The kernel sends what F_SETSIG says to whom F_SETOWN names: without kill(), and for root to everybody."""
+    """The kernel sends the signal of F_SETSIG to the process of F_SETOWN, without kill(); as root to every process."""
     reader, writer = os.pipe()
     fcntl.fcntl(reader, fcntl.F_SETOWN, pid)
     fcntl.fcntl(reader, F_SETSIG, signal.SIGUSR1)
@@ -127,22 +127,22 @@ def attempts_at(name: str, pid: int) -> Iterator[Attempt]:
     yield f"limits of {name}", partial(resource.prlimit, pid, resource.RLIMIT_CORE)
     yield f"priority of {name}", lambda: os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid))
     yield f"processors of {name}", lambda: os.sched_setaffinity(pid, os.sched_getaffinity(pid))
-    # Those that only tell that somebody is there.
-    yield f"sight of {name}", partial(os.getpgid, pid)
-    yield f"sight of {name}", partial(os.getsid, pid)
-    yield f"sight of {name}", partial(os.pidfd_open, pid)
-    yield f"sight of {name}", partial(os.sched_getaffinity, pid)
-    yield f"sight of {name}", partial(os.sched_getscheduler, pid)
-    yield f"sight of {name}", partial(os.getpriority, os.PRIO_PROCESS, pid)
+    # Calls that only show that the process exists.
+    yield f"existence of {name}", partial(os.getpgid, pid)
+    yield f"existence of {name}", partial(os.getsid, pid)
+    yield f"existence of {name}", partial(os.pidfd_open, pid)
+    yield f"existence of {name}", partial(os.sched_getaffinity, pid)
+    yield f"existence of {name}", partial(os.sched_getscheduler, pid)
+    yield f"existence of {name}", partial(os.getpriority, os.PRIO_PROCESS, pid)
     yield f"ownership of {name}", partial(own_by_ioctl, pid)
 
 
-def others() -> None:
-    some(place for place in Path("/proc").iterdir() if place.name.isdigit() and int(place.name) != os.getpid())
+def other_processes() -> None:
+    require_any(path for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid())
 
 
 def terminals() -> None:
-    some(place for place in Path("/dev/pts").iterdir() if place.name.isdigit() and opens(place))
+    require_any(path for path in Path("/dev/pts").iterdir() if path.name.isdigit() and opens(path))
 
 
 def opens(path: Path) -> bool:
@@ -154,7 +154,7 @@ def opens(path: Path) -> bool:
 
 
 def connect(address: str) -> None:
-    """Of the two kinds of Unix sockets, the one that it is."""
+    """To a datagram or to a stream socket, whichever it is."""
     try:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).connect(address)
     except OSError as error:
@@ -163,31 +163,31 @@ def connect(address: str) -> None:
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).connect(address)
 
 
-def attempts(orders: dict[str, Any]) -> Iterator[Attempt]:
-    yield "processes in /proc", others
+def attempts(targets: dict[str, Any]) -> Iterator[Attempt]:
+    yield "processes in /proc", other_processes
     yield "terminals", terminals
-    for name, pid in orders["processes"].items():
+    for name, pid in targets["processes"].items():
         yield from attempts_at(name, pid)
-    for path in orders["readable"]:
+    for path in targets["readable"]:
         yield f"read {path}", partial(read, path)
-    for path in orders["writable"]:
+    for path in targets["writable"]:
         yield f"write {path}", partial(write, path)
-    for address in orders["sockets"]:
+    for address in targets["sockets"]:
         yield f"socket {address.replace(chr(0), '@')}", partial(connect, address)
 
 
 def main() -> None:
-    """With --all, only say what would be tried."""
-    orders = json.loads(Path(sys.argv[1]).read_text())
+    """With --all, only list the attempts."""
+    targets = json.loads(Path(sys.argv[1]).read_text())
     if "--all" in sys.argv:
-        print(*(name for name, _ in attempts(orders)), sep="\n")
+        print(*(name for name, _ in attempts(targets)), sep="\n")
         return
-    for name, attempt in attempts(orders):
-        with contextlib.suppress(OSError, Nothing):
+    for name, attempt in attempts(targets):
+        with contextlib.suppress(OSError, NothingFound):
             attempt()
             print(f"reached: {name}", flush=True)
-    for pid in orders["signalled"]:
-        # Whether it arrives, the other side says.
+    for pid in targets["signalled"]:
+        # The receiving process records whether it arrives.
         with contextlib.suppress(OSError):
             signal_by_descriptor(pid)
     print("reached: the end", flush=True)

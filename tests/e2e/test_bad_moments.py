@@ -1,4 +1,4 @@
-"""Bad moments: clients come in numbers, the homeserver restarts, a service is down."""
+"""Load and outages: many clients at once, a restart of the homeserver, a service that is down."""
 
 import shlex
 from collections import Counter
@@ -10,25 +10,25 @@ from tests.e2e.client import CADDY_ROOT, Outside
 
 pytestmark = pytest.mark.role("caddy", "synapse")
 
-# At once; curl allows no more.
+# Simultaneous requests; curl allows no more.
 CLIENTS = 300
 
 
 def statuses(outside: Outside, path: str, requests: int, clients: int, *options: str) -> Counter[str]:
-    """How often which HTTP status was the answer; "000" stands for none."""
+    """HTTP status -> number of answers with it; "000" counts requests without an answer."""
     url = outside.url("matrix", f"/_matrix/client/{path}?[1-{requests}]")
     command = ["curl", "-sS", "--cacert", CADDY_ROOT, "--http1.1", "--parallel", "--parallel-immediate"]
     command += ["--parallel-max", str(clients), "-o", "/dev/null", "-w", "%{http_code}\\n", *options, url]
     return Counter(outside.host.run(shlex.join(command), check=False, timeout=180).stdout.split())
 
 
-def test_a_crowd_is_answered(outside: Outside) -> None:
-    """Synapse lets no more than 50 wait for it to accept their connections, and Caddy repeats no request with a body."""
+def test_many_simultaneous_requests_are_all_answered(outside: Outside) -> None:
+    """Synapse's listen backlog is 50 connections, and Caddy does not retry requests that have a body."""
     assert statuses(outside, "v3/keys/query", 4 * CLIENTS, CLIENTS, "-d", "{}") == {"401": 4 * CLIENTS}
     assert statuses(outside, "versions", 4 * CLIENTS, CLIENTS) == {"200": 4 * CLIENTS}
 
 
-def test_a_restart_of_the_homeserver_is_a_pause(outside: Outside, pool: ThreadPoolExecutor) -> None:
+def test_requests_wait_while_the_homeserver_restarts(outside: Outside, pool: ThreadPoolExecutor) -> None:
     restart = pool.submit(outside.host.run, "sleep 1; systemctl restart matrix-synapse", timeout=120)
     answers: Counter[str] = Counter()
     during = 0
@@ -36,12 +36,11 @@ def test_a_restart_of_the_homeserver_is_a_pause(outside: Outside, pool: ThreadPo
         answers += statuses(outside, "versions", 100, 10)
         during += 1
     restart.result()
-    assert during > 1, "nobody asked while Synapse restarted"
+    assert during > 1, "no requests were sent while Synapse restarted"
     assert answers == {"200": 100 * during}
 
 
-def test_the_journal_says_why_nobody_answered(outside: Outside) -> None:
-    """And whom they asked for, but no token."""
+def test_the_journal_has_the_cause_of_a_failed_request_and_no_tokens(outside: Outside) -> None:
     host = outside.host
     host.run("systemctl stop sydent")
     try:
@@ -50,5 +49,5 @@ def test_the_journal_says_why_nobody_answered(outside: Outside) -> None:
             assert http.post(url, json={}, headers={"Authorization": "Bearer secret2"}).status_code == 502
     finally:
         host.run("systemctl start sydent")
-    said = host.run("journalctl -u caddy --since -1min -o cat | grep identity/v2/lookup").stdout
-    assert "connection refused" in said and "secret" not in said
+    logged = host.run("journalctl -u caddy --since -1min -o cat | grep identity/v2/lookup").stdout
+    assert "connection refused" in logged and "secret" not in logged

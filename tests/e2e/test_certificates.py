@@ -1,6 +1,6 @@
-"""Certificates: from two real ACME servers, renewed during a call, late, or brought by the administrator.
+"""Certificates: from two real ACME servers, renewed during calls, not yet available, or files of the administrator's own.
 
-The tests share one machine and go on from one another, as the years of a deployment do.
+The tests share one machine, and each starts from the state that the one before it left.
 """
 
 import contextlib
@@ -28,11 +28,12 @@ from vault import Vault
 pytestmark = pytest.mark.role("caddy")
 
 ROLES = ("caddy", "coturn", "sydent")
-# Where the administrator puts the authority of a private ACME server, and certificates of their own.
+# Where the administrator puts the authority of a private ACME server, and their own certificates.
 TRUSTED_ROOT, OWN = "/etc/ssl/private-acme.pem", "/etc/ssl/own"
 STORE = "/var/lib/caddy/.local/share/caddy/certificates"
+# A domain without DNS records at first.
 LATE = "cert-late.test"
-# Where turnutils_peer sends back what it receives.
+# The port on which turnutils_peer sends back what it receives.
 ECHO = 3480
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass
 class Site:
-    """The machine, its deployment, and the two ACME servers: `open` for the web names, `bound` for the relay."""
+    """The machine, its deployment, and the two ACME servers: `open` for the web names, `bound` (with EAB) for the relay."""
 
     host: Host
     acme: Acme
@@ -49,7 +50,7 @@ class Site:
     turn: str
 
     def choose(self, **settings: Any) -> None:
-        """With ACME, but for what is given."""
+        """Write group data for ACME, changed by these settings."""
         by_acme = {
             "server_name": self.host.domain,
             "admin_email": f"admin@{self.host.domain}",
@@ -57,7 +58,7 @@ class Site:
             "tls": "acme",
             "acme": {"directory": self.acme.directory("open"), "trusted_root": TRUSTED_ROOT},
             "turn_acme": {
-                # Host names are no less the same in other letters, and Caddy's store is on a case-sensitive disk.
+                # Host names are case-insensitive, but Caddy's store is on a case-sensitive file system.
                 "directory": self.acme.directory("bound").replace("acme.test", "ACME.test"),
                 "eab_key_id": KEY_ID,
                 "email": f"turn@{self.host.domain}",
@@ -70,14 +71,14 @@ class Site:
         self.deployment.choose(**chosen)
 
     def context(self, root: str) -> ssl.SSLContext:
-        """A client that trusts nobody else."""
+        """For a client that trusts only this root."""
         context = ssl.create_default_context(cadata=root)
-        # pebble's certificates are real but not as complete as public ones have to be.
+        # pebble's certificates lack extensions that VERIFY_X509_STRICT requires.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         return context
 
     def presented(self, name: str, port: int, root: str) -> x509.Certificate:
-        """The certificate that the machine presents. Raises SSLError unless it is valid for the name, by that root."""
+        """The certificate that the machine presents. Raises SSLError unless it is valid for the name and issued by the root."""
         with (
             socket.create_connection((self.host.address, port), timeout=10) as connection,
             self.context(root).wrap_socket(connection, server_hostname=name) as tls,
@@ -90,22 +91,22 @@ class Site:
         secret = Vault.open(self.deployment.vault).get("turn_shared_secret").reveal()
         return Credentials.signed(f"{int(time.time()) + 3600}:@somebody:{self.host.domain}", secret)
 
-    def works(self) -> None:
-        """What needs no certificate answers."""
+    def assert_services_work(self) -> None:
+        """Services that need no certificate answer."""
         self.host.run("curl -sf --max-time 5 http://127.0.0.1:8090/_matrix/identity/v2")
         with relay(self.host.address, "udp", self.credentials()) as client:
             assert client.allocate()[0] == self.host.address
 
     @contextlib.contextmanager
-    def without(self, server: str) -> Iterator[None]:
-        """An ACME server is out of the machine's reach. (To stop it would make it forget the accounts that it has.)"""
+    def unreachable(self, server: str) -> Iterator[None]:
+        """Make an ACME server unreachable for the machine. (If it were stopped, it would lose its accounts.)"""
         rule = f"rule %s ipproto tcp dport {API[server]} unreachable"
         self.host.run(f"ip {rule % 'add'} && ip -6 {rule % 'add'}")
         yield
         self.host.run(f"ip {rule % 'del'} && ip -6 {rule % 'del'}")
 
-    def names(self, *more: str) -> None:
-        """Give the machine further DNS names, or take them away again."""
+    def set_names(self, *more: str) -> None:
+        """Give the machine these DNS names beside its own, and no others."""
         own = (self.host.domain, f"*.{self.host.domain}", *more)
         with self.host.bed._locked():
             self.host._save(dataclasses.replace(self.host.record, names=own))
@@ -117,7 +118,7 @@ def acme(testbed: Testbed) -> Iterator[Acme]:
     host = testbed.up("acme")
     acme = Acme(host, Authority("Private ACME server"))
     acme.start()
-    # The other side of calls.
+    # The other side of the calls.
     host.run(
         "DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends coturn "
         "&& systemctl stop coturn && systemd-run --quiet --unit=echo turnutils_peer",
@@ -141,50 +142,50 @@ def site(testbed: Testbed, acme: Acme, tmp_path_factory: pytest.TempPathFactory)
     host.down()
 
 
-def eventually(what: Callable[[], T], seconds: float) -> T:
-    """What it returns once it raises nothing."""
+def retry(attempt: Callable[[], T], seconds: float) -> T:
+    """Repeat an attempt until it raises nothing, for at most so many seconds; returns its result."""
     end = time.monotonic() + seconds
     while True:
         try:
-            return what()
+            return attempt()
         except (OSError, AssertionError):
             if time.monotonic() > end:
                 raise
             time.sleep(0.1)
 
 
-def complaints(run: Run) -> list[str]:
-    """What the run says about certificates."""
+def certificate_errors(run: Run) -> list[str]:
+    """The lines of the run's output about missing certificates."""
     return [line for line in run.output.splitlines() if "no valid certificate" in line]
 
 
 # --- ACME -----------------------------------------------------------------------------------------
 
 
-def test_each_name_has_a_certificate_of_its_issuer(site: Site) -> None:
+def test_each_name_has_a_certificate_from_its_own_acme_server(site: Site) -> None:
     site.deployment.run("-y")
     site.presented(site.web, 443, site.acme.root("open"))
     site.presented(site.turn, 443, site.acme.root("bound"))
     site.presented(site.turn, 5349, site.acme.root("bound"))
     with pytest.raises(ssl.SSLCertVerificationError):
         site.presented(site.turn, 5349, site.acme.root("open"))
-    site.works()
+    site.assert_services_work()
     assert site.deployment.run("-y").changed == []
 
 
-def test_the_key_of_the_account_is_not_readable(site: Site) -> None:
+def test_the_eab_key_is_not_readable_by_other_users(site: Site) -> None:
     assert HMAC_KEY in site.host.run("cat /etc/caddy/Caddyfile").stdout
     assert site.host.run(f"runuser -u nobody -- grep -rlsF {HMAC_KEY} /etc /run || true").stdout == ""
     assert HMAC_KEY not in site.host.journal(lines=100000)
 
 
-def renewed(site: Site) -> None:
-    """Have the relay's certificate issued anew, as far as Caddy is concerned because it has none."""
+def renew(site: Site) -> None:
+    """Have the relay's certificate issued again: Caddy requests a new one because the file is missing."""
     site.host.run(f"rm {STORE}/*/{site.turn}/* && systemctl reload caddy")
 
 
-def test_a_certificate_that_caddy_lost_is_made_up_for(site: Site) -> None:
-    """It still has it in memory, but coturn needs the file."""
+def test_a_deleted_certificate_is_obtained_again(site: Site) -> None:
+    """Caddy still has it in memory, but coturn needs the file."""
     site.host.run(f"rm -r {STORE}/*/{site.turn}")
     site.deployment.run("-y")
     site.host.run(f"ls {STORE}/*/{site.turn}/{site.turn}.crt")
@@ -192,16 +193,16 @@ def test_a_certificate_that_caddy_lost_is_made_up_for(site: Site) -> None:
     assert site.deployment.run("-y").changed == []
 
 
-def test_a_certificate_that_caddy_could_not_save_is_asked_for_again(site: Site) -> None:
-    """Caddy does so when it starts at a bad moment, and tries again after a minute. The run does not wait for that."""
+def test_a_certificate_that_caddy_could_not_save_is_requested_again_by_the_next_run(site: Site) -> None:
+    """Caddy itself tries again only after a minute. The run does not wait for that."""
     folder = site.host.run(f"ls -d {STORE}/*/{site.web}").stdout.strip()
-    # What is in Caddy's way is there as long as somebody's file is.
+    # A directory of root's. Caddy could remove it if it were empty, hence the file.
     site.host.run(f"rm -r {folder}; install -d -m 755 {folder}; touch {folder}/in-the-way; systemctl restart caddy")
-    [line] = complaints(site.deployment.run("-y", check=False))
+    [line] = certificate_errors(site.deployment.run("-y", check=False))
     assert f"{site.web}, port 443: no valid certificate (Caddy cannot save it: open {folder}/" in line, line
     assert line.endswith("permission denied). See journalctl -u caddy")
     site.host.run("systemctl restart caddy")
-    eventually(lambda: _in_journal(site, f"[{site.web}] Obtain: saving assets"), 10)
+    retry(lambda: _assert_logged(site, f"[{site.web}] Obtain: saving assets"), 10)
     site.host.run(f"rm -r {folder}")
     begin = time.monotonic()
     assert site.deployment.run("-y").changed == ["Check every certificate"]
@@ -209,35 +210,35 @@ def test_a_certificate_that_caddy_could_not_save_is_asked_for_again(site: Site) 
     site.presented(site.web, 443, site.acme.root("open"))
 
 
-def _in_journal(site: Site, words: str) -> None:
-    """Caddy has said them since it was started last."""
+def _assert_logged(site: Site, words: str) -> None:
+    """Caddy has logged these words since its last start."""
     since = "$(systemctl show caddy -p ExecMainStartTimestamp --value)"
     assert words in site.host.run(f'journalctl -u caddy -o cat --no-pager --since="{since}"').stdout
 
 
-def call(site: Site, context: ssl.SSLContext, over: threading.Event) -> int:
-    """A call over TLS until it is over; how many packets came back. (Debian's client loses some over TLS, certificates or not,
-    whenever the relay's processor is busy for longer than the time between two packets.)"""
-    there, packets = (site.acme.host.address, ECHO), 0
+def call(site: Site, context: ssl.SSLContext, end: threading.Event) -> int:
+    """A call over TLS until the event; returns how many packets came back. (Not by Debian's client: over TLS it loses packets
+    whenever the relay's processor is busy for longer than the time between two packets, also without a renewal.)"""
+    peer, packets = (site.acme.host.address, ECHO), 0
     with relay(site.host.address, "tls", site.credentials(), context=context, name=site.turn) as client:
         client.allocate()
-        client.permit(there[0])
-        while not over.wait(0.03):
+        client.permit(peer[0])
+        while not end.wait(0.03):
             packet = secrets.token_bytes(200)
-            client.send(there, packet)
-            assert client.receive() == (there, packet)
+            client.send(peer, packet)
+            assert client.receive() == (peer, packet)
             packets += 1
     return packets
 
 
-def test_renewal_during_calls(site: Site) -> None:
-    """Twenty in a row, each presented soon, and calls of half a minute lose nothing."""
-    given, root, during = site.credentials(), site.acme.root("bound"), 0
+def test_renewals_do_not_interrupt_calls(site: Site) -> None:
+    """Twenty renewals in a row are each presented within 15 s, and calls of half a minute lose no packets."""
+    credentials, root, during = site.credentials(), site.acme.root("bound"), 0
     started = site.host.run("systemctl show coturn -p ExecMainStartTimestampMonotonic").stdout
     calls = [
         subprocess.Popen(
             site.acme.host.ssh(
-                f"turnutils_uclient {options} -c -n 1000 -z 30 -u '{given.username}' -w '{given.password}' "
+                f"turnutils_uclient {options} -c -n 1000 -z 30 -u '{credentials.username}' -w '{credentials.password}' "
                 f"-e {site.acme.host.address} {site.turn} || exit 1"
             ),
             stdin=subprocess.DEVNULL,
@@ -247,25 +248,25 @@ def test_renewal_during_calls(site: Site) -> None:
         )
         for options in ("", "-t")
     ]
-    over = threading.Event()
+    end = threading.Event()
     with ThreadPoolExecutor() as pool:
-        encrypted = pool.submit(call, site, site.context(root), over)
+        encrypted = pool.submit(call, site, site.context(root), end)
         try:
             serials = {site.presented(site.turn, 5349, root).serial_number}
             for _ in range(20):
-                renewed(site)
+                renew(site)
 
-                def another() -> int:
+                def new_serial() -> int:
                     serial = site.presented(site.turn, 5349, root).serial_number
                     assert serial not in serials, "coturn presents the old certificate"
                     return serial
 
-                serials.add(eventually(another, 15))
+                serials.add(retry(new_serial, 15))
                 during += all(each.poll() is None for each in calls)
         finally:
-            over.set()
-        # On a busy machine the calls that end by themselves may do so before the last renewal.
-        assert during >= 10, f"only {during} renewals were during the calls"
+            end.set()
+        # On a busy machine the calls of fixed length may end before the last renewal.
+        assert during >= 10, f"only {during} renewals happened during the calls"
         assert encrypted.result() > 100
     for each in calls:
         output, _ = each.communicate(timeout=60)
@@ -276,29 +277,29 @@ def test_renewal_during_calls(site: Site) -> None:
     assert site.deployment.run("-y").changed == []
 
 
-def test_certificates_that_cannot_be_had_yet(site: Site) -> None:
-    """One has no DNS record, the issuer of the other is down. All else works, and they arrive later, without a run."""
+def test_certificates_that_cannot_be_obtained_yet_are_reported_and_obtained_later(site: Site) -> None:
+    """One name has no DNS record, the ACME server of the other is down. All else works, and no second run is needed."""
     site.choose(turn_domain=f"turn.{LATE}", identity_domain=f"id.{site.host.domain}")
-    with site.without("open"):
+    with site.unreachable("open"):
         run = site.deployment.run("-y", check=False)
         assert run.status == 1
-        [web, turn] = complaints(run)
+        [web, turn] = certificate_errors(run)
         assert f"{site.web}, port 443: no valid certificate" in web and "network is unreachable" in web
         assert f"{site.turn}, port 5349: no valid certificate" in turn and "no such host" in turn
         assert "Traceback" not in run.output
-        site.works()
-    site.names(f"turn.{LATE}")
-    # Caddy's second attempt is a minute after the first.
-    eventually(lambda: site.presented(site.turn, 5349, site.acme.root("bound")), 60)
-    eventually(lambda: site.presented(site.web, 443, site.acme.root("open")), 10)
+        site.assert_services_work()
+    site.set_names(f"turn.{LATE}")
+    # Caddy tries again a minute after the first attempt.
+    retry(lambda: site.presented(site.turn, 5349, site.acme.root("bound")), 60)
+    retry(lambda: site.presented(site.web, 443, site.acme.root("open")), 10)
 
 
-def test_run_that_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
-    """Caddy waits a minute or longer after a failure, but whoever has removed the cause runs the deployment again."""
+def test_a_run_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
+    """Caddy waits a minute or longer after a failure; the administrator removes the cause and runs the deployment again."""
     site.choose(turn_domain=f"again.{LATE}", identity_domain=f"id.{site.host.domain}")
-    [line] = complaints(site.deployment.run("-y", check=False))
+    [line] = certificate_errors(site.deployment.run("-y", check=False))
     assert f"again.{LATE}" in line and "no such host" in line
-    site.names(f"again.{LATE}")
+    site.set_names(f"again.{LATE}")
     begin = time.monotonic()
     assert site.deployment.run("-y").changed == ["Check every certificate"]
     assert time.monotonic() - begin < 20
@@ -310,7 +311,7 @@ def test_run_that_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    """The administrator's own."""
+    """The administrator's own authority."""
     return Authority("Our own authority")
 
 
@@ -320,13 +321,13 @@ def put(site: Site, certificate: str, key: str, mode: str = "640") -> None:
         site.host.run(f"cat >{OWN}/{name}; chgrp caddy {OWN}/{name}; chmod {mode} {OWN}/{name}", stdin=content)
 
 
-def with_files(site: Site) -> None:
+def choose_files(site: Site) -> None:
     site.choose(tls="files", tls_files={"certificate": f"{OWN}/chain.pem", "key": f"{OWN}/key.pem"})
 
 
 @contextlib.contextmanager
 def refused(site: Site, *words: str) -> Iterator[None]:
-    """One line is said, and nothing is touched."""
+    """After the block, a run prints one line with these words and changes nothing."""
     yield
     stamp = "/run/before"
     site.host.run(f"touch {stamp}; sleep 0.02")
@@ -340,7 +341,7 @@ def refused(site: Site, *words: str) -> Iterator[None]:
 
 
 def test_unusable_files_are_refused(site: Site, authority: Authority) -> None:
-    with_files(site)
+    choose_files(site)
     names = site.web, site.turn
     with refused(site, f"{OWN}/chain.pem is not for {site.turn}, but for {site.web}"):
         put(site, *authority.issue(site.web))
@@ -361,16 +362,16 @@ def test_unusable_files_are_refused(site: Site, authority: Authority) -> None:
     site.host.run(f"mv {TRUSTED_ROOT}.away {TRUSTED_ROOT}")
 
 
-def test_files_of_the_administrator(site: Site, authority: Authority) -> None:
-    with_files(site)
+def test_the_administrators_files_are_used_and_reloaded_when_replaced(site: Site, authority: Authority) -> None:
+    choose_files(site)
     put(site, *authority.issue(site.web, f"*.{site.host.domain}"))
     site.deployment.run("-y")
     first = site.presented(site.web, 443, authority.pem)
     assert site.presented(site.turn, 5349, authority.pem) == first
-    site.works()
+    site.assert_services_work()
     assert site.deployment.run("-y").changed == []
 
-    # Replaced one after the other: for a while they do not belong together.
+    # Replaced one after the other: until then the key is not that of the certificate.
     certificate, key = authority.issue(site.web, site.turn)
     site.host.run(f"cat >{OWN}/chain.pem", stdin=certificate)
     time.sleep(2)
@@ -379,8 +380,8 @@ def test_files_of_the_administrator(site: Site, authority: Authority) -> None:
     second = x509.load_pem_x509_certificate(certificate.encode())
     for name, port in ((site.web, 443), (site.turn, 5349)):
 
-        def another(name: str = name, port: int = port) -> None:
+        def assert_second(name: str = name, port: int = port) -> None:
             assert site.presented(name, port, authority.pem) == second
 
-        eventually(another, 15)
+        retry(assert_second, 15)
     assert site.deployment.run("-y").changed == []

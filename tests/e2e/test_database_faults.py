@@ -1,4 +1,4 @@
-"""PostgreSQL dies, is stopped, cannot start: what happens by itself, what a deploy heals, and what it says."""
+"""PostgreSQL is killed, stopped, or cannot start: what systemd does, what a deploy repairs, and what it reports."""
 
 import asyncio
 import time
@@ -11,16 +11,16 @@ import pytest
 
 from tests.conftest import Deployed, own
 from tests.deployment import Deployment
-from tests.e2e.client import Account, Outside, answered, expect, say
+from tests.e2e.client import Account, Outside, expect, expect_json, send_message
 from tests.testbed import Host, Testbed
 
 VERSIONS = {"trixie": "17", "bookworm": "15"}
-# Seconds in which the database serves again.
-PAUSE = 10
+# Seconds within which a killed database serves again.
+RECOVERY = 10
 
 
 def query(host: Host, sql: str, database: str = "postgres") -> str:
-    """The answer of the deployment's own cluster."""
+    """The answer of the deployment's own cluster to a query."""
     version = VERSIONS[host.release]
     return host.run(
         f"cd / && runuser -u postgres -- psql --cluster {version}/main -XAtq -v ON_ERROR_STOP=1 -d {database}",
@@ -33,7 +33,7 @@ def unit(host: Host) -> str:
 
 
 def wait_for(host: Host, state: str, seconds: int = 60) -> None:
-    """Wait until systemd sees PostgreSQL in this state."""
+    """Wait until PostgreSQL's unit is in this state."""
     host.run(
         f"for i in $(seq {5 * seconds}); do [ $(systemctl is-active {unit(host)}) = {state} ] && exit; sleep 0.2; done; "
         f"systemctl status {unit(host)}; exit 1",
@@ -50,22 +50,22 @@ def host(deployed: Deployed) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def room(outside: Outside, alice: Account) -> str:
-    """Alice's own, where she may write as fast as she likes."""
+    """A room of Alice's, for whom there is no rate limit."""
     unlimited = f"INSERT INTO ratelimit_override VALUES ('{alice.user_id}', 0, 0)"  # noqa: S608 - a name of ours
     query(outside.host, unlimited, "synapse")
 
-    async def made() -> str:
+    async def create() -> str:
         async with outside.matrix(alice) as client:
             return str(expect(await client.room_create(name="Notes"), nio.RoomCreateResponse).room_id)
 
-    return asyncio.run(made())
+    return asyncio.run(create())
 
 
-def works_within(outside: Outside, alice: Account, room: str, since: float) -> list[float]:
-    """Send until a message is taken: how many seconds after `since` that was, and what is sent after it must be taken too."""
-    waited: list[float] = []
+def assert_recovers(outside: Outside, alice: Account, room: str, since: float) -> list[float]:
+    """Send until 20 messages in a row are accepted, within RECOVERY s after `since`; returns the seconds of each."""
+    accepted: list[float] = []
     with outside.http() as http:
-        while len(waited) < 20:
+        while len(accepted) < 20:
             url = outside.url("matrix", f"/_matrix/client/v3/rooms/{room}/send/m.room.message/{time.time_ns()}")
             content = {"msgtype": "m.text", "body": "again"}
             try:
@@ -73,13 +73,13 @@ def works_within(outside: Outside, alice: Account, room: str, since: float) -> l
             except httpx.HTTPError:
                 status = 0
             now = time.monotonic() - since
-            assert now < PAUSE, f"{PAUSE} s later a message is answered with {status}"
+            assert now < RECOVERY, f"{RECOVERY} s later a message is answered with {status}"
             if status == 200:
-                waited.append(now)
+                accepted.append(now)
             else:
-                waited.clear()
+                accepted.clear()
                 time.sleep(0.1)
-    return waited
+    return accepted
 
 
 @pytest.mark.parametrize("signal", ["KILL", "SEGV"])
@@ -94,34 +94,34 @@ def test_killed_database_serves_again(
         "all": "$(pgrep -u postgres)",
     }
 
-    async def sent() -> str:
+    async def send() -> str:
         async with outside.matrix(alice) as client:
-            return await say(client, room, f"Before {who} is killed.")
+            return await send_message(client, room, f"Before {who} is killed.")
 
     wait_for(host, "active")
-    event = asyncio.run(sent())
+    event = asyncio.run(send())
     begin = time.monotonic()
     host.run(f"kill -{signal} {victims[who]}")
 
-    works_within(outside, alice, room, begin)
+    assert_recovers(outside, alice, room, begin)
 
     with outside.http() as http:
         url = outside.url("matrix", f"/_matrix/client/v3/rooms/{room}/event/{event}")
-        assert answered(http.get(url, headers=alice.authorization))["content"]["body"] == f"Before {who} is killed."
+        assert expect_json(http.get(url, headers=alice.authorization))["content"]["body"] == f"Before {who} is killed."
 
 
 def test_database_killed_while_it_starts_serves_again(host: Host) -> None:
-    """Again and again, at other moments: systemd must not wait for ever for a process that is gone."""
+    """Killed repeatedly, at different moments: systemd must not wait for ever for a process that is gone."""
     data = f"/var/lib/postgresql/{VERSIONS[host.release]}/main"
     wait_for(host, "active")
     host.run(f"kill -KILL $(head -1 {data}/postmaster.pid)")
     for delay in (0, 0.1, 0.5, 1):
-        # pg_ctlcluster watches the new one for two seconds.
+        # pg_ctlcluster watches the new postmaster for two seconds.
         host.run(
             f"for i in $(seq 100); do [ $(systemctl is-active {unit(host)}) = activating ] && sleep {delay} && "
             f"kill -KILL $(head -1 {data}/postmaster.pid) 2>/dev/null && exit; sleep 0.05; done; exit 1"
         )
-    wait_for(host, "active", PAUSE)
+    wait_for(host, "active", RECOVERY)
     assert query(host, "SELECT 42") == "42"
 
 
@@ -131,13 +131,13 @@ def test_database_killed_while_it_starts_serves_again(host: Host) -> None:
         "systemctl stop postgresql@{}-main",
         "systemctl stop postgresql",
         "pg_ctlcluster {} main stop",
-        # Debian's tools know of systemd only when root uses them.
+        # Debian's tools use systemd only when root runs them.
         "runuser -u postgres -- pg_ctlcluster {} main stop",
         "runuser -u postgres -- pg_ctlcluster {} main stop -m immediate",
         "kill -INT $(head -1 /var/lib/postgresql/{}/main/postmaster.pid)",
     ],
 )
-def test_planned_stop_stays_a_stop(host: Host, command: str) -> None:
+def test_database_stopped_by_the_administrator_stays_stopped(host: Host, command: str) -> None:
     version = VERSIONS[host.release]
     wait_for(host, "active")
     host.run(f"cd / && {command.format(version)}")
@@ -160,9 +160,9 @@ def test_upgrade_of_the_package_restarts_the_database(host: Host) -> None:
     assert host.run(f"systemctl show -p InvocationID {unit(host)}").stdout != before, "the package did not restart it"
 
 
-def test_database_that_cannot_start_is_told_soon_and_in_its_own_words(deployed: Deployed, host: Host) -> None:
+def test_database_that_cannot_start_is_reported_soon_with_its_own_error(deployed: Deployed, host: Host) -> None:
     broken = f"/etc/postgresql/{VERSIONS[host.release]}/main/conf.d/zz-mine.conf"
-    # Killed by accident with a mistake in its configuration that nobody has noticed yet.
+    # Its configuration has a mistake that shows only at the next start.
     host.run(f"echo 'nonsense = 1' > {broken} && chmod 644 {broken}")
     try:
         host.run(f"kill -KILL $(systemctl show -p MainPID --value {unit(host)})")
@@ -174,7 +174,7 @@ def test_database_that_cannot_start_is_told_soon_and_in_its_own_words(deployed: 
         assert 'unrecognized configuration parameter "nonsense"' in run.output, run.output
         assert time.monotonic() - begin < 30
 
-        # It is not tried for ever.
+        # systemd does not try for ever.
         wait_for(host, "failed", seconds=120)
         time.sleep(3)
         wait_for(host, "failed", seconds=1)
@@ -187,12 +187,12 @@ def test_database_that_cannot_start_is_told_soon_and_in_its_own_words(deployed: 
 # --- health means that the database answers -------------------------------------------------------
 
 
-def test_homeserver_without_its_database_is_told_and_not_restarted(deployed: Deployed, host: Host) -> None:
-    """It is active and answers for its versions; every message fails."""
+def test_homeserver_without_its_database_is_reported_and_not_restarted(deployed: Deployed, host: Host) -> None:
+    """Its unit is active and it answers requests for its versions, but every message fails."""
     wait_for(host, "active")
     before = host.run("systemctl show -p InvocationID matrix-synapse").stdout
-    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'matrix-synapse'"
-    query(host, f'ALTER ROLE "matrix-synapse" NOLOGIN; {cut}')
+    disconnect = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'matrix-synapse'"
+    query(host, f'ALTER ROLE "matrix-synapse" NOLOGIN; {disconnect}')
     try:
         host.run("curl -sf http://127.0.0.1:8008/health && curl -sf http://127.0.0.1:8008/_matrix/client/versions")
         run = deployed.deployment.run("-y", check=False)
@@ -202,13 +202,13 @@ def test_homeserver_without_its_database_is_told_and_not_restarted(deployed: Dep
     finally:
         query(host, 'ALTER ROLE "matrix-synapse" LOGIN')
     assert host.run("systemctl show -p InvocationID matrix-synapse").stdout == before
-    # Connections that were cut are no reason to restart it, nor to wait.
-    query(host, cut)
+    # Closed connections are no reason to restart it, nor to wait.
+    query(host, disconnect)
     assert deployed.deployment.run("-y").changed == []
     assert host.run("systemctl show -p InvocationID matrix-synapse").stdout == before
 
 
-# --- who reaches which database -------------------------------------------------------------------
+# --- access to the databases ----------------------------------------------------------------------
 
 
 def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> None:
@@ -227,10 +227,10 @@ def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> 
             for user in ("matrix-synapse", "sliding-sync", "shop", "postgres")
             for database in ("synapse", "syncv3", "shop", "postgres", "template1")
         }
-        assert [pair for pair, there in reached.items() if there] == [
+        assert [pair for pair, connected in reached.items() if connected] == [
             ("matrix-synapse", "synapse"),
             ("sliding-sync", "syncv3"),
-            # What an administrator makes beside them works as ever.
+            # Databases that an administrator adds work as before.
             ("shop", "shop"),
             ("shop", "postgres"),
             ("shop", "template1"),
@@ -242,12 +242,12 @@ def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> 
         query(host, "DROP ROLE shop")
 
 
-# --- other clusters, and none ---------------------------------------------------------------------
+# --- other clusters, or none ----------------------------------------------------------------------
 
 
 @pytest.fixture(params=list(VERSIONS), ids=["debian13", "debian12"])
 def fresh(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Host]:
-    """A host on which nothing is."""
+    """A host to which nothing has been deployed."""
     host = testbed.up(own(f"clusters{13 if request.param == 'trixie' else 12}"), release=request.param)
     yield host
     host.down()
@@ -258,8 +258,8 @@ def deployment_of(host: Host, directory: Path, *roles: str) -> Deployment:
     return Deployment(directory, [host], settings, roles={role: [host.name] for role in roles})
 
 
-# Whatever may choose another cluster for a client that does not say which it wants.
-ELSEWHERE = """
+# Everything that may choose another cluster for a client that names none.
+OTHER_CLUSTER_DEFAULTS = """
 printf 'PGHOST=/nowhere\\nPGPORT=5432\\nPGCLUSTER={0}/shop\\nPGDATABASE=shop\\nPGSERVICE=shop\\nPGUSER=shop\\n' >>/etc/environment
 echo '* * {0} shop shop' >>/etc/postgresql-common/user_clusters
 echo '{0} shop shop' >/var/lib/postgresql/.postgresqlrc
@@ -267,7 +267,7 @@ echo '\\echo welcome' >/var/lib/postgresql/.psqlrc
 """
 
 
-def test_other_clusters_are_let_alone(fresh: Host, tmp_path: Path) -> None:
+def test_other_clusters_are_left_alone(fresh: Host, tmp_path: Path) -> None:
     version = VERSIONS[fresh.release]
     fresh.run(
         "export DEBIAN_FRONTEND=noninteractive; apt-get update -qq; "
@@ -277,7 +277,7 @@ def test_other_clusters_are_let_alone(fresh: Host, tmp_path: Path) -> None:
         f"pg_createcluster {version} shop --start",
         timeout=300,
     )
-    fresh.run(ELSEWHERE.format(version))
+    fresh.run(OTHER_CLUSTER_DEFAULTS.format(version))
     deployment = deployment_of(fresh, tmp_path, "postgres", "synapse")
     deployment.run("-y")
 
@@ -293,12 +293,12 @@ def test_other_clusters_are_let_alone(fresh: Host, tmp_path: Path) -> None:
     ]
     again = deployment.run("-y")
     assert again.changed == []
-    # The other one goes away, and ours is reached as before.
+    # The other cluster is stopped, and ours is reached as before.
     fresh.run(f"systemctl stop postgresql@{version}-shop")
     assert deployment.run("-y").changed == []
 
 
-def test_cluster_that_debian_did_not_make_is_made(fresh: Host, tmp_path: Path) -> None:
+def test_cluster_that_debian_did_not_create_is_created(fresh: Host, tmp_path: Path) -> None:
     version = VERSIONS[fresh.release]
     fresh.run("echo 'LANG=xx_XX.UTF-8' >/etc/default/locale")
     deployment = deployment_of(fresh, tmp_path, "postgres")
@@ -319,7 +319,7 @@ def test_cluster_that_debian_did_not_make_is_made(fresh: Host, tmp_path: Path) -
     deployment.run("-y")
     assert query(fresh, "SELECT count(*) FROM kept") == "0"
 
-    # The administrator has removed it, and lets Debian make no other.
+    # The administrator has removed it, and Debian does not create another.
     fresh.run(
         f"pg_dropcluster --stop {version} main; "
         "sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf"

@@ -1,7 +1,7 @@
-"""Two deployments on two machines: their users talk with each other, in the clear and encrypted, and wait for each other.
+"""Federation of two deployments on two machines: messages with and without encryption, media, profiles, outages.
 
-Nothing but the server names is known to the other side, which finds the rest by well-known on port 443. Each trusts the
-other's private authority, as homeservers of one company would; the rest of the world's is not needed.
+Each knows only the other's server name and finds the rest by well-known on port 443. Each trusts the other's private
+authority, as homeservers of one company would.
 """
 
 import asyncio
@@ -21,20 +21,30 @@ import nio
 import pytest
 
 from tests.conftest import Deployed
-from tests.e2e.client import Account, Outside, answered, expect, hears, messages, new_user, say, until
+from tests.e2e.client import (
+    Account,
+    Outside,
+    expect,
+    expect_json,
+    messages,
+    new_user,
+    receive_message,
+    send_message,
+    sync_until,
+)
 from tests.protocols.federation_tester import canonical, check, key_problem, problems
 from tests.testbed import Host, Testbed
 
 pytestmark = pytest.mark.role("synapse")
 
-# Seconds until a homeserver that was away has what it missed. The others try again within 21 s (max_long_retry_delay, with
-# Synapse's jitter); the rest is for busy machines.
+# Seconds within which a homeserver has what it missed during an outage. The others retry within 21 s (max_long_retry_delay,
+# with Synapse's jitter); the rest is for busy machines.
 CATCH_UP = 50
 
 
 @dataclass(frozen=True)
 class Side:
-    """One homeserver, as its users reach it, and one of them."""
+    """One homeserver, its clients, and one of its users."""
 
     deployed: Deployed
     outside: Outside
@@ -49,33 +59,33 @@ class Side:
         return self.deployed.server_name
 
     def client(self, *, encrypted: bool = False) -> Any:
-        """matrix-nio's client of the user."""
+        """A client of matrix-nio, logged in as the user."""
         return self.outside.matrix(self.user, encrypted=encrypted)
 
-    def ask(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
-        """What its homeserver answers the user; the path is that below `/_matrix/client/`."""
+    def request(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
+        """Send a request of the user to their homeserver; the path is below `/_matrix/client/`. Returns the JSON."""
         with self.outside.http() as http:
             url = self.outside.url("matrix", f"/_matrix/client/{path}")
-            return answered(http.request(method, url, headers=self.user.authorization, **more), status)
+            return expect_json(http.request(method, url, headers=self.user.authorization, **more), status)
 
 
 @pytest.fixture(scope="module")
 def sides(both: tuple[Deployed, Deployed], tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
     """Alice on Debian 13 and Bob on Debian 12, whose homeservers trust each other's authority.
 
-    They go on trusting it afterwards: nothing else on the machines minds.
+    The authorities stay trusted afterwards: no other test is affected.
     """
     outsides = [Outside(each.host, tmp_path_factory.mktemp(each.host.name)) for each in both]
 
-    def trust(here: Deployed, other: Outside) -> list[str]:
-        here.host.put(other.root, "/usr/local/share/ca-certificates/neighbour.crt")
-        here.host.run("update-ca-certificates")
-        return here.deployment.run("-y").changed
+    def trust(deployed: Deployed, other: Outside) -> list[str]:
+        deployed.host.put(other.root, "/usr/local/share/ca-certificates/neighbour.crt")
+        deployed.host.run("update-ca-certificates")
+        return deployed.deployment.run("-y").changed
 
     with ThreadPoolExecutor() as pool:
         for changed in pool.map(trust, both, reversed(outsides)):
-            # They read the trust store when they start, so a deploy after a change of it has to start them.
-            assert changed == ["Run Synapse", "Run Sydent"], f"who is trusted has changed; the deploy did {changed}"
+            # They read the trust store only when they start, so the deploy after its change has to restart them.
+            assert changed == ["Run Synapse", "Run Sydent"], f"the trust store has changed; the deploy did {changed}"
     first, second = (
         Side(deployed, outside, new_user(outside, name))
         for deployed, outside, name in zip(both, outsides, ("alice", "bob"), strict=True)
@@ -95,20 +105,20 @@ def bob(sides: tuple[Side, Side]) -> Side:
 
 @pytest.fixture(scope="module")
 def room(alice: Side, bob: Side) -> str:
-    """A room of Alice's to which she has invited Bob, and which he has joined."""
+    """A room of Alice's that Bob was invited to and has joined."""
 
-    async def meet() -> str:
+    async def create() -> str:
         async with alice.client() as hers, bob.client() as his:
-            return await _meet(hers, his)
+            return await _create_shared_room(hers, his)
 
-    return asyncio.run(meet())
+    return asyncio.run(create())
 
 
 # --- as other homeservers see it ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["alices", "bobs"])
-def test_other_homeservers_find_and_believe_it(sides: tuple[Side, Side], testbed: Testbed, which: int) -> None:
+def test_other_homeservers_find_it_and_accept_its_keys(sides: tuple[Side, Side], testbed: Testbed, which: int) -> None:
     side = sides[which]
     findings = check(side.server_name, testbed.resolve, side.outside.root)
     assert problems(findings) == []
@@ -123,20 +133,20 @@ def test_other_homeservers_find_and_believe_it(sides: tuple[Side, Side], testbed
     assert findings[0].detail == f"matrix.{side.server_name}:443 speaks for {side.server_name}"
 
 
-def test_the_tester_notices_who_is_not_what_he_seems(alice: Side, bob: Side, testbed: Testbed) -> None:
-    def led_astray(name: str) -> str:
+def test_the_federation_tester_reports_wrong_certificates_and_keys(alice: Side, bob: Side, testbed: Testbed) -> None:
+    def wrong_address(name: str) -> str:
         return testbed.resolve(name.replace(alice.server_name, bob.server_name))
 
     def found(resolver: Callable[[str], str], ca: Path, port_8448: bool = False) -> str:
         return "\n".join(problems(check(alice.server_name, resolver, ca, port_8448=port_8448)))
 
     assert "certificate verify failed" in found(testbed.resolve, bob.outside.root), "an unknown authority is trusted"
-    assert "gives no answer" in found(led_astray, bob.outside.root), "a name's certificate is not looked at"
+    assert "gives no answer" in found(wrong_address, bob.outside.root), "the name in the certificate is not checked"
     assert "port 8448, certificate" in found(testbed.resolve, alice.outside.root, port_8448=True)
     assert "has no address" in found(lambda name: testbed.resolve(f"{name}.nowhere"), alice.outside.root)
 
     with alice.outside.http() as http:
-        keys = answered(http.get(alice.outside.url("matrix", "/_matrix/key/v2/server")))
+        keys = expect_json(http.get(alice.outside.url("matrix", "/_matrix/key/v2/server")))
     now = time.time()
     assert key_problem(keys, alice.server_name, now) is None
     assert "are those of" in (key_problem(keys, bob.server_name, now) or "")
@@ -151,26 +161,26 @@ def test_the_tester_notices_who_is_not_what_he_seems(alice: Side, bob: Side, tes
 # --- as users see it ----------------------------------------------------------------------------------------------
 
 
-def test_messages_go_both_ways(alice: Side, bob: Side, room: str) -> None:
+def test_messages_arrive_in_both_directions(alice: Side, bob: Side, room: str) -> None:
     async def conversation() -> None:
         async with alice.client() as hers, bob.client() as his:
-            await say(hers, room, "Come and see the beans.")
-            await hears(his, room, alice.user.user_id, "Come and see the beans.")
-            await say(his, room, "Auf dem Weg 🚲")
-            await hears(hers, room, bob.user.user_id, "Auf dem Weg 🚲")
+            await send_message(hers, room, "Come and see the beans.")
+            await receive_message(his, room, alice.user.user_id, "Come and see the beans.")
+            await send_message(his, room, "Auf dem Weg 🚲")
+            await receive_message(hers, room, bob.user.user_id, "Auf dem Weg 🚲")
 
     asyncio.run(conversation())
 
 
-def test_profiles_of_users_elsewhere(alice: Side, bob: Side) -> None:
+def test_profiles_of_remote_users(alice: Side, bob: Side) -> None:
     name = f"Bob {secrets.token_hex(3)}"
-    bob.ask("PUT", f"v3/profile/{quote(bob.user.user_id)}/displayname", json={"displayname": name})
-    assert alice.ask("GET", f"v3/profile/{quote(bob.user.user_id)}")["displayname"] == name
-    nobody = alice.ask("GET", f"v3/profile/{quote(f'@nobody:{bob.server_name}')}", status=404)
-    assert nobody["errcode"] == "M_NOT_FOUND", nobody
+    bob.request("PUT", f"v3/profile/{quote(bob.user.user_id)}/displayname", json={"displayname": name})
+    assert alice.request("GET", f"v3/profile/{quote(bob.user.user_id)}")["displayname"] == name
+    unknown = alice.request("GET", f"v3/profile/{quote(f'@nobody:{bob.server_name}')}", status=404)
+    assert unknown["errcode"] == "M_NOT_FOUND", unknown
 
 
-def test_media_of_users_elsewhere(alice: Side, bob: Side) -> None:
+def test_media_of_remote_users(alice: Side, bob: Side) -> None:
     picture = os.urandom(300_000)
 
     async def upload() -> str:
@@ -186,12 +196,14 @@ def test_media_of_users_elsewhere(alice: Side, bob: Side) -> None:
         url = bob.outside.url("matrix", f"/_matrix/client/v1/media/download/{media}")
         response = http.get(url, headers=bob.user.authorization)
         assert response.status_code == 200, response.text
-        assert response.content == picture, "Bob got other bytes than Alice had sent"
-        assert answered(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", "strangers may download media"
+        assert response.content == picture, "Bob got other bytes than Alice uploaded"
+        assert expect_json(http.get(url), 401)["errcode"] == "M_MISSING_TOKEN", (
+            "unauthenticated clients may download media"
+        )
 
 
-def test_encrypted_messages(alice: Side, bob: Side) -> None:
-    """Device keys, one-time keys and the room's key cross from one homeserver to the other; the text never does."""
+def test_encrypted_messages_between_homeservers(alice: Side, bob: Side) -> None:
+    """Device keys, one-time keys and room keys go from one homeserver to the other; the homeservers never see the text."""
     greeting, answer = f"The gate's code is {secrets.token_hex(4)}", f"I am in {secrets.token_hex(4)}"
 
     async def conversation() -> None:
@@ -202,42 +214,42 @@ def test_encrypted_messages(alice: Side, bob: Side) -> None:
             unclaimed = expect(await his.sync(), nio.SyncResponse).device_key_count.signed_curve25519
             assert unclaimed
 
-            room = await _meet(hers, his, encrypted=True)
-            sent = await say(hers, room, greeting)
-            heard = await hears(his, room, alice.user.user_id, greeting)
-            assert heard.decrypted and heard.event_id == sent
+            room = await _create_shared_room(hers, his, encrypted=True)
+            sent = await send_message(hers, room, greeting)
+            received = await receive_message(his, room, alice.user.user_id, greeting)
+            assert received.decrypted and received.event_id == sent
 
-            # What Alice's homeserver told her of Bob's device, it has from his.
-            asked = alice.ask("POST", "v3/keys/query", json={"device_keys": {bob.user.user_id: []}})
-            assert asked["failures"] == {}
-            device = asked["device_keys"][bob.user.user_id][bob.user.device_id]
+            # Alice's homeserver has the keys of Bob's device from his homeserver.
+            queried = alice.request("POST", "v3/keys/query", json={"device_keys": {bob.user.user_id: []}})
+            assert queried["failures"] == {}
+            device = queried["device_keys"][bob.user.user_id][bob.user.device_id]
             assert device["keys"] == {
                 f"ed25519:{bob.user.device_id}": his.olm.account.identity_keys["ed25519"],
                 f"curve25519:{bob.user.device_id}": his.olm.account.identity_keys["curve25519"],
             }
             left = expect(await his.sync(full_state=True), nio.SyncResponse).device_key_count.signed_curve25519
-            assert left == unclaimed - 1, "Alice's device has not taken one of the one-time keys of Bob's"
+            assert left == unclaimed - 1, "Alice's device has not claimed exactly one one-time key of Bob's"
 
-            sent = await say(his, room, answer)
-            heard = await hears(hers, room, bob.user.user_id, answer)
-            assert heard.decrypted and heard.event_id == sent
+            sent = await send_message(his, room, answer)
+            received = await receive_message(hers, room, bob.user.user_id, answer)
+            assert received.decrypted and received.event_id == sent
 
             for side in (alice, bob):
-                kept = side.ask("GET", f"v3/rooms/{quote(room)}/event/{quote(sent)}")
-                assert kept["type"] == "m.room.encrypted" and kept["content"]["algorithm"] == "m.megolm.v1.aes-sha2"
-                assert answer not in json.dumps(kept), f"{side.server_name} knows what Bob said"
+                event = side.request("GET", f"v3/rooms/{quote(room)}/event/{quote(sent)}")
+                assert event["type"] == "m.room.encrypted" and event["content"]["algorithm"] == "m.megolm.v1.aes-sha2"
+                assert answer not in json.dumps(event), f"{side.server_name} has Bob's message in plain text"
 
     asyncio.run(conversation())
 
 
-def _stopped(host: Host) -> Callable[[], None]:
-    """Stop the homeserver; how to start it again."""
+def _stop_synapse(host: Host) -> Callable[[], None]:
+    """Stop the homeserver; returns a function that starts it again."""
     host.run("systemctl stop matrix-synapse")
     return lambda: _start(host)
 
 
-def _unplugged(host: Host) -> Callable[[], None]:
-    """Cut the machine off from all others; how to connect it again."""
+def _unplug(host: Host) -> Callable[[], None]:
+    """Disconnect the machine from all others; returns a function that connects it again."""
     host.cut_off()
     return host.reconnect
 
@@ -246,17 +258,17 @@ def _start(host: Host) -> None:
     host.run("systemctl start matrix-synapse", timeout=120)
 
 
-@pytest.mark.parametrize("absent", [_stopped, _unplugged], ids=["stopped", "unplugged"])
-def test_who_was_away_catches_up(
-    alice: Side, bob: Side, room: str, absent: Callable[[Host], Callable[[], None]]
+@pytest.mark.parametrize("interrupt", [_stop_synapse, _unplug], ids=["stopped", "unplugged"])
+def test_messages_sent_during_an_outage_arrive_after_it(
+    alice: Side, bob: Side, room: str, interrupt: Callable[[Host], Callable[[], None]]
 ) -> None:
-    """Nobody has to say or do anything for it: Alice's homeserver tries again soon."""
+    """Nobody has to do anything for it: Alice's homeserver retries soon."""
     missed = [f"Message {number} {secrets.token_hex(3)}" for number in range(3)]
 
     async def write() -> None:
         async with alice.client() as hers:
             for text in missed:
-                await say(hers, room, text)
+                await send_message(hers, room, text)
 
     async def read() -> list[str]:
         async with bob.client() as his:
@@ -266,14 +278,16 @@ def test_who_was_away_catches_up(
                 seen.extend(message.body for message in messages(sync, room))
                 return missed[-1] in seen
 
-            await until(his, all_seen, "Bob does not hear what was said while his homeserver was away", CATCH_UP)
+            await sync_until(
+                his, all_seen, "Bob does not receive what was sent during the outage of his homeserver", CATCH_UP
+            )
             return seen
 
-    come_back = absent(bob.host)
+    recover = interrupt(bob.host)
     try:
         asyncio.run(write())
     finally:
-        come_back()
+        recover()
     seen = asyncio.run(read())
     assert [text for text in seen if text in missed] == missed, "something is missing, or not in order"
 
@@ -297,30 +311,34 @@ def with_port_8448(alice: Side) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("with_port_8448")
-def test_federation_on_port_8448_for_those_who_want_it(alice: Side, testbed: Testbed) -> None:
+def test_federation_on_port_8448_if_chosen(alice: Side, testbed: Testbed) -> None:
     findings = check(alice.server_name, testbed.resolve, alice.outside.root, port_8448=True)
     assert problems(findings) == []
     assert any(finding.subject == "port 8448, keys" for finding in findings)
     with alice.outside.http() as http:
         for name in (alice.outside.url(""), alice.outside.url("matrix")):
-            assert answered(http.get(f"{name}:8448/_matrix/federation/v1/version"))["server"]["name"] == "Synapse"
+            assert expect_json(http.get(f"{name}:8448/_matrix/federation/v1/version"))["server"]["name"] == "Synapse"
             for path in ("/_matrix/client/versions", "/_synapse/admin/v1/server_version", "/"):
-                assert http.get(f"{name}:8448{path}").status_code == 404, f"{path} is no business of homeservers"
+                assert http.get(f"{name}:8448{path}").status_code == 404, f"{path} is served on the federation port"
         for name in (alice.outside.url(""), alice.outside.url("matrix")):
             plain = name.replace("https:", "http:")
-            assert http.get(f"{plain}/x").headers["location"] == f"{name}/x", "browsers are led to the wrong port"
+            assert http.get(f"{plain}/x").headers["location"] == f"{name}/x", "HTTP is redirected to the wrong port"
     listening = alice.host.run("ss -Hlntup sport = :8448").stdout.split("\n")
-    assert [line.split()[0] for line in listening if line] == ["tcp"], "homeservers do not speak HTTP/3"
+    assert [line.split()[0] for line in listening if line] == ["tcp"], (
+        "only TCP is expected: homeservers do not use HTTP/3"
+    )
 
 
-async def _meet(hers: nio.AsyncClient, his: nio.AsyncClient, *, encrypted: bool = False) -> str:
-    """A new room with both in it, invited and joined across the homeservers."""
+async def _create_shared_room(hers: nio.AsyncClient, his: nio.AsyncClient, *, encrypted: bool = False) -> str:
+    """Create a room and invite and join the user of the other homeserver; returns the room ID."""
     state = [nio.EnableEncryptionBuilder().as_dict()] if encrypted else []
     room = str(expect(await hers.room_create(name="Garden", initial_state=state), nio.RoomCreateResponse).room_id)
     expect(await hers.room_invite(room, his.user_id), nio.RoomInviteResponse)
-    await until(his, lambda sync: room in sync.rooms.invite, f"{his.user_id} sees no invitation")
+    await sync_until(his, lambda sync: room in sync.rooms.invite, f"{his.user_id} sees no invitation")
     expect(await his.join(room), nio.JoinResponse)
-    await until(his, lambda _: room in his.rooms, f"{his.user_id} is not in the room")
-    # Only those are told the room's key whom the client knows to be in it.
-    await until(hers, lambda _: his.user_id in hers.rooms[room].users, f"{hers.user_id} sees nobody join")
+    await sync_until(his, lambda _: room in his.rooms, f"{his.user_id} is not in the room")
+    # The client sends the room key only to members that it knows of.
+    await sync_until(
+        hers, lambda _: his.user_id in hers.rooms[room].users, f"{hers.user_id} does not see {his.user_id} join"
+    )
     return room

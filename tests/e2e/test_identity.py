@@ -1,4 +1,4 @@
-"""Somebody confirms an e-mail address with the identity server and is found by it. A real mail server delivers the mail."""
+"""Users validate e-mail addresses with the identity server, are found and invited by them. A real mail server delivers."""
 
 import re
 import secrets
@@ -13,8 +13,17 @@ import httpx
 import pytest
 
 from tests.conftest import Deployed
-from tests.e2e.client import PATIENCE, Account, Outside, answered
-from tests.e2e.identity import MAIL_SERVER, V2, ask, bind, delivered, identify, link, look_up
+from tests.e2e.client import TIMEOUT, Account, Outside, expect_json
+from tests.e2e.identity import (
+    MAIL_SERVER,
+    V2,
+    bind,
+    identity_login,
+    look_up,
+    receive_mail,
+    request_validation,
+    validation_link,
+)
 
 pytestmark = pytest.mark.role("sydent")
 
@@ -30,87 +39,89 @@ userdel --force --remove {user}
 
 @pytest.fixture(scope="module")
 def mailbox(deployed: Deployed) -> Iterator[str]:
-    """The name of somebody who gets mail at <name>@<server name> and <name>+anything@<server name>."""
+    """The name of a mailbox that gets mail to <name>@<server name> and <name>+anything@<server name>."""
     user = f"gardener-{secrets.token_hex(3)}"
     deployed.host.run("sh -s", stdin=MAIL_SERVER.format(domain=deployed.server_name, user=user), timeout=300)
     yield user
     deployed.host.run("sh -s", stdin=NO_MAIL_SERVER.format(user=user), timeout=300)
 
 
-def test_a_user_is_found_by_a_confirmed_address(
+def test_a_user_is_found_by_a_validated_address(
     outside: Outside, alice: Account, bob: Account, mailbox: str, tmp_path: Path
 ) -> None:
     address = f"{mailbox}+found@{outside.server_name}"
     identity = outside.url("identity", V2)
     with outside.http() as http:
-        hers, his = identify(outside, http, alice), identify(outside, http, bob)
-        assert answered(http.get(f"{identity}/account", headers=hers))["user_id"] == alice.user_id
-        assert look_up(outside, http, his, address) == {}, "the address is found before anybody confirmed it"
+        hers, his = identity_login(outside, http, alice), identity_login(outside, http, bob)
+        assert expect_json(http.get(f"{identity}/account", headers=hers))["user_id"] == alice.user_id
+        assert look_up(outside, http, his, address) == {}, "the address is found before it was validated"
 
-        session = ask(outside, http, hers, address)
+        session = request_validation(outside, http, hers, address)
         early = bind(outside, http, alice, hers, session)
-        assert early.status_code >= 400, "the address was bound without being confirmed"
+        assert early.status_code >= 400, "the address was bound without being validated"
 
-        mail = delivered(outside, mailbox, address, tmp_path)
+        mail = receive_mail(outside, mailbox, address, tmp_path)
         _check_mail(mail, outside, address)
-        guessed = http.get(re.sub(r"\btoken=\w+", "token=guessed", link(mail)))
-        assert "successful" not in guessed.text, "the address can be confirmed without having got the mail"
-        page = http.get(link(mail))
+        guessed = http.get(re.sub(r"\btoken=\w+", "token=guessed", validation_link(mail)))
+        assert "successful" not in guessed.text, "the address can be validated without the token in the mail"
+        page = http.get(validation_link(mail))
         assert page.status_code == 200, page.text
         assert page.headers["content-type"].startswith("text/html")
         assert "Verification successful" in page.text, page.text
 
-        answered(bind(outside, http, alice, hers, session))
+        expect_json(bind(outside, http, alice, hers, session))
         assert look_up(outside, http, his, address) == {address: alice.user_id}
 
         for headers in (hers, his):
-            answered(http.post(f"{identity}/account/logout", headers=headers))
-            answered(http.get(f"{identity}/account", headers=headers), 401)
+            expect_json(http.post(f"{identity}/account/logout", headers=headers))
+            expect_json(http.get(f"{identity}/account", headers=headers), 401)
 
 
-def test_a_user_can_take_an_address_back(
+def test_a_user_can_unbind_an_address(
     outside: Outside, alice: Account, bob: Account, mailbox: str, tmp_path: Path
 ) -> None:
-    """The homeserver asks for it and signs the request, which the identity server verifies."""
+    """The homeserver sends a signed request, and the identity server verifies the signature."""
     address = f"{mailbox}+back@{outside.server_name}"
     with outside.http() as http:
-        hers, his = identify(outside, http, alice), identify(outside, http, bob)
-        session = ask(outside, http, hers, address)
-        http.get(link(delivered(outside, mailbox, address, tmp_path)))
-        answered(bind(outside, http, alice, hers, session))
+        hers, his = identity_login(outside, http, alice), identity_login(outside, http, bob)
+        session = request_validation(outside, http, hers, address)
+        http.get(validation_link(receive_mail(outside, mailbox, address, tmp_path)))
+        expect_json(bind(outside, http, alice, hers, session))
         assert look_up(outside, http, his, address) == {address: alice.user_id}
 
-        gone = {"medium": "email", "address": address, "id_server": f"identity.{outside.server_name}"}
+        unbind = {"medium": "email", "address": address, "id_server": f"identity.{outside.server_name}"}
         url = outside.url("matrix", "/_matrix/client/v3/account/3pid/unbind")
-        answer = answered(http.post(url, headers=alice.authorization, json=gone))
+        answer = expect_json(http.post(url, headers=alice.authorization, json=unbind))
         assert answer == {"id_server_unbind_result": "success"}
-        assert look_up(outside, http, his, address) == {}, "the address is still found after it was taken back"
+        assert look_up(outside, http, his, address) == {}, "the address is still found after it was unbound"
 
 
-def test_somebody_is_invited_by_address(
+def test_a_user_is_invited_by_address(
     outside: Outside, alice: Account, bob: Account, mailbox: str, tmp_path: Path
 ) -> None:
-    """The invitation waits with the identity server until somebody shows that the address is theirs."""
+    """The identity server keeps the invitation until the owner of the address binds it to an account."""
     address = f"{mailbox}+invited@{outside.server_name}"
     with outside.http() as http:
-        hers, his = identify(outside, http, alice), identify(outside, http, bob)
+        hers, his = identity_login(outside, http, alice), identity_login(outside, http, bob)
         room = _ask_homeserver(
             outside, http, alice, "POST", "createRoom", {"name": "Harvest", "preset": "private_chat"}
         )["room_id"]
         _invite(outside, http, alice, hers, room, address)
 
-        mail = delivered(outside, mailbox, address, tmp_path)
+        mail = receive_mail(outside, mailbox, address, tmp_path)
         plain = mail.get_body(("plain",))
-        assert plain and "Harvest" in plain.get_content(), f"the mail does not say to which room: {plain}"
-        assert alice.user_id.split(":")[0].removeprefix("@") in plain.get_content(), "the mail does not say by whom"
+        assert plain and "Harvest" in plain.get_content(), f"the mail does not name the room: {plain}"
+        assert alice.user_id.split(":")[0].removeprefix("@") in plain.get_content(), (
+            "the mail does not name the inviting user"
+        )
 
-        session = ask(outside, http, his, address)
-        http.get(link(delivered(outside, mailbox, address, tmp_path)))
-        answered(bind(outside, http, bob, his, session))
+        session = request_validation(outside, http, his, address)
+        http.get(validation_link(receive_mail(outside, mailbox, address, tmp_path)))
+        expect_json(bind(outside, http, bob, his, session))
         _wait_for_invitation(outside, http, bob, room)
         _ask_homeserver(outside, http, bob, "POST", f"rooms/{room}/join", {})
 
-        # Whose address is known is invited at once, and gets no mail.
+        # A user whose address is bound already is invited at once, without a mail.
         second = _ask_homeserver(outside, http, alice, "POST", "createRoom", {"preset": "private_chat"})["room_id"]
         _invite(outside, http, alice, hers, second, address)
         _wait_for_invitation(outside, http, bob, second)
@@ -120,25 +131,25 @@ def _ask_homeserver(
     outside: Outside, http: httpx.Client, account: Account, method: str, path: str, body: dict[str, Any] | None = None
 ) -> Any:
     url = outside.url("matrix", f"/_matrix/client/v3/{path}")
-    return answered(http.request(method, url, headers=account.authorization, json=body))
+    return expect_json(http.request(method, url, headers=account.authorization, json=body))
 
 
 def _invite(
     outside: Outside, http: httpx.Client, account: Account, headers: dict[str, str], room: str, address: str
 ) -> None:
-    wish = {
+    body = {
         "id_server": f"identity.{outside.server_name}",
         "id_access_token": headers["Authorization"].removeprefix("Bearer "),
         "medium": "email",
         "address": address,
     }
-    _ask_homeserver(outside, http, account, "POST", f"rooms/{room}/invite", wish)
+    _ask_homeserver(outside, http, account, "POST", f"rooms/{room}/invite", body)
 
 
 def _wait_for_invitation(outside: Outside, http: httpx.Client, account: Account, room: str) -> None:
-    deadline, since = time.monotonic() + PATIENCE, ""
+    deadline, since = time.monotonic() + TIMEOUT, ""
     while time.monotonic() < deadline:
-        # From where the last one ended: Synapse answers the same question with the same, for two minutes.
+        # Since the last answer: Synapse caches the answer to an identical request for two minutes.
         answer = _ask_homeserver(outside, http, account, "GET", f"sync?timeout=2000{since}")
         if room in answer.get("rooms", {}).get("invite", {}):
             return
@@ -146,7 +157,7 @@ def _wait_for_invitation(outside: Outside, http: httpx.Client, account: Account,
     raise AssertionError(f"{account.user_id} sees no invitation")
 
 
-def test_strangers_get_nothing_from_the_identity_server(outside: Outside) -> None:
+def test_unauthenticated_clients_are_refused_by_the_identity_server(outside: Outside) -> None:
     with outside.http() as http:
         identity = outside.url("identity", V2)
         forged = {
@@ -156,7 +167,7 @@ def test_strangers_get_nothing_from_the_identity_server(outside: Outside) -> Non
             "expires_in": 3600,
         }
         refused = http.post(f"{identity}/account/register", json=forged)
-        assert refused.status_code >= 400, "an account for somebody whom the homeserver does not know"
+        assert refused.status_code >= 400, "a forged OpenID token gets an account"
         for path in ("account", "hash_details", "lookup", "validate/email/requestToken", "3pid/bind", "store-invite"):
             response = http.request("GET" if path in ("account", "hash_details") else "POST", f"{identity}/{path}")
             assert response.status_code in (400, 401, 403), f"{path}: {response.status_code} {response.text}"
@@ -169,11 +180,11 @@ def _check_mail(mail: EmailMessage, outside: Outside, address: str) -> None:
     assert mail.get_content_type() == "multipart/alternative"
     plain, html = mail.get_body(("plain",)), mail.get_body(("html",))
     assert plain and html, "the mail lacks a part"
-    assert link(mail) in _Links.of(html.get_content()), "the link of the text is not the button's"
+    assert validation_link(mail) in _Links.of(html.get_content()), "the link in the text part is not in the HTML part"
 
 
 class _Links(HTMLParser):
-    """Where a page links to."""
+    """The link targets of a page."""
 
     def __init__(self) -> None:
         super().__init__()

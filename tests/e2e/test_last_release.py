@@ -1,6 +1,6 @@
-"""From the last release: it is deployed as it was, people write, and this version is deployed over it.
+"""Upgrade from the last release: it is deployed, two users use it, and this version is deployed over it.
 
-Nothing is lost, units are restarted only where a file of theirs changed, and a second run has nothing to do.
+Nothing is lost, only units whose files changed are restarted, and a second run changes nothing.
 """
 
 import asyncio
@@ -20,17 +20,35 @@ from cryptography.fernet import Fernet
 
 from tests.conftest import own
 from tests.deployment import ROOT, Deployment
-from tests.e2e.client import Account, Outside, answered, expect, hears, messages, new_user, say, until
-from tests.e2e.identity import MAIL_SERVER, ask, bind, delivered, identify, link, look_up
+from tests.e2e.client import (
+    Account,
+    Outside,
+    expect,
+    expect_json,
+    messages,
+    new_user,
+    receive_message,
+    send_message,
+    sync_until,
+)
+from tests.e2e.identity import (
+    MAIL_SERVER,
+    bind,
+    identity_login,
+    look_up,
+    receive_mail,
+    request_validation,
+    validation_link,
+)
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
 
 LAST_RELEASE, COMMIT = "0.1.0", "703070e5dd30e758630dc382a5f616dfcebaba87"
-# What its administrator could choose: later roles and settings are unknown to it.
+# The roles of that release; later ones are unknown to it.
 ROLES = ("postgres", "synapse", "sydent", "sliding_sync", "caddy", "coturn")
 
-# Unit -> what it reads when it starts, beside its own definition. Caddy reads its Caddyfile again without a restart.
+# Unit -> files that it reads only when it starts, beside its unit files. Caddy reloads its Caddyfile without a restart.
 READS = {
     "postgresql@*.service": "/etc/postgresql/*/main",
     "caddy.service": "",
@@ -40,7 +58,7 @@ READS = {
     "sliding-sync.service": "/etc/sliding-sync /opt/sliding-sync/current",
 }
 SYNAPSE_OWN, POSTGRES_OWN = "/etc/matrix-synapse/conf.d/mine.yaml", "$(ls -d /etc/postgresql/*/main/conf.d)/mine.conf"
-ADMINISTRATOR = f"""
+OWN_CONFIGURATION = f"""
 echo 'enable_set_displayname: false' >{SYNAPSE_OWN}
 echo "log_min_duration_statement = '54321ms'" >{POSTGRES_OWN}
 chgrp matrix-synapse {SYNAPSE_OWN}; chmod 640 {SYNAPSE_OWN}; chmod 644 {POSTGRES_OWN}
@@ -54,14 +72,14 @@ UNION ALL SELECT concat_ws(' ', 'database', datname, pg_get_userbyid(datdba), pg
 FROM pg_database;
 """
 
-# What Alice, Bob and Alice again write; Bob has not read the last.
+# Messages of Alice, Bob and Alice; Bob has not received the last.
 PLAIN = ["The beans are up.", "Grüße aus dem Gewächshaus 🌱", "Who waters them?"]
 ENCRYPTED = ["The gate's code is 4711.", "I am in.", "Change it tomorrow."]
 
 
 @pytest.fixture(scope="session")
 def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last release's files, from this checkout's history."""
+    """The last release's files, from the history of this repository."""
     archive = subprocess.run(["git", "archive", COMMIT], cwd=ROOT, capture_output=True)
     if archive.returncode:
         reason = archive.stderr.decode().strip()
@@ -76,10 +94,10 @@ def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine has that must not be lost, or touched needlessly.
+    """The state of a machine that an upgrade must keep.
 
-    started: unit -> which start of it runs. files: unit -> the files that it reads, each with its content's sum, and where
-    its links lead to. own: what the administrator wrote, with owner and mode.
+    started: unit -> invocation ID. files: unit -> the files that it reads, each with its checksum, and the targets of its
+    links. own: the administrator's own configuration files, with owner and mode.
     """
 
     started: dict[str, str]
@@ -107,11 +125,11 @@ def psql(host: Host, query: str) -> str:
 
 
 @dataclass(frozen=True)
-class Life:
-    """What two people have on their homeserver.
+class UserData:
+    """What two users have on their homeserver.
 
-    keys: directory of their clients' keys. since: up to where Bob has synchronised. identity: their logins at the identity
-    server, which leads from the address to Alice.
+    keys: directory of their clients' encryption keys. since: Bob's sync token. identity: the headers of their logins at the
+    identity server, where the address is bound to Alice.
     """
 
     alice: Account
@@ -128,11 +146,11 @@ class Life:
 
 @dataclass(frozen=True)
 class Upgraded:
-    """A machine on which this version was deployed over the last release. vault: what it held before."""
+    """A machine on which this version was deployed over the last release. vault: its content before."""
 
     deployment: Deployment
     outside: Outside
-    life: Life
+    users: UserData
     before: Machine
     after: Machine
     vault: dict[str, Any] = field(repr=False)
@@ -164,26 +182,26 @@ def upgraded(
     deployment.run("-y")
     assert deployment.run("-y").changed == [], "the last release is not deployed completely"
 
-    host.run(ADMINISTRATOR, timeout=120)
+    host.run(OWN_CONFIGURATION, timeout=120)
     outside = Outside(host, directory)
-    life = asyncio.run(live(outside, directory))
-    before, vault = Machine.of(host), stored(deployment)
+    users = asyncio.run(use_everything(outside, directory))
+    before, vault = Machine.of(host), vault_document(deployment)
 
     deployment.root = ROOT
     deployment.run("-y")
-    yield Upgraded(deployment, outside, life, before, Machine.of(host), vault)
+    yield Upgraded(deployment, outside, users, before, Machine.of(host), vault)
     host.down()
 
 
-def stored(deployment: Deployment) -> dict[str, Any]:
+def vault_document(deployment: Deployment) -> dict[str, Any]:
     """The vault as the last release wrote it."""
     key = Fernet(deployment.vault.with_suffix(".key").read_bytes().strip())
     document: dict[str, Any] = json.loads(key.decrypt(deployment.vault.read_bytes().strip()))
     return document
 
 
-async def live(outside: Outside, directory: Path) -> Life:
-    """Let two people use everything once."""
+async def use_everything(outside: Outside, directory: Path) -> UserData:
+    """Two users send messages with and without encryption, upload media, and bind an address."""
     host, mailbox = outside.host, "gardener"
     host.run("sh -s", stdin=MAIL_SERVER.format(domain=host.domain, user=mailbox), timeout=300)
     alice, bob = [await asyncio.to_thread(new_user, outside, name) for name in ("alice", "bob")]
@@ -193,34 +211,37 @@ async def live(outside: Outside, directory: Path) -> Life:
         for client in (hers, his):
             expect(await client.sync(), nio.SyncResponse)
             expect(await client.keys_upload(), nio.KeysUploadResponse)
-        plain, encrypted = await meet(hers, his), await meet(hers, his, nio.EnableEncryptionBuilder().as_dict())
+        plain, encrypted = (
+            await create_shared_room(hers, his),
+            await create_shared_room(hers, his, nio.EnableEncryptionBuilder().as_dict()),
+        )
         rooms = {plain: PLAIN, encrypted: ENCRYPTED}
         for room, written in rooms.items():
-            await say(hers, room, written[0])
-            await hears(his, room, alice.user_id, written[0])
-            await say(his, room, written[1])
-            await hears(hers, room, bob.user_id, written[1])
+            await send_message(hers, room, written[0])
+            await receive_message(his, room, alice.user_id, written[0])
+            await send_message(his, room, written[1])
+            await receive_message(hers, room, bob.user_id, written[1])
         since = expect(await his.sync(), nio.SyncResponse).next_batch
         for room, written in rooms.items():
-            await say(hers, room, written[2])
+            await send_message(hers, room, written[2])
         answer, _ = await hers.upload(io.BytesIO(picture), content_type="image/png", filesize=len(picture))
         media = expect(answer, nio.UploadResponse).content_uri.removeprefix("mxc://")
     with outside.http() as http:
-        identity = identify(outside, http, alice), identify(outside, http, bob)
-        session = ask(outside, http, identity[0], address)
-        http.get(link(delivered(outside, mailbox, address, directory)))
-        answered(bind(outside, http, alice, identity[0], session))
-    return Life(alice, bob, keys, plain, encrypted, since, media, picture, address, identity)
+        identity = identity_login(outside, http, alice), identity_login(outside, http, bob)
+        session = request_validation(outside, http, identity[0], address)
+        http.get(validation_link(receive_mail(outside, mailbox, address, directory)))
+        expect_json(bind(outside, http, alice, identity[0], session))
+    return UserData(alice, bob, keys, plain, encrypted, since, media, picture, address, identity)
 
 
-async def meet(hers: nio.AsyncClient, his: nio.AsyncClient, *state: dict[str, Any]) -> str:
-    """A room with both in it."""
+async def create_shared_room(hers: nio.AsyncClient, his: nio.AsyncClient, *state: dict[str, Any]) -> str:
+    """Create a room that both users are in; returns its ID."""
     created = await hers.room_create(invite=[his.user_id], initial_state=state)
     room = str(expect(created, nio.RoomCreateResponse).room_id)
     expect(await his.join(room), nio.JoinResponse)
     for client in (hers, his):
-        await until(client, lambda sync: room in sync.rooms.join, f"{client.user_id} is not in the room")
-    await until(hers, lambda _: len(hers.rooms[room].users) == 2, "Alice does not see Bob")
+        await sync_until(client, lambda sync: room in sync.rooms.join, f"{client.user_id} is not in the room")
+    await sync_until(hers, lambda _: len(hers.rooms[room].users) == 2, "Alice does not see Bob")
     return room
 
 
@@ -228,58 +249,63 @@ def bodies(sync: nio.SyncResponse, room: str) -> list[str]:
     return [message.body for message in messages(sync, room)]
 
 
-def test_what_people_wrote_is_there_and_they_write_on(upgraded: Upgraded) -> None:
-    life, outside = upgraded.life, upgraded.outside
-    rooms = {life.plain: PLAIN, life.encrypted: ENCRYPTED}
+def test_messages_from_before_the_upgrade_are_kept_and_users_continue(upgraded: Upgraded) -> None:
+    users, outside = upgraded.users, upgraded.outside
+    rooms = {users.plain: PLAIN, users.encrypted: ENCRYPTED}
 
-    async def go_on() -> None:
-        async with outside.matrix(life.alice, keys=life.keys) as hers, outside.matrix(life.bob, keys=life.keys) as his:
-            unread = expect(await his.sync(since=life.since), nio.SyncResponse)
-            his.next_batch = ""  # and from the beginning
+    async def conversation() -> None:
+        async with (
+            outside.matrix(users.alice, keys=users.keys) as hers,
+            outside.matrix(users.bob, keys=users.keys) as his,
+        ):
+            unread = expect(await his.sync(since=users.since), nio.SyncResponse)
+            his.next_batch = ""  # then a full sync
             whole = {"room": {"timeline": {"limit": 100}}}
             read = [expect(await each.sync(sync_filter=whole), nio.SyncResponse) for each in (hers, his)]
             for room, written in rooms.items():
-                assert bodies(unread, room) == written[2:], "Bob does not go on from where he was"
-                await say(hers, room, "They grow on.")
-                heard = await hears(his, room, life.alice.user_id, "They grow on.")
-                assert heard.decrypted == (room == life.encrypted)
+                assert bodies(unread, room) == written[2:], (
+                    "Bob does not receive exactly the message that he had not received before"
+                )
+                await send_message(hers, room, "They grow on.")
+                received = await receive_message(his, room, users.alice.user_id, "They grow on.")
+                assert received.decrypted == (room == users.encrypted)
                 for sync in read:
                     assert bodies(sync, room) == written
 
-    asyncio.run(go_on())
+    asyncio.run(conversation())
 
 
-def test_everything_else_that_people_have_is_there(upgraded: Upgraded) -> None:
-    life, outside = upgraded.life, upgraded.outside
+def test_media_passwords_and_bound_addresses_are_kept(upgraded: Upgraded) -> None:
+    users, outside = upgraded.users, upgraded.outside
     with outside.http() as http:
-        url = outside.url("matrix", f"/_matrix/client/v1/media/download/{life.media}")
-        assert http.get(url, headers=life.bob.authorization).content == life.picture, "Bob gets other bytes"
-        assert look_up(outside, http, life.identity[1], life.address) == {life.address: life.alice.user_id}
-    name = life.alice.user_id.removeprefix("@").partition(":")[0]
-    assert asyncio.run(outside.log_in(name, life.alice.password)).user_id == life.alice.user_id
+        url = outside.url("matrix", f"/_matrix/client/v1/media/download/{users.media}")
+        assert http.get(url, headers=users.bob.authorization).content == users.picture, "Bob gets other bytes"
+        assert look_up(outside, http, users.identity[1], users.address) == {users.address: users.alice.user_id}
+    name = users.alice.user_id.removeprefix("@").partition(":")[0]
+    assert asyncio.run(outside.log_in(name, users.alice.password)).user_id == users.alice.user_id
 
 
-def test_units_are_restarted_only_where_a_file_of_theirs_changed(upgraded: Upgraded) -> None:
+def test_only_units_whose_files_changed_are_restarted(upgraded: Upgraded) -> None:
     before, after = upgraded.before, upgraded.after
     restarted = {unit for unit in READS if after.started[unit] != before.started[unit]}
     changed = {unit for unit in READS if after.files[unit] != before.files[unit]}
-    assert restarted - changed == set(), "users lose their connections for nothing"
+    assert restarted - changed == set(), "units were restarted needlessly"
 
 
 def test_a_second_run_changes_nothing(upgraded: Upgraded) -> None:
     assert upgraded.deployment.run("-y").changed == []
 
 
-def test_what_the_administrator_wrote_is_there_and_in_force(upgraded: Upgraded) -> None:
+def test_the_administrators_own_configuration_is_kept_and_used(upgraded: Upgraded) -> None:
     assert upgraded.after.own == upgraded.before.own
     assert psql(upgraded.outside.host, "SHOW log_min_duration_statement;").strip() == "54321ms"
     with upgraded.outside.http() as http:
         url = upgraded.outside.url("matrix", "/_matrix/client/v3/capabilities")
-        capabilities = answered(http.get(url, headers=upgraded.life.alice.authorization))["capabilities"]
+        capabilities = expect_json(http.get(url, headers=upgraded.users.alice.authorization))["capabilities"]
     assert capabilities["m.set_displayname"] == {"enabled": False}
 
 
-def test_databases_and_secrets_are_what_they_were(upgraded: Upgraded) -> None:
+def test_databases_and_secrets_are_kept(upgraded: Upgraded) -> None:
     assert upgraded.before.databases - upgraded.after.databases == set()
     vault, secrets = Vault.open(upgraded.deployment.vault), upgraded.vault["secrets"]
     assert vault.id == upgraded.vault["id"] and len(secrets) > 4
@@ -287,6 +313,6 @@ def test_databases_and_secrets_are_what_they_were(upgraded: Upgraded) -> None:
     assert [name for name, value in secrets.items() if not vault.has(name) or vault.get(name).reveal() != value] == []
 
 
-def test_it_is_verified(upgraded: Upgraded) -> None:
+def test_the_verification_passes(upgraded: Upgraded) -> None:
     status, report = upgraded.deployment.verify()
     assert status == 0, report

@@ -1,4 +1,4 @@
-"""What is, and above all what is not, within reach of another machine."""
+"""What an unauthenticated client on another machine can reach, and what it cannot."""
 
 import asyncio
 import os
@@ -10,13 +10,13 @@ import struct
 import pytest
 
 from roles import ROLES
-from tests.e2e.client import Outside, answered
+from tests.e2e.client import Outside, expect_json
 from tests.protocols.turn import relay
 
 pytestmark = pytest.mark.role("caddy")
 
 SERVICES = ["", "matrix", "identity", "sliding", "turn"]
-UNREACHABLE = [
+UNREACHABLE_PATHS = [
     "/",
     "/index.html",
     "/health",
@@ -40,8 +40,8 @@ UNREACHABLE = [
     "/config/",
     "/debug/pprof/",
 ]
-# Of Sydent's old API, which needs no account: these would send mail in our name, or tell who has an account.
-OLD_IDENTITY = [
+# Paths of Sydent's v1 API, which needs no account: they would send mail from this server, or disclose accounts.
+IDENTITY_V1 = [
     "store-invite",
     "lookup",
     "bulk_lookup",
@@ -52,10 +52,10 @@ OLD_IDENTITY = [
     "validate/msisdn/requestToken",
     "validate/msisdn/submitToken",
 ]
-TCP = {22, 80, 443, 3478, 5349}
-UDP = {443, 3478, 5349}
-RELAYED = range(49152, 65536)
-INSIDE = {2019: "Caddy's administration"} | {
+OPEN_TCP = {22, 80, 443, 3478, 5349}
+OPEN_UDP = {443, 3478, 5349}
+RELAY_PORTS = range(49152, 65536)
+INTERNAL = {2019: "Caddy's administration"} | {
     port.number: role.title for role in ROLES.values() for port in role.listens if port.reach != "everybody"
 }
 
@@ -63,36 +63,36 @@ INSIDE = {2019: "Caddy's administration"} | {
 @pytest.mark.parametrize("service", SERVICES, ids=[service or "apex" for service in SERVICES])
 def test_unknown_paths_are_not_found(outside: Outside, service: str) -> None:
     with outside.http() as http:
-        statuses = {path: http.get(outside.url(service, path)).status_code for path in UNREACHABLE}
+        statuses = {path: http.get(outside.url(service, path)).status_code for path in UNREACHABLE_PATHS}
     assert {path: status for path, status in statuses.items() if status != 404} == {}
 
 
-def test_the_administration_is_there_but_not_outside(outside: Outside) -> None:
-    """So that the paths above are unreachable, and not merely misspelt."""
-    inside = outside.host.run("curl -s http://127.0.0.1:8008/_synapse/admin/v1/register").stdout
-    assert "nonce" in inside, inside
+def test_the_admin_api_answers_on_the_machine(outside: Outside) -> None:
+    """So that the paths above are refused, and not merely misspelt."""
+    answer = outside.host.run("curl -s http://127.0.0.1:8008/_synapse/admin/v1/register").stdout
+    assert "nonce" in answer, answer
 
 
 @pytest.mark.parametrize("service", ["", "identity", "sliding", "turn"])
-def test_only_the_homeservers_name_leads_to_the_homeserver(outside: Outside, service: str) -> None:
-    """The Sliding Sync proxy answers some of these itself, and keeps tokens; Sydent has paths that look alike."""
+def test_only_the_homeservers_name_serves_the_homeserver(outside: Outside, service: str) -> None:
+    """The Sliding Sync proxy would answer some of these itself, and keep tokens; Sydent has similar paths."""
     with outside.http() as http:
         for path in ("/_matrix/client/versions", "/_matrix/client/v3/sync", "/_matrix/federation/v1/version"):
             response = http.get(outside.url(service, path))
             assert response.status_code == 404, f"{response.url} is answered with {response.status_code}"
 
 
-@pytest.mark.parametrize("path", OLD_IDENTITY)
-def test_the_old_identity_api_is_closed(outside: Outside, path: str) -> None:
+@pytest.mark.parametrize("path", IDENTITY_V1)
+def test_the_old_identity_api_is_not_served(outside: Outside, path: str) -> None:
     with outside.http() as http:
         url = outside.url("identity", f"/_matrix/identity/api/v1/{path}")
         for response in (http.get(url), http.post(url, json={})):
             assert response.status_code == 404, f"{response.request.method} {path}: {response.status_code}"
-        assert answered(http.get(outside.url("identity", "/_matrix/identity/v2"))) == {}
+        assert expect_json(http.get(outside.url("identity", "/_matrix/identity/v2"))) == {}
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=[service or "apex" for service in SERVICES])
-def test_plain_http_leads_to_https(outside: Outside, service: str) -> None:
+def test_plain_http_redirects_to_https(outside: Outside, service: str) -> None:
     target = outside.url(service, "/_matrix/client/versions?a=b%20c")
     with outside.http(http2=False) as http:
         response = http.get(target.replace("https:", "http:"))
@@ -101,7 +101,7 @@ def test_plain_http_leads_to_https(outside: Outside, service: str) -> None:
 
 def test_it_answers_over_ipv6(outside: Outside) -> None:
     with outside.http(ipv6=True) as http:
-        assert answered(http.get(outside.url("matrix", "/_matrix/client/versions")))["versions"]
+        assert expect_json(http.get(outside.url("matrix", "/_matrix/client/versions")))["versions"]
 
 
 @pytest.mark.parametrize("service", ["other", "www"])
@@ -120,11 +120,11 @@ def test_no_other_name_has_a_certificate(outside: Outside, service: str) -> None
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_old_tls_is_refused(outside: Outside, service: str, port: int, version: ssl.TLSVersion) -> None:
     context = outside.context()
-    # Else this side would refuse first.
+    # Otherwise our own OpenSSL would refuse first.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = version
     with (
-        # Caddy says no; coturn says nothing.
+        # Caddy refuses at once; coturn does not answer.
         socket.create_connection((outside.host.address, port), timeout=3) as connection,
         pytest.raises((ssl.SSLError, ConnectionResetError, TimeoutError)),
         context.wrap_socket(connection, server_hostname=f"{service}.{outside.server_name}"),
@@ -133,37 +133,37 @@ def test_old_tls_is_refused(outside: Outside, service: str, port: int, version: 
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
-def test_few_tcp_ports_are_open(outside: Outside, ipv6: bool) -> None:
+def test_no_other_tcp_ports_are_open(outside: Outside, ipv6: bool) -> None:
     address = outside.host.address6 if ipv6 else outside.host.address
     open_ports = asyncio.run(_open_ports(address))
-    for port, what in INSIDE.items():
-        assert port not in open_ports, f"{what} can be reached from outside on port {port}"
-    assert open_ports == TCP, f"open are {sorted(open_ports)}, expected {sorted(TCP)}"
+    for port, service in INTERNAL.items():
+        assert port not in open_ports, f"{service} can be reached from outside on port {port}"
+    assert open_ports == OPEN_TCP, f"open are {sorted(open_ports)}, expected {sorted(OPEN_TCP)}"
 
 
-def test_few_udp_ports_are_open(outside: Outside) -> None:
-    """Closed ports answer too rarely to be scanned, so the machine says what is bound, and whoever is there must answer."""
+def test_no_other_udp_ports_are_open(outside: Outside) -> None:
+    """Closed UDP ports answer too rarely to be scanned: `ss` lists the bound ports, and the services must answer."""
     bound = outside.host.run("ss --no-header --udp --listening --numeric").stdout
     addresses = [re.sub(r"%\w+", "", line.split()[3]).rpartition(":") for line in bound.splitlines()]
     ports = {int(port) for address, _, port in addresses if not address.startswith(("127.", "[::1]"))}
-    assert ports - set(RELAYED) == UDP, f"bound are {sorted(ports)}, expected {sorted(UDP)}:\n{bound}"
+    assert ports - set(RELAY_PORTS) == OPEN_UDP, f"bound are {sorted(ports)}, expected {sorted(OPEN_UDP)}:\n{bound}"
 
     own = outside.host.bed.bridge_address
     for port in (3478, 5349):
         with relay(outside.host.address, "udp", port=port) as client:
-            assert client.bind()[0] == own, f"STUN on port {port} tells us another address than ours"
-    assert _speaks_quic(outside.host.address), "HTTP/3 is announced, but nobody answers on UDP port 443"
+            assert client.bind()[0] == own, f"STUN on port {port} reports another address than ours"
+    assert _speaks_quic(outside.host.address), "HTTP/3 is announced, but UDP port 443 does not answer"
 
 
 async def _open_ports(address: str) -> set[int]:
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    room = asyncio.Semaphore(400)
-    # Every test has come in by SSH, whose server is wary of whoever knocks and goes away.
+    limit = asyncio.Semaphore(400)
+    # SSH is not probed: the tests use it, and its server penalises clients that connect without logging in.
     found = {22}
 
     async def probe(port: int) -> None:
-        async with room:
+        async with limit:
             with socket.socket(family, socket.SOCK_STREAM) as connection:
                 connection.setblocking(False)
                 try:
@@ -179,7 +179,7 @@ async def _open_ports(address: str) -> set[int]:
 
 
 def _speaks_quic(address: str) -> bool:
-    """Whether somebody refuses a version of QUIC that does not exist (RFC 9000, 6.1)."""
+    """Whether a server refuses a version of QUIC that does not exist (RFC 9000, 6.1)."""
     ours, theirs = os.urandom(8), os.urandom(8)
     hello = struct.pack(">BIB8sB8s", 0xC0, 0x1A2A3A4A, 8, theirs, 8, ours).ljust(1200, b"\0")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
@@ -191,6 +191,6 @@ def _speaks_quic(address: str) -> bool:
                 answer = connection.recv(2048)
             except TimeoutError:
                 continue
-            # Version 0: the answer lists versions. It is for us: it is addressed with our identifier.
+            # Version 0 is a version negotiation packet; it has our connection ID as its destination.
             return answer[1:5] == bytes(4) and answer[6:14] == ours
     return False

@@ -1,4 +1,4 @@
-"""Debian packages: another package manager is waited for, and a mirror that is away is named."""
+"""Debian packages: a run waits for another package manager, and reports a mirror that cannot be reached."""
 
 import shlex
 import time
@@ -21,14 +21,15 @@ from operations import packages
 config.SUDO = True
 packages.installed(name="Install it", packages=[os.environ["PACKAGE"]])
 """
-# As apt and dpkg lock.
-HOLD = """
+# Locks as apt and dpkg do.
+LOCK_PROGRAM = """
 import fcntl, sys, time
 with open(sys.argv[1], "w") as lock:
     fcntl.lockf(lock, fcntl.LOCK_EX)
-    open("/run/held", "w").close()
+    open("/run/locked", "w").close()
     time.sleep(float(sys.argv[2]))
 """
+# Lock file -> a package to install while it is locked.
 LOCKS = {
     "/var/lib/apt/lists/lock": "hello",
     "/var/cache/apt/archives/lock": "pv",
@@ -38,10 +39,10 @@ LOCKS = {
 
 
 class Installation(Deployment):
-    """One package on one host."""
+    """Installs one package on one host."""
 
     def __init__(self, directory: Path, host: Host) -> None:
-        # Any role: every deploy is looked at before it connects.
+        # Any role: the settings and the inventory are checked before every run.
         super().__init__(directory, [host], {"server_name": host.domain, "tls": "internal"}, {"caddy": [host.name]})
         self.host, self.task = host, directory / "task.py"
         self.task.write_text(TASK)
@@ -61,20 +62,20 @@ def installation(
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_another_package_manager_is_waited_for(installation: Installation, lock: str) -> None:
+def test_a_run_waits_for_another_package_manager(installation: Installation, lock: str) -> None:
     host, seconds = installation.host, 8
     installation.environment["PACKAGE"] = LOCKS[lock]
-    # The lists are stale, so that they have to be fetched, too.
-    host.run("touch -d '2 days ago' /var/lib/apt/lists; rm -f /run/held")
-    host.run(f"systemd-run --quiet --collect python3 -Ic {shlex.quote(HOLD)} {lock} {seconds}")
-    host.run("until [ -e /run/held ]; do sleep 0.05; done")
+    # The package lists are old, so that the run has to update them as well.
+    host.run("touch -d '2 days ago' /var/lib/apt/lists; rm -f /run/locked")
+    host.run(f"systemd-run --quiet --collect python3 -Ic {shlex.quote(LOCK_PROGRAM)} {lock} {seconds}")
+    host.run("until [ -e /run/locked ]; do sleep 0.05; done")
     begin = time.monotonic()
     assert installation.run("-y").changed == ["Install it"]
     assert time.monotonic() - begin > seconds - 2
     assert host.run(f"dpkg-query --show --showformat '${{db:Status-Status}}' {LOCKS[lock]}").stdout == "installed"
 
 
-def test_a_mirror_that_is_away_is_named(installation: Installation) -> None:
+def test_a_mirror_that_cannot_be_reached_is_reported(installation: Installation) -> None:
     host = installation.host
     installation.environment["PACKAGE"] = "cowsay"
     host.run(

@@ -1,4 +1,4 @@
-"""What cannot be deployed is said in one line, before anything is touched."""
+"""Wrong settings, inventories, vaults and machines are refused with one line, before anything is changed."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
 
-# Where a deployment writes.
+# Directories to which a deployment writes.
 WRITTEN = "/etc /opt /usr/local /var/lib"
 STAMP = "/run/before"
 
@@ -36,19 +36,19 @@ class Fresh:
     def deployment(
         self, roles: Mapping[str, list[str]] | None = None, user: str = "root", **settings: Any
     ) -> Deployment:
-        """A good deployment, but for what is given. A setting that is ... is left out."""
-        good = {
+        """A correct deployment, changed by these settings. A setting that is ... is left out."""
+        correct = {
             "server_name": self.host.domain,
             "tls": "internal",
             "sliding_sync_releases": f"{self.page.url}/matrix-org/sliding-sync/releases/download",
         }
-        chosen = {name: value for name, value in {**good, **settings}.items() if value is not ...}
+        chosen = {name: value for name, value in {**correct, **settings}.items() if value is not ...}
         deployment = Deployment(self.directory, [self.host], chosen, roles, user=user)
         deployment.environment |= {**self.page.environment, "XDG_CACHE_HOME": str(self.directory / "cache")}
         return deployment
 
-    def touched(self) -> list[str]:
-        """What was written since the stamp, but for what systemd notes down by itself."""
+    def changed_files(self) -> list[str]:
+        """The files that were written since the stamp, without those that systemd writes by itself."""
         found = self.host.run(f"find {WRITTEN} -path /var/lib/systemd -prune -o -newercm {STAMP} -print").stdout
         return found.splitlines()
 
@@ -56,7 +56,7 @@ class Fresh:
 @pytest.fixture(scope="module")
 def machine(testbed: Testbed) -> Iterator[Host]:
     host = testbed.up("refusals13")
-    # The first look at a directory of an overlay may note something down there.
+    # The first read of a directory of an overlay may write to it.
     host.run(f"find {WRITTEN} >/dev/null")
     yield host
     host.down()
@@ -64,13 +64,13 @@ def machine(testbed: Testbed) -> Iterator[Host]:
 
 @pytest.fixture
 def fresh(machine: Host, release_page: ReleaseServer, tmp_path: Path) -> Fresh:
-    # The clock of a file is coarser than that of a command: what comes later must be newer for sure.
+    # File times are coarser than the clock: what is written later must have a later time for sure.
     machine.run(f"touch {STAMP}; sleep 0.02")
     return Fresh(machine, release_page, tmp_path)
 
 
 def assert_refused(run: Run, *words: str) -> None:
-    """It stopped with one line that has all of these words in it."""
+    """The run stopped with one line that has all of these words."""
     assert run.status == 1, run.output
     assert run.changed == []
     assert len(run.refusal.splitlines()) == 1, run.output
@@ -79,12 +79,12 @@ def assert_refused(run: Run, *words: str) -> None:
         assert word in run.refusal
 
 
-def assert_refused_untouched(fresh: Fresh, deployment: Deployment, *words: str) -> None:
+def assert_refused_without_changes(fresh: Fresh, deployment: Deployment, *words: str) -> None:
     secrets = {
         path: path.read_bytes() for path in (deployment.vault, deployment.vault.with_suffix(".key")) if path.exists()
     }
     assert_refused(deployment.run("-y", check=False), *words)
-    assert fresh.touched() == []
+    assert fresh.changed_files() == []
     for suffix in (".vault", ".key", ".lock"):
         path = deployment.vault.with_suffix(suffix)
         assert (path.read_bytes() if path.exists() else None) == secrets.get(path), f"{path.name} was written"
@@ -94,7 +94,7 @@ def everything_on(name: str, but: tuple[str, ...] = (), **more: list[str]) -> di
     return {**{role: [name] for role in ROLES if role not in but}, **more}
 
 
-# --- choices --------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 HERE = "group_data/trial.py: "
 
@@ -120,8 +120,8 @@ HERE = "group_data/trial.py: "
         ),
     ],
 )
-def test_wrong_choice(fresh: Fresh, settings: dict[str, Any], words: list[str]) -> None:
-    assert_refused_untouched(fresh, fresh.deployment(**settings), *words)
+def test_wrong_setting_is_refused(fresh: Fresh, settings: dict[str, Any], words: list[str]) -> None:
+    assert_refused_without_changes(fresh, fresh.deployment(**settings), *words)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +135,17 @@ def test_wrong_choice(fresh: Fresh, settings: dict[str, Any], words: list[str]) 
     ],
     ids=["synapse", "postgres", "caddy", "two machines", "misspelt"],
 )
-def test_wrong_inventory(fresh: Fresh, but: tuple[str, ...], more: dict[str, list[str]], words: list[str]) -> None:
+def test_wrong_inventory_is_refused(
+    fresh: Fresh, but: tuple[str, ...], more: dict[str, list[str]], words: list[str]
+) -> None:
     roles = everything_on(fresh.host.name, but, **more)
     if "postgres" in but:
         del roles["sliding_sync"]
-    assert_refused_untouched(fresh, fresh.deployment(roles), "inventories/trial.py: ", *words)
+    assert_refused_without_changes(fresh, fresh.deployment(roles), "inventories/trial.py: ", *words)
 
 
-def test_sample_inventory_as_it_comes() -> None:
-    """Who runs it before editing it reaches nobody's machine."""
+def test_unedited_sample_inventory_is_refused() -> None:
+    """Before any machine is connected to."""
     command = [PYINFRA, "inventories/prod.py", "deploy.py", "-y"]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert_refused(Run(done.returncode, done.stderr, {}), "group_data/prod.py", "server_name")
@@ -151,7 +153,7 @@ def test_sample_inventory_as_it_comes() -> None:
 
 
 @pytest.mark.parametrize("how", ["./deploy.py", "absolute", "copied", "two files"])
-def test_checks_do_not_hang_on_the_name_of_the_file(how: str, tmp_path: Path) -> None:
+def test_checks_run_whatever_the_deploy_file_is_called(how: str, tmp_path: Path) -> None:
     copied = tmp_path / "my.py"
     copied.write_text((ROOT / "deploy.py").read_text())
     nothing = tmp_path / "nothing.py"
@@ -169,8 +171,8 @@ def test_checks_do_not_hang_on_the_name_of_the_file(how: str, tmp_path: Path) ->
         assert "matrix.example.org]" not in done.stderr, "a machine was connected to"
 
 
-def test_checks_are_not_lost_where_config_is_not_read(fresh: Fresh, tmp_path: Path) -> None:
-    """They come later then, and still before anything is touched."""
+def test_checks_run_without_config_py(fresh: Fresh, tmp_path: Path) -> None:
+    """They run later then, but still before anything is changed."""
     deployment = fresh.deployment()
     command = [PYINFRA, str(deployment.inventory), "deploy.py", "-y", "--config", "/dev/null"]
     done = subprocess.run(
@@ -183,61 +185,61 @@ def test_checks_are_not_lost_where_config_is_not_read(fresh: Fresh, tmp_path: Pa
         timeout=60,
     )
     assert_refused(Run(done.returncode, done.stderr, {}), "config.py was not read")
-    assert fresh.touched() == []
+    assert fresh.changed_files() == []
 
 
-def test_checks_are_not_in_the_way_of_a_look(fresh: Fresh) -> None:
-    """With choices that cannot be deployed, and that have to be looked at."""
+def test_checks_do_not_stop_commands_that_only_read(fresh: Fresh) -> None:
+    """Wrong settings can be looked at."""
     deployment = fresh.deployment(server_name="https://x.test")
-    for words, told in ((["debug-inventory"], "https://x.test"), (["exec", "--", "echo", "hello $0"], "hello")):
+    for words, expected in ((["debug-inventory"], "https://x.test"), (["exec", "--", "echo", "hello $0"], "hello")):
         command = [PYINFRA, str(deployment.inventory), *words]
         done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0 and told in done.stdout + done.stderr, done.stderr
+        assert done.returncode == 0 and expected in done.stdout + done.stderr, done.stderr
 
 
 # --- connection -----------------------------------------------------------------------------------
 
 
 def assert_no_connection(run: Run, host: Host, *words: str) -> None:
-    """A line for each machine says why, and the last one that nothing was touched."""
+    """A line for each machine has the cause, and the last line is that nothing was touched."""
     assert_refused(run, f"{host.name} cannot be reached, see above; nothing was touched")
-    assert "--exclude" not in run.refusal, "there is no other machine to go on with"
+    assert "--exclude" not in run.refusal, "there is no other machine that could be deployed"
     [line, _] = [line for line in run.output.splitlines() if host.name in line]
     for word in words:
         assert word in line
 
 
-def test_unreachable_machine(fresh: Fresh) -> None:
+def test_unreachable_machine_is_reported(fresh: Fresh) -> None:
     deployment = fresh.deployment()
     written = deployment.inventory.read_text()
     deployment.inventory.write_text(written.replace("'ssh_user'", "'ssh_port': 9, 'ssh_user'"))
     run = deployment.run("-y", check=False)
     assert_no_connection(run, fresh.host, "Could not connect", "port 9", fresh.host.address)
-    assert fresh.touched() == []
+    assert fresh.changed_files() == []
 
 
-def test_unknown_user(fresh: Fresh) -> None:
+def test_unknown_user_is_reported(fresh: Fresh) -> None:
     run = fresh.deployment(user="nobody-of-this-name").run("-y", check=False)
     assert_no_connection(run, fresh.host, "Authentication")
-    assert fresh.touched() == []
+    assert fresh.changed_files() == []
 
 
-def test_user_without_sudo(fresh: Fresh) -> None:
+def test_user_without_sudo_is_refused(fresh: Fresh) -> None:
     host = fresh.host
     host.run("useradd --create-home plain && install -d -o plain -m 700 /home/plain/.ssh")
     host.run("install -o plain -m 600 /home/admin/.ssh/authorized_keys /home/plain/.ssh/authorized_keys")
     host.run(f"sleep 0.02; touch {STAMP}; sleep 0.02")
-    assert_refused_untouched(fresh, fresh.deployment(user="plain"), "refusals13: connected as plain", "sudo")
+    assert_refused_without_changes(fresh, fresh.deployment(user="plain"), "refusals13: connected as plain", "sudo")
 
 
 # --- machine --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def pretended(host: Host, path: str, content: str) -> Iterator[None]:
-    """Something else in the place of a file, without touching it."""
-    host.run("cat > /run/pretended", stdin=content)
-    host.run(f"mount --bind /run/pretended $(readlink -f {path})")
+def replaced(host: Host, path: str, content: str) -> Iterator[None]:
+    """Give a file other content by a bind mount."""
+    host.run("cat > /run/replacement", stdin=content)
+    host.run(f"mount --bind /run/replacement $(readlink -f {path})")
     try:
         yield
     finally:
@@ -247,21 +249,21 @@ def pretended(host: Host, path: str, content: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("distribution", "release"), [("debian", "11"), ("ubuntu", "24.04")], ids=["debian11", "ubuntu"]
 )
-def test_other_system(fresh: Fresh, distribution: str, release: str) -> None:
-    with pretended(fresh.host, "/etc/os-release", f'ID={distribution}\nVERSION_ID="{release}"\n'):
+def test_other_distribution_is_refused(fresh: Fresh, distribution: str, release: str) -> None:
+    with replaced(fresh.host, "/etc/os-release", f'ID={distribution}\nVERSION_ID="{release}"\n'):
         words = f"refusals13: runs {distribution} {release}", "only Debian 13 and 12"
-        assert_refused_untouched(fresh, fresh.deployment(), *words)
+        assert_refused_without_changes(fresh, fresh.deployment(), *words)
 
 
-def test_too_little_memory(fresh: Fresh) -> None:
-    with pretended(fresh.host, "/proc/meminfo", "MemTotal:         524288 kB\nMemAvailable:     262144 kB\n"):
-        assert_refused_untouched(fresh, fresh.deployment(), "has 512 MiB of memory", "at least")
+def test_too_little_memory_is_refused(fresh: Fresh) -> None:
+    with replaced(fresh.host, "/proc/meminfo", "MemTotal:         524288 kB\nMemAvailable:     262144 kB\n"):
+        assert_refused_without_changes(fresh, fresh.deployment(), "has 512 MiB of memory", "at least")
 
 
-def test_too_small_disk(fresh: Fresh) -> None:
+def test_too_small_disk_is_refused(fresh: Fresh) -> None:
     fresh.host.run(f"mount -t tmpfs -o size=100M tmpfs /opt; sleep 0.02; touch {STAMP}; sleep 0.02")
     try:
-        assert_refused_untouched(fresh, fresh.deployment(), "has 100 MiB free for /opt and /var", "at least")
+        assert_refused_without_changes(fresh, fresh.deployment(), "has 100 MiB free for /opt and /var", "at least")
     finally:
         fresh.host.run("umount /opt")
 
@@ -269,53 +271,53 @@ def test_too_small_disk(fresh: Fresh) -> None:
 @pytest.mark.parametrize(
     ("protocol", "port", "role"), [("tcp", 80, "caddy"), ("tcp", 443, "caddy"), ("udp", 3478, "coturn")]
 )
-def test_taken_port(fresh: Fresh, protocol: str, port: int, role: str) -> None:
+def test_port_in_use_is_refused(fresh: Fresh, protocol: str, port: int, role: str) -> None:
     listen = ", Listen => 1" if protocol == "tcp" else ""
     program = f"my $s = IO::Socket::INET->new(Proto => '{protocol}', LocalPort => {port}{listen}) or die $!; sleep 600"
-    # Not in the background of the SSH session: a service is what mostly holds a port.
+    # As a service, like most programs that listen, and not in the background of the SSH session.
     fresh.host.run(
-        f'systemd-run --quiet --collect --unit=squatter perl -MIO::Socket::INET -e "{program.replace("$", chr(92) + "$")}"'
+        f'systemd-run --quiet --collect --unit=port-in-use perl -MIO::Socket::INET -e "{program.replace("$", chr(92) + "$")}"'
     )
     try:
         fresh.host.run(f"until ss -Hln{protocol[0]} sport = :{port} | grep -q .; do sleep 0.05; done")
         words = f"refusals13: {protocol} port {port}", f"which {role} needs", "taken by perl (process "
-        assert_refused_untouched(fresh, fresh.deployment(), *words)
+        assert_refused_without_changes(fresh, fresh.deployment(), *words)
     finally:
-        fresh.host.run("systemctl stop squatter.service")
+        fresh.host.run("systemctl stop port-in-use.service")
 
 
 # --- vault ----------------------------------------------------------------------------------------
 
 
-def a_vault(deployment: Deployment) -> Path:
-    """A vault with its key; returns the key's file."""
+def make_vault(deployment: Deployment) -> Path:
+    """Make a vault with its key; returns the path of the key."""
     vault = Vault.open(deployment.vault)
     vault.get("turn_shared_secret")
     vault.save()
     return deployment.vault.with_suffix(".key")
 
 
-def test_vault_without_its_key(fresh: Fresh) -> None:
+def test_vault_without_its_key_is_refused(fresh: Fresh) -> None:
     deployment = fresh.deployment()
-    a_vault(deployment).unlink()
-    assert_refused_untouched(fresh, deployment, "trial.vault has no key", "bring back the key")
+    make_vault(deployment).unlink()
+    assert_refused_without_changes(fresh, deployment, "trial.vault has no key", "bring back the key")
 
 
-def test_vault_with_another_key(fresh: Fresh) -> None:
+def test_vault_with_another_key_is_refused(fresh: Fresh) -> None:
     deployment = fresh.deployment()
-    a_vault(deployment)
+    make_vault(deployment)
     deployment.environment["MATRIX_VAULT_KEY"] = Fernet.generate_key().decode()
-    assert_refused_untouched(fresh, deployment, "trial.vault does not open with the key in MATRIX_VAULT_KEY")
+    assert_refused_without_changes(fresh, deployment, "trial.vault does not open with the key in MATRIX_VAULT_KEY")
 
 
-def test_given_secret_that_was_not_given(fresh: Fresh) -> None:
+def test_missing_secret_of_the_administrator_is_refused(fresh: Fresh) -> None:
     deployment = fresh.deployment(smtp_host="mail.x.test", smtp_username="x")
-    assert_refused_untouched(fresh, deployment, "smtp_password is not set", "python vault.py set")
+    assert_refused_without_changes(fresh, deployment, "smtp_password is not set", "python vault.py set")
 
 
 @contextlib.contextmanager
 def marked(fresh: Fresh, **marker: str) -> Iterator[None]:
-    """As if the machine had been deployed earlier."""
+    """A machine with the marker of an earlier deployment."""
     directory = "/etc/matrix-metal"
     fresh.host.run(f"mkdir {directory}; cat > {directory}/deployment.json", stdin=json.dumps(marker))
     fresh.host.run(f"sleep 0.02; touch {STAMP}; sleep 0.02")
@@ -325,18 +327,18 @@ def marked(fresh: Fresh, **marker: str) -> Iterator[None]:
         fresh.host.run(f"rm -r {directory}")
 
 
-def test_another_server_name_than_deployed_with(fresh: Fresh) -> None:
+def test_another_server_name_than_before_is_refused(fresh: Fresh) -> None:
     deployment = fresh.deployment()
-    a_vault(deployment)
+    make_vault(deployment)
     with marked(fresh, server_name="earlier.test", vault=Vault.open(deployment.vault).id):
         words = "refusals13: was deployed as earlier.test", "refusals13.test", "cannot be changed"
-        assert_refused_untouched(fresh, deployment, *words)
+        assert_refused_without_changes(fresh, deployment, *words)
 
 
-def test_another_vault_than_deployed_with(fresh: Fresh) -> None:
+def test_another_vault_than_before_is_refused(fresh: Fresh) -> None:
     with marked(fresh, server_name=fresh.host.domain, vault="0123456789abcdef"):
         words = "refusals13: was deployed with another vault", "bring back the vault and key"
-        assert_refused_untouched(fresh, fresh.deployment(), *words)
+        assert_refused_without_changes(fresh, fresh.deployment(), *words)
 
 
 def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed, tmp_path: Path) -> None:
@@ -360,29 +362,29 @@ def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed
 # --- release binary -------------------------------------------------------------------------------
 
 
-def test_program_with_another_sha256(fresh: Fresh) -> None:
+def test_program_with_another_sha256_is_refused(fresh: Fresh) -> None:
     deployment = fresh.deployment(sliding_sync_sha256={"amd64": "0" * 64, "arm64": "0" * 64})
-    assert_refused_untouched(fresh, deployment, "has the sha256", "sliding_sync_sha256 says " + "0" * 64)
+    assert_refused_without_changes(fresh, deployment, "has the sha256", "sliding_sync_sha256 says " + "0" * 64)
 
 
-def test_release_page_that_cannot_be_reached(fresh: Fresh) -> None:
+def test_release_page_that_cannot_be_reached_is_reported(fresh: Fresh) -> None:
     deployment = fresh.deployment(sliding_sync_releases="https://127.0.0.1:9/releases")
     words = "could not be downloaded", "connection refused", "set sliding_sync_binary = '/path/to/file'"
-    assert_refused_untouched(fresh, deployment, *words)
+    assert_refused_without_changes(fresh, deployment, *words)
 
 
-def test_program_for_another_architecture(fresh: Fresh, tmp_path: Path) -> None:
+def test_program_for_another_architecture_is_refused(fresh: Fresh, tmp_path: Path) -> None:
     content = bytearray(Path("/bin/true").resolve().read_bytes())
-    struct.pack_into("<H", content, 18, 243)  # riscv64, which is no machine of ours
+    struct.pack_into("<H", content, 18, 243)  # riscv64, which no test host is
     program = tmp_path / "syncv3"
     program.write_bytes(content)
     words = "sliding_sync_binary", "a riscv64 program", "the machine is "
-    assert_refused_untouched(fresh, fresh.deployment(sliding_sync_binary=str(program)), *words)
+    assert_refused_without_changes(fresh, fresh.deployment(sliding_sync_binary=str(program)), *words)
 
 
-def test_program_that_is_none(fresh: Fresh, tmp_path: Path) -> None:
+def test_file_that_is_no_program_is_refused(fresh: Fresh, tmp_path: Path) -> None:
     page = tmp_path / "syncv3"
     page.write_text("<!DOCTYPE html><title>Not Found</title>")
-    assert_refused_untouched(
+    assert_refused_without_changes(
         fresh, fresh.deployment(sliding_sync_binary=str(page)), "sliding_sync_binary", "a web page"
     )

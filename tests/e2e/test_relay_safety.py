@@ -1,4 +1,4 @@
-"""The relay carries calls, and nobody anywhere else: tried against somebody who listens at every place it must not reach."""
+"""The relay reaches no denied address, tried with a listener at as many as possible. And its quota, and 1:1 NAT."""
 
 import contextlib
 import ipaddress
@@ -13,7 +13,7 @@ import pytest
 
 from settings.networks import NEVER_REACHED
 from tests.conftest import Deployed, own
-from tests.e2e.client import Account, Outside, answered
+from tests.e2e.client import Account, Outside, expect_json
 from tests.e2e.test_relay import _connected, _signed
 from tests.protocols.turn import Credentials, RefusedError, relay
 from tests.testbed import Host, Testbed
@@ -21,19 +21,19 @@ from tests.testbed import Host, Testbed
 pytestmark = pytest.mark.role("coturn")
 
 PORT = 5353
-HEARD = "/run/relay-test-heard"
-# Somebody who writes down what reaches any address of the machine.
-LISTEN = f"""
+RECEIVED = "/run/relay-test-received"
+# Writes down each packet that reaches any address of the machine.
+LISTENER = f"""
 import socket
 link = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
 link.bind(("::", {PORT}))
-with open("{HEARD}", "ab", buffering=0) as heard:
+with open("{RECEIVED}", "ab", buffering=0) as received:
     while True:
-        heard.write(link.recv(2048) + b"\\n")
+        received.write(link.recv(2048) + b"\\n")
 """
-# To itself, on the machine: proof that the listener is there.
-TELL = """
+# Sent on the machine itself, to check that the listener receives.
+SEND = """
 import socket, sys
 for place in sys.argv[2:]:
     family = socket.AF_INET6 if ":" in place else socket.AF_INET
@@ -43,44 +43,44 @@ for place in sys.argv[2:]:
 FORMS = ["::ffff:{dotted}", "64:ff9b::{dotted}", "64:ff9b:1::{dotted}", "2002:{first}:{last}::1"]
 
 
-def denied(own: list[str]) -> tuple[list[str], list[str]]:
-    """A place at the beginning and one at the end of every range, but for own networks: IPv4, and IPv6 with all forms."""
+def denied_addresses(own: list[str]) -> tuple[list[str], list[str]]:
+    """An address near each end of every denied range outside of `own`: IPv4; IPv6 and the IPv4 ones inside IPv6."""
     networks = [ipaddress.ip_network(network) for network in NEVER_REACHED]
     ends = [ends for network in networks for ends in (network[1], network[-2])]
     allowed = [ipaddress.ip_network(network) for network in own]
     dotted = [str(end) for end in ends if end.version == 4 and not any(end in network for network in allowed)]
     written = [str(end) for end in ends if end.version == 6 and not any(end in network for network in allowed)]
-    for place in dotted:
-        packed = ipaddress.IPv4Address(place).packed
-        written += [form.format(dotted=place, first=packed[:2].hex(), last=packed[2:].hex()) for form in FORMS]
+    for address in dotted:
+        packed = ipaddress.IPv4Address(address).packed
+        written += [form.format(dotted=address, first=packed[:2].hex(), last=packed[2:].hex()) for form in FORMS]
     return dotted, list(dict.fromkeys(written))
 
 
 @pytest.fixture(scope="module")
 def credentials(outside: Outside, alice: Account) -> Credentials:
     with outside.http() as http:
-        given = answered(
+        answer = expect_json(
             http.get(outside.url("matrix", "/_matrix/client/v3/voip/turnServer"), headers=alice.authorization)
         )
-    return Credentials(given["username"], given["password"])
+    return Credentials(answer["username"], answer["password"])
 
 
 @pytest.fixture(scope="module")
 def listener(deployed: Deployed) -> Iterator[Host]:
-    """The machine, with somebody who listens."""
+    """The machine, with the listener running."""
     host = deployed.host
-    host.run(f"systemd-run --quiet --collect --unit=relay-test python3 -Ic {shlex.quote(LISTEN)}")
+    host.run(f"systemd-run --quiet --collect --unit=relay-test python3 -Ic {shlex.quote(LISTENER)}")
     host.run(f"until ss -Hlun sport = :{PORT} | grep -q .; do sleep 0.05; done")
     yield host
-    host.run(f"systemctl stop relay-test; rm -f {HEARD}")
+    host.run(f"systemctl stop relay-test; rm -f {RECEIVED}")
 
 
 @pytest.fixture
-def places(listener: Host, testbed: Testbed) -> Iterator[tuple[list[str], list[str]]]:
-    """The denied places. All that a machine can have for an address, this one has while the test runs."""
-    dotted, written = denied([str(testbed.network.subnet), str(testbed.network.subnet6)])
-    everywhere = " ".join(_masked(place) for place in (*dotted, *written))
-    # Not every address can be had: some are nobody's, and mapped ones are IPv4 to the kernel.
+def addresses(listener: Host, testbed: Testbed) -> Iterator[tuple[list[str], list[str]]]:
+    """The denied addresses. While the test runs, the machine has those of them that the kernel accepts."""
+    dotted, written = denied_addresses([str(testbed.network.subnet), str(testbed.network.subnet6)])
+    everywhere = " ".join(_masked(address) for address in (*dotted, *written))
+    # The kernel does not accept every address, and takes mapped ones for IPv4.
     add = "ip address add $place dev lo nodad 2>/dev/null || ip address add $place dev lo 2>/dev/null"
     added = listener.run(f"for place in {everywhere}; do {{ {add}; }} && echo $place; done; true").stdout.split()
     try:
@@ -89,29 +89,29 @@ def places(listener: Host, testbed: Testbed) -> Iterator[tuple[list[str], list[s
         listener.run(f"for place in {' '.join(added)}; do ip address del $place dev lo; done")
 
 
-def _masked(place: str) -> str:
-    return f"{place}/{128 if ':' in place else 32}"
+def _masked(address: str) -> str:
+    return f"{address}/{128 if ':' in address else 32}"
 
 
-def heard(host: Host) -> list[str]:
-    return host.run(f"cat {HEARD}").stdout.splitlines()
+def received_by(host: Host) -> list[str]:
+    return host.run(f"cat {RECEIVED}").stdout.splitlines()
 
 
-def test_every_denied_place_is_out_of_reach(
-    deployed: Deployed, outside: Outside, credentials: Credentials, places: tuple[list[str], list[str]]
+def test_relay_refuses_every_denied_address(
+    deployed: Deployed, outside: Outside, credentials: Credentials, addresses: tuple[list[str], list[str]]
 ) -> None:
-    """None of the three ways to a peer works; and nothing arrives where somebody listens."""
+    """Permissions and channels are refused, and nothing that is sent arrives at the listener."""
     host, token = deployed.host, secrets.token_hex(4)
-    everywhere = [*places[0], *places[1]]
-    reached = host.run(f"python3 -Ic {shlex.quote(TELL)} {PORT} 127.0.0.1 ::1 {host.address} || true").stdout
+    everywhere = [*addresses[0], *addresses[1]]
+    reached = host.run(f"python3 -Ic {shlex.quote(SEND)} {PORT} 127.0.0.1 ::1 {host.address} || true").stdout
     direct = host.run(
-        f"for place in {' '.join(everywhere)}; do python3 -Ic {shlex.quote(TELL)} {PORT} $place 2>/dev/null; done; true",
+        f"for place in {' '.join(everywhere)}; do python3 -Ic {shlex.quote(SEND)} {PORT} $place 2>/dev/null; done; true",
         timeout=120,
     ).stdout
     assert not reached + direct
-    listening = {line.removeprefix("direct ") for line in heard(host)}
+    listening = {line.removeprefix("direct ") for line in received_by(host)}
     assert {"127.0.0.1", "::1", host.address} <= listening
-    # Not every place can be an address of a machine's own, but of each kind some are, or this would prove nothing.
+    # The machine cannot have every address, but it needs some of each kind, or this test would check nothing.
     for kind in (
         "192.168.",
         "172.16.",
@@ -124,93 +124,95 @@ def test_every_denied_place_is_out_of_reach(
         "fc00:",
         "2001:db8:",
     ):
-        assert any(place.startswith(kind) for place in listening), f"nobody listens at {kind}: {sorted(listening)}"
+        assert any(address.startswith(kind) for address in listening), f"no listener at {kind}: {sorted(listening)}"
 
     wrong = []
-    for ipv6, some in enumerate(places):
+    for ipv6, some in enumerate(addresses):
         with _connected(outside, "udp", credentials, bool(ipv6)) as client:
             client.allocate(ipv6=bool(ipv6))
-            for place in some:
-                for ask in (partial(client.permit, place), partial(client.bind_channel, (place, PORT))):
+            for address in some:
+                for request in (partial(client.permit, address), partial(client.bind_channel, (address, PORT))):
                     try:
-                        ask()
-                        wrong.append(f"{place} is allowed")
+                        request()
+                        wrong.append(f"{address} is allowed")
                     except RefusedError as refused:
-                        wrong += [f"{place}: {refused}"] if refused.code != 403 else []
-                client.send((place, PORT), f"relayed {token} {place}".encode())
+                        wrong += [f"{address}: {refused}"] if refused.code != 403 else []
+                client.send((address, PORT), f"relayed {token} {address}".encode())
     time.sleep(0.5)
     assert not wrong, wrong
-    arrived = [line for line in heard(host) if token in line]
-    assert not arrived, f"through the relay: {arrived}"
+    arrived = [line for line in received_by(host) if token in line]
+    assert not arrived, f"arrived through the relay: {arrived}"
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
-def test_the_machines_own_services_are_out_of_reach(
+def test_relay_does_not_reach_services_of_its_own_machine(
     deployed: Deployed, outside: Outside, credentials: Credentials, listener: Host, ipv6: bool
 ) -> None:
-    """The relay has to reach itself at the machine's address, hence coturn lets it; the kernel sees to the rest."""
+    """coturn has to allow the machine's address, where its own relayed addresses are; the packet filter protects the services."""
     host, token = deployed.host, secrets.token_hex(4)
     own = host.address6 if ipv6 else host.address
     with (
         _connected(outside, "udp", credentials, ipv6) as client,
         _connected(outside, "udp", credentials, ipv6) as other,
     ):
-        here, there = client.allocate(ipv6=ipv6), other.allocate(ipv6=ipv6)
+        sender, receiver = client.allocate(ipv6=ipv6), other.allocate(ipv6=ipv6)
         client.permit(own)
         other.permit(own)
         client.send((own, PORT), f"relayed {token}".encode())
-        # Sent later, arrived already.
-        client.send(there, b"a call")
-        assert other.receive() == (here, b"a call")
-    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-        stranger.sendto(f"stranger {token}".encode(), (own, PORT))
+        # This packet was sent later, so the one before would have arrived by now.
+        client.send(receiver, b"a call")
+        assert other.receive() == (sender, b"a call")
+    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as direct:
+        direct.sendto(f"unrelayed {token}".encode(), (own, PORT))
     deadline = time.monotonic() + 10
-    while f"stranger {token}" not in heard(host):
-        assert time.monotonic() < deadline, "the listener is gone"
+    while f"unrelayed {token}" not in received_by(host):
+        assert time.monotonic() < deadline, "the listener receives nothing"
         time.sleep(0.1)
-    assert f"relayed {token}" not in heard(host), "the relay reaches the machine's own services"
+    assert f"relayed {token}" not in received_by(host), "the relay reaches the machine's own services"
 
 
-def test_the_fence_comes_back_with_coturn(deployed: Deployed) -> None:
+def test_a_restart_of_coturn_restores_its_packet_filter(deployed: Deployed) -> None:
     deployed.host.run("nft delete table inet matrix_metal_relay; systemctl restart coturn")
     assert "drop" in deployed.host.run("nft list table inet matrix_metal_relay").stdout
     deployed.host.run("until ss -Hlun sport = :3478 | grep -q .; do sleep 0.05; done")
 
 
-def test_one_user_gets_only_so_many_addresses(outside: Outside) -> None:
-    """However often credentials are asked for; and others still get theirs."""
+def test_allocations_of_one_user_are_limited(outside: Outside) -> None:
+    """New credentials do not raise the limit, and other users still get allocations."""
     server, now = outside.server_name, int(time.time())
     greedy = [_signed(outside, f"{now + 600 + number}:@greedy:{server}") for number in range(2)]
     with contextlib.ExitStack() as stack:
-        taken = 0
+        allocated = 0
         with pytest.raises(RefusedError) as refused:
-            for taken in range(200):
-                stack.enter_context(_connected(outside, "udp", greedy[taken % 2])).allocate()
-        assert refused.value.code == 486, f"{refused.value} after {taken}"
-        # Fewer break calls: tasks/coturn.py says of which clients.
-        assert 100 <= taken <= 160, f"{taken} addresses were given to one user"
+            for allocated in range(200):
+                stack.enter_context(_connected(outside, "udp", greedy[allocated % 2])).allocate()
+        assert refused.value.code == 486, f"{refused.value} after {allocated}"
+        # A lower limit breaks calls of some clients: see tasks/coturn.py.
+        assert 100 <= allocated <= 160, f"one user has {allocated} allocations"
         stack.enter_context(_connected(outside, "udp", _signed(outside, f"{now + 600}:@modest:{server}"))).allocate()
-    # They were given back; coturn counts them down a moment later.
+    # The allocations are deleted; coturn counts them down a moment later.
     deadline = time.monotonic() + 30
     while True:
         with _connected(outside, "udp", greedy[0]) as again, contextlib.suppress(RefusedError):
             again.allocate()
             break
-        assert time.monotonic() < deadline, "addresses that were given back are still counted"
+        assert time.monotonic() < deadline, "deleted allocations are still counted"
         time.sleep(0.5)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
-def test_no_tcp_connections_are_relayed(outside: Outside, credentials: Credentials, transport: str) -> None:
-    """RFC 6062: a stranger would get a way to TCP services."""
+def test_relay_refuses_tcp_allocations(outside: Outside, credentials: Credentials, transport: str) -> None:
+    """TCP allocations (RFC 6062) would let a user reach TCP services through the relay."""
     with _connected(outside, transport, credentials) as client:
         with pytest.raises(RefusedError) as refused:
             client.allocate(protocol=socket.IPPROTO_TCP)
         assert refused.value.code in (403, 442), str(refused.value)
 
 
-def test_behind_nat(deployed: Deployed, outside: Outside, credentials: Credentials, testbed: Testbed) -> None:
-    """1:1 NAT: callers know only the router's address, and the relay, which has a private one, gives that out."""
+def test_relay_behind_nat_gives_out_the_external_address(
+    deployed: Deployed, outside: Outside, credentials: Credentials, testbed: Testbed
+) -> None:
+    """1:1 NAT: the relay has a private address, and clients get the router's."""
     inside = deployed.host
     router = testbed.up(own("router"))
     settings = deployed.deployment.directory / "group_data" / f"{deployed.deployment.name}.py"
@@ -235,7 +237,7 @@ END
         router.run(nat)
         settings.write_text(f"{before}external_ip = {router.address!r}\n")
         assert "Run coturn" in deployed.deployment.run("-y").changed
-        # Everything it sends goes through the router.
+        # Everything that it sends goes through the router.
         inside.run(
             f"ip route add {router.address} dev host0; ip route replace {subnet} via {router.address} dev host0 "
             f"src {inside.address}"
@@ -253,13 +255,13 @@ END
             ):
                 peer.settimeout(10)
                 peer.bind((testbed.bridge_address, 0))
-                given = client.allocate()
-                assert given[0] == router.address, f"{given[0]} is given out, which nobody outside can reach"
+                relayed = client.allocate()
+                assert relayed[0] == router.address, f"the relayed address {relayed[0]} cannot be reached from outside"
                 client.permit(testbed.bridge_address)
                 client.send(peer.getsockname(), b"there")
                 data, sender = peer.recvfrom(2048)
-                assert (data, sender) == (b"there", given)
-                peer.sendto(b"and back", given)
+                assert (data, sender) == (b"there", relayed)
+                peer.sendto(b"and back", relayed)
                 assert client.receive() == (peer.getsockname(), b"and back")
     finally:
         inside.run(

@@ -1,4 +1,4 @@
-"""Release files on booted hosts: downloaded from a release page over HTTPS, sent by SSH to an administrator with sudo."""
+"""Release files on booted hosts: downloaded from a release page over HTTPS, uploaded by SSH as an administrator with sudo."""
 
 import gzip
 import hashlib
@@ -42,7 +42,7 @@ releases.installed(name="Install the application", file=app_file)
 releases.installed(name="Install the tool", file=tool_file)
 """
 EVERYTHING = ["Install the application", "Install the tool"]
-LOOK = "find /opt /etc/cron.d -printf '%p %C@\\n' | sort"
+FILES = "find /opt /etc/cron.d -printf '%p %C@\\n' | sort"
 SERVED = "/opt/app/current/web/index"
 
 
@@ -54,7 +54,7 @@ class Installation(Deployment):
             directory,
             [host],
             {"server_name": host.domain, "tls": "internal"},
-            # Any role: every deploy is looked at before it connects.
+            # Any role: the settings and the inventory are checked before every run.
             {"caddy": [host.name]},
             user="admin",
         )
@@ -63,16 +63,16 @@ class Installation(Deployment):
         self.task.write_text(TASK)
         self.environment |= {**page.environment, "XDG_CACHE_HOME": str(directory / "cache"), "PAGE": page.url}
         self.environment["RECORD"] = str(self.record)
-        self.want("v1")
+        self.choose_version("v1")
 
     def command(self, *options: str) -> list[str]:
         return [str(self.task) if word == "deploy.py" else word for word in super().command(*options)]
 
-    def want(self, version: str) -> None:
+    def choose_version(self, version: str) -> None:
         self.environment["VERSION"] = version
 
     def publish(self, version: str, *more: tarfile.TarInfo, size: int = 100_000) -> None:
-        """Put a version on the page."""
+        """Add a version to the release page."""
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for name, content, mode in (
@@ -108,7 +108,7 @@ def script(version: str) -> bytes:
 @pytest.fixture(scope="module", params=["trixie", "bookworm"], ids=["debian13", "debian12"])
 def host(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Host]:
     host = testbed.up(f"releases-{request.param}", release=request.param)
-    # What breaks SFTP, whose server is started through the user's shell.
+    # Output of .bashrc breaks SFTP, whose server is started through the user's shell.
     host.run("sed -i '1i echo Welcome, you are logged in' /home/admin/.bashrc")
     yield host
     host.down()
@@ -123,7 +123,7 @@ def installation(host: Host, tmp_path: Path) -> Iterator[Installation]:
         yield installation
 
 
-def test_install_upgrade_and_back(installation: Installation) -> None:
+def test_install_upgrade_and_downgrade(installation: Installation) -> None:
     assert installation.run("--dry").planned == EVERYTHING
     assert installation.read("ls /opt") == ""
     assert not installation.record.exists()
@@ -140,44 +140,44 @@ def test_install_upgrade_and_back(installation: Installation) -> None:
     assert installation.run("-y").changed == []
 
     installation.publish("v2")
-    installation.want("v2")
+    installation.choose_version("v2")
     assert installation.run("-y").changed == EVERYTHING
     installation.assert_in_use("v2")
 
-    # The machine still has the one before: nothing is needed for it.
-    installation.want("v1")
+    # The machine still has the version before: nothing is downloaded.
+    installation.choose_version("v1")
     installation.page.fault = "dead"
     assert installation.run("-y").changed == EVERYTHING
     installation.assert_in_use("v1")
     assert installation.run("-y").changed == []
 
 
-def test_a_bad_one_is_refused_and_the_good_one_stays(installation: Installation) -> None:
+def test_a_bad_archive_is_refused_and_the_installed_version_stays(installation: Installation) -> None:
     installation.run("-y")
     evil = tarfile.TarInfo("./app-v2/../../../etc/cron.d/evil")
     installation.publish("v2", evil)
-    installation.want("v2")
-    before = installation.read(LOOK)
+    installation.choose_version("v2")
+    before = installation.read(FILES)
     run = installation.run("-y", check=False)
     assert run.status == 1
     assert "which would leave its directory: not unpacked: set app_archive = '/path/to/file'" in run.refusal
     assert len(run.refusal.splitlines()) == 1, run.output
-    assert installation.read(LOOK) == before
+    assert installation.read(FILES) == before
 
-    # What the page serves is another file than its own list says.
+    # The page serves another file than the one in its list of checksums.
     installation.page.files["app-v2.tar.gz"] = b"\x1f\x8b"
     run = installation.run("-y", check=False)
     assert "but https://127.0.0.1" in run.refusal and "/sums says" in run.refusal
     installation.assert_in_use("v1")
 
 
-def test_damage_is_healed(installation: Installation) -> None:
+def test_damaged_files_are_repaired(installation: Installation) -> None:
     installation.run("-y")
     installation.host.run(f"echo more >>{SERVED}; truncate -s 3 /opt/tool/current/tool; mkdir /opt/app/.arriving-x")
     installation.host.run("touch -d '2 days ago' /opt/app/.arriving-x")
     assert installation.run("-y").changed == EVERYTHING
     installation.assert_in_use("v1")
-    # As after an upload that broke off before the directory was complete.
+    # As after an upload that was interrupted before the directory was complete.
     installation.host.run("cd /opt/app; rm -rf current/web v1-*.sum")
     assert installation.run("-y").changed == EVERYTHING[:1]
     installation.assert_in_use("v1")
@@ -185,14 +185,14 @@ def test_damage_is_healed(installation: Installation) -> None:
     assert installation.run("-y").changed == []
 
 
-def test_an_upload_that_is_interrupted_is_completed_by_the_next_run(installation: Installation) -> None:
+def test_an_interrupted_upload_is_completed_by_the_next_run(installation: Installation) -> None:
     installation.run("-y")
     installation.publish("v2", size=20_000_000)
-    installation.want("v2")
+    installation.choose_version("v2")
     process = installation.start("-y")
-    # What receives it is stopped in the middle, so that the run cannot get further before it is killed.
-    stopped = "until [ -s /opt/app/.arriving-*/packed ]; do sleep 0.01; done 2>/dev/null; pkill -STOP base64"
-    installation.host.run(stopped)
+    # The receiving process is stopped in the middle, so that the run cannot finish before it is killed.
+    stop_upload = "until [ -s /opt/app/.arriving-*/packed ]; do sleep 0.01; done 2>/dev/null; pkill -STOP base64"
+    installation.host.run(stop_upload)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     installation.host.run("pkill -CONT base64")
@@ -202,8 +202,8 @@ def test_an_upload_that_is_interrupted_is_completed_by_the_next_run(installation
     installation.assert_in_use("v2")
 
 
-def test_what_version_0_1_0_installed_is_taken_over_as_it_is(installation: Installation) -> None:
-    """The program's directory and the record, as 0.1.0 wrote them."""
+def test_programs_installed_by_version_0_1_0_are_kept(installation: Installation) -> None:
+    """With the program's directory and the record of checksums as 0.1.0 wrote them."""
     sha256 = hashlib.sha256(script("v1")).hexdigest()
     directory = f"/opt/tool/v1-{sha256[:12]}"
     installation.host.run(

@@ -1,4 +1,4 @@
-"""Running a deployment again: nothing to do changes nothing, drift is repaired, an interrupted run is healed."""
+"""Running a deployment again: a second run changes nothing, drift is repaired, interrupted runs are completed."""
 
 import re
 import time
@@ -14,21 +14,21 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
 
-# Unit, without what tells its version and kind -> its role.
+# Unit, without its version and suffix -> its role.
 ROLE_OF = {unit.name.partition(".")[0].partition("@")[0]: role for role in ROLES.values() for unit in role.units}
 UNITS = " ".join(unit.name.format(version="*") for role in ROLES.values() for unit in role.units)
 RUN = {unit: f"Run {role.title}" for unit, role in ROLE_OF.items()}
-# As they stand in deploy.py.
+# In the order of deploy.py.
 IN_ORDER = [
     f"Run {ROLES[role].title}"
     for role in re.findall(r"tasks/(\w+)\.py", (ROOT / "deploy.py").read_text())
     if role in ROLES
 ]
-ANSWERS = {unit: role.units[0].health for unit, role in ROLE_OF.items()}
+HEALTH = {unit: role.units[0].health for unit, role in ROLE_OF.items()}
 
 
 def invocations(host: Host) -> dict[str, str]:
-    """Which start of each unit is running: systemd gives every start an id of its own."""
+    """Unit -> its invocation ID, which systemd gives to every start, and its state."""
     shown = host.run(f"systemctl show {UNITS} -p Id -p InvocationID -p ActiveState").stdout
     started = {}
     for block in shown.strip().split("\n\n"):
@@ -43,18 +43,18 @@ def restarted(before: dict[str, str], host: Host) -> set[str]:
 
 
 def assert_nothing_to_do(deployment: Deployment) -> None:
-    """Neither a run nor a look finds anything to change."""
+    """Neither a run nor a dry run finds anything to change."""
     again = deployment.run("-y")
     assert again.changed == []
     totals = again.results["results"]["totals"]
-    # A run that reaches no machine changes nothing either.
+    # It did reach the machine: otherwise it would change nothing either.
     assert totals["no_change"] > len(RUN) and totals["error"] == 0
     assert deployment.run().planned == []
 
 
 def assert_all_answer(host: Host) -> None:
-    for unit, question in ANSWERS.items():
-        assert host.run(question, check=False).returncode == 0, f"{unit} does not answer"
+    for unit, check in HEALTH.items():
+        assert host.run(check, check=False).returncode == 0, f"{unit} does not answer"
 
 
 def test_second_run_changes_nothing(deployed: Deployed) -> None:
@@ -64,19 +64,21 @@ def test_second_run_changes_nothing(deployed: Deployed) -> None:
     assert restarted(before, deployed.host) == set()
 
 
-# Secrets of the deployments that the test below has met, by release.
-MET: dict[str, set[str]] = {}
+# Debian release -> secrets of its deployment, as the test below finds them.
+SECRETS_OF: dict[str, set[str]] = {}
 
 
 def test_deployments_share_no_secret(deployed: Deployed) -> None:
     vault = Vault.open(deployed.deployment.vault)
-    made = {vault.get(name).reveal() for name, known in SECRETS.items() if known.kind != "given" and vault.has(name)}
+    generated = {
+        vault.get(name).reveal() for name, known in SECRETS.items() if known.kind != "given" and vault.has(name)
+    }
     signing_key = deployed.host.run("cat /var/lib/matrix-synapse/signing.key").stdout
-    assert signing_key.startswith("ed25519 ") and len(made) > 4
-    mine = {*made, signing_key.split()[-1], vault.id}
-    # Sets of secrets are not compared by `assert`, which would print them.
-    shared = [release for release, secrets in MET.items() if release != deployed.host.release and secrets & mine]
-    MET[deployed.host.release] = mine
+    assert signing_key.startswith("ed25519 ") and len(generated) > 4
+    mine = {*generated, signing_key.split()[-1], vault.id}
+    # Secrets are not compared by `assert`, which would print them.
+    shared = [release for release, secrets in SECRETS_OF.items() if release != deployed.host.release and secrets & mine]
+    SECRETS_OF[deployed.host.release] = mine
     assert shared == []
 
 
@@ -94,7 +96,7 @@ def test_deployments_share_no_secret(deployed: Deployed) -> None:
         ("sliding-sync", "/etc/sliding-sync/environment", "Configure the Sliding Sync proxy"),
     ],
 )
-def test_edited_file_is_restored_and_read(deployed: Deployed, unit: str, path: str, operation: str) -> None:
+def test_edited_file_is_restored_and_its_unit_uses_it(deployed: Deployed, unit: str, path: str, operation: str) -> None:
     host = deployed.host
     before, content = invocations(host), host.run(f"sha256sum {path}").stdout
     host.run(f"echo '# edited by hand' >> $(ls {path})")
@@ -102,12 +104,12 @@ def test_edited_file_is_restored_and_read(deployed: Deployed, unit: str, path: s
     assert deployed.deployment.run("-y").changed == [operation, RUN[unit]]
 
     assert host.run(f"sha256sum {path}").stdout == content
-    # Caddy takes its new file without a restart: connections survive.
+    # Caddy reloads its file without a restart: connections are kept.
     assert restarted(before, host) == (set() if unit == "caddy" else {unit})
-    assert host.run(ANSWERS[unit], check=False).returncode == 0
+    assert host.run(HEALTH[unit], check=False).returncode == 0
 
 
-def test_opened_secrets_are_closed_again(deployed: Deployed) -> None:
+def test_modes_and_owners_of_secrets_are_restored(deployed: Deployed) -> None:
     host = deployed.host
     secrets = (
         "/etc/matrix-synapse/secrets/form_secret /etc/matrix-synapse/conf.d/email.yaml /etc/sydent/sydent.conf "
@@ -139,7 +141,7 @@ def test_disabled_unit_is_enabled(deployed: Deployed) -> None:
     host.run("systemctl disable --quiet matrix-synapse.service")
     assert deployed.deployment.run("-y").changed == ["Run Synapse"]
     assert host.run("systemctl is-enabled matrix-synapse.service").stdout.strip() == "enabled"
-    assert restarted(before, host) == set(), "users would lose their connections for nothing"
+    assert restarted(before, host) == set(), "Synapse was restarted needlessly"
 
 
 def test_edited_unit_definitions_are_repaired_and_used(deployed: Deployed) -> None:
@@ -169,7 +171,7 @@ def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deploy
     assert_nothing_to_do(deployed.deployment)
 
 
-# --- a machine on which nothing is yet ------------------------------------------------------------
+# --- a machine without a deployment ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,10 @@ def empty(testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytes
     host.down()
 
 
-def inventory_of(host: Host) -> str:
-    """All that a deployment could touch: packages, users, and every file with its content's time, owner and mode.
+def state_of(host: Host) -> str:
+    """All that a deployment could change: packages, users, and every file with its size, time, owner and mode.
 
-    Left out: what the machine writes by itself while somebody is logged in.
+    Left out: what the machine writes by itself during a login.
     """
     left_out = " -o ".join(
         f"-path {path}" for path in ("/dev", "/proc", "/run", "/sys", "/var/lib/systemd", "/var/log")
@@ -201,17 +203,17 @@ def inventory_of(host: Host) -> str:
     ).stdout
 
 
-def test_dry_run_on_an_empty_machine_lists_everything_and_touches_nothing(empty: Empty) -> None:
+def test_dry_run_on_an_empty_machine_lists_everything_and_changes_nothing(empty: Empty) -> None:
     host, deployment = empty.host, empty.deployment
-    before, controller = inventory_of(host), set(deployment.directory.iterdir())
+    before, controller = state_of(host), set(deployment.directory.iterdir())
 
-    looked = deployment.run("--dry")
+    dry = deployment.run("--dry")
 
-    assert [name for name in looked.planned if name.startswith("Run ")] == IN_ORDER
-    assert {"Install the Debian packages", "Configure Synapse", "Install the Sliding Sync proxy"} <= set(looked.planned)
-    assert looked.results["results"] is None
-    assert inventory_of(host) == before
-    # A download is kept for the real run; a vault, a key or a record would be a promise.
+    assert [name for name in dry.planned if name.startswith("Run ")] == IN_ORDER
+    assert {"Install the Debian packages", "Configure Synapse", "Install the Sliding Sync proxy"} <= set(dry.planned)
+    assert dry.results["results"] is None
+    assert state_of(host) == before
+    # A download may be kept for the real run; a vault, a key or a record of checksums is not written.
     assert set(deployment.directory.iterdir()) - controller <= {deployment.directory / "cache"}
 
 
@@ -222,20 +224,20 @@ def test_dry_diff_on_an_empty_machine_shows_files_without_secrets(empty: Empty) 
         if known.kind != "given":
             vault.get(name)
     vault.save()
-    kept, before = deployment.vault.read_bytes(), inventory_of(host)
+    kept, before = deployment.vault.read_bytes(), state_of(host)
 
-    looked = deployment.run("--dry", "--diff")
+    dry = deployment.run("--dry", "--diff")
 
-    assert "static-auth-secret=*****" in looked.output
-    assert f'server_name: "{host.domain}"' in looked.output
+    assert "static-auth-secret=*****" in dry.output
+    assert f'server_name: "{host.domain}"' in dry.output
     for name in SECRETS:
         if vault.has(name):
-            assert vault.get(name).reveal() not in looked.output, name
-    assert inventory_of(host) == before
+            assert vault.get(name).reveal() not in dry.output, name
+    assert state_of(host) == before
     assert deployment.vault.read_bytes() == kept
 
 
-# Where a run is killed, one after the other on the same machine, and after how many seconds there.
+# Runs on the same machine are killed one after the other: at which operation, and how many seconds after it began.
 INTERRUPTIONS = [
     ("Begin to build the virtualenvs", 0.0),
     ("Begin to build the virtualenvs", 0.5),
@@ -250,7 +252,7 @@ INTERRUPTIONS = [
 ]
 
 
-# Synapse's first start with an empty database, cut off from it in the middle; systemd starts it again and again.
+# Synapse's first start with an empty database, whose connection is closed in the middle; systemd restarts Synapse repeatedly.
 FIRST_START = """
 set -eu
 cd /
@@ -274,7 +276,7 @@ END
 
 
 def kill_at(deployment: Deployment, operation: str, seconds: float = 0.0) -> str:
-    """Begin a run, and kill it without warning once it has come to the operation and so many seconds have passed."""
+    """Begin a run, and kill it so many seconds after it has reached the operation; returns its output."""
     run = deployment.start("-y")
     output = ""
     assert run.stdout is not None
@@ -290,10 +292,10 @@ def kill_at(deployment: Deployment, operation: str, seconds: float = 0.0) -> str
         run.communicate()
 
 
-def test_interrupted_runs_heal(empty: Empty) -> None:
+def test_interrupted_runs_are_completed_by_the_next(empty: Empty) -> None:
     host, deployment = empty.host, empty.deployment
     kill_at(deployment, "Install the Debian packages")
-    # The machine's power fails while packages are unpacked and virtualenvs are built.
+    # A power failure of the machine while packages are unpacked and virtualenvs are built.
     run = deployment.start("-y")
     host.run("until pgrep -x dpkg; do sleep 0.1; done; sleep 0.5")
     host.kill()
@@ -307,7 +309,7 @@ def test_interrupted_runs_heal(empty: Empty) -> None:
     assert_all_answer(host)
 
 
-def test_restart_lost_to_an_interruption_is_made_up_for(empty: Empty) -> None:
+def test_restart_missed_by_an_interrupted_run_is_done_by_the_next(empty: Empty) -> None:
     host, deployment = empty.host, empty.deployment
     deployment.run("-y")
     group_data = deployment.directory / "group_data" / f"{deployment.name}.py"
@@ -315,7 +317,7 @@ def test_restart_lost_to_an_interruption_is_made_up_for(empty: Empty) -> None:
     for attempt in range(1, 6):
         before, address = invocations(host), f"198.51.100.{attempt}"
         group_data.write_text(f"{chosen}external_ip = {address!r}\n")
-        # The file is there, and the operation that would restart its unit comes after this one.
+        # The file is written by now, and the operation that restarts its unit comes after this one.
         kill_at(deployment, "Confine coturn, run as root")
         assert f"external-ip={address}" in host.run("cat /etc/turnserver.conf").stdout
         time.sleep(1)
@@ -330,8 +332,8 @@ def test_restart_lost_to_an_interruption_is_made_up_for(empty: Empty) -> None:
     assert_nothing_to_do(deployment)
 
 
-def test_database_of_a_first_start_that_was_cut_short_is_made_anew(empty: Empty) -> None:
-    """As a power failure leaves it: Synapse commits while it makes its tables, and cannot go on with half of them."""
+def test_half_created_database_of_synapse_is_created_again(empty: Empty) -> None:
+    """As a power failure leaves it: Synapse commits while it creates its tables, and cannot start with half of them."""
     host, deployment = empty.host, empty.deployment
     deployment.run("-y")
     host.run("systemctl stop matrix-synapse")
@@ -340,12 +342,12 @@ def test_database_of_a_first_start_that_was_cut_short_is_made_anew(empty: Empty)
         "for i in $(seq 150); do journalctl -u matrix-synapse -n 50 | grep -q 'already exists' && exit; sleep 0.2; done; exit 1"
     )
 
-    # An administrator who looks at it.
-    host.run("systemd-run --quiet --unit=visitor --uid=postgres sh -c 'sleep 600 | psql -d synapse'")
+    # An administrator is connected to it with psql.
+    host.run("systemd-run --quiet --unit=psql-session --uid=postgres sh -c 'sleep 600 | psql -d synapse'")
     refused = deployment.run("-y", check=False)
     assert refused.status == 1
     assert "while somebody is connected to it (postgres with psql)" in refused.output, refused.output
-    host.run("systemctl stop visitor")
+    host.run("systemctl stop psql-session")
 
     assert deployment.run("-y").changed == ["Create the databases", "Run Synapse"]
 
@@ -353,7 +355,7 @@ def test_database_of_a_first_start_that_was_cut_short_is_made_anew(empty: Empty)
     assert_nothing_to_do(deployment)
 
 
-def test_a_role_that_was_taken_off_is_named(deployed: Deployed) -> None:
+def test_a_role_removed_from_the_inventory_is_reported(deployed: Deployed) -> None:
     deployment, everything = deployed.deployment, {role: [deployed.host.name] for role in ROLES}
     try:
         deployment.assign({role: names for role, names in everything.items() if role != "sydent"})

@@ -1,6 +1,6 @@
-"""PostgreSQL, the homeserver and the relay each on a machine of its own: the same homeserver, and nobody else's database.
+"""PostgreSQL, the homeserver and the relay each on a machine of its own; the database accepts only the homeserver.
 
-The machines are those of inventories/split.py. The tests that change something put it right again by a deploy.
+The machines are those of inventories/split.py. Tests that change something restore it by a deploy.
 """
 
 import os
@@ -22,18 +22,18 @@ import pytest
 from settings.postgres import DATABASE_AUTHORITY
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
-from tests.e2e.client import PATIENCE, Account, Outside, answered, new_user
+from tests.e2e.client import TIMEOUT, Account, Outside, expect_json, new_user
 
-# The same tests as for a deployment on one machine; the fixtures below lead them here.
+# The same tests as for a deployment on one machine, with the fixtures below.
 from tests.e2e.test_messages import (  # noqa: F401
     test_clients_find_everything_from_the_server_name,
     test_homeservers_find_it_from_the_server_name,
-    test_media_arrives_unchanged_and_only_for_users,
+    test_media_is_downloaded_unchanged_and_only_by_users,
     test_native_sliding_sync_lists_rooms,
-    test_two_users_talk,
+    test_two_users_exchange_messages,
 )
 from tests.e2e.test_runs import assert_nothing_to_do, invocations, restarted
-from tests.e2e.test_secrets import HIDDEN, ODD, SAMPLER, TALKATIVE, assert_none_in, shown, traces
+from tests.e2e.test_secrets import HIDDEN, SAMPLER, SPECIAL, VERBOSE, assert_none_in, shown, traces
 from tests.protocols.turn import Credentials, relay
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -50,10 +50,10 @@ ROLES = {
     "coturn": ["split-relay"],
 }
 PASSWORDS = ("postgres_synapse_password", "postgres_sliding_sync_password")
-# User -> database of the two that come from the homeserver's machine.
+# User -> database of the two clients on the homeserver's machine.
 CLIENTS = {"matrix-synapse": "synapse", "sliding-sync": "syncv3"}
-# What each machine may be reached at from outside.
-OUTSIDE = {
+# The ports on which each machine listens to other machines.
+OPEN_PORTS = {
     "split-db": {"tcp 22", "tcp 5432"},
     "split": {"tcp 22", "tcp 80", "tcp 443", "udp 443"},
     "split-relay": {
@@ -66,7 +66,7 @@ LOG = "/var/log/postgresql/postgresql-15-main.log"
 
 @dataclass(frozen=True)
 class Split:
-    """The three machines, and what was to be seen while they were deployed for the first time."""
+    """The three machines. first: the first run. command_lines: machine -> all command lines during that run."""
 
     db: Host
     home: Host
@@ -93,7 +93,7 @@ def split(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             pool.submit(testbed.up, "split-relay", names=["turn.split.test"]),
         ]
     db, home, relay_host = (each.result() for each in begun)
-    # Not for the deployment: what stands in for the Sliding Sync proxy reaches its database with it, and so do the tests.
+    # Not for the deployment: the stand-in for the Sliding Sync proxy and the tests connect to the database with it.
     home.run(
         "apt-get update -qq && DEBIAN_FRONTEND=noninteractive "
         "apt-get install -qq -y --no-install-recommends postgresql-client",
@@ -116,12 +116,12 @@ def split(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         deployment.environment |= {"SSL_CERT_FILE": str(page.ca_file), "XDG_CACHE_HOME": str(directory / "cache")}
         vault = Vault.open(deployment.vault)
         for name in PASSWORDS:
-            vault.set(name, f"{secrets.token_hex(8)}{ODD}{secrets.token_hex(8)}")
+            vault.set(name, f"{secrets.token_hex(8)}{SPECIAL}{secrets.token_hex(8)}")
         vault.save()
         for host in (db, home):
             host.run(f"install -d -m 700 {HIDDEN} && cat > {HIDDEN}/sampler", stdin=SAMPLER.replace("HIDDEN", HIDDEN))
             host.run(f"systemd-run --quiet --collect --unit=sampler perl {HIDDEN}/sampler")
-        first = deployment.run("-y", *TALKATIVE)
+        first = deployment.run("-y", *VERBOSE)
         seen = {}
         for host in (db, home):
             host.run(f"touch {HIDDEN}/stop; while systemctl is-active --quiet sampler; do sleep 0.1; done")
@@ -146,8 +146,8 @@ def bob(outside: Outside) -> Account:
     return new_user(outside, "bob")
 
 
-def test_sample_inventory_as_it_comes() -> None:
-    """Who runs it before editing it reaches nobody's machines."""
+def test_unedited_sample_inventory_is_refused() -> None:
+    """Before any machine is connected to."""
     command = [PYINFRA, "inventories/split.py", "deploy.py", "-y"]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     refused = Run(done.returncode, done.stderr, {})
@@ -156,25 +156,25 @@ def test_sample_inventory_as_it_comes() -> None:
     assert "Connected" not in done.stderr
 
 
-# --- who reaches what -----------------------------------------------------------------------------
+# --- open ports -----------------------------------------------------------------------------------
 
 
-# The first one: the fence has to stand from the first deploy on.
+# The first test: the packet filter has to be in force since the first deploy.
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
-def test_nobody_else_reaches_the_database(split: Split, ipv6: bool) -> None:
-    assert_fenced(split.db, split.relay, ipv6)
+def test_only_the_homeserver_reaches_the_databases_port(split: Split, ipv6: bool) -> None:
+    assert_filtered(split.db, split.relay, ipv6)
     address = split.db.address6 if ipv6 else split.db.address
-    # So that the others are kept out, and not merely nobody there.
+    # The port does answer the homeserver.
     assert split.home.run(f"timeout 5 bash -c '</dev/tcp/{address}/5432'", check=False).returncode == 0
 
 
-def assert_fenced(db: Host, other: Host, ipv6: bool = False) -> None:
+def assert_filtered(db: Host, other: Host, ipv6: bool = False) -> None:
     """Neither the controller nor another machine gets an answer: its packets are dropped."""
     address = db.address6 if ipv6 else db.address
     with pytest.raises(TimeoutError):
         socket.create_connection((address, 5432), timeout=2).close()
-    knock = other.run(f"timeout 2 bash -c '</dev/tcp/{address}/5432'", check=False)
-    assert knock.returncode == 124, f"{other.name} gets an answer: {knock.returncode} {knock.stderr}"
+    attempt = other.run(f"timeout 2 bash -c '</dev/tcp/{address}/5432'", check=False)
+    assert attempt.returncode == 124, f"{other.name} gets an answer: {attempt.returncode} {attempt.stderr}"
 
 
 def test_second_run_changes_nothing(split: Split) -> None:
@@ -185,7 +185,7 @@ def test_second_run_changes_nothing(split: Split) -> None:
     assert [restarted(units, host) for units, host in zip(before, split.hosts, strict=True)] == [set()] * 3
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", OPEN_PORTS)
 def test_each_machine_listens_only_for_its_roles(split: Split, name: str) -> None:
     [host] = [host for host in split.hosts if host.name == name]
     bound = host.run("ss -Hlntu").stdout
@@ -195,44 +195,44 @@ def test_each_machine_listens_only_for_its_roles(split: Split, name: str) -> Non
         address, _, port = re.sub(r"%\w+", "", local).rpartition(":")
         if not address.startswith(("127.", "[::1]")) and not (protocol == "udp" and int(port) >= 49152):
             found.add(f"{protocol} {port}")
-    assert found == OUTSIDE[name], bound
+    assert found == OPEN_PORTS[name], bound
 
 
-# --- how the homeserver reaches its database ------------------------------------------------------
+# --- the homeserver's connections to its database -------------------------------------------------
 
 
 def query(host: Host, sql: str) -> list[str]:
-    """As the superuser, on the database's own machine."""
+    """Run SQL as the superuser, on the database's machine."""
     return host.run("cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1", stdin=sql).stdout.splitlines()
 
 
-def test_connections_are_encrypted_and_passwords_are_proven(split: Split) -> None:
+def test_connections_use_tls_and_scram(split: Split) -> None:
     query(split.db, "ALTER SYSTEM SET log_connections = on; SELECT pg_reload_conf();")
     try:
         end = int(split.db.run(f"stat -c %s {LOG}").stdout)
         split.home.run("systemctl restart matrix-synapse sliding-sync", timeout=180)
         split.home.run("until curl -sf http://127.0.0.1:8009/client/server.json; do sleep 0.1; done")
-        said = split.db.run(f"tail -c +{end + 1} {LOG}").stdout
+        logged = split.db.run(f"tail -c +{end + 1} {LOG}").stdout
     finally:
         query(split.db, "ALTER SYSTEM RESET log_connections; SELECT pg_reload_conf();")
     for user, database in CLIENTS.items():
-        proven = re.findall(rf'connection authenticated: identity="{user}" method=(\S+)', said)
-        let_in = re.findall(rf"connection authorized: user={user} database=(\S+)(.*)", said)
-        assert proven and set(proven) == {"scram-sha-256"}, said
-        assert len(let_in) == len(proven) and {name for name, _ in let_in} == {database}, said
-        assert all("SSL enabled (protocol=TLSv1.3" in how for _, how in let_in), said
-    held = query(
+        methods = re.findall(rf'connection authenticated: identity="{user}" method=(\S+)', logged)
+        authorized = re.findall(rf"connection authorized: user={user} database=(\S+)(.*)", logged)
+        assert methods and set(methods) == {"scram-sha-256"}, logged
+        assert len(authorized) == len(methods) and {name for name, _ in authorized} == {database}, logged
+        assert all("SSL enabled (protocol=TLSv1.3" in how for _, how in authorized), logged
+    connections = query(
         split.db,
         "SELECT DISTINCT usename, host(client_addr), ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
         "WHERE usename = 'matrix-synapse'",
     )
-    assert held == [f"matrix-synapse|{split.home.address}|t|TLSv1.3"]
+    assert connections == [f"matrix-synapse|{split.home.address}|t|TLSv1.3"]
 
 
-def test_the_database_keeps_no_password(split: Split) -> None:
-    kept = query(split.db, "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL ORDER BY 1")
-    assert [line.partition("|")[0] for line in kept] == sorted(CLIENTS)
-    for line in kept:
+def test_the_database_stores_no_password_in_plain_text(split: Split) -> None:
+    stored = query(split.db, "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL ORDER BY 1")
+    assert [line.partition("|")[0] for line in stored] == sorted(CLIENTS)
+    for line in stored:
         assert re.fullmatch(r"[\w-]+\|SCRAM-SHA-256\$4096:[\w+/=]{24}\$[\w+/=]{44}:[\w+/=]{44}", line)
 
 
@@ -244,10 +244,10 @@ def connect(
     password: str | None = None,
     authority: str = DATABASE_AUTHORITY,
 ) -> str:
-    """Try to get in from the homeserver's machine, with Synapse's password unless another is given; what psql says."""
+    """Try to connect from the homeserver's machine; returns the output of psql. password: Synapse's if it is None."""
     words = f"host={split.db.address} user={user} dbname={database} sslmode={sslmode} sslrootcert={authority}"
     done = split.home.run(
-        # Not quoted in the command: the password may hold anything.
+        # By standard input: the password may have any character.
         'IFS= read -r PGPASSWORD; export PGPASSWORD PGCONNECT_TIMEOUT=5; cd / && psql -XAtqc "SELECT 42" '
         f"{shlex.quote(words)} 2>&1",
         stdin=f"{password if password is not None else split.password(PASSWORDS[0])}\n",
@@ -257,21 +257,21 @@ def connect(
     return done.stdout.strip()
 
 
-def test_right_password_and_certificate_open_the_database(split: Split) -> None:
+def test_clients_with_the_right_password_connect(split: Split) -> None:
     assert connect(split) == "42"
     assert connect(split, "sliding-sync", "syncv3", password=split.password(PASSWORDS[1])) == "42"
 
 
-def test_others_do_not_get_in(split: Split) -> None:
+def test_connections_with_wrong_credentials_or_without_tls_are_refused(split: Split) -> None:
     assert "password authentication failed" in connect(split, password="wrong")  # noqa: S106
     assert "password authentication failed" in connect(split, password=split.password(PASSWORDS[1]))
     assert "no encryption" in connect(split, sslmode="disable")
     for user, database in (("matrix-synapse", "syncv3"), ("sliding-sync", "synapse"), ("postgres", "postgres")):
-        assert "no pg_hba.conf entry" in connect(split, user, database), f"{user} gets into {database}"
+        assert "no pg_hba.conf entry" in connect(split, user, database), f"{user} can connect to {database}"
 
 
-def test_only_the_right_certificate_is_believed(split: Split) -> None:
-    """As if somebody between the machines pretended to be the database. The next deploy puts it right."""
+def test_a_wrong_database_certificate_is_refused_and_repaired_by_a_deploy(split: Split) -> None:
+    """As with a man in the middle between the machines. The next deploy restores the authority."""
     home, address = split.home, split.db.address
     right = home.run(f"cat {DATABASE_AUTHORITY}").stdout
     home.run(
@@ -296,16 +296,16 @@ def test_only_the_right_certificate_is_believed(split: Split) -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
-def test_two_users_meet_at_the_relay(
+def test_two_users_exchange_packets_through_the_relay(
     split: Split, outside: Outside, alice: Account, tmp_path: Path, transport: str
 ) -> None:
-    """With the credentials that the homeserver gives out, on the machine that its addresses lead to."""
+    """With the homeserver's TURN credentials, at the machine that its TURN URIs name."""
     with outside.http() as http:
         url = outside.url("matrix", "/_matrix/client/v3/voip/turnServer")
-        given = answered(http.get(url, headers=alice.authorization))
-    name = given["uris"][0].split(":")[1]
+        answer = expect_json(http.get(url, headers=alice.authorization))
+    name = answer["uris"][0].split(":")[1]
     assert split.home.bed.resolve(name) == split.relay.address
-    credentials = Credentials(given["username"], given["password"])
+    credentials = Credentials(answer["username"], answer["password"])
     # Each Caddy has an authority of its own.
     context: ssl.SSLContext = Outside(split.relay, tmp_path).context()
     with (
@@ -323,7 +323,7 @@ def test_two_users_meet_at_the_relay(
 # --- verify ---------------------------------------------------------------------------------------
 
 
-def test_verifying_the_deployment_finds_nothing(split: Split) -> None:
+def test_the_verification_passes(split: Split) -> None:
     command = [sys.executable, "-m", "pytest", "tests/host", "--inventory", str(split.deployment.inventory)]
     done = subprocess.run(
         [*command, "-v", "-p", "no:cacheprovider"],
@@ -344,12 +344,12 @@ def test_verifying_the_deployment_finds_nothing(split: Split) -> None:
 # --- secrets --------------------------------------------------------------------------------------
 
 
-def test_nobody_gets_to_know_the_passwords(split: Split) -> None:
+def test_the_database_passwords_are_not_disclosed(split: Split) -> None:
     needles = traces(split.password(name) for name in PASSWORDS)
     assert_none_in(needles, shown(split.first), "the output of the first run")
     assert "SCRAM-SHA-256$" not in shown(split.first), "a verifier is in the output of the first run"
     for name, lines in split.command_lines.items():
-        assert "systemctl" in lines, "nothing was to be seen of the run"
+        assert "systemctl" in lines, "no command of the run was recorded"
         assert_none_in(needles, "".join(lines.split()), f"the command lines on {name}")
     found = {}
     for host in split.hosts:
@@ -357,12 +357,12 @@ def test_nobody_gets_to_know_the_passwords(split: Split) -> None:
         journal = host.run("journalctl --all --no-pager -o verbose", timeout=120).stdout
         assert_none_in(needles, "".join(journal.split()), f"the journal of {host.name}")
         host.run(f"install -d -m 700 {HIDDEN} && cat > {HIDDEN}/needles", stdin="\n".join(needles))
-        holders = host.run(
+        files = host.run(
             f"cd / && grep -rlaF --devices=skip --exclude-dir={Path(HIDDEN).name} -f {HIDDEN}/needles "
             "/etc /var /opt /run /tmp /root /home /usr/local 2>/dev/null | xargs -r stat -c '%n %a %U:%G'",
             timeout=120,
         ).stdout
-        found[host.name] = sorted(holders.splitlines())
+        found[host.name] = sorted(files.splitlines())
     assert found == {
         "split-db": [],
         "split": [
@@ -373,7 +373,7 @@ def test_nobody_gets_to_know_the_passwords(split: Split) -> None:
     }
 
 
-def test_new_passwords_take_the_place_of_the_old(split: Split) -> None:
+def test_rotated_passwords_replace_the_old(split: Split) -> None:
     old = split.password(PASSWORDS[0])
     vault = Vault.open(split.deployment.vault)
     for name in PASSWORDS:
@@ -394,77 +394,77 @@ def test_new_passwords_take_the_place_of_the_old(split: Split) -> None:
 
 
 def assert_refused(run: Run, *words: str) -> None:
-    """It stopped with one line that has all of these words in it."""
+    """The run stopped with one line that has all of these words."""
     assert run.status == 1 and run.changed == [], run.output
     assert len(run.refusal.splitlines()) == 1 and "Traceback" not in run.output, run.output
     for word in words:
         assert word in run.refusal
 
 
-def written(split: Split) -> list[str]:
-    """When the files that a deployment writes were written last."""
+def write_times(split: Split) -> list[str]:
+    """The change times of the files that a deployment writes, for each machine."""
     files = "/etc/matrix-metal /etc/matrix-synapse /etc/sydent /etc/caddy /etc/postgresql /etc/turnserver.conf"
     return [host.run(f"find {files} -printf '%p %C@\\n' 2>/dev/null | sort").stdout for host in split.hosts]
 
 
-def test_nothing_is_touched_while_one_machine_is_away(split: Split) -> None:
-    deployment, before = split.deployment, written(split)
+def test_nothing_is_changed_while_one_machine_is_unreachable(split: Split) -> None:
+    deployment, before = split.deployment, write_times(split)
     inventory, group_data = deployment.inventory, deployment.directory / "group_data" / f"{deployment.name}.py"
-    there, chosen = inventory.read_text(), group_data.read_text()
+    reachable, chosen = inventory.read_text(), group_data.read_text()
     try:
-        away = there.replace(f"'{split.relay.address}'", f"'{split.relay.address}', 'ssh_port': 9")
-        assert away != there
-        inventory.write_text(away)
+        unreachable = reachable.replace(f"'{split.relay.address}'", f"'{split.relay.address}', 'ssh_port': 9")
+        assert unreachable != reachable
+        inventory.write_text(unreachable)
         group_data.write_text(f"{chosen}max_upload_size = '60M'\n")
 
         refused = deployment.run("-y", check=False)
 
         assert_refused(refused, "split-relay cannot be reached", "nothing was touched", "--exclude split-relay")
-        assert written(split) == before
+        assert write_times(split) == before
         group_data.write_text(chosen)
         assert deployment.run("-y", "--exclude", "split-relay").changed == []
-        inventory.write_text(there.replace(f"'{split.db.address}'", f"'{split.db.address}', 'ssh_port': 9"))
+        inventory.write_text(reachable.replace(f"'{split.db.address}'", f"'{split.db.address}', 'ssh_port': 9"))
         alone = deployment.run("-y", "--exclude", "split-db", check=False)
         assert_refused(alone, "split cannot be deployed without another machine")
         assert deployment.run("-y", "--limit", "split-relay").changed == []
     finally:
-        inventory.write_text(there)
+        inventory.write_text(reachable)
         group_data.write_text(chosen)
 
 
-def test_everything_comes_back_after_the_database_was_rebooted(
+def test_homeserver_recovers_from_a_reboot_of_the_database(
     split: Split, outside: Outside, alice: Account, bob: Account
 ) -> None:
     before = invocations(split.home)
     split.db.reboot()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
-            test_two_users_talk(outside, alice, bob)
+            test_two_users_exchange_messages(outside, alice, bob)
             break
         except AssertionError:
-            # Each connection that the reboot has cut costs Synapse one request. Clients ask again, their library does not.
+            # One request fails for each connection that the reboot has closed. Clients retry, matrix-nio does not.
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
-    assert restarted(before, split.home) == set(), "users lose their connections for nothing"
-    assert_fenced(split.db, split.relay)
+    assert restarted(before, split.home) == set(), "units were restarted needlessly"
+    assert_filtered(split.db, split.relay)
     assert split.deployment.run("-y").changed == []
 
 
-# --- moving the database, the last ones: they move it ----------------------------------------------
+# --- moving the database: last, as it stays moved -------------------------------------------------
 
 
-def test_homeserver_gets_no_empty_database_for_its_full_one(split: Split) -> None:
-    deployment, before = split.deployment, written(split)
+def test_homeserver_is_not_switched_to_an_empty_database(split: Split) -> None:
+    deployment, before = split.deployment, write_times(split)
     for machine in ("split-relay", "split"):
         deployment.assign({**ROLES, "postgres": [machine]})
         refused = deployment.run("-y", check=False)
         assert_refused(refused, f"split: Synapse has its database at {split.db.address}", f"on {machine}", "move it")
-        assert written(split) == before
+        assert write_times(split) == before
 
 
-def test_database_is_moved_as_the_readme_says(split: Split, outside: Outside, alice: Account, bob: Account) -> None:
+def test_database_is_moved_as_in_the_readme(split: Split, outside: Outside, alice: Account, bob: Account) -> None:
     deployment = split.deployment
     deployment.assign({**ROLES, "postgres": ["split-relay"]})
     deployment.run("-y", "--limit", "split-relay")
@@ -480,5 +480,5 @@ def test_database_is_moved_as_the_readme_says(split: Split, outside: Outside, al
     deployment.run("-y")
 
     split.db.stop()
-    # Alice and Bob are still logged in: the accounts came along.
-    test_two_users_talk(outside, alice, bob)
+    # Alice and Bob are still logged in: their accounts were moved as well.
+    test_two_users_exchange_messages(outside, alice, bob)

@@ -1,4 +1,4 @@
-"""The machine's language, its time zone and what its users have in their profiles make no difference."""
+"""Locale, time zone, login shell and shell profile of a machine do not affect the deployment."""
 
 import subprocess
 import sys
@@ -14,15 +14,15 @@ from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
-# A decimal comma, translated words, another day than in UTC for half of the time.
-LANGUAGE = """
+# A decimal comma, translated messages, and half of the time another date than in UTC.
+LOCALE = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq && apt-get install -qq -y --no-install-recommends locales >/dev/null
 sed -i 's/^# *de_DE.UTF-8/de_DE.UTF-8/' /etc/locale.gen && locale-gen >/dev/null
 printf 'LANG=de_DE.UTF-8\\nLC_ALL=de_DE.UTF-8\\nLANGUAGE=de\\n' >/etc/default/locale
 ln -sfn /usr/share/zoneinfo/Pacific/Kiritimati /etc/localtime
 """
-# bash reads this even for a command that comes over SSH.
+# For .bashrc, which bash reads also for commands over SSH.
 PROFILE = """
 echo Welcome; printf 'no end of line'; echo 'to this machine' >&2
 umask 077; set -o noclobber; cd /tmp
@@ -37,44 +37,44 @@ export PGHOST=nowhere PGPORT=1 PGDATABASE=nothing PGOPTIONS=-cno_such=1 PGUSER=n
 
 
 @dataclass(frozen=True)
-class Odd:
+class Machine:
     host: Host
     deployment: Deployment
 
-    def profile(self, text: str) -> None:
-        """What the user's shell reads first; in front of whatever else it reads."""
+    def write_bashrc(self, text: str) -> None:
+        """Write the user's .bashrc."""
         home = "/root" if self.deployment.user == "root" else f"/home/{self.deployment.user}"
         self.host.inside(["sh", "-c", f"cat >{home}/.bashrc <<'END'\n{text}\nEND"])
 
 
 @pytest.fixture(scope="module", params=["trixie", "bookworm"], ids=["debian13", "debian12"])
-def odd(
+def machine(
     request: pytest.FixtureRequest,
     testbed: Testbed,
     release_page: ReleaseServer,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Odd]:
-    """On Debian 12 it is a user with sudo who has the profile."""
+) -> Iterator[Machine]:
+    """Deployed as root on Debian 13, and as a user with sudo on Debian 12."""
     host = testbed.up(own(f"odd{request.param[0]}"), release=request.param)
-    host.run(LANGUAGE, timeout=300)
-    # The language is in force for systemd's services, too.
+    host.run(LOCALE, timeout=300)
+    # So that systemd's services have the locale as well.
     host.reboot()
     user = "root" if request.param == "trixie" else "admin"
     deployment = complete(testbed, host, tmp_path_factory.mktemp("odd"), release_page, user=user)
     deployment.assign({role: [host.name] for role in ROLES if role != "sliding_sync"})
-    yield Odd(host, deployment)
+    yield Machine(host, deployment)
     host.down()
 
 
-def test_a_deployment_does_not_mind(odd: Odd) -> None:
-    odd.profile(PROFILE)
-    odd.deployment.run("-y")
-    again = odd.deployment.run("-y")
+def test_a_deployment_works_with_another_locale_and_a_noisy_profile(machine: Machine) -> None:
+    machine.write_bashrc(PROFILE)
+    machine.deployment.run("-y")
+    again = machine.deployment.run("-y")
     assert again.changed == []
     assert again.results["results"]["totals"]["no_change"] > 10
 
 
-def test_nor_does_the_verification(odd: Odd) -> None:
+def test_the_verification_works_with_another_locale_and_a_noisy_profile(machine: Machine) -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -84,7 +84,7 @@ def test_nor_does_the_verification(odd: Odd) -> None:
             "no:cacheprovider",
             "tests/host",
             "--inventory",
-            odd.deployment.inventory,
+            machine.deployment.inventory,
         ],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -95,26 +95,26 @@ def test_nor_does_the_verification(odd: Odd) -> None:
     assert done.returncode == 0 and "Nothing is wrong" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_profile_that_ends_the_shell_is_named(odd: Odd) -> None:
-    odd.profile("exit 0")
-    assert_refused(odd.deployment.run("-y", check=False), "gives no answer", ".bashrc")
-    odd.profile("exec cat /etc/motd")
-    assert_refused(odd.deployment.run("-y", check=False), "gives no answer", ".bashrc")
-    odd.profile("")
-    assert odd.deployment.run("-y").changed == []
+def test_a_profile_that_ends_the_shell_is_reported(machine: Machine) -> None:
+    machine.write_bashrc("exit 0")
+    assert_refused(machine.deployment.run("-y", check=False), "gives no answer", ".bashrc")
+    machine.write_bashrc("exec cat /etc/motd")
+    assert_refused(machine.deployment.run("-y", check=False), "gives no answer", ".bashrc")
+    machine.write_bashrc("")
+    assert machine.deployment.run("-y").changed == []
 
 
-def test_another_shell_is_another_profile(odd: Odd) -> None:
-    """A shell without bash's quoting is refused, others are as good."""
-    user = odd.deployment.user
-    odd.host.run(
+def test_other_login_shells_work_or_are_refused(machine: Machine) -> None:
+    """fish, zsh and dash work; tcsh quotes in another way and is refused."""
+    user = machine.deployment.user
+    machine.host.run(
         "export DEBIAN_FRONTEND=noninteractive; apt-get install -qq -y --no-install-recommends fish zsh tcsh >/dev/null"
     )
     try:
         for shell in ("fish", "zsh", "dash"):
-            odd.host.inside(["usermod", "-s", f"/usr/bin/{shell}", user])
-            assert odd.deployment.run("-y").changed == [], shell
-        odd.host.inside(["usermod", "-s", "/usr/bin/tcsh", user])
-        assert_refused(odd.deployment.run("-y", check=False), "gives no answer")
+            machine.host.inside(["usermod", "-s", f"/usr/bin/{shell}", user])
+            assert machine.deployment.run("-y").changed == [], shell
+        machine.host.inside(["usermod", "-s", "/usr/bin/tcsh", user])
+        assert_refused(machine.deployment.run("-y", check=False), "gives no answer")
     finally:
-        odd.host.inside(["usermod", "-s", "/bin/bash", user])
+        machine.host.inside(["usermod", "-s", "/bin/bash", user])

@@ -1,4 +1,4 @@
-"""`pytest tests/host --inventory`: what an administrator reads about a healthy machine, and about one broken in ten ways."""
+"""`pytest tests/host --inventory`: the report for a healthy machine, and for one with many faults."""
 
 import re
 from collections.abc import Iterator
@@ -12,32 +12,32 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 CERTIFICATES = "/var/lib/caddy/.local/share/caddy/certificates/local"
-# How it came about -> what is said of it. Each comes from another corner, and nothing of it is a setting.
-BROKEN = {
-    # A service that does not run, though it should; and what strangers see of it.
+# Command that causes a fault -> patterns of the messages about it. Each is of another kind, and none is a wrong setting.
+FAULTS = {
+    # A service that does not run, and what clients get instead.
     "systemctl stop sydent": [
         r"sydent\.service is inactive \(dead\): see journalctl -u sydent\.service, then run the deploy again",
         r"https://identity\.verify\.test/_matrix/identity/v2 answers 502; see journalctl -u caddy -u sydent",
     ],
-    # A unit of somebody else's.
+    # A failed unit that is not ours.
     "systemd-run --quiet --unit=backup --property=Type=oneshot false || true": [
         r"backup\.service failed: see `systemctl status backup\.service`"
     ],
-    # A secret that everybody may read.
+    # A secret that every local user may read.
     "chmod 755 /etc/matrix-synapse /etc/matrix-synapse/secrets; chmod 644 /etc/matrix-synapse/secrets/macaroon_secret_key": [
         r"every user of the machine may read or change .*/secrets/macaroon_secret_key: run the deploy again"
     ],
-    # An old address in the well-known document; and an administration that is open to everybody.
+    # An old address in the well-known document; an admin API that is open to everybody.
     'sed -i \'s/"m.server": "[^"]*"/"m.server": "old.example.com:443"/\' /etc/caddy/Caddyfile': [
         r"other homeservers will not talk with this one: .*old\.example\.com has no address"
     ],
     "sed -i 's#@homeserver path /_matrix/\\*#@homeserver path /_synapse/admin/* /_matrix/*#' /etc/caddy/Caddyfile; "
     "systemctl reload caddy": [r"strangers reach what is the administrator's: .*_synapse/admin"],
-    # Accounts for everybody.
+    # Open registration.
     "printf 'enable_registration: true\\nenable_registration_without_verification: true\\n' "
     "> /etc/matrix-synapse/conf.d/mine.yaml; chmod 644 /etc/matrix-synapse/conf.d/mine.yaml; "
     "systemctl restart matrix-synapse": [r"registration is closed in the settings, but .* answers 200"],
-    # A relay that does not know the homeserver's secret any more, with a certificate that has expired.
+    # A relay with another secret than the homeserver's, and with an expired certificate.
     "sed -i 's/^static-auth-secret=.*/static-auth-secret=another/' /etc/turnserver.conf": [
         r"the relay turn\.verify\.test refuses the credentials that Synapse hands out: run the deploy again"
     ],
@@ -46,16 +46,16 @@ BROKEN = {
     "-keyout turn.verify.test.key -out turn.verify.test.crt 2>/dev/null; systemctl restart coturn": [
         r"turn\.verify\.test:5349 at [0-9.]+ and .*: its certificate expired on"
     ],
-    # A firewall that keeps out what it should not.
+    # A firewall that blocks what it should not.
     "nft 'add table inet firewall; add chain inet firewall input { type filter hook input priority 0; }; "
     "add rule inet firewall input ip6 nexthdr tcp tcp dport 443 reject with tcp reset'": [
         r"verify\.test:443 at fd[0-9a-f:]+: this computer gets no connection"
     ],
-    # A mail server that is gone.
+    # A mail server that does not run.
     "systemctl stop postfix@-.service postfix.service": [
         r"the mail server mail\.verify\.test:25 cannot be reached from this machine: .*refused; is smtp_host right"
     ],
-    # A database that listens to the world.
+    # A database that listens on all addresses.
     "echo \"listen_addresses = '*'\" > $(ls -d /etc/postgresql/*/main/conf.d)/zz-mine.conf; "
     "chmod 644 /etc/postgresql/*/main/conf.d/zz-mine.conf; systemctl restart 'postgresql@*'; "
     "for i in $(seq 60); do curl -sf http://127.0.0.1:8008/health >/dev/null && break; sleep 0.5; done": [
@@ -74,7 +74,7 @@ class Machine:
 def machine(
     testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
-    """A machine of its own, with a mail server and what an administrator's firewall is made of."""
+    """A machine for these tests alone, with a mail server and nftables."""
     host = testbed.up("verify")
     deployment = complete(testbed, host, tmp_path_factory.mktemp("verify"), release_page)
     with (deployment.directory / "group_data" / f"{deployment.name}.py").open("a") as settings:
@@ -91,11 +91,11 @@ def machine(
 
 
 def _unwrapped(output: str) -> str:
-    """The report, with the lines put together that were too long for the screen."""
+    """The report, with wrapped lines joined."""
     return re.sub(r"\n {10,}|\n {5}(?! *\()", " ", output.partition(" verification ")[2])
 
 
-def test_a_healthy_machine(machine: Machine) -> None:
+def test_the_report_of_a_healthy_machine(machine: Machine) -> None:
     status, output = machine.deployment.verify()
     assert status == 0, output
     report = _unwrapped(output)
@@ -115,8 +115,7 @@ def test_a_healthy_machine(machine: Machine) -> None:
     assert re.fullmatch(r"=+ \d+ passed in .* =+", output.rstrip().splitlines()[-1]), output
 
 
-def test_a_certificate_that_came_late(machine: Machine) -> None:
-    """Caddy has logged that it could not have it: that is wrong until it has."""
+def test_a_logged_certificate_error_is_reported_until_it_is_resolved(machine: Machine) -> None:
     folder = f"{CERTIFICATES}/identity.verify.test"
     machine.host.run(f"rm -r {folder}; install -d -m 755 {folder}; touch {folder}/in-the-way; systemctl restart caddy")
     status, output = machine.deployment.verify()
@@ -132,14 +131,14 @@ def test_a_certificate_that_came_late(machine: Machine) -> None:
     assert status == 0, output
 
 
-def test_a_machine_broken_in_many_ways(machine: Machine) -> None:
-    for command in BROKEN:
+def test_every_fault_of_a_machine_is_reported(machine: Machine) -> None:
+    for command in FAULTS:
         machine.host.run(command, timeout=60)
     status, output = machine.deployment.verify()
     assert status == 1, output
     report = _unwrapped(output)
-    expected = [message for messages in BROKEN.values() for message in messages]
+    expected = [message for messages in FAULTS.values() for message in messages]
     missing = [message for message in expected if not re.search(message, report, re.IGNORECASE)]
-    assert not missing, f"nothing is said about {missing} in\n{output}"
-    # The source of the tests says nothing to an administrator.
+    assert not missing, f"{missing} is not in\n{output}"
+    # The source of the tests is of no use to an administrator.
     assert "Traceback" not in output and "AssertionError" not in output and "assert " not in output, output

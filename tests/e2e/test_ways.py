@@ -1,7 +1,7 @@
-"""Every way to a machine that pyinfra knows is one for the deploy and for the verification: on the machine itself, by another
-port, by an alias, through a jump host, with an agent, with a key that has a passphrase. And what is said when a way ends midway.
+"""The deploy and the verification connect in every way that pyinfra supports: on the machine itself, by another port, by an
+alias, through a jump host, with an agent, with a key that has a passphrase. And the errors when a connection is lost.
 
-The machine is deployed once, on itself; each other way finds nothing to do, with the vault that was made there.
+The machine is deployed once, on itself; by each other way the deploy finds nothing to change, with the same vault.
 """
 
 import os
@@ -24,43 +24,43 @@ from tests.deployment import PYINFRA, ROOT, Deployment
 from tests.testbed import Host, Testbed
 
 ROLES = ("postgres", "caddy", "coturn")
-THERE = "/srv/matrix-metal"
+CHECKOUT = "/srv/matrix-metal"
 PASSPHRASE = "a passphrase, with 'quotes' and $signs"  # noqa: S105
-PLAYED = re.compile(r"test_postgres\.py.*test_caddy\.py|test_caddy\.py.*test_postgres\.py", re.DOTALL)
+VERIFIED_ROLES = re.compile(r"test_postgres\.py.*test_caddy\.py|test_caddy\.py.*test_postgres\.py", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Ways:
-    """machine: what is deployed. jump: another one, which reaches it. directory: an administrator's own."""
+class Machines:
+    """target: the deployed machine. jump: the jump host. directory: that of the administrator, with inventory and vault."""
 
-    machine: Host
+    target: Host
     jump: Host
     directory: Path
 
     def deployment(self, **data: object) -> Deployment:
-        """The same deployment for an inventory that has this data beside the machine's name."""
+        """The same deployment by an inventory with this host data. name: the machine's name in it."""
         deployment = Deployment(
-            self.directory, [self.machine], {"server_name": self.machine.domain, "tls": "internal"}, name="home"
+            self.directory, [self.target], {"server_name": self.target.domain, "tls": "internal"}, name="home"
         )
-        name = str(data.pop("name", self.machine.name))
+        name = str(data.pop("name", self.target.name))
         deployment.inventory.write_text("".join(f"{role} = [({name!r}, {data!r})]\n" for role in ROLES))
-        # No keys, no agent and no configuration of whoever runs the tests.
+        # Without the keys, the agent and the SSH configuration of the user who runs the tests.
         deployment.environment |= {"HOME": str(self.directory), "SSH_AUTH_SOCK": ""}
         return deployment
 
-    def known(self, *hosts: Host) -> Path:
-        """The hosts' keys."""
+    def write_known_hosts(self, *hosts: Host) -> Path:
+        """Write the keys of these hosts, or of the target, to known_hosts; returns its path."""
         path = self.directory / "known_hosts"
-        path.write_text("".join(host.known_hosts.read_text() for host in hosts or (self.machine,)))
+        path.write_text("".join(host.known_hosts.read_text() for host in hosts or (self.target,)))
         return path
 
 
 @pytest.fixture(scope="module")
-def ways(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+def machines(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with ThreadPoolExecutor() as pool:
-        machine, jump = pool.map(testbed.up, (own("ways"), own("ways-jump")))
-    yield Ways(machine, jump, tmp_path_factory.mktemp("ways"))
-    for host in (machine, jump):
+        target, jump = pool.map(testbed.up, (own("ways"), own("ways-jump")))
+    yield Machines(target, jump, tmp_path_factory.mktemp("ways"))
+    for host in (target, jump):
         host.down()
 
 
@@ -88,11 +88,11 @@ def verify(deployment: Deployment) -> None:
 
 def assert_verified(status: int, output: str) -> None:
     assert status == 0 and "Nothing is wrong" in output, output[-4000:]
-    assert PLAYED.search(output), output
+    assert VERIFIED_ROLES.search(output), output
 
 
 def assert_reached(deployment: Deployment) -> None:
-    """It is the deployed machine, with the vault it was deployed with; and the verification gets there as well."""
+    """The deploy reaches the machine and finds nothing to change, and the verification reaches it as well."""
     assert deployment.run("-y", timeout=120).changed == []
     verify(deployment)
 
@@ -100,8 +100,8 @@ def assert_reached(deployment: Deployment) -> None:
 # --- on the machine itself ------------------------------------------------------------------------
 
 
-def on_the_machine(host: Host, command: str, user: str = "root", check: bool = True) -> str:
-    done = host.run(f"cd {THERE} && {command} 2>&1 </dev/null", user=user, check=False, timeout=300)
+def run_on_the_machine(host: Host, command: str, user: str = "root", check: bool = True) -> str:
+    done = host.run(f"cd {CHECKOUT} && {command} 2>&1 </dev/null", user=user, check=False, timeout=300)
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
@@ -110,62 +110,64 @@ DEPLOY = ".venv/bin/pyinfra inventories/home.py ./deploy.py -y"
 VERIFY = ".venv/bin/pytest -p no:cacheprovider tests/host --inventory inventories/home.py"
 
 
-# The first one: it deploys.
-def test_on_the_machine_itself(ways: Ways) -> None:
-    host = ways.machine
+# The first test: it deploys.
+def test_deploy_and_verify_on_the_machine_itself(machines: Machines) -> None:
+    host = machines.target
     host.run(
         "apt-get update -qq && DEBIAN_FRONTEND=noninteractive "
         "apt-get install -qq -y --no-install-recommends make python3-venv",
         timeout=300,
     )
-    left = [f"--exclude=./{name}" for name in (".venv", ".cache", ".git", "inventories/*.vault", "inventories/*.key")]
-    with subprocess.Popen(["tar", "-c", *left, "."], cwd=ROOT, stdout=subprocess.PIPE) as packing:
+    excluded = [
+        f"--exclude=./{name}" for name in (".venv", ".cache", ".git", "inventories/*.vault", "inventories/*.key")
+    ]
+    with subprocess.Popen(["tar", "-c", *excluded, "."], cwd=ROOT, stdout=subprocess.PIPE) as packing:
         subprocess.run(
-            host.ssh(f"mkdir {THERE} && tar -x --no-same-owner -C {THERE}"), stdin=packing.stdout, check=True
+            host.ssh(f"mkdir {CHECKOUT} && tar -x --no-same-owner -C {CHECKOUT}"), stdin=packing.stdout, check=True
         )
-    host.run(f"cat > {THERE}/inventories/home.py", stdin="".join(f'{role} = ["@local"]\n' for role in ROLES))
+    host.run(f"cat > {CHECKOUT}/inventories/home.py", stdin="".join(f'{role} = ["@local"]\n' for role in ROLES))
     host.run(
-        f"cat > {THERE}/group_data/home.py",
+        f"cat > {CHECKOUT}/group_data/home.py",
         stdin=f'server_name = "{host.domain}"\nprivate_networks = []\ntls = "internal"\n',
     )
-    on_the_machine(host, "make setup")
+    run_on_the_machine(host, "make setup")
 
-    on_the_machine(host, DEPLOY)
+    run_on_the_machine(host, DEPLOY)
 
-    secret = on_the_machine(host, ".venv/bin/python vault.py show home turn_shared_secret").strip()
+    secret = run_on_the_machine(host, ".venv/bin/python vault.py show home turn_shared_secret").strip()
     assert len(secret) > 20 and host.run(f"grep -cF {shlex.quote(secret)} /etc/turnserver.conf").stdout.strip() == "1"
-    assert_verified(0, on_the_machine(host, VERIFY))
+    assert_verified(0, run_on_the_machine(host, VERIFY))
 
 
-def test_vault_that_the_earlier_version_named_after_the_connector(ways: Ways) -> None:
-    host = ways.machine
+def test_vault_of_the_earlier_version_is_renamed(machines: Machines) -> None:
+    host = machines.target
     for suffix in ("vault", "key"):
-        host.run(f"cd {THERE}/inventories && mv home.{suffix} @local.{suffix}")
-    on_the_machine(host, DEPLOY)
-    assert host.run(f"ls {THERE}/inventories | grep -E 'vault|key'").stdout.split() == ["home.key", "home.vault"]
+        host.run(f"cd {CHECKOUT}/inventories && mv home.{suffix} @local.{suffix}")
+    run_on_the_machine(host, DEPLOY)
+    assert host.run(f"ls {CHECKOUT}/inventories | grep -E 'vault|key'").stdout.split() == ["home.key", "home.vault"]
 
 
-def test_on_the_machine_itself_as_a_user_with_sudo(ways: Ways) -> None:
-    host = ways.machine
-    host.run(f"chown -R admin: {THERE} && rm /etc/caddy/Caddyfile")
+def test_deploy_and_verify_on_the_machine_itself_as_a_user_with_sudo(machines: Machines) -> None:
+    host = machines.target
+    host.run(f"chown -R admin: {CHECKOUT} && rm /etc/caddy/Caddyfile")
 
-    done = on_the_machine(host, DEPLOY, user="admin")
+    done = run_on_the_machine(host, DEPLOY, user="admin")
 
     changes = [line for line in done.splitlines() if re.search(r"\| \S.*\s1\s+1\s+-\s+-", line)]
     assert [re.sub(r".*\| (.*?)\s{2,}.*", r"\1", line) for line in changes] == ["Configure Caddy", "Run Caddy"], done
     assert host.run("stat -c %U:%G /etc/caddy/Caddyfile").stdout.strip() == "root:caddy"
-    assert_verified(0, on_the_machine(host, VERIFY, user="admin"))
+    assert_verified(0, run_on_the_machine(host, VERIFY, user="admin"))
 
 
-def test_on_the_machine_itself_with_others_it_has_an_address(ways: Ways, tmp_path: Path) -> None:
-    deployment = Deployment(tmp_path, [ways.jump], {"server_name": "x.test", "tls": "internal"})
-    there = deployment.inventory.read_text().partition("\n")[0]
+def test_local_machine_beside_others_needs_an_address(machines: Machines, tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, [machines.jump], {"server_name": "x.test", "tls": "internal"})
+    data = deployment.inventory.read_text().partition("\n")[0]
     deployment.inventory.write_text(
-        f'{there}\npostgres = ["@local"]\nsynapse = [("{ways.jump.name}", _data["{ways.jump.name}"])]\n'
+        f'{data}\npostgres = ["@local"]\nsynapse = [("{machines.jump.name}", _data["{machines.jump.name}"])]\n'
     )
     run = deployment.run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1, run.output
-    assert f'beside "@local" where {ways.jump.name} reaches its database' in run.refusal
+    assert f'beside "@local" where {machines.jump.name} reaches its database' in run.refusal
     assert "Connected" not in run.output
 
 
@@ -173,108 +175,108 @@ def test_on_the_machine_itself_with_others_it_has_an_address(ways: Ways, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def vault(ways: Ways) -> None:
-    """The vault that was made on the machine, and a first run with it."""
+def vault(machines: Machines) -> None:
+    """Fetch the vault that was made on the machine, and run the deploy with it for the first time."""
     for suffix in ("vault", "key"):
-        target = ways.directory / f"home.{suffix}"
-        ways.machine.get(f"{THERE}/inventories/home.{suffix}", target)
+        target = machines.directory / f"home.{suffix}"
+        machines.target.get(f"{CHECKOUT}/inventories/home.{suffix}", target)
         target.chmod(0o600)
     secrets = "grep ^static-auth-secret= /etc/turnserver.conf"
-    before = ways.machine.run(secrets).stdout
-    deployment = by_the_address(ways, ssh_key=str(ways.machine.ssh_key))
-    # Not every Python writes an IPv6 network that holds IPv4 addresses in the same way, and the machine's is another one.
+    before = machines.target.run(secrets).stdout
+    deployment = by_address(machines, ssh_key=str(machines.target.ssh_key))
+    # Python versions write IPv6 networks of embedded IPv4 addresses in different ways, and the machine has another version.
     assert set(deployment.run("-y", timeout=120).changed) <= {"Configure coturn", "Run coturn"}
-    assert ways.machine.run(secrets).stdout == before
+    assert machines.target.run(secrets).stdout == before
 
 
-def logins(host: Host, since: str) -> set[str]:
-    """From where somebody logged in."""
+def login_sources(host: Host, since: str) -> set[str]:
+    """The addresses from which users logged in by SSH."""
     found = host.run(f"journalctl -q --since @{since} -o cat _COMM=sshd + _COMM=sshd-session").stdout
     return set(re.findall(r"^Accepted publickey for \w+ from (\S+)", found, re.MULTILINE))
 
 
 @pytest.mark.usefixtures("vault")
-def test_by_another_port(ways: Ways) -> None:
-    """Nobody knows the key of the machine at that port yet: the deploy writes it down, the verification finds it."""
-    ways.machine.run("systemd-run --quiet --unit=another-ssh /usr/sbin/sshd -D -p 2222 -o PidFile=none")
-    ways.machine.run("until ss -Hlnt sport = :2222 | grep -q .; do sleep 0.05; done")
+def test_connect_by_another_port(machines: Machines) -> None:
+    """The host key at that port is not known yet: the deploy adds it to known_hosts, the verification uses it."""
+    machines.target.run("systemd-run --quiet --unit=another-ssh /usr/sbin/sshd -D -p 2222 -o PidFile=none")
+    machines.target.run("until ss -Hlnt sport = :2222 | grep -q .; do sleep 0.05; done")
     try:
-        deployment = ways.deployment(
-            ssh_hostname=ways.machine.address,
+        deployment = machines.deployment(
+            ssh_hostname=machines.target.address,
             ssh_port=2222,
             ssh_user="root",
-            ssh_key=str(ways.machine.ssh_key),
-            ssh_known_hosts_file=str(ways.known(ways.jump)),
+            ssh_key=str(machines.target.ssh_key),
+            ssh_known_hosts_file=str(machines.write_known_hosts(machines.jump)),
         )
         assert_reached(deployment)
-        assert f"[{ways.machine.address}]:2222 " in (ways.directory / "known_hosts").read_text()
+        assert f"[{machines.target.address}]:2222 " in (machines.directory / "known_hosts").read_text()
     finally:
-        ways.machine.run("systemctl stop another-ssh")
+        machines.target.run("systemctl stop another-ssh")
 
 
-def configuration(ways: Ways, through: str = "") -> Path:
-    path = ways.directory / "ssh_config"
+def write_ssh_config(machines: Machines, through: str = "") -> Path:
+    path = machines.directory / "ssh_config"
     common = (
-        f'    User root\n    IdentityFile "{ways.machine.ssh_key}"\n    IdentitiesOnly yes\n'
-        f"    UserKnownHostsFile {ways.known(ways.machine, ways.jump)}\n    StrictHostKeyChecking yes\n"
+        f'    User root\n    IdentityFile "{machines.target.ssh_key}"\n    IdentitiesOnly yes\n'
+        f"    UserKnownHostsFile {machines.write_known_hosts(machines.target, machines.jump)}\n    StrictHostKeyChecking yes\n"
     )
     path.write_text(
-        f"Host mymatrix\n    HostName {ways.machine.address}\n{through}{common}"
-        f"Host gate\n    HostName {ways.jump.address}\n{common}"
+        f"Host mymatrix\n    HostName {machines.target.address}\n{through}{common}"
+        f"Host gate\n    HostName {machines.jump.address}\n{common}"
     )
     return path
 
 
 @pytest.mark.usefixtures("vault")
 @pytest.mark.parametrize("beside", ["name", "ssh_hostname"])
-def test_by_an_alias(ways: Ways, beside: str) -> None:
-    assert_reached(ways.deployment(**{beside: "mymatrix"}, ssh_config_file=str(configuration(ways))))
+def test_connect_by_an_alias(machines: Machines, beside: str) -> None:
+    assert_reached(machines.deployment(**{beside: "mymatrix"}, ssh_config_file=str(write_ssh_config(machines))))
 
 
-def test_configuration_that_is_not_there(ways: Ways) -> None:
-    """pyinfra would connect to whatever has the alias for its name."""
-    run = ways.deployment(name="mymatrix", ssh_config_file="/nowhere/ssh_config").run("-y", check=False)
+def test_missing_ssh_config_is_reported(machines: Machines) -> None:
+    """pyinfra itself would connect to a host whose name is the alias."""
+    run = machines.deployment(name="mymatrix", ssh_config_file="/nowhere/ssh_config").run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1, run.output
     assert "mymatrix cannot be reached: there is no ssh_config_file /nowhere/ssh_config" in run.refusal
 
 
 @pytest.mark.usefixtures("vault")
 @pytest.mark.parametrize("kind", ["jump", "command"])
-def test_through_another_machine(ways: Ways, kind: str) -> None:
+def test_connect_through_a_jump_host(machines: Machines, kind: str) -> None:
     through = {
         "jump": "    ProxyJump gate\n",
-        "command": f"    ProxyCommand ssh -F {ways.directory}/ssh_config -W %h:%p gate\n",
+        "command": f"    ProxyCommand ssh -F {machines.directory}/ssh_config -W %h:%p gate\n",
     }[kind]
-    deployment = ways.deployment(name="mymatrix", ssh_config_file=str(configuration(ways, through)))
-    for go in (lambda: deployment.run("-y", timeout=120), lambda: verify(deployment)):
-        begin = ways.machine.run("date +%s.%6N").stdout.strip()
-        go()
-        assert logins(ways.machine, begin) == {ways.jump.address}
+    deployment = machines.deployment(name="mymatrix", ssh_config_file=str(write_ssh_config(machines, through)))
+    for connect in (lambda: deployment.run("-y", timeout=120), lambda: verify(deployment)):
+        begin = machines.target.run("date +%s.%6N").stdout.strip()
+        connect()
+        assert login_sources(machines.target, begin) == {machines.jump.address}
 
 
 @pytest.fixture(scope="module")
-def locked_key(ways: Ways) -> Path:
-    """A key with a passphrase, which opens the machine."""
-    key = ways.directory / "locked"
+def encrypted_key(machines: Machines) -> Path:
+    """A key with a passphrase, with which root may log in to the machine."""
+    key = machines.directory / "locked"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", PASSPHRASE, "-C", "locked", "-f", str(key)], check=True)
-    ways.machine.run("cat >> /root/.ssh/authorized_keys", stdin=key.with_suffix(".pub").read_text())
+    machines.target.run("cat >> /root/.ssh/authorized_keys", stdin=key.with_suffix(".pub").read_text())
     return key
 
 
 @contextmanager
 def agent(directory: Path, key: Path) -> Iterator[str]:
-    """An SSH agent that holds the key, opened as at a desktop; its socket."""
-    socket, answering = directory / "agent", directory / "askpass"
-    answering.write_text(f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(PASSPHRASE)}\n")
-    answering.chmod(0o700)
+    """An SSH agent with the key, added by SSH_ASKPASS as on a desktop; yields its socket."""
+    socket, askpass = directory / "agent", directory / "askpass"
+    askpass.write_text(f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(PASSPHRASE)}\n")
+    askpass.chmod(0o700)
     with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL) as running:
         try:
             while not socket.exists():
                 time.sleep(0.02)
-            asking = {"SSH_AUTH_SOCK": str(socket), "SSH_ASKPASS": str(answering), "SSH_ASKPASS_REQUIRE": "force"}
+            environment = {"SSH_AUTH_SOCK": str(socket), "SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force"}
             subprocess.run(
                 ["ssh-add", "-q", str(key)],
-                env={**os.environ, **asking},
+                env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 check=True,
                 start_new_session=True,
@@ -284,23 +286,26 @@ def agent(directory: Path, key: Path) -> Iterator[str]:
             running.terminate()
 
 
-def by_the_address(ways: Ways, **data: object) -> Deployment:
-    return ways.deployment(
-        ssh_hostname=ways.machine.address, ssh_user="root", ssh_known_hosts_file=str(ways.known()), **data
+def by_address(machines: Machines, **data: object) -> Deployment:
+    return machines.deployment(
+        ssh_hostname=machines.target.address,
+        ssh_user="root",
+        ssh_known_hosts_file=str(machines.write_known_hosts()),
+        **data,
     )
 
 
 @pytest.mark.usefixtures("vault")
-def test_with_an_agent(ways: Ways, locked_key: Path) -> None:
-    deployment = by_the_address(ways)
-    with agent(ways.directory, locked_key) as socket:
+def test_connect_with_an_agent(machines: Machines, encrypted_key: Path) -> None:
+    deployment = by_address(machines)
+    with agent(machines.directory, encrypted_key) as socket:
         deployment.environment["SSH_AUTH_SOCK"] = socket
         assert_reached(deployment)
 
 
 @pytest.mark.usefixtures("vault")
-def test_with_a_passphrase_from_the_environment(ways: Ways, locked_key: Path) -> None:
-    deployment = by_the_address(ways, ssh_key=str(locked_key), ssh_key_password="...")  # noqa: S106
+def test_connect_with_a_passphrase_from_the_environment(machines: Machines, encrypted_key: Path) -> None:
+    deployment = by_address(machines, ssh_key=str(encrypted_key), ssh_key_password="...")  # noqa: S106
     written = deployment.inventory.read_text().replace("'...'", "os.environ['PASSPHRASE']")
     deployment.inventory.write_text(f"import os\n\n{written}")
     deployment.environment["PASSPHRASE"] = PASSPHRASE
@@ -311,7 +316,7 @@ def test_with_a_passphrase_from_the_environment(ways: Ways, locked_key: Path) ->
 def at_a_terminal(
     command: list[str], environment: Mapping[str, str], question: str, answer: str, timeout: float = 120
 ) -> tuple[int, str]:
-    """Run it as somebody does who sits at it and answers; its status, and what was to be read."""
+    """Run a command at a terminal and answer its question; returns its exit status and its output."""
     child, terminal = pty.fork()
     if not child:
         os.chdir(ROOT)
@@ -320,7 +325,7 @@ def at_a_terminal(
     while time.monotonic() < deadline:
         try:
             output += os.read(terminal, 65536)
-        except OSError:  # its end
+        except OSError:  # the command has ended
             break
         if not answered and question.encode() in output:
             os.write(terminal, f"{answer}\n".encode())
@@ -330,8 +335,8 @@ def at_a_terminal(
 
 
 @pytest.mark.usefixtures("vault")
-def test_with_a_passphrase_that_is_asked_for(ways: Ways, locked_key: Path) -> None:
-    deployment = by_the_address(ways, ssh_key=str(locked_key))
+def test_connect_with_a_passphrase_typed_at_a_terminal(machines: Machines, encrypted_key: Path) -> None:
+    deployment = by_address(machines, ssh_key=str(encrypted_key))
     status, output = at_a_terminal(
         deployment.command("-y"), deployment.environment, "Enter password for private key", PASSPHRASE
     )
@@ -341,24 +346,24 @@ def test_with_a_passphrase_that_is_asked_for(ways: Ways, locked_key: Path) -> No
     assert_verified(*at_a_terminal(command, deployment.environment, "Enter passphrase for key", PASSPHRASE))
 
 
-def test_with_a_passphrase_and_nobody_to_ask(ways: Ways, locked_key: Path) -> None:
-    run = by_the_address(ways, ssh_key=str(locked_key)).run("-y", check=False)
+def test_passphrase_without_a_terminal_is_refused(machines: Machines, encrypted_key: Path) -> None:
+    run = by_address(machines, ssh_key=str(encrypted_key)).run("-y", check=False)
     assert run.status == 1 and len(run.refusal.splitlines()) == 1 and "Traceback" not in run.output, run.output
-    assert f"{ways.machine.name} cannot be reached: its ssh_key has a passphrase" in run.refusal
+    assert f"{machines.target.name} cannot be reached: its ssh_key has a passphrase" in run.refusal
 
 
-# --- how a run ends that could not do everything --------------------------------------------------
+# --- runs that fail on some machines --------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("vault")
-def test_run_that_failed_on_one_of_two_machines(ways: Ways) -> None:
-    """The other is completed, and the last line says where, what and why."""
-    there, failing = ways.machine, ways.jump
+def test_run_that_fails_on_one_of_two_machines(machines: Machines) -> None:
+    """The other is deployed completely, and the last line has the machine, the operation and the cause."""
+    working, failing = machines.target, machines.jump
     deployment = Deployment(
-        ways.directory,
-        [there, failing],
-        {"server_name": there.domain, "tls": "internal"},
-        {"postgres": [failing.name], "caddy": [there.name], "coturn": [there.name]},
+        machines.directory,
+        [working, failing],
+        {"server_name": working.domain, "tls": "internal"},
+        {"postgres": [failing.name], "caddy": [working.name], "coturn": [working.name]},
         name="home",
     )
     broken = "/etc/apt/apt.conf.d/99broken"
@@ -369,9 +374,9 @@ def test_run_that_failed_on_one_of_two_machines(ways: Ways) -> None:
     assert run.status == 1 and "Traceback" not in run.output
     assert run.results, run.output
     operations = run.results["results"]["operations"]
-    assert [each["name"] for each in operations if there.name in each["error"]] == []
+    assert [each["name"] for each in operations if working.name in each["error"]] == []
     assert {"Run Caddy", "Run coturn"} <= {
-        each["name"].rpartition(" | ")[2] for each in operations if there.name in each["no_change"]
+        each["name"].rpartition(" | ")[2] for each in operations if working.name in each["no_change"]
     }
     last = run.output.strip().splitlines()[-1]
     assert re.search(rf"{failing.name}: Install Python .* failed: E: .*run the same command again", last), run.output
@@ -379,28 +384,28 @@ def test_run_that_failed_on_one_of_two_machines(ways: Ways) -> None:
     failing.run(f"rm {broken}")
     written = deployment.inventory.read_text()
     deployment.inventory.write_text(written.replace(f"'{failing.address}'", f"'{failing.address}', 'ssh_port': 9"))
-    away = deployment.run("-y", check=False)
-    assert away.status == 1 and len(away.refusal.splitlines()) == 1, away.output
-    assert f"{failing.name} cannot be reached, see above; nothing was touched" in away.refusal
-    assert f"--exclude {failing.name}" in away.refusal
+    unreachable = deployment.run("-y", check=False)
+    assert unreachable.status == 1 and len(unreachable.refusal.splitlines()) == 1, unreachable.output
+    assert f"{failing.name} cannot be reached, see above; nothing was touched" in unreachable.refusal
+    assert f"--exclude {failing.name}" in unreachable.refusal
 
 
-# --- a way that ends midway -----------------------------------------------------------------------
+# --- a lost connection ----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("vault")
-def test_cable_that_is_pulled_midway(ways: Ways, tmp_path: Path) -> None:
-    """The run ends within a minute and says how to go on; so does one through a jump host, whose own connection stays."""
-    host, lock = ways.machine, "/var/lib/dpkg/lock-frontend"
-    deployment = by_the_address(ways, ssh_key=str(host.ssh_key))
-    behind = tmp_path / "behind.py"
-    through = configuration(ways, "    ProxyJump gate\n")
-    behind.write_text(f'postgres = [("mymatrix", {{"ssh_config_file": "{through}"}})]\n')
-    # Something to install, which takes long.
+def test_lost_connection_ends_the_run_within_a_minute(machines: Machines, tmp_path: Path) -> None:
+    """The last line tells how to continue. A run through a jump host ends as well, though the jump host still answers."""
+    host, lock = machines.target, "/var/lib/dpkg/lock-frontend"
+    deployment = by_address(machines, ssh_key=str(host.ssh_key))
+    inventory = tmp_path / "behind.py"
+    through = write_ssh_config(machines, "    ProxyJump gate\n")
+    inventory.write_text(f'postgres = [("mymatrix", {{"ssh_config_file": "{through}"}})]\n')
+    # The run has a package to install, and waits for the lock.
     host.run("apt-get purge -qq -y python3-venv", timeout=120)
     host.run(f"systemd-run --quiet --unit=busy flock {lock} sleep 600; while flock -n {lock} true; do sleep 0.05; done")
-    watching = subprocess.Popen(
-        [PYINFRA, str(behind), "exec", "--", "touch /run/begun; sleep 300"],
+    through_jump = subprocess.Popen(
+        [PYINFRA, str(inventory), "exec", "--", "touch /run/begun; sleep 300"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -415,21 +420,21 @@ def test_cable_that_is_pulled_midway(ways: Ways, tmp_path: Path) -> None:
         begin = time.monotonic()
         output, _ = running.communicate(timeout=120)
         took = time.monotonic() - begin
-        watched, _ = watching.communicate(timeout=30)
+        jump_output, _ = through_jump.communicate(timeout=30)
     finally:
-        for process in (running, watching):
+        for process in (running, through_jump):
             process.kill()
         host.reconnect()
         host.run("systemctl stop busy")
 
     assert took < 60 and running.returncode == 1, output
-    said = output.splitlines()[-1]
+    last = output.splitlines()[-1]
     for words in (
         f"{host.name}: Install Python",
         "has not answered for 40 s",
         "run the same command again: it goes on",
     ):
-        assert words in said, output
-    assert watching.returncode == 1, watched
-    assert "Traceback" not in output + watched
+        assert words in last, output
+    assert through_jump.returncode == 1, jump_output
+    assert "Traceback" not in output + jump_output
     deployment.run("-y")

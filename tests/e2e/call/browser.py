@@ -1,7 +1,7 @@
-"""Chromium on a throw-away host, as a user has it there: sandboxed, not root, with the authorities that the user trusts.
+"""Chromium on a throw-away host, as a user runs it: sandboxed, not as root, with the authorities that the user trusts.
 
-It is driven over the Chrome DevTools Protocol, through the SSH session that started it: no port is open to anybody, and
-the browser ends with the session. https://chromedevtools.github.io/devtools-protocol/
+It is controlled over the Chrome DevTools Protocol, through the SSH session that started it: it opens no port, and it ends
+with the session. https://chromedevtools.github.io/devtools-protocol/
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ HOME = f"/home/{USER}"
 OPTIONS = (
     "--headless=new",
     "--disable-gpu",
-    # A test picture and a test tone instead of a camera and a microphone, and nobody to ask for permission.
+    # A test picture and a test tone instead of a camera and a microphone, and no question for permission.
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
-    # Nothing but what the page does: no look for updates, no first-run pages, no keyring.
+    # No updates, no first-run pages, no keyring.
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
     "--password-store=basic",
-    # Both pages are in the background of a window that nobody sees.
+    # Both pages are in the background.
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
@@ -46,14 +46,14 @@ OPTIONS = (
 
 
 class PageError(AssertionError):
-    """What a page threw."""
+    """An exception of a page."""
 
 
 def install(host: Host) -> None:
-    """Put Debian's Chromium and our page on a host."""
+    """Install Debian's Chromium and our page on a host."""
     host.run(
         "apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet "
-        # libnss3-tools: certutil, with which users of Chromium on Linux add authorities.
+        # libnss3-tools has certutil, which adds authorities to Chromium on Linux.
         "--no-install-recommends -o Dpkg::Options::=--force-unsafe-io chromium libnss3-tools",
         timeout=600,
     )
@@ -65,7 +65,7 @@ def install(host: Host) -> None:
 class Browser:
     """One running Chromium with a profile of its own.
 
-    authority: a file on the controller with the certificate of an authority to trust, besides those that everybody trusts.
+    authority: a file on the controller with the certificate of an authority to trust, besides the public ones.
     """
 
     def __init__(self, host: Host, authority: Path | None = None) -> None:
@@ -90,8 +90,8 @@ class Browser:
         target = self.do("Target.createTarget", url="about:blank")["targetId"]
         page = Page(self, self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         page.do("Page.enable")
-        # A file is a secure context, which cameras need, and needs no web server. This ends when the blank page is left, which
-        # is complete as well.
+        # A file is a secure context, which cameras need, and needs no web server. The command returns after the blank page is
+        # left, whose state is "complete" as well.
         page.do("Page.navigate", url=f"file://{HOME}/page/index.html")
         deadline = time.monotonic() + 30
         while page.run("document.readyState") != "complete":
@@ -99,7 +99,7 @@ class Browser:
         return page
 
     def send(self, method: str, session: str | None = None, **parameters: Any) -> int:
-        """Give a command and do not wait for it."""
+        """Send a command and do not wait for its result."""
         number = next(self.numbers)
         message = {"id": number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
         assert self.ssh.stdin
@@ -107,23 +107,23 @@ class Browser:
         return number
 
     def answer(self, number: int, timeout: float = 30) -> dict[str, Any]:
-        """The result of a command. Raises TimeoutError, after so many seconds."""
+        """Wait for the result of a command. Raises TimeoutError after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while number not in self.answers:
             message = self._read(deadline)
             if "id" in message:
                 self.answers[message["id"]] = message
         answer = self.answers.pop(number)
-        assert "error" not in answer, f"Chromium refused a command: {answer['error']}"
+        assert "error" not in answer, f"Chromium rejected a command: {answer['error']}"
         result: dict[str, Any] = answer["result"]
         return result
 
     def do(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Give a command and wait for its result."""
+        """Send a command and wait for its result."""
         return self.answer(self.send(method, session, **parameters))
 
     def close(self) -> None:
-        """End it."""
+        """Close the browser."""
         assert self.ssh.stdin and self.ssh.stdout
         with contextlib.suppress(OSError):
             self.ssh.stdin.close()
@@ -161,7 +161,7 @@ class Page:
         return self.browser.do(method, self.session, **parameters)
 
     def start(self, function: str, *arguments: Any) -> int:
-        """Begin to call a function with JSON values, or to evaluate an expression if there are none."""
+        """Call a function with JSON values, or evaluate an expression if there are none; result() waits for it."""
         listed = ", ".join(json.dumps(argument) for argument in arguments)
         expression = f"({function})({listed})" if arguments else function
         return self.browser.send(
@@ -169,7 +169,7 @@ class Page:
         )
 
     def result(self, number: int, timeout: float = 30) -> Any:
-        """What it returned, when its promise is kept. Raises PageError and TimeoutError."""
+        """What start() returned by this number, once its promise is resolved. Raises PageError and TimeoutError."""
         answer = self.browser.answer(number, timeout)
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
@@ -180,13 +180,13 @@ class Page:
         return self.result(self.start(function, *arguments), timeout)
 
     def screenshot(self, target: Path) -> None:
-        """A picture of the page, as PNG."""
+        """Save a picture of the page as PNG."""
         target.write_bytes(base64.b64decode(self.do("Page.captureScreenshot")["data"]))
 
 
 @contextlib.contextmanager
 def browsing(host: Host, authority: Path | None = None) -> Iterator[Browser]:
-    """A browser for as long as it is needed."""
+    """A running browser, closed at the end."""
     browser = Browser(host, authority)
     try:
         yield browser

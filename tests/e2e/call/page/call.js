@@ -1,14 +1,14 @@
 // A small Matrix client that can call: https://spec.matrix.org/v1.11/client-server-api/#voice-over-ip
-// Its two sides meet in a room of a real homeserver, and nowhere else.
+// Two of them call each other in a room of a real homeserver.
 "use strict";
 
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
-// What went wrong where nobody waits for it.
-const troubles = [];
-addEventListener("unhandledrejection", ({ reason }) => troubles.push(`${reason}`));
+// Errors of promises that are not awaited.
+const unhandledErrors = [];
+addEventListener("unhandledrejection", ({ reason }) => unhandledErrors.push(`${reason}`));
 
-// Events of the rooms are dispatched by their type, those of others only. "invited" comes with the room to join.
+// Room events of other users are dispatched by their type; "invited" comes with the ID of the room.
 class Matrix extends EventTarget {
   constructor(homeserver) {
     super();
@@ -34,22 +34,22 @@ class Matrix extends EventTarget {
     const login = await this.request("POST", "/login", { type: "m.login.password", identifier, password });
     [this.user, this.device, this.token] = [login.user_id, login.device_id, login.access_token];
     this.position = (await this.request("GET", "/sync?timeout=0")).next_batch;
-    this.follow();
+    this.sync();
   }
 
-  async follow() {
+  async sync() {
     for (;;) {
-      // As every client, it stays when the network changes.
-      const sync = await this.request("GET", `/sync?timeout=10000&since=${this.position}`).catch(() => pause(500));
-      if (!sync) continue;
-      this.position = sync.next_batch;
-      for (const room of Object.keys(sync.rooms?.invite ?? {})) this.tell("invited", room);
-      for (const { timeline } of Object.values(sync.rooms?.join ?? {}))
-        for (const { type, sender, content } of timeline.events) if (sender !== this.user) this.tell(type, content);
+      // As every client does, go on when the network changes.
+      const answer = await this.request("GET", `/sync?timeout=10000&since=${this.position}`).catch(() => pause(500));
+      if (!answer) continue;
+      this.position = answer.next_batch;
+      for (const room of Object.keys(answer.rooms?.invite ?? {})) this.dispatch("invited", room);
+      for (const { timeline } of Object.values(answer.rooms?.join ?? {}))
+        for (const { type, sender, content } of timeline.events) if (sender !== this.user) this.dispatch(type, content);
     }
   }
 
-  tell(type, detail) {
+  dispatch(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
@@ -61,18 +61,18 @@ class Matrix extends EventTarget {
     return this.request("PUT", `/rooms/${room}/send/${type}/${crypto.randomUUID()}`, content);
   }
 
-  async meet(other) {
-    const wanted = { preset: "trusted_private_chat", is_direct: true, invite: [other] };
-    return (await this.request("POST", "/createRoom", wanted)).room_id;
+  async createRoom(other) {
+    const options = { preset: "trusted_private_chat", is_direct: true, invite: [other] };
+    return (await this.request("POST", "/createRoom", options)).room_id;
   }
 
-  async accept() {
+  async acceptInvitation() {
     const room = await this.next("invited");
     await this.request("POST", `/join/${room}`, {});
     return room;
   }
 
-  // What the homeserver offers for calls, of which only the addresses that begin with `prefix` and end with `suffix`.
+  // The TURN servers that the homeserver offers: the URIs that begin with `prefix` and end with `suffix`.
   async relays(prefix, suffix) {
     const { uris, username, password } = await this.request("GET", "/voip/turnServer");
     return { urls: uris.filter((uri) => uri.startsWith(prefix) && uri.endsWith(suffix)), username, credential: password };
@@ -80,14 +80,14 @@ class Matrix extends EventTarget {
 }
 
 function connect(relays, errors) {
-  // As Element Web does, which asks the relay for far more than a call needs.
+  // As Element Web does: the pool asks the relay for far more allocations than a call needs.
   const connection = new RTCPeerConnection({ iceServers: [relays], iceTransportPolicy: "relay", iceCandidatePoolSize: 20 });
   connection.addEventListener("icecandidateerror", ({ url, errorCode, errorText }) =>
     errors.push(`${url}: ${errorCode} ${errorText}`));
   return connection;
 }
 
-// What the relays give to us, without calling anybody.
+// The candidates that the relays give to us, without a call.
 async function gather(relays) {
   const [candidates, errors] = [[], []];
   const connection = connect(relays, errors);
@@ -105,72 +105,72 @@ class Call {
   constructor(matrix, room, id, relays) {
     Object.assign(this, { matrix, room, id, errors: [], offered: [], waiting: [], received: [] });
     this.connection = connect(relays, this.errors);
-    this.connection.onicecandidate = ({ candidate }) => this.offer(candidate ?? { candidate: "", sdpMid: "0" });
+    this.connection.onicecandidate = ({ candidate }) => this.sendCandidate(candidate ?? { candidate: "", sdpMid: "0" });
     this.connection.ontrack = ({ streams }) => (document.getElementById("other").srcObject = streams[0]);
     this.channel = this.connection.createDataChannel("data", { negotiated: true, id: 0 });
     this.channel.binaryType = "arraybuffer";
     this.channel.onmessage = ({ data }) => this.received.push(new Uint8Array(data));
     this.open = new Promise((done) => (this.channel.onopen = done));
-    this.heard("m.call.candidates", ({ candidates }) => {
+    this.on("m.call.candidates", ({ candidates }) => {
       this.offered.push(...candidates.map(({ candidate }) => candidate).filter(Boolean));
       for (const candidate of candidates) this.connection.addIceCandidate(candidate);
     });
-    this.over = new Promise((done) => this.heard("m.call.hangup", done)).then(() => this.connection.close());
+    this.ended = new Promise((done) => this.on("m.call.hangup", done)).then(() => this.connection.close());
   }
 
-  heard(type, act) {
+  on(type, act) {
     this.matrix.addEventListener(type, ({ detail }) => detail.call_id === this.id && act(detail));
   }
 
-  tell(type, content) {
+  send(type, content) {
     return this.matrix.send(this.room, type, { call_id: this.id, party_id: this.matrix.device, version: "1", ...content });
   }
 
-  // Several candidates go into one event, as homeservers allow few events a second.
-  async offer(candidate) {
+  // Several candidates go into one event, because homeservers limit events per second.
+  async sendCandidate(candidate) {
     this.waiting.push(candidate);
     if (this.waiting.length > 1) return;
     await this.described;
     await pause(300);
-    await this.tell("m.call.candidates", { candidates: this.waiting.splice(0) });
+    await this.send("m.call.candidates", { candidates: this.waiting.splice(0) });
   }
 
-  async show() {
+  async addMedia() {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: { width: 320, height: 240 } });
     for (const track of stream.getTracks()) this.connection.addTrack(track, stream);
   }
 
-  // Nobody may hear of our candidates before our description.
-  async describe(type, key, content) {
-    let told;
-    this.described = new Promise((done) => (told = done));
+  // The other side needs our description before our candidates: sendCandidate() waits for `described`.
+  async sendDescription(type, key, content) {
+    let sent;
+    this.described = new Promise((done) => (sent = done));
     await this.connection.setLocalDescription();
-    await this.tell(type, { ...content, [key]: this.connection.localDescription.toJSON() });
-    told();
+    await this.send(type, { ...content, [key]: this.connection.localDescription.toJSON() });
+    sent();
   }
 
   static async place(matrix, room, relays) {
     const call = new Call(matrix, room, crypto.randomUUID(), relays);
-    await call.show();
-    call.heard("m.call.answer", ({ answer, party_id }) => {
+    await call.addMedia();
+    call.on("m.call.answer", ({ answer, party_id }) => {
       call.connection.setRemoteDescription(answer);
-      call.tell("m.call.select_answer", { selected_party_id: party_id });
+      call.send("m.call.select_answer", { selected_party_id: party_id });
     });
-    await call.describe("m.call.invite", "offer", { lifetime: 60000 });
+    await call.sendDescription("m.call.invite", "offer", { lifetime: 60000 });
     return call;
   }
 
-  static async take(matrix, room, relays) {
+  static async answer(matrix, room, relays) {
     const { call_id, offer } = await matrix.next("m.call.invite");
     const call = new Call(matrix, room, call_id, relays);
-    // Called before anything is waited for, so that candidates that come next find a description.
+    // Before any other await: the candidates that come next need the remote description.
     await call.connection.setRemoteDescription(offer);
-    await call.show();
-    await call.describe("m.call.answer", "answer", {});
+    await call.addMedia();
+    await call.sendDescription("m.call.answer", "answer", {});
     return call;
   }
 
-  // Send so many bytes over the data channel while receiving as many: the SHA-256 of both.
+  // Send `size` bytes over the data channel and receive as many; returns the SHA-256 of both.
   async exchange(size) {
     await this.open;
     const sent = new Uint8Array(size);
@@ -184,11 +184,11 @@ class Call {
     return { sent: new Uint8Array(own).toHex(), received: new Uint8Array(other).toHex() };
   }
 
-  // Wait until so many pictures and packets of sound have come.
-  async perceive(pictures, sounds) {
+  // Wait until this many video frames and audio packets have arrived.
+  async waitForMedia(frames, packets) {
     for (;;) {
       const { video, audio } = await this.report();
-      if (video?.framesDecoded >= pictures && audio?.packetsReceived >= sounds) return;
+      if (video?.framesDecoded >= frames && audio?.packetsReceived >= packets) return;
       await pause(100);
     }
   }
@@ -207,12 +207,12 @@ class Call {
       video: inbound("video"),
       audio: inbound("audio"),
       errors: this.errors,
-      troubles,
+      unhandledErrors,
     };
   }
 
   async hangUp() {
-    await this.tell("m.call.hangup", { reason: "user_hangup" });
+    await this.send("m.call.hangup", { reason: "user_hangup" });
     this.connection.close();
   }
 }
