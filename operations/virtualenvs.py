@@ -84,14 +84,15 @@ class Virtualenv:
                 "export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
                 "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore HOME=/root",
                 f"cd {self.root}/{self.key}.build",
-                "exec 9>/run/matrix-metal-uv.lock",
+                # One after the other, in the order in which they were begun: the first is waited for first, and each of them
+                # can use all processors. The lock is where only root writes and reads.
+                "umask 077; exec 9>>/opt/uv/lock; umask 022",
                 "flock 9",
                 f"if [ ! -e {uv}/.complete ]; then",
                 f"  rm -rf {uv}; python3 -m venv {uv}",
                 f"  {uv}/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt",
                 f"  touch {uv}/.complete",
                 "fi",
-                "flock -u 9",
                 f"venv={self.root}/{self.key}",
                 'rm -rf "$venv"',
                 f'{uv}/bin/uv venv -q --python /usr/bin/python3 "$venv"',
