@@ -11,7 +11,7 @@ from pyinfra.context import state
 
 from operations.files import Contents, Paths
 from operations.look import ask, operation
-from operations.refusal import refusing
+from operations.refusal import refuse
 from operations.shell import Fact, quoted, script, shell_file
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -98,7 +98,7 @@ def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand
     """
     wanted: list[str] = ask(Contents, host=source, path=certificate)
     if not wanted and state.is_executing:
-        yield from refusing(f"{source.name} has no certificate {certificate}: deploy to it as well")
+        yield from refuse(f"{source.name} has no certificate {certificate}: deploy to it as well")
     elif not wanted or ask(Contents, path=path) != wanted:
         yield script(
             "umask 022",

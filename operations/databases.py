@@ -12,7 +12,7 @@ from pyinfra.api import StringCommand
 from pyinfra.context import host
 
 from operations.look import ask, operation
-from operations.refusal import refusing
+from operations.refusal import refuse
 from operations.shell import Fact, quoted, script
 from vault import Secret
 
@@ -198,7 +198,7 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
         if found is None:
             yield script(create, close)
         elif found != wanted:
-            yield from refusing(
+            yield from refuse(
                 f"the database {database.name} has owner, encoding, collation and character type {found!r}, "
                 f"but needs {wanted!r}; it was not touched"
             )

@@ -20,7 +20,7 @@ from pyinfra.api.output import format_text
 from pyinfra.context import host, state
 
 from operations.look import ask, operation
-from operations.refusal import refusing
+from operations.refusal import refuse
 from operations.shell import Fact, quoted, script
 from operations.templating import MASK, TEMPLATES, render
 from vault import Secret
@@ -183,7 +183,7 @@ def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
     found: dict[str, State] = ask(Paths, paths=[entry.path for entry in entries])
     for entry in entries:
         if problem := _problem(entry, found.get(entry.path)):
-            yield from refusing(problem)
+            yield from refuse(problem)
             return
     # All commands are made before the first is yielded: a dry run goes no further than that, and its --diff would show
     # nothing but the first difference.

@@ -10,7 +10,7 @@ from pyinfra.api.state import State
 
 import compat
 from compat import cause, differences
-from operations.ssh import Watched
+from operations.ssh import KeepaliveTransport
 from tests.deployment import ROOT
 
 
@@ -66,6 +66,6 @@ def test_what_is_sent_into_a_closed_connection_fails_as_ssh_does(monkeypatch: py
         raise EOFError
 
     monkeypatch.setattr(Transport, "_send_user_message", send)
-    closed = Watched.__new__(Watched)
+    closed = KeepaliveTransport.__new__(KeepaliveTransport)
     with pytest.raises(SSHException, match="cut"):
         closed._send_user_message(None)

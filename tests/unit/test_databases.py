@@ -310,11 +310,11 @@ def test_everybody_comes_to_the_port_of_our_cluster(tmp_path: Path, machine: Mac
 def test_port_that_other_machines_need_is_looked_at(tmp_path: Path) -> None:
     db = settings(tmp_path)
     db.machine = replace(MACHINE, postgresql=("17",), clusters=(("17/main", 5432),), listeners=(FOREIGN,))
-    [line] = preflight._occupied(db)
+    [line] = preflight._ports_in_use(db)
     assert "tcp port 5432, which postgres needs, is taken by shopd (process 7)" in line
     alone = settings(tmp_path, roles={role: ["db"] for role in SPLIT})
     alone.machine = db.machine
-    assert list(preflight._occupied(alone)) == [], "nobody comes by it"
+    assert list(preflight._ports_in_use(alone)) == [], "nobody comes by it"
 
 
 def test_no_cluster_but_ours_is_asked() -> None:
@@ -353,7 +353,7 @@ def test_homeserver_gets_no_empty_database_for_its_full_one(
     server.name = "db"
     monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
     monkeypatch.setattr(preflight, "settings_of", lambda host: db)
-    lines = preflight._without_its_database(home)
+    lines = preflight._database_left_behind(home)
     assert len(lines) == (1 if refused else 0)
     assert all(f"{refused}, and on db" in line and "empty" in line for line in lines)
 
@@ -370,10 +370,10 @@ def test_homeserver_whose_database_is_in_another_cluster_gets_no_empty_one(
     server.name = "db"
     monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
     monkeypatch.setattr(preflight, "settings_of", lambda host: home)
-    [line] = preflight._without_its_database(home)
+    [line] = preflight._database_left_behind(home)
     assert "on this machine, port 5432" in line and "17/main" in line
     home.machine = replace(home.machine, database_port=5433)
-    assert preflight._without_its_database(home) == []
+    assert preflight._database_left_behind(home) == []
 
 
 def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:

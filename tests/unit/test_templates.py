@@ -99,7 +99,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Re
         monkeypatch.setattr(files, "present", lambda name, entries: given(entries))
         monkeypatch.setattr(releases, "obtain", ignore)
         monkeypatch.setattr(settings_module, "settings_of", lambda host: made)
-        monkeypatch.setattr(preflight, "checked", lambda host: made)
+        monkeypatch.setattr(preflight, "checked_settings", lambda host: made)
         monkeypatch.setattr(pyinfra.local, "include", lambda path: runpy.run_path(str(ROOT / path)))
 
         def given(more: Sequence[Any]) -> None:
