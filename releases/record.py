@@ -45,7 +45,7 @@ def read(record: Path) -> dict[Key, str]:
     return sums
 
 
-def remember(file: ReleaseFile) -> bool:
+def add(file: ReleaseFile) -> bool:
     """Record what was downloaded; whether there was something to record.
 
     Raises ReleaseError if the record came to say something else in the meantime.

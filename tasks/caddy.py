@@ -53,7 +53,7 @@ if caddy.issuer.kind == "files" and caddy.domains:
     files.present(
         name="Give Caddy renewed certificates",
         entries=[
-            Copy(certificates.PRESENTER, "certificates/present-certificate", mode="755"),
+            Copy(certificates.PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
             *(
                 Template(f"/etc/systemd/system/{unit}", f"caddy/{unit}", mode="644", values=values)
                 for unit in (f"{caddy.reloader}.service", f"{caddy.reloader}.path")

@@ -42,7 +42,7 @@ units.running(
 files.present(
     name="Give coturn renewed certificates",
     entries=[
-        Copy(certificates.PRESENTER, "certificates/present-certificate", mode="755"),
+        Copy(certificates.PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
         *(
             Template(f"/etc/systemd/system/{unit}", f"coturn/{unit}", mode="644", values={"coturn": coturn})
             for unit in (f"{coturn.reloader}.service", f"{coturn.reloader}.path")

@@ -8,7 +8,7 @@ from settings import settings_of
 
 settings = settings_of(host)
 
-deployment.vault_kept(name="Keep the secrets in the vault", vault=settings.vault)
+deployment.vault_saved(name="Keep the secrets in the vault", vault=settings.vault)
 
 files.present(
     name="Mark the machine as part of this deployment",

@@ -104,7 +104,7 @@ units.running(
     needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
 )
-deployment.database_remembered(
+deployment.database_recorded(
     name="Remember where Synapse has its database",
     server_name=settings.server_name,
     vault=settings.vault,

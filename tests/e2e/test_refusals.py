@@ -298,7 +298,7 @@ def a_vault(deployment: Deployment) -> Path:
 def test_vault_without_its_key(fresh: Fresh) -> None:
     deployment = fresh.deployment()
     a_vault(deployment).unlink()
-    assert_refused_untouched(fresh, deployment, "trial.vault has no key", "bring back the key")
+    assert_refused_untouched(fresh, deployment, "trial.vault has no key", "restore the key")
 
 
 def test_vault_with_another_key(fresh: Fresh) -> None:
@@ -335,7 +335,7 @@ def test_another_server_name_than_deployed_with(fresh: Fresh) -> None:
 
 def test_another_vault_than_deployed_with(fresh: Fresh) -> None:
     with marked(fresh, server_name=fresh.host.domain, vault="0123456789abcdef"):
-        words = "refusals13: was deployed with another vault", "bring back the vault and key"
+        words = "refusals13: was deployed with another vault", "restore the vault and key"
         assert_refused_untouched(fresh, fresh.deployment(), *words)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from testinfra.host import Host
 
-from operations.databases import OPEN, as_postgres
+from operations.databases import OPEN_TO_ALL, as_postgres
 from roles import ROLES
 from settings import Settings
 from settings.postgres import Postgres
@@ -101,7 +101,7 @@ def test_roles_rule_over_nothing_but_their_database(query: Ask, settings: Settin
 
 
 def test_each_role_reaches_its_own_database_only(host: Host, query: Ask, settings: Settings) -> None:
-    everybody = [name for (name,) in query(f"SELECT datname FROM pg_database WHERE {OPEN}")]  # noqa: S608 - ours
+    everybody = [name for (name,) in query(f"SELECT datname FROM pg_database WHERE {OPEN_TO_ALL}")]  # noqa: S608 - ours
     ours = {database.name for database in settings.view(Postgres).databases}
     assert not ours & set(everybody), (
         f"every role of PostgreSQL's may connect to {', '.join(ours & set(everybody))}: {DEPLOY}"

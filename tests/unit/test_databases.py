@@ -180,9 +180,9 @@ def test_password_that_nobody_needs_is_left_alone(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("answer", "anew"), [("t", True), ("f", False), ("", False)])
-def test_only_a_half_made_database_is_made_anew(monkeypatch: pytest.MonkeyPatch, answer: str, anew: bool) -> None:
+def test_only_a_incomplete_database_is_made_anew(monkeypatch: pytest.MonkeyPatch, answer: str, anew: bool) -> None:
     """And never one that could not be asked."""
-    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": "", "half-made synapse": answer}
+    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": "", "incomplete synapse": answer}
     assert any("dropdb" in command for command in told(monkeypatch, there, needed=False)) is anew
 
 

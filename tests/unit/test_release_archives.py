@@ -341,7 +341,7 @@ def listed(archived: Release, server: ReleaseServer) -> Release:
 def test_the_first_download_must_match_upstreams_sum(listed: Release, server: ReleaseServer) -> None:
     file = store.resolve(listed)
     assert file.new
-    record.remember(file)
+    record.add(file)
     requests = len(server.requests)
     store.resolve(listed)
     assert len(server.requests) == requests  # from now on the record says it

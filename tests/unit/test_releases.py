@@ -95,7 +95,7 @@ def test_a_given_file_must_be_a_file(release: Release, tmp_path: Path) -> None:
 def test_a_given_file_must_match_the_setting_but_not_the_record(release: Release, tmp_path: Path) -> None:
     file = tmp_path / "syncv3"
     file.write_bytes(program())
-    record.remember(store.resolve(release))
+    record.add(store.resolve(release))
     file.write_bytes(program(text=b"patched"))
     assert store.resolve(replace(release, file=file)).sha256 == sum_of(program(text=b"patched"))
 
@@ -295,7 +295,7 @@ def test_the_first_download_is_recorded_on_request_and_binds_every_later_one(
     assert not release.record.exists()  # what a dry run leaves
     assert store.wanted_sha256(release) is None
 
-    assert record.remember(binary)
+    assert record.add(binary)
     assert store.wanted_sha256(release) == binary.sha256
     assert not store.resolve(release).new
     assert store.wanted_sha256(replace(release, arch=THERE)) is None
@@ -311,7 +311,7 @@ def test_the_first_download_is_recorded_on_request_and_binds_every_later_one(
 
 
 def test_the_setting_beats_the_record(release: Release, server: ReleaseServer) -> None:
-    record.remember(store.resolve(release))
+    record.add(store.resolve(release))
     server.files[f"{PATH}/syncv3_linux_{HERE}"] = program(text=b"rebuilt")
     wanted = replace(release, sha256=sum_of(program(text=b"rebuilt")).upper())
     binary = store.resolve(wanted)
@@ -328,7 +328,7 @@ def test_a_wrong_setting_shows_both_sums(release: Release) -> None:
 def test_the_record_keeps_everything_sorted(release: Release) -> None:
     for arch in ("arm64", "amd64"):
         for name in ("sliding-sync", "another"):
-            record.remember(ReleaseFile(replace(release, name=name, arch=arch), sum_of(name.encode()), new=True))
+            record.add(ReleaseFile(replace(release, name=name, arch=arch), sum_of(name.encode()), new=True))
     lines = [line for line in release.record.read_text().splitlines() if line and not line.startswith("#")]
     assert lines == [
         '["another"."v0.99.19"]',
@@ -345,7 +345,7 @@ def test_the_record_keeps_everything_sorted(release: Release) -> None:
 def test_runs_side_by_side_lose_no_record(release: Release) -> None:
     names = [f"program-{number}" for number in range(12)]
     threads = [
-        threading.Thread(target=record.remember, args=(ReleaseFile(replace(release, name=name), "0" * 64, new=True),))
+        threading.Thread(target=record.add, args=(ReleaseFile(replace(release, name=name), "0" * 64, new=True),))
         for name in names
     ]
     for thread in threads:
@@ -356,9 +356,9 @@ def test_runs_side_by_side_lose_no_record(release: Release) -> None:
 
 
 def test_a_record_is_never_overwritten_with_another_sum(release: Release) -> None:
-    record.remember(ReleaseFile(release, "1" * 64, new=True))
+    record.add(ReleaseFile(release, "1" * 64, new=True))
     with pytest.raises(ReleaseError, match=r"1{64}.*2{64}"):
-        record.remember(ReleaseFile(release, "2" * 64, new=True))
+        record.add(ReleaseFile(release, "2" * 64, new=True))
     assert store.wanted_sha256(release) == "1" * 64
 
 

@@ -279,7 +279,7 @@ def test_the_way_to_make_a_key_works(path: Path) -> None:
 
 def test_a_missing_key(saved: Path) -> None:
     saved.with_suffix(".key").unlink()
-    with pytest.raises(VaultError, match=r"prod\.vault .*MATRIX_VAULT_KEY is not set.*prod\.key does not exist.*bring"):
+    with pytest.raises(VaultError, match=r"prod\.vault .*MATRIX_VAULT_KEY is not set.*prod\.key does not exist.*restore"):
         Vault.open(saved)
 
 
@@ -295,7 +295,7 @@ def test_a_wrong_key(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_key_file_that_is_not_a_key(saved: Path) -> None:
     saved.with_suffix(".key").write_text("hunter2")
-    with pytest.raises(VaultError, match=r"prod\.key is not a key; bring back") as refusal:
+    with pytest.raises(VaultError, match=r"prod\.key is not a key; restore") as refusal:
         Vault.open(saved)
     assert "hunter2" not in str(refusal.value)
 
