@@ -96,7 +96,9 @@ class Vault:
         try:
             document = json.loads(key.decrypt(stored.strip()))
         except InvalidToken:
-            raise VaultError(f"{path} does not open with the key in {where}: the key of another vault, or damaged") from None
+            raise VaultError(
+                f"{path} does not open with the key in {where}: the key of another vault, or damaged"
+            ) from None
         if document["format"] != FORMAT:
             raise VaultError(f"{path} was written by a newer matrix-metal: update this one")
         values = {name: Secret(value) for name, value in document["secrets"].items()}

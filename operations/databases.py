@@ -104,7 +104,9 @@ def cluster_exists(cluster: str, port: int) -> Generator[StringCommand, None, No
         host.noop(f"the cluster {cluster} exists")
         return
     data, configuration = f"/var/lib/postgresql/{cluster}", f"/etc/postgresql/{cluster}/postgresql.conf"
-    left = f"{data} is not empty, and {configuration} is missing: restore it, or move the data away; nothing was touched"
+    left = (
+        f"{data} is not empty, and {configuration} is missing: restore it, or move the data away; nothing was touched"
+    )
     yield script(
         f"[ ! -e {quoted(configuration)} ] || exit 0",
         f'[ -z "$(ls -A {quoted(data)} 2>/dev/null)" ] || {{ echo {quoted(left)} >&2; exit 1; }}',

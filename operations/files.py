@@ -149,7 +149,9 @@ class Contents(Fact[list[str]]):
         blank = "[[:space:]]*"
         edits = []
         for start, replacement in secret:
-            edits.append(f"s/^{blank}#?{blank}{blank.join(map(_literal, start.split()))}.*/{_replacement(replacement)}/;t")
+            edits.append(
+                f"s/^{blank}#?{blank}{blank.join(map(_literal, start.split()))}.*/{_replacement(replacement)}/;t"
+            )
         for start, _ in secret:
             # The rest of the text before the secret may differ as well: the first word identifies the line.
             [word] = re.findall(r"^\s*([\w.-]+|\S+)", start)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from operations.shell import Fact, answered, shell_file
+from operations.shell import Fact, answer_lines, shell_file
 
 MARKER = "/etc/matrix-metal/deployment.json"
 
@@ -68,7 +68,7 @@ class Machine(Fact[MachineState]):
 
     def process(self, output: list[str]) -> MachineState:
         # Without an answer it is an empty state, for which preflight has a message.
-        return self.answer(answered(output) or [])
+        return self.answer(answer_lines(output) or [])
 
     def answer(self, lines: list[str]) -> MachineState:
         values: dict[str, str] = {}

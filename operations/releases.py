@@ -195,7 +195,7 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
         # --touch: web servers tell two versions of a file apart by their times.
         'tar -xzf "$new/packed" -C "$new/files" --no-same-owner --preserve-permissions --touch',
         f'echo "{file.sha256} $(cd "$new/files" && {_LISTING})" >"$new/sum"',
-        # Otherwise a power failure could leave the name without the content. To sync thousands of files one by one takes a minute.
+        # Otherwise a power failure could leave the name without the content. Not one by one: thousands of files take a minute.
         'sync -f "$new/files"' if release.archive else f'sync "$new/files/"{quoted(release.name)}',
         f'if [ -e {directory} ]; then mv -T {directory} "$new/damaged"; fi',
         f'mv -T "$new/files" {directory}',

@@ -27,4 +27,4 @@ packages.installed(
 )
 
 # Virtualenvs take the processor and PyPI, packages take the disk and the mirror: side by side they take half the time.
-virtualenvs.begun(name="Begin to build the virtualenvs", virtualenvs=settings.virtualenvs)
+virtualenvs.build_started(name="Begin to build the virtualenvs", virtualenvs=settings.virtualenvs)

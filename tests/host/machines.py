@@ -23,7 +23,7 @@ from testinfra.host import Host
 
 from operations.machine import Machine as MachineFact
 from operations.machine import MachineState
-from operations.shell import answered, asking
+from operations.shell import answer_lines, question_command
 from roles import ROLES
 from settings import Neighbour, SettingError, Settings, choices_from, mistakes
 from vault import Secret, Vault
@@ -67,10 +67,10 @@ def _asked_alike(host: Host) -> Host:
 
     def answered_run(command: str, *words: str, **options: Any) -> Any:
         result = run(command, *words, **options)
-        lines = answered(result.stdout.splitlines(keepends=True))
+        lines = answer_lines(result.stdout.splitlines(keepends=True))
         return replace(result, _stdout="" if lines is None else "".join(lines))
 
-    backend.get_command = lambda command, *words: get_command(asking(quote(command, *words)))
+    backend.get_command = lambda command, *words: get_command(question_command(quote(command, *words)))
     backend.run = answered_run
     return host
 

@@ -11,7 +11,7 @@ import pytest
 from operations import files, packages, refusal, units
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
-from operations.shell import asking
+from operations.shell import question_command
 from operations.templating import MASK
 from operations.units import Unit, UnitState
 from vault import Secret
@@ -188,7 +188,7 @@ def touched(
 def on_disk(tmp_path: Path) -> State:
     """What the machine would say of a file, by running the fact's own command."""
     answer = subprocess.run(
-        ["sh", "-c", asking(Paths().question([str(tmp_path)]))], capture_output=True, text=True, check=True
+        ["sh", "-c", question_command(Paths().question([str(tmp_path)]))], capture_output=True, text=True, check=True
     )
     return Paths().process(answer.stdout.splitlines())[str(tmp_path)]
 
@@ -283,7 +283,7 @@ def test_every_difference_is_shown_before_the_first_command(monkeypatch: pytest.
 def read(path: Path, wanted: Sequence[str]) -> list[str]:
     """What --diff would read of a file on the machine, for these lines that are to be there."""
     secret = [(line.split(MASK)[0], line) for line in wanted if MASK in line]
-    command = asking(Contents().question(str(path), secret))
+    command = question_command(Contents().question(str(path), secret))
     answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     return Contents().process(answer.stdout.splitlines())
 
@@ -354,7 +354,9 @@ def test_machine_is_understood() -> None:
 
 def test_this_computer_can_be_asked(tmp_path: Path) -> None:
     """The question is a script of its own: it must be one that a POSIX shell takes."""
-    answer = subprocess.run(["sh", "-c", asking(Machine().question())], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        ["sh", "-c", question_command(Machine().question())], capture_output=True, text=True, check=True
+    )
     state = Machine().process(answer.stdout.splitlines())
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
 

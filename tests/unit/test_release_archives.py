@@ -185,7 +185,7 @@ def test_noise_is_refused_or_good_but_never_a_crash(archived: Release, tmp_path:
         file.write_bytes(gzip.compress(noisy, 1))
         try:
             contents.check(archived, file)
-        except contents.Unfit as problem:
+        except contents.Unusable as problem:
             assert "\n" not in str(problem)
 
 

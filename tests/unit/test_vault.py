@@ -279,7 +279,9 @@ def test_the_way_to_make_a_key_works(path: Path) -> None:
 
 def test_a_missing_key(saved: Path) -> None:
     saved.with_suffix(".key").unlink()
-    with pytest.raises(VaultError, match=r"prod\.vault .*MATRIX_VAULT_KEY is not set.*prod\.key does not exist.*restore"):
+    with pytest.raises(
+        VaultError, match=r"prod\.vault .*MATRIX_VAULT_KEY is not set.*prod\.key does not exist.*restore"
+    ):
         Vault.open(saved)
 
 
