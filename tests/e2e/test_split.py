@@ -287,7 +287,7 @@ def test_only_the_right_certificate_is_believed(split: Split) -> None:
 
     changed = split.deployment.run("-y").changed
 
-    assert changed == ["Know the database server by its certificate", "Run Synapse"]
+    assert changed == ["Trust the database server's certificate", "Run Synapse"]
     assert home.run(f"cat {DATABASE_AUTHORITY}").stdout == right
     assert connect(split) == "42"
 

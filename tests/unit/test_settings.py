@@ -14,7 +14,7 @@ from settings.caddy import Caddy
 from settings.coturn import Coturn
 from settings.deployment import Common
 from settings.fields import size_in_bytes
-from settings.networks import NEVER_REACHED
+from settings.networks import BLOCKED_NETWORKS
 from settings.postgres import Postgres
 from settings.rules import misspelt_roles
 from settings.sydent import Sydent
@@ -254,7 +254,7 @@ def test_relay_reaches_itself_but_no_private_network(tmp_path: Path) -> None:
     assert [first for first, _ in coturn.allowed_ranges] == ["198.51.100.7", "10.9.9.9"]
     denied = {first for first, _ in coturn.denied_ranges}
     assert {"10.0.0.0", "127.0.0.0", "169.254.0.0", "192.168.0.0", "fc00::", "fe80::"} <= denied
-    assert len(coturn.denied_ranges) == len(NEVER_REACHED)
+    assert len(coturn.denied_ranges) == len(BLOCKED_NETWORKS)
 
 
 @pytest.mark.parametrize(("processors", "used"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (64, 32)])
