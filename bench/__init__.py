@@ -1,1 +1,1 @@
-"""Measurements: duration of a deploy and of a re-run, memory, requests through Caddy, the relay, federation: `python -m bench`."""
+"""Measurements of a deploy, a re-run, memory, requests through Caddy, the relay and federation: `python -m bench`."""
