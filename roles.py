@@ -154,7 +154,7 @@ POSTGRES = Role(
                 "cd /etc/postgresql && PGCLUSTER=$(ls -d */main | sort -V | tail -n 1) && cd / && runuser -u postgres -- "
                 "env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER=$PGCLUSTER psql -XAtqc 'SELECT 1' | grep -q 1"
             ),
-            # Debian's generator enables each cluster anew at every boot.
+            # Debian's generator enables each cluster at every boot.
             enabled="enabled-runtime",
             masked=True,
             private=("/var/lib/postgresql/{version}/main",),

@@ -172,7 +172,7 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
         # Left by a power failure; a younger one may be an upload that is still running.
         f"find {home} -mindepth 1 -maxdepth 1 -name '.arriving-*' -mmin +1440 -exec rm -rf -- {{}} +",
         f'if [ "$(df -B1 --output=avail {home} | tail -n 1)" -lt {needed} ]; then',
-        f"  echo {quoted(f'{release}: {release.home} has no room for {needed} bytes: not installed')} >&2",
+        f"  echo {quoted(f'{release}: {release.home} has no space for {needed} bytes: not installed')} >&2",
         "  exit 1",
         "fi",
     )

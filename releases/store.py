@@ -165,7 +165,7 @@ def _cached_or_downloaded(
             return sha256, path, size
     except OSError as error:
         raise ReleaseError(
-            f"{release} cannot be kept in {cache}: {error.strerror}: set XDG_CACHE_HOME to a directory with room, "
+            f"{release} cannot be kept in {cache}: {error.strerror}: set XDG_CACHE_HOME to a directory with space, "
             f"or set {release.file_setting} = '/path/to/file' instead"
         ) from error
 

@@ -251,7 +251,7 @@ class Testbed:
         kind = run(["stat", "--file-system", "--format=%T", self.directory]).stdout.strip()
         if kind in ("overlayfs", "nfs", "fuseblk"):
             advice = "set TESTBED_DIRECTORY to a directory on a disk or a tmpfs"
-            raise TestbedError(f"{self.directory} lies on {kind}, which cannot carry the hosts' disks: {advice}")
+            raise TestbedError(f"{self.directory} is on {kind}, which cannot be used for the hosts' disks: {advice}")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

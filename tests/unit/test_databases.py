@@ -179,11 +179,13 @@ def test_password_that_is_not_needed_is_left_alone(monkeypatch: pytest.MonkeyPat
     assert executed(monkeypatch, there, needed=False) == []
 
 
-@pytest.mark.parametrize(("answer", "anew"), [("t", True), ("f", False), ("", False)])
-def test_only_an_incomplete_database_is_created_again(monkeypatch: pytest.MonkeyPatch, answer: str, anew: bool) -> None:
+@pytest.mark.parametrize(("answer", "recreated"), [("t", True), ("f", False), ("", False)])
+def test_only_an_incomplete_database_is_created_again(
+    monkeypatch: pytest.MonkeyPatch, answer: str, recreated: bool
+) -> None:
     """And never one whose state is unknown."""
     there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": "", "incomplete synapse": answer}
-    assert any("dropdb" in command for command in executed(monkeypatch, there, needed=False)) is anew
+    assert any("dropdb" in command for command in executed(monkeypatch, there, needed=False)) is recreated
 
 
 def test_connecting_to_the_database_is_revoked_from_other_roles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +339,7 @@ MARK = {"server_name": "x.test", "vault": "0"}
         ("", MARK, 0, None),
         ("/run/postgresql", None, 0, None),
     ],
-    ids=["from here", "from elsewhere", "moved", "not moved", "new", "somebody else's file"],
+    ids=["from here", "from elsewhere", "moved", "not moved", "new", "not deployed before"],
 )
 def test_homeserver_gets_no_empty_database_instead_of_its_own(
     tmp_path: Path,

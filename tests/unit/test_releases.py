@@ -547,7 +547,7 @@ def test_a_full_disk_is_reported_before_anything_is_uploaded(
         (disk / "filler").write_bytes(bytes(4096))
         assert machine.run(make("v1")) == "failed"
         assert "sliding-sync v1: " in (output := capfd.readouterr().err + caplog.text)
-        assert "has no room for" in output
+        assert "has no space for" in output
         assert installed_files(release) == []
     finally:
         subprocess.run(["umount", disk], check=True)
