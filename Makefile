@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile $(LOCKED)
 
 .PHONY: help setup demo demo-stop check test lint unit render bench lock
 
-help: ## Show what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## Make .venv from requirements.lock
@@ -28,8 +28,8 @@ demo-stop: setup ## Remove the throw-away host of `make demo`
 check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: no machine needed
 	@$(BIN)/pytest -n 2 -q tests/unit
 
-# Two at once, since most of them wait for machines.
-test: setup lint ## Every test there is; ROLE=coturn: of one role
+# Two at once, because most of them wait for machines.
+test: setup lint ## All tests; ROLE=coturn: those of one role
 	@$(BIN)/pytest -n 2 $(if $(ROLE),--role $(ROLE))
 
 lint: setup
@@ -49,7 +49,7 @@ render: setup ## Write every file of a few sample deployments into .cache/render
 bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation
 	@$(BIN)/python -m bench
 
-lock: setup ## Renew every lock file from PyPI
+lock: setup ## Update every lock file from PyPI
 	@$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	@cd requirements && for lock in build uv synapse; do ../$(COMPILE) --only-binary :all: $$lock.in --output-file $$lock.txt; done
 	@cd requirements && ../$(COMPILE) --only-binary :all: --no-binary signedjson --build-constraints build.txt sydent.in --output-file sydent.txt

@@ -1,8 +1,8 @@
-"""pyinfra's edges: all that hangs on how pyinfra 3.10 is made inside, each with the reason. config.py calls it, first of all.
+"""Everything that depends on the internals of pyinfra 3.10, each with the reason. config.py calls it, before anything else.
 
-Three methods of the run's own State are wrapped, because pyinfra's command line offers no other place: its config.py comes
-before State.init, which forgets the callbacks added earlier, and deploy.py comes when every machine is connected to.
-`differences` says what another pyinfra has changed, and nothing is deployed with that one.
+Three methods of the run's State are wrapped, because pyinfra's command line offers no other hook: config.py is read before
+State.init, which discards callbacks added earlier, and deploy.py is read after every machine has been connected to.
+`differences` lists what another version of pyinfra has changed; nothing is deployed with such a version.
 """
 
 import inspect
@@ -24,25 +24,25 @@ from pyinfra.api.state import BaseStateCallback, State, StateOperationMeta, Stat
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_state
 
-AGAIN = "run the same command again: it goes on where it stopped"
+RUN_AGAIN = "run the same command again: it goes on where it stopped"
 
-# What pyinfra's command line shows without a traceback. Only its own process may import it: it changes a whole process to
-# gevent, which tests and the demo are not made for.
+# What pyinfra's command line shows without a traceback. It is imported only in pyinfra's own process: the import patches the
+# whole process for gevent, which the tests and the demo do not expect.
 if "pyinfra_cli" in sys.modules:
-    from pyinfra_cli.exceptions import CliError as Shown
+    from pyinfra_cli.exceptions import CliError as CommandLineError
 else:
-    Shown = click.ClickException
+    CommandLineError = click.ClickException
 
 
-class Refused(DeployError, Shown):  # type: ignore[misc]
+class Refused(DeployError, CommandLineError):  # type: ignore[misc]
     """The run stops. The text is shown as it is, without a traceback; exit status 1."""
 
 
 def install(check: Callable[[Inventory], None]) -> None:
-    """Make this run of pyinfra ours, if it deploys. check: raises Refused before any machine is connected to.
+    """Add our checks and messages to this run of pyinfra, if it deploys. check: raises Refused before any connection is made.
 
-    However the deploy's file is named: pyinfra itself takes what ends in .py for one. Other commands (exec, fact,
-    debug-inventory) are left alone: they are for a look at what is wrong.
+    It deploys if its arguments end in .py, as pyinfra itself decides. Other commands (exec, fact, debug-inventory) are left
+    alone: they are for finding out what is wrong.
     """
     context = click.get_current_context(silent=True)
     operations = context.params["operations"] if context else ()
@@ -50,7 +50,7 @@ def install(check: Callable[[Inventory], None]) -> None:
         return
     if changed := differences():
         raise Refused(
-            f"pyinfra {pyinfra.__version__} is not the one that this is written for: {'; '.join(changed)}. "
+            f"pyinfra {pyinfra.__version__} is not the version that this is written for: {'; '.join(changed)}. "
             "Install the versions of requirements.lock: make setup"
         )
     _Run(_state(), check).begin()
@@ -61,15 +61,15 @@ def install(check: Callable[[Inventory], None]) -> None:
 
 
 def installed() -> bool:
-    """Whether the run that is under way is ours."""
+    """Whether `install` has been called for the current run."""
     return any(isinstance(handler, _Run) for handler in _state().callback_handlers)
 
 
-def remark(line: str) -> None:
-    """Say something at the end of the run, however it ends."""
+def add_final_line(line: str) -> None:
+    """Print a line at the end of the run, whether it succeeds or fails."""
     for handler in _state().callback_handlers:
         if isinstance(handler, _Run):
-            handler.remarks.append(line)
+            handler.final_lines.append(line)
 
 
 def _state() -> State:
@@ -78,7 +78,7 @@ def _state() -> State:
 
 
 class _Run(BaseStateCallback):
-    """One run of a deploy: what is looked at first, in which order, and with which words it ends."""
+    """One run of a deploy: the checks before it, the order of its operations, and its messages at the end."""
 
     def __init__(self, state: State, check: Callable[[Inventory], None]) -> None:
         self.state, self.check = state, check
@@ -86,7 +86,7 @@ class _Run(BaseStateCallback):
         # Machine -> the operation that failed there last.
         self.operations: dict[Host, str] = {}
         self.failures: list[str] = []
-        self.remarks: list[str] = []
+        self.final_lines: list[str] = []
 
     def begin(self) -> None:
         self.state.init = self.init  # type: ignore[method-assign]
@@ -94,18 +94,18 @@ class _Run(BaseStateCallback):
         self.state.get_op_order = self.order  # type: ignore[method-assign]
 
     def init(self, inventory: Inventory, config: Any, initial_limit: list[Host] | None = None) -> None:
-        """The machines are known, and none is connected to."""
+        """The machines are known, and none is connected to yet."""
         self.initialise(inventory, config, initial_limit=initial_limit)
         self.state.add_callback_handler(self)  # type: ignore[no-untyped-call]
         self.check(inventory)
         for host in inventory:
             if self.state.is_host_in_limit(host) and isinstance(host.connector, SSHConnector):
-                self._keys(host, host.connector)
+                self._check_ssh_options(host, host.connector)
 
-    def _keys(self, host: Host, connector: SSHConnector) -> None:
-        """Read the key, and ask for its passphrase: where it cannot be used, pyinfra ends with gevent's traceback.
+    def _check_ssh_options(self, host: Host, connector: SSHConnector) -> None:
+        """Read the key, and ask for its passphrase: with a key that cannot be used, pyinfra ends with gevent's traceback.
 
-        A configuration that is not there it takes for an empty one, and connects to whatever has the alias for its name.
+        pyinfra takes a missing ssh_config_file for an empty one, and would connect to a host with the alias as its name.
         """
         configuration = connector.data["ssh_config_file"]
         if configuration and not Path(configuration).is_file():
@@ -123,26 +123,26 @@ class _Run(BaseStateCallback):
             ) from None
 
     def order(self) -> list[str]:
-        """Operations as they stand in deploy.py and the tasks, whatever the machine.
+        """Operations in the order of deploy.py and the tasks, across all machines.
 
-        pyinfra keeps only each machine's own order, so that the homeserver would look for a database that another machine
-        does not have yet.
+        pyinfra keeps only the order within each machine: the homeserver would be started before another machine has its
+        database.
         """
         return sorted(self.state.op_meta, key=lambda operation: self.state.op_meta[operation].op_order)
 
-    # How it ends.
+    # Messages at the end.
 
     def operation_host_error(self, state: State, host: Host, op_hash: str, *_: int, **__: int) -> None:  # type: ignore[override]
         self.operations[host] = op_hash
 
     def fail_hosts(self, hosts: set[Host], activated_count: int | None = None) -> None:
-        """pyinfra ends with "No hosts remaining!", or goes on with the others where nothing is touched yet."""
+        """Replaces pyinfra's "No hosts remaining!". Before anything is touched, pyinfra would go on with the other machines."""
         if not hosts:
             return
         if self.state.current_stage < StateStage.Execute:
             self.state.failed_hosts.update(hosts)
-            raise Refused(self._before_anything(hosts))
-        self.failures += [self._sentence(host) for host in _by_name(hosts)]
+            raise Refused(self._unreachable_message(hosts))
+        self.failures += [self._failure_message(host) for host in _by_name(hosts)]
         try:
             self.fail(hosts, activated_count)  # type: ignore[no-untyped-call]
         except Refused:
@@ -152,58 +152,58 @@ class _Run(BaseStateCallback):
             raise Refused("\n".join(dict.fromkeys(lines))) from None
 
     def host_disconnect(self, state: State, host: Host) -> None:  # type: ignore[override]
-        """The last thing that pyinfra does: where the run went on with the other machines, its end says so."""
-        lines, self.failures, self.remarks = [*self.remarks, *self.failures], [], []
+        """The last thing that pyinfra does: print what failed on some machines while the run went on with the others."""
+        lines, self.failures, self.final_lines = [*self.final_lines, *self.failures], [], []
         for line in dict.fromkeys(lines):
             click.echo(f"--> {line}", err=True)
 
-    def _before_anything(self, hosts: Iterable[Host]) -> str:
+    def _unreachable_message(self, hosts: Iterable[Host]) -> str:
         away = _by_name(hosts)
         names = ", ".join(host.name for host in away)
         if self.state.current_stage > StateStage.Connect:
-            why = "; ".join(filter(None, map(lost, away))) or "see above"
-            return f"{names} could not be looked at: {why}; nothing was touched"
+            why = "; ".join(filter(None, map(connection_error, away))) or "see above"
+            return f"{names} could not be checked: {why}; nothing was touched"
         others = [host for host in self.state.inventory if self.state.is_host_in_limit(host) and host not in away]
         without = " ".join(f"--exclude {host.name}" for host in away)
-        # pyinfra would go on with the others, and leave a homeserver without its database, or half of a change.
+        # pyinfra would go on with the others: a homeserver could be left without its database, or a change half done.
         return f"{names} cannot be reached, see above; nothing was touched" + (
             f" (to go on: {without})" if others else ""
         )
 
-    def _sentence(self, host: Host) -> str:
-        """What stopped on this machine, why, and what to do."""
+    def _failure_message(self, host: Host) -> str:
+        """Which operation failed on this machine, why, and what to do."""
         operation = self.operations.get(host)
         names = sorted(self.state.get_op_meta(operation).names) if operation else []
         what = f"{host.name}: {names[0].rpartition(' | ')[2]}" if names else host.name
-        if why := lost(host):
-            return f"{what}: {why}. When the machine is back, {AGAIN}"
+        if why := connection_error(host):
+            return f"{what}: {why}. When the machine is back, {RUN_AGAIN}"
         meta = self.state.get_op_data_for_host(host, operation).operation_meta if operation else None
         why = cause(meta.stderr_lines) if meta and meta.is_complete() else ""
-        return f"{what} failed: {why or 'see above'}. When that is put right, {AGAIN}"
+        return f"{what} failed: {why or 'see above'}. When that is fixed, {RUN_AGAIN}"
 
 
 def _by_name(hosts: Iterable[Host]) -> list[Host]:
     return sorted(hosts, key=lambda host: str(host.name))
 
 
-def lost(host: Host) -> str:
-    """Why nothing more is heard of the machine; empty if it is still connected to."""
+def connection_error(host: Host) -> str:
+    """Why the connection to the machine has ended; empty if it is still open."""
     client = getattr(host.connector, "client", None)
     transport: Transport | None = client.get_transport() if client else None
     if transport is None or transport.is_active():
         return ""
-    return str(getattr(transport, "silent", "")) or "the connection was cut"
+    return str(getattr(transport, "close_reason", "")) or "the connection was cut"
 
 
-def cause(told: Iterable[str]) -> str:
-    """The line that says why a command failed: its last, but for logs that it shows for a closer look."""
-    lines = [line.strip() for line in told if line.strip()]
+def cause(stderr: Iterable[str]) -> str:
+    """The line that says why a command failed: its last line, or the line above the log that it shows."""
+    lines = [line.strip() for line in stderr if line.strip()]
     headings = [line for line in lines if line.endswith("the end of its log:")]
     line = headings[0].removesuffix("the end of its log:").rstrip(" ;:") if headings else "".join(lines[-1:])
     return line.rstrip(".")
 
 
-# --- what all this relies on ----------------------------------------------------------------------
+# --- what this file relies on ---------------------------------------------------------------------
 
 SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (State.init, ("self", "inventory", "config", "initial_limit")),
@@ -236,7 +236,7 @@ STAGES = ("Setup", "Connect", "Prepare", "Execute", "Disconnect")
 
 
 def differences() -> list[str]:
-    """What the installed pyinfra has otherwise than this file takes for granted."""
+    """How the installed pyinfra differs from what this file relies on."""
     found = []
     for function, wanted in SIGNATURES:
         now = tuple(inspect.signature(function).parameters)

@@ -1,6 +1,6 @@
 """pyinfra reads this before anything else."""
 
 from compat import install
-from operations.preflight import chosen
+from operations.preflight import check_choices
 
-install(check=chosen)
+install(check=check_choices)

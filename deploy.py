@@ -2,10 +2,10 @@
 
 from pyinfra import config, host, local
 
-from operations.preflight import checked
+from operations.preflight import checked_settings
 from settings.postgres import database_server
 
-settings = checked(host)
+settings = checked_settings(host)
 config.SUDO = settings.machine.user != "root"
 
 local.include("tasks/machine.py")

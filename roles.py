@@ -1,7 +1,7 @@
 """What each role is: one record for each, in the order in which they depend on each other.
 
-Whatever follows from a record is derived from it and nowhere written again: inventory checks, ports, domains, databases,
-secrets, Debian packages, units, what is verified, the tables of the README.
+Inventory checks, ports, domains, databases, secrets, Debian packages, units, the verification and the tables of the README
+are derived from these records, and written nowhere else.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ Reach = Literal["everybody", "deployment", "machine"]
 class VaultEntry(NamedTuple):
     """A secret. kind: "given" by the administrator; the others are generated.
 
-    keep: why it must stay what it is once it has been used.
+    keep: why it must not change once it has been used.
     """
 
     name: str
@@ -30,7 +30,7 @@ class VaultEntry(NamedTuple):
 class Port(NamedTuple):
     """A port, or all from `number` to `last`, that a unit listens on.
 
-    unit: the one that holds it. when: the setting that has to be True for it; "remote": other machines use the database.
+    unit: the one that listens. when: the setting that has to be True for it; "remote": other machines use the database.
     """
 
     protocol: Protocol
@@ -46,7 +46,7 @@ class Port(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """A domain name. setting: what it is called in group data; prefix: what stands before the server name by default."""
+    """A domain name. setting: its name in group data; prefix: what is put before the server name by default."""
 
     setting: str
     prefix: str
@@ -54,9 +54,9 @@ class Domain(NamedTuple):
 
 
 class Database(NamedTuple):
-    """A database. owner: the role of PostgreSQL that it belongs to, called like the system user.
+    """A database. owner: the PostgreSQL role that owns it, named like the system user.
 
-    first_filled: tables of which at least one has rows once the first start of its program is through.
+    first_filled: tables of which at least one has rows after the first start of the program.
     """
 
     name: str
@@ -67,13 +67,13 @@ class Database(NamedTuple):
 class Unit(NamedTuple):
     """A systemd unit. {version} in its texts stands for PostgreSQL's major version.
 
-    user: who runs it. exposure: what `systemd-analyze security` may say at most, from 0 to 10; None: not ours to confine.
-    enabled: what systemd says of its start at boot. masked: its Debian package would start it at once, with a sample
-    configuration. reads, rereads: files and directories with its configuration, which it reads when it starts, and also when
-    it is reloaded. private: files and directories that are nobody else's business. troubles: a regular expression (PCRE) for
-    the lines of its log that mean trouble. recoveries: one for those that mean that earlier trouble is over; its first group
-    is the name which that trouble names. health: a shell command, run as root on the machine, that succeeds once it does its
-    work.
+    user: the user it runs as. exposure: the highest exposure that `systemd-analyze security` may report, from 0 to 10; None:
+    we do not confine it. enabled: its UnitFileState. masked: its Debian package would start it at once, with a sample
+    configuration. reads: files and directories with its configuration, read when it starts. rereads: those that it also reads
+    when it is reloaded. private: files and directories that other users must not read. errors: a regular expression (PCRE)
+    for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over;
+    its first group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds
+    once the unit does its work.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Unit(NamedTuple):
     reads: tuple[str, ...] = ()
     rereads: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
-    troubles: str = ""
+    errors: str = ""
     recoveries: str = ""
 
 
@@ -94,11 +94,11 @@ class Role:
     """A role, which is a group of the inventory.
 
     purpose, leave_out: for the README: what it is for, and when it is not needed.
-    needs: roles that some machine has to play for it. beside: those that its own machine has to play.
+    needs: roles that it depends on, on any machine. beside: those that must be on the same machine.
     own_certificate: its unit presents the certificate of its domain itself, as Caddy obtained it.
     routes_on: the role to whose web site it adds routes.
-    several: several machines may play it.
-    packages: Debian's, {version} as in units. programs: names below /opt. state: directories with what must not be lost.
+    several: several machines may have it.
+    packages: Debian's, {version} as in units. programs: names below /opt. state: directories with data to back up.
     """
 
     name: RoleName
@@ -127,7 +127,7 @@ class Role:
 
     @property
     def password(self) -> str:
-        """The secret by which it reaches its database on another machine."""
+        """The name of the secret with which it logs in to its database on another machine."""
         return f"postgres_{self.name}_password"
 
     @cached_property
@@ -149,12 +149,12 @@ POSTGRES = Role(
         Unit(
             "postgresql@{version}-main.service",
             user="postgres",
-            # Ours is the cluster main, on whatever port; the newest, if there are several.
+            # Ours is the cluster main, on any port; the one of the newest version, if there are several.
             health=(
                 "cd /etc/postgresql && PGCLUSTER=$(ls -d */main | sort -V | tail -n 1) && cd / && runuser -u postgres -- "
                 "env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER=$PGCLUSTER psql -XAtqc 'SELECT 1' | grep -q 1"
             ),
-            # Debian's generator enables each cluster anew at every boot.
+            # Debian's generator enables each cluster at every boot.
             enabled="enabled-runtime",
             masked=True,
             private=("/var/lib/postgresql/{version}/main",),
@@ -180,9 +180,9 @@ CADDY = Role(
             masked=True,
             rereads=("/etc/caddy/Caddyfile",),
             private=("/etc/caddy/Caddyfile", "/var/lib/caddy/.local/share/caddy/certificates"),
-            # Certificates that cannot be had. That a visitor went away is an error to Caddy as well, and so is every attempt
-            # that was cut off by a reload, which begins it anew.
-            troubles=r'"level":"(error|panic|fatal)".*"logger":"(tls|admin|pki)(?!.*: context canceled")|^Error: ',
+            # Only certificates that cannot be obtained. Caddy logs errors also for clients that disconnect, and for an attempt
+            # to obtain a certificate that a reload interrupts; the reload starts it again.
+            errors=r'"level":"(error|panic|fatal)".*"logger":"(tls|admin|pki)(?!.*: context canceled")|^Error: ',
             recoveries=r'"msg":"certificate (?:obtained|renewed) successfully","identifier":"([^"]+)"',
         ),
     ),
@@ -198,19 +198,19 @@ CADDY = Role(
     ),
 )
 
-# Where Caddy reaches Synapse, on the same machine. Each lets 50 connections wait to be accepted, as Synapse fixes it, and a crowd
-# of clients may come within the moment that Synapse takes for something else.
+# Where Caddy reaches Synapse, on the same machine. Several, because Synapse sets the backlog of each to 50 connections, and more
+# clients may connect at once while Synapse is busy.
 SYNAPSE_SOCKETS = tuple(f"/run/matrix-synapse/{number}.sock" for number in range(1, 9))
 
-# Whether there is a room of this name Synapse can only say with its database. A connection that was cut, when PostgreSQL
-# restarted, costs one request, and Synapse keeps ten of them at most.
-_LOOKED_UP = (
+# To look up a room alias Synapse needs its database. After a restart of PostgreSQL each broken connection fails one request, and
+# Synapse keeps ten connections at most.
+_LOOK_UP_ALIAS = (
     "curl -qs --max-time 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:8008/_matrix/client/v3/directory/room/%23$(date +%s):"
     r'$(sed -n "s/^server_name: \"\(.*\)\"$/\1/p" /etc/matrix-synapse/homeserver.yaml)'
 )
 
-# What goes wrong at other homeservers is logged as an error as well, and is nobody's business here.
-_OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
+# Synapse logs as errors also what goes wrong at other homeservers.
+_ABOUT_OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
 
 SYNAPSE = Role(
     name="synapse",
@@ -224,19 +224,19 @@ SYNAPSE = Role(
         Unit(
             "matrix-synapse.service",
             user="matrix-synapse",
-            # On every way to it: a conf.d file of the administrator's may have replaced the listeners. And with its database,
-            # without which it calls itself healthy.
+            # On every listener: a conf.d file of the administrator's may have replaced them. And with its database: /health
+            # answers 200 without it.
             health=(
                 "curl -qsf --fail-early --max-time 5 http://127.0.0.1:8008/health "
                 + " ".join(
                     f"--next -sf --max-time 5 --unix-socket {path} http://localhost/health" for path in SYNAPSE_SOCKETS
                 )
-                + f' && for attempt in $(seq 12); do [ "$({_LOOKED_UP})" != 404 ] || exit 0; done; exit 1'
+                + f' && for attempt in $(seq 12); do [ "$({_LOOK_UP_ALIAS})" != 404 ] || exit 0; done; exit 1'
             ),
             exposure=1.5,
             reads=("/etc/matrix-synapse",),
             private=("/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key"),
-            troubles=rf"^(CRITICAL|ERROR (?!{_OTHERS}))",
+            errors=rf"^(CRITICAL|ERROR (?!{_ABOUT_OTHERS}))",
         ),
     ),
     state=("/var/lib/matrix-synapse",),
@@ -266,9 +266,9 @@ SYDENT = Role(
             health="curl -qsf --max-time 5 http://127.0.0.1:8090/_matrix/identity/v2",
             exposure=1.5,
             reads=("/etc/sydent",),
-            # The texts of its mails are no secret, but lie behind a directory that others cannot enter.
+            # Not all of /etc/sydent: the texts of its mails are readable by everybody, in a directory that others cannot enter.
             private=("/etc/sydent/sydent.conf", "/var/lib/sydent/sydent.db"),
-            troubles=r" - (ERROR|CRITICAL) - |^Traceback",
+            errors=r" - (ERROR|CRITICAL) - |^Traceback",
         ),
     ),
     state=("/var/lib/sydent",),
@@ -295,7 +295,7 @@ SLIDING_SYNC = Role(
             exposure=1.5,
             reads=("/etc/sliding-sync",),
             private=("/etc/sliding-sync",),
-            troubles=r'\b(FTL|PNC)\b|^panic:|"level":"(fatal|panic)"',
+            errors=r'\b(FTL|PNC)\b|^panic:|"level":"(fatal|panic)"',
         ),
     ),
     listens=(Port("tcp", 8009, "machine", "sliding-sync.service"),),
@@ -322,7 +322,7 @@ COTURN = Role(
         Unit(
             "coturn.service",
             user="root",
-            # It goes on without TLS when it cannot read the certificate: only a handshake shows that it has it.
+            # It runs without TLS when it cannot read the certificate; a TLS handshake at the end of the deploy checks that.
             health="ss -Hlun sport = :3478 | grep -q .",
             exposure=2.0,
             masked=True,
@@ -344,12 +344,12 @@ COTURN = Role(
 
 ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, SYDENT, SLIDING_SYNC, COTURN)}
 
-# What is no role's own.
+# Secrets that belong to no single role.
 COMMON_SECRETS = (VaultEntry("smtp_password", "given", "of the mail account that mails are sent from"),)
 
 
 def entries() -> Iterator[VaultEntry]:
-    """Every secret that there can be."""
+    """Every secret that a vault can hold."""
     for role in ROLES.values():
         yield from role.entries
     yield from COMMON_SECRETS

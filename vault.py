@@ -71,7 +71,7 @@ class Secret:
 
 
 class Vault:
-    """The secrets of one deployment. Nothing is written, not even a new key, before `save()`: a dry run stays one."""
+    """The secrets of one deployment. Nothing is written, not even a new key, before `save()`, so a dry run changes nothing."""
 
     def __init__(self, path: Path, key: Fernet | None, stored: bytes | None, id: str, values: dict[str, Secret]):
         self.path = path
@@ -90,13 +90,15 @@ class Vault:
         if stored is None:
             return cls(path, key, None, secrets.token_hex(8), {})
         if key is None:
-            raise VaultError(f"{path} has no key: {where}; bring back the key that was made with it")
+            raise VaultError(f"{path} has no key: {where}; restore the key that was made with it")
         if not re.fullmatch(rb"gAAAA[\w-]+={0,2}\s*", stored):  # how a Fernet token looks until the year 2106
-            raise VaultError(f"{path} is damaged: bring it back from version control or a backup")
+            raise VaultError(f"{path} is damaged: restore it from version control or a backup")
         try:
             document = json.loads(key.decrypt(stored.strip()))
         except InvalidToken:
-            raise VaultError(f"{path} does not open with the key in {where}: it is another's, or damaged") from None
+            raise VaultError(
+                f"{path} does not open with the key in {where}: the key of another vault, or damaged"
+            ) from None
         if document["format"] != FORMAT:
             raise VaultError(f"{path} was written by a newer matrix-metal: update this one")
         values = {name: Secret(value) for name, value in document["secrets"].items()}
@@ -120,7 +122,7 @@ class Vault:
         return self._values[name]
 
     def set(self, name: str, value: str, force: bool = False) -> None:
-        """Take the operator's value, of a generated secret too: that is how an older server's secrets move in."""
+        """Set a value. A generated secret can be set, too: so the secrets of an older server are imported."""
         known, secret = _known(name), Secret(value)
         if not value:
             raise VaultError(f"{name}: the value is empty")
@@ -181,7 +183,7 @@ def path_for(deployment: str, directory: Path) -> Path:
 def _known(name: str) -> VaultEntry:
     if name in SECRETS:
         return SECRETS[name]
-    # A name that is near none may be a value in the wrong place: it is not repeated.
+    # A name that is similar to none may be a secret value in the wrong place: it is not repeated.
     if near := difflib.get_close_matches(name, SECRETS, n=1):
         raise VaultError(f"there is no secret named {name!r}: did you mean {near[0]}?")
     raise VaultError(f"there is no secret of that name: there are {', '.join(SECRETS)}")
@@ -194,17 +196,17 @@ def _generate(kind: str) -> Secret:
 
 
 def _find_key(path: Path) -> tuple[Fernet | None, str]:
-    """The key of this vault, and where it is or, when there is none, where it was looked for."""
+    """The key of this vault, and where it was found or, if there is none, where it was looked for."""
     file = path.with_suffix(".key")
     if KEY_VARIABLE in os.environ:
-        where, advice = f"{KEY_VARIABLE} (which goes before {file})", f"this makes one: {MAKE_KEY}"
+        where, advice = f"{KEY_VARIABLE} (which is used instead of {file})", f"this makes one: {MAKE_KEY}"
         text = os.environ[KEY_VARIABLE].encode(errors="replace")
     elif not file.exists():
         return None, f"{KEY_VARIABLE} is not set and {file} does not exist"
     elif file.stat().st_mode & 0o077:
-        raise VaultError(f"{file} is open to others than its owner: chmod 600 {file}")
+        raise VaultError(f"{file} can be read by others than its owner: chmod 600 {file}")
     else:
-        where, advice, text = str(file), f"bring back the one that was made with {path.name}", file.read_bytes()
+        where, advice, text = str(file), f"restore the one that was made with {path.name}", file.read_bytes()
     try:
         return Fernet(text.strip()), where
     except ValueError:

@@ -10,23 +10,23 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """One writer at a time between a look at a file and its replacement.
+    """A lock for reading a file and replacing it: one writer at a time.
 
-    The directory is locked, for a file that is replaced cannot carry a lock.
+    The directory is locked, because a lock on the file would be lost with its replacement.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # NFS does not lock directories; then the look alone has to do
+        with contextlib.suppress(OSError):  # NFS does not lock directories; there the writers do without a lock
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-        os.fsync(handle)  # names that were made or replaced in it outlive a power cut
+        os.fsync(handle)  # names that were made or replaced in it survive a power failure
     finally:
         os.close(handle)
 
 
 @contextlib.contextmanager
 def temporary(target: Path, content: bytes, mode: int = 0o600) -> Iterator[Path]:
-    """Content safely on disk beside its target; gone afterwards. The suffix stays: git ignores by it."""
+    """A temporary file beside its target, synced to disk, deleted afterwards. It has the target's suffix, for .gitignore."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -40,7 +40,7 @@ def temporary(target: Path, content: bytes, mode: int = 0o600) -> Iterator[Path]
 
 
 def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """The file holds this from now on. A link stays one: it may lead into a private repository."""
+    """Replace the content of a file. A link is followed and kept: it may lead into a private repository."""
     target = path.resolve()
     with temporary(target, content, mode) as new:
         new.replace(target)

@@ -1,1 +1,1 @@
-"""How fast it deploys and finds nothing to do, how much memory it takes, what Caddy and the relay do: `python -m bench`."""
+"""Measurements of a deploy, a re-run, memory, requests through Caddy, the relay and federation: `python -m bench`."""

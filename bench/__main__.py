@@ -27,7 +27,14 @@ def main() -> int:
     say(load())
     try:
         figures = list(measure(wanted, options.runs))
-    except (TestbedError, AssertionError, full_deploy.Unfair, rerun.Changed, web.Failed, relay.Unmeasured) as error:
+    except (
+        TestbedError,
+        AssertionError,
+        full_deploy.Incomparable,
+        rerun.Changed,
+        web.Failed,
+        relay.Unmeasured,
+    ) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     print(f"\n{table(figures)}\n")

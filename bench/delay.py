@@ -1,9 +1,9 @@
-"""A TCP proxy that makes a server far away: every byte takes longer, none is lost, reordered or held back for bandwidth.
+"""A TCP proxy that adds latency to a server: every byte is delayed, none is lost or reordered, and bandwidth is not limited.
 
 with Delay(("192.0.2.1", 22), round_trip=0.05) as delay:
     ... connect to 127.0.0.1, port delay.port ...
 
-Slow start and congestion are not imitated: they matter to bulk, not to the small commands of a deploy.
+Slow start and congestion are not simulated: they matter for large transfers, not for the small commands of a deploy.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class Delay:
         )
 
     async def _receive(self, reader: asyncio.StreamReader, queue: "asyncio.Queue[tuple[float, bytes]]") -> None:
-        """Note for each piece when it is due; the queue has no end, so that waiting pieces hold no others back."""
+        """Queue each piece with the time when it is due; the queue is unbounded, so that waiting pieces do not delay others."""
         while True:
             try:
                 data = await reader.read(CHUNK)
@@ -80,7 +80,7 @@ class Delay:
                 return
 
     async def _send(self, queue: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter) -> None:
-        """Pass on each piece when it is due; an empty one is the end. asyncio has TCP_NODELAY on."""
+        """Send each piece when it is due; an empty one is the end. asyncio sets TCP_NODELAY."""
         with contextlib.suppress(ConnectionError):
             while True:
                 due, data = await queue.get()

@@ -1,7 +1,7 @@
-"""How long a message takes from one homeserver to a user of another, and an answer back, with CPU of both homeservers.
+"""How long a message takes from one homeserver to a user of another, and the answer back, and the CPU that both use.
 
 Two hosts with every role, one user on each, who wait in /sync as clients do. One sends, the other answers as soon as the
-message is there; the next is sent PAUSE later, so that Synapse's limits for busy neighbours (rc_federation) play no part.
+message arrives; the next is sent PAUSE later, so that Synapse's rate limits for federation (rc_federation) do not matter.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
         for machine, _ in pairs:
             (directory / machine.name).mkdir()
             outsides.append(Outside(machine, directory / machine.name))
-        for (machine, own), stranger in zip(pairs, reversed(outsides), strict=True):
-            machine.put(stranger.root, "/usr/local/share/ca-certificates/neighbour.crt")
+        for (machine, own), remote in zip(pairs, reversed(outsides), strict=True):
+            machine.put(remote.root, "/usr/local/share/ca-certificates/neighbour.crt")
             machine.run(f"update-ca-certificates && echo '{LIMITS}' > /etc/matrix-synapse/conf.d/bench.yaml")
             machine.run("chgrp matrix-synapse /etc/matrix-synapse/conf.d/bench.yaml")
             own.run("-y")
@@ -62,14 +62,14 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
 
 
 async def _talk(one: Side, two: Side) -> tuple[list[float], list[float]]:
-    """Seconds to the other side, and there and back."""
+    """Seconds to the other side, and seconds to the other side and back."""
     there, round_trips = [], []
     async with one[1].matrix(one[2]) as first, two[1].matrix(two[2]) as second:
         made = expect(await first.room_create(invite=[two[2].user_id]), nio.RoomCreateResponse)
         room = made.room_id
         await clients.sync_until(second, lambda sync: room in sync.rooms.invite, "the invitation does not arrive")
         expect(await second.join(room), nio.JoinResponse)
-        # So that both sides have all of the past behind them.
+        # So that both sides have synced everything before the measurement begins.
         await clients.send_message(second, room, "hello")
         await receive_message(first, room, two[2].user_id, "hello")
         for number in range(WARM_UP + MESSAGES):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-# What must hold, by name of the figure. deploy: times the floor. rerun: seconds. memory: MiB. relay: messages.
+# Upper bounds, by name of the figure. deploy: times the floor. rerun: seconds. memory: MiB. relay: messages.
 BOUNDS = {
     "deploy / floor, of the medians": 1.2,
     "deploy / floor, median of the pairs": 1.2,
@@ -18,7 +18,7 @@ BOUNDS = {
     "relay over tcp, our own client: messages lost": 0.0,
     "relay over tls, our own client: messages lost": 0.0,
 }
-# What must be reached, by name of the figure. web: times what Synapse does without Caddy.
+# Lower bounds, by name of the figure. web: times what Synapse does without Caddy.
 MINIMA = {
     "sync: through Caddy / directly, median of the pairs": 0.85,
     "versions: through Caddy / directly, median of the pairs": 0.85,

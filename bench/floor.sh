@@ -1,7 +1,7 @@
 #!/bin/sh
-# The floor under a full deploy: what has to be fetched, unpacked and compiled, by a plain script, one thing after the other.
-# It configures nothing. Packages, locks and options are those of tasks/*.py and operations/; bench/full_deploy.py compares
-# what both leave behind, so that this list cannot fall behind unnoticed.
+# The least that a full deploy has to do: download, unpack and compile everything, in a plain script, one after the other. It
+# configures nothing. Packages, locks and options are those of tasks/*.py and operations/; bench/full_deploy.py compares what
+# both install, so that an outdated list is noticed.
 #
 # Runs on the machine, in a directory that has the repository's requirements/.
 set -eu

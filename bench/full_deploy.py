@@ -15,7 +15,7 @@ from tests.testbed import Host
 FLOOR = Path(__file__).parent / "floor.sh"
 
 # Debian packages, Python distributions, and how many modules are compiled.
-LEFT_BEHIND = (
+INSTALLED = (
     "dpkg-query --show --showformat '${Package} ${Version} ${db:Status-Status}\\n'; "
     "cd /opt && for program in matrix-synapse sydent; do "
     "ls $program/current/lib/python3*/site-packages | grep -F .dist-info | sed s,^,$program/,; "
@@ -23,14 +23,14 @@ LEFT_BEHIND = (
 )
 
 
-class Unfair(Exception):
+class Incomparable(Exception):
     """The floor and the deploy did not install the same."""
 
 
 def measure(pairs: int) -> Iterator[Figure]:
-    """pairs: how often both are run. They take turns, also in who is first: what else the machine does hits both alike."""
+    """pairs: how often both are run. They alternate, also in which is first, so that other load affects both equally."""
     with fresh_host("bench-warm") as host, every_role(host) as deployment:
-        # The first run of all compiles modules and reads them from the disk; no host ever waits for that again.
+        # The very first run compiles modules and reads them from the disk; later ones need not.
         deployment.run("--dry")
     deploys: list[float] = []
     floors: list[float] = []
@@ -41,7 +41,7 @@ def measure(pairs: int) -> Iterator[Figure]:
             seconds.append(_timed(do, left))
         say(f"pair {pair + 1} of {pairs}: deploy {deploys[-1]:.1f} s, floor {floors[-1]:.1f} s; {load()}")
         if left[0] != left[1]:
-            raise Unfair(f"only one of deploy and floor.sh installs {', '.join(sorted(left[0] ^ left[1]))}")
+            raise Incomparable(f"only one of deploy and floor.sh installs {', '.join(sorted(left[0] ^ left[1]))}")
     deploy, floor = Figure("full deploy", deploys, "s"), Figure("floor", floors, "s")
     yield from (deploy, floor)
     yield Figure("deploy / floor, of the medians", [deploy.median / floor.median])
@@ -53,7 +53,7 @@ def measure(pairs: int) -> Iterator[Figure]:
 def _timed(do: Callable[[Host], float], left: list[set[str]]) -> float:
     with fresh_host("bench-fresh") as host:
         seconds = do(host)
-        left.append(set(host.run(LEFT_BEHIND).stdout.splitlines()))
+        left.append(set(host.run(INSTALLED).stdout.splitlines()))
         return seconds
 
 
@@ -65,7 +65,7 @@ def _deploy(host: Host) -> float:
 
 
 def _floor(host: Host) -> float:
-    # A connection of its own, made within the measured time, as pyinfra makes one.
+    # A new connection, made within the measured time, because pyinfra makes one as well.
     ssh = host.ssh("tar -x && sh floor.sh")
     ssh[1:1] = ["-o", "ControlPath=none"]
     content = _files()

@@ -1,4 +1,4 @@
-"""How much memory the services take when nobody does anything."""
+"""How much memory the services take when they are idle."""
 
 import json
 import secrets
@@ -15,7 +15,7 @@ from tests.testbed import RELEASES, Host
 
 IDLE = 60  # seconds
 
-# Proportional set size: what a process has for itself, and its share of what it has in common with others. So PostgreSQL's
+# Proportional set size: a process's private memory, and its share of the memory that it shares with others. So PostgreSQL's
 # shared buffers count once, and the sum over all processes is what they take together. In KiB, one sum per unit.
 SCRIPT = r"""
 for unit in "$@"; do
@@ -30,7 +30,7 @@ done
 
 def measure(host: Host) -> Iterator[Figure]:
     """host: one with every role."""
-    _speak(host)
+    _use_homeserver(host)
     say(f"{host.name} ({host.release}) idles for {IDLE} s")
     time.sleep(IDLE)
     version = POSTGRESQL_OF_DEBIAN[str(RELEASES[host.release])]
@@ -42,8 +42,8 @@ def measure(host: Host) -> Iterator[Figure]:
     yield Figure(f"memory when idle, {host.release}", [sum(sizes.values())], "MiB")
 
 
-def _speak(host: Host) -> None:
-    """One user logs in, makes a room and says something: what every homeserver has done before it idles."""
+def _use_homeserver(host: Host) -> None:
+    """One user logs in, creates a room and sends a message, so that Synapse has loaded what every homeserver needs."""
     password = secrets.token_urlsafe()
     host.run(
         "/opt/matrix-synapse/current/bin/register_new_matrix_user -c /etc/matrix-synapse/homeserver.yaml "
@@ -52,8 +52,8 @@ def _speak(host: Host) -> None:
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bench"}, "password": password}
     token = _call(host, "POST", "login", login)["access_token"]
     room = _call(host, "POST", "createRoom", {"preset": "private_chat"}, token)["room_id"]
-    said = {"msgtype": "m.text", "body": "Is anybody there?"}
-    _call(host, "PUT", f"rooms/{room}/send/m.room.message/1", said, token)
+    message = {"msgtype": "m.text", "body": "Is anybody there?"}
+    _call(host, "PUT", f"rooms/{room}/send/m.room.message/1", message, token)
 
 
 def _call(host: Host, method: str, path: str, body: dict[str, Any], token: str = "") -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""What goes through coturn: delivered Mbit/s, loss, and CPU, over UDP, TCP and TLS, at the rate of a video call and of many.
+"""Throughput of coturn: Mbit/s, loss and CPU, over UDP, TCP and TLS, at the rate of one video call and of many.
 
-coturn's own client and its echo run on a second host, where coturn's service is stopped: each message of SIZE bytes goes
-from the client through the relay to the echo and back. Mbit/s counts what comes back, so the relay carries twice that. The
-credentials are signed as Synapse signs them. Over TLS that client loses a message or two in most runs and then waits 10 s
-for them; not so a client of our own with the same load, whose losses are the relay's. Each load ends after MESSAGES. The
-seconds are the whole client's, so Mbit/s is a rate that was kept up, also with MANY clients that send as fast as CROWD
-says: there the client, the relay and the echo take turns on the same processors, and UDP may lose what comes too fast.
+coturn's own client and its echo server run on a second host, where coturn's service is stopped: each message of SIZE bytes
+goes from the client through the relay to the echo and back. Mbit/s counts what comes back, so the relay carries twice that.
+The credentials are signed as Synapse signs them. Over TLS that client loses a message or two in most runs and then waits 10 s
+for them, so the loss is also measured with a client of our own, at the same rate. Each load ends after MESSAGES. The time is
+that of the whole client, so Mbit/s is a sustained rate. With MANY clients, each sends a message every CROWD ms: there the
+client, the relay and the echo compete for the same processors, and UDP may lose messages.
 """
 
 import re
@@ -20,16 +20,16 @@ from tests.e2e.client import Outside
 from tests.protocols.turn import Address, Credentials, Relay, relay
 from tests.testbed import Host
 
-# Seen by the sender: a message of this many bytes each so many milliseconds, 2.7 Mbit/s at most, for about 9 s.
+# The sender sends SIZE bytes every INTERVAL ms, 2.7 Mbit/s at most, for about 9 s.
 SIZE, INTERVAL, MESSAGES = 1000, 3, 3000
 ECHO = 3480  # turnutils_peer's port
 TRANSPORTS = {"udp": "", "tcp": "-t", "tls": "-t -S"}
-# 50 clients at once, a message of SIZE bytes each so many milliseconds: 80 Mbit/s at most.
+# MANY clients at once, each sends SIZE bytes every CROWD ms: 80 Mbit/s at most.
 MANY, CROWD, CROWD_MESSAGES = 50, 5, 2000
 
 
 class Unmeasured(Exception):
-    """coturn's client did not say what it measured."""
+    """coturn's client did not print its counts."""
 
 
 def measure(host: Host) -> Iterator[Figure]:
@@ -76,7 +76,7 @@ def measure(host: Host) -> Iterator[Figure]:
 
 
 def _credentials(host: Host, secret: str, user: str) -> Credentials:
-    """A user of its own for each load: addresses that a client leaves behind count against its quota for minutes."""
+    """For a new user for each load: allocations that a client does not end count against its quota for minutes."""
     return Credentials.signed(f"{int(time.time()) + 3600}:@{user}:{host.domain}", secret)
 
 

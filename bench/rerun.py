@@ -1,4 +1,4 @@
-"""A second run that finds nothing to do, near and far."""
+"""A second run that changes nothing, with low and with high latency."""
 
 import re
 import time
@@ -15,7 +15,7 @@ ROUND_TRIP = 0.05
 
 
 class Changed(Exception):
-    """A run that should have had nothing to do changed something."""
+    """A second run changed something."""
 
 
 def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:

@@ -16,19 +16,19 @@ def say(text: str) -> None:
 
 
 def load() -> str:
-    """How busy the machine is that measures and carries the hosts: figures from a busy one say little."""
+    """The load of this machine, which also runs the hosts: on a busy machine the figures mean little."""
     one, five, _ = os.getloadavg()
     return f"load {one:.1f} (5 min: {five:.1f}) on {os.cpu_count()} processors"
 
 
 def proxy() -> Path:
-    """The program deployed as Sliding Sync proxy: given as a file, since a download measures somebody else's server."""
+    """The program deployed as Sliding Sync proxy: given as a file, because a download would measure another server."""
     return real_proxy() or STAND_IN
 
 
 @contextmanager
 def fresh_host(name: str, release: str = "trixie") -> Iterator[Host]:
-    """A host that was booted just now and has nothing; deleted afterwards."""
+    """A new host, deleted afterwards."""
     host = Testbed().up(name, release=release)
     try:
         yield host

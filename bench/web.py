@@ -1,9 +1,9 @@
 """How many requests per second reach Synapse through Caddy, against how many reach it directly.
 
-wrk runs on the host itself, with CONNECTIONS kept-alive HTTP/1.1 connections, and asks for the same thing by turns at
-http://127.0.0.1:8008 and at https://matrix.<name> (TLS, Caddy, the same Synapse). Synapse is one Python process and so
-bounded by one core; wrk and Caddy run on the others. With fewer than three cores they take from each other, and what wrk
-itself spends on TLS counts against Caddy.
+wrk runs on the host itself, with CONNECTIONS kept-alive HTTP/1.1 connections, and sends the same requests alternately to
+http://127.0.0.1:8008 and to https://matrix.<name> (TLS, Caddy, the same Synapse). Synapse is one Python process and so
+limited to one core; wrk and Caddy run on the others. With fewer than three cores they compete, and the CPU that wrk itself
+spends on TLS counts against Caddy.
 """
 
 import re
@@ -19,13 +19,13 @@ from tests.testbed import Host
 
 CONNECTIONS, ROUNDS = 10, 20
 SECONDS = 1  # of each load; there are four in a round
-# What clients ask most often; and the two cheapest requests there are, the worst case for whoever stands in between.
+# The most frequent request of clients; and the two cheapest ones, the worst case for a reverse proxy.
 PATHS = ("v3/sync?timeout=0", "v3/account/whoami", "versions")
 UNITS = ("matrix-synapse", "caddy")
 
 
 class Failed(Exception):
-    """Not every request was answered with success: the figure would be that of something else."""
+    """Not every request succeeded: the figure would mean something else."""
 
 
 def measure(host: Host) -> Iterator[Figure]:
@@ -64,7 +64,7 @@ def _load(host: Host, url: str, token: str) -> float:
     shown = host.run(shlex.join(["wrk", "-t", "1", "-c", str(CONNECTIONS), "-d", f"{SECONDS}s", *header, url])).stdout
     rate = re.search(r"^Requests/sec: +([\d.]+)", shown, re.MULTILINE)
     if not rate or not float(rate[1]) or "Non-2xx" in shown or "Socket errors" in shown:
-        raise Failed(f"{url} was not always answered with success:\n{shown}")
+        raise Failed(f"not every request to {url} succeeded:\n{shown}")
     return float(rate[1])
 
 

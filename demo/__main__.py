@@ -1,7 +1,7 @@
 """`make demo`: a throw-away Debian host with the whole homeserver on it, deployed as an administrator deploys.
 
-Run again, it deploys to the same host again. SLIDING_SYNC_BINARY=PATH gives it the Sliding Sync proxy where upstream's
-release page cannot be reached; the path is remembered.
+Run again, it deploys to the same host again. SLIDING_SYNC_BINARY=PATH names the program of the Sliding Sync proxy if
+upstream's release page cannot be reached; the path is remembered.
 """
 
 import os
@@ -21,7 +21,7 @@ from tests.testbed import Host, Testbed, TestbedError
 
 INVENTORY = "demo/demo.py"
 ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
-# Read by demo/demo.py and demo/group_data/demo.py, so that whoever uses them later does so with the same choice.
+# Read by demo/demo.py and demo/group_data/demo.py, so that later runs use the same choice.
 REMEMBERED = ROOT / ".cache" / "demo-sliding-sync"
 WITHOUT = ROOT / ".cache" / "demo-without-sliding-sync"
 
@@ -51,7 +51,7 @@ def say(text: str) -> None:
 
 
 def without_proxy() -> str:
-    """Leave the Sliding Sync proxy out if it cannot be had, and return why; else return nothing."""
+    """Leave the Sliding Sync proxy out if its program is not available, and return why; otherwise return ""."""
     REMEMBERED.parent.mkdir(exist_ok=True)
     WITHOUT.unlink(missing_ok=True)
     given = os.environ.get("SLIDING_SYNC_BINARY") or (REMEMBERED.read_text() if REMEMBERED.exists() else "")
@@ -69,13 +69,13 @@ def without_proxy() -> str:
 
 
 def proxy_release() -> Release:
-    """What the deploy will ask for, found without connecting to the machine."""
+    """The release that the deploy will need, without connecting to the machine."""
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
     return release_of(choices(), arch, ROOT / "inventories/demo.lock")
 
 
 def choices() -> SlidingSyncChoices:
-    """Those of the demo."""
+    """The settings of the demo."""
     data = {**runpy.run_path(str(ROOT / "group_data/all.py")), "server_name": "demo.test"}
     chosen = choices_from({name: value for name, value in data.items() if name in Choices.model_fields}, "demo")
     assert isinstance(chosen, SlidingSyncChoices)
@@ -83,7 +83,7 @@ def choices() -> SlidingSyncChoices:
 
 
 def deploy() -> int | None:
-    """Run pyinfra, show each operation and its seconds; the number of changes, None if it failed."""
+    """Run pyinfra, and print each operation with its duration. Returns the number of changes, or None if it failed."""
     run = subprocess.Popen(
         [PYINFRA, INVENTORY, "deploy.py", "-y"],
         cwd=ROOT,

@@ -20,6 +20,6 @@ synapse = [_machine]
 sydent = [_machine]
 caddy = [_machine]
 coturn = [_machine]
-# `make demo` leaves this file where it could not get the program.
+# `make demo` makes this file if it could not get the program.
 _without = Path(__file__).parent.parent / ".cache" / "demo-without-sliding-sync"
 sliding_sync = [] if _without.exists() else [_machine]

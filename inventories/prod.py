@@ -1,4 +1,4 @@
-"""Which machine plays which role. Write your machine's name or address instead of matrix.example.org.
+"""Which machine plays which role. Replace matrix.example.org with your machine's name or address.
 
 Leave a line out and its component is left out. How to connect goes beside the name, see
 https://docs.pyinfra.com/en/3.x/connectors/ssh.html: ("matrix.example.org", {"ssh_user": "admin"}).
@@ -13,7 +13,7 @@ caddy = [_machine]
 # Relay for calls of Element Web and the classic apps.
 coturn = [_machine]
 
-# Find people by e-mail address, in the same clients.
+# Finding people by e-mail address, in the same clients.
 sydent = [_machine]
 
 # Only clients from before 2025 need it: new ones use the sliding sync that Synapse has itself.

@@ -1,6 +1,6 @@
-"""Three machines: the database, the homeserver with its web names, the relay. Write your machines instead of these.
+"""Three machines: the database, the homeserver with its web names, the relay. Replace them with your machines.
 
-address: where the others reach a machine, best in a private network; else they use the address that you connect to.
+address: where the others reach a machine, best in a private network; without it they use the address that you connect to.
 """
 
 _database = ("db.example.org", {"ssh_user": "root", "address": "10.0.0.2"})

@@ -1,22 +1,24 @@
 """What pyinfra lacks, as operations and facts of our own.
 
 files.present, for files.template, put and directory
-    One question for many files instead of three for each. A file is written whole or not at all, and never readable for a
-    moment. Secrets are masked in --diff.
+    One command to look at many files instead of three for each. A file is replaced as a whole, and its secrets are at no time
+    readable by others. Secrets are masked in --diff.
 units.running, for systemd.service
-    Restart and reload are derived from the machine, so that an interrupted run is healed. The unit must answer. A new
-    configuration is checked before the old process ends.
+    Whether to restart or reload is read from the machine, so that the next run makes up for an interrupted one. The unit must
+    answer. A new configuration is checked before the old process is stopped.
 packages.installed, for apt.packages and apt.update
     One transaction. Units stay masked until they are configured. It waits for every lock, and says which mirror does not answer.
-virtualenvs.begun and in_use, for pip.venv and pip.packages
-    Locked with hashes, extras included. Built beside the rest of the run, and switched to once complete.
+virtualenvs.build_started and in_use, for pip.venv and pip.packages
+    Locked with hashes, extras included. Built in the background, and switched to once complete.
 releases.installed, for files.download and files.unarchive
-    Checked before it is in place. Archives that could do harm are refused. The version before is kept.
+    Checked before it is installed. Unsafe archives are refused. The previous version is kept.
 databases.exist, for postgres.role and postgres.database
-    A password is told as a verifier, and only when it differs. What exists with other properties is refused, never changed.
+    PostgreSQL is sent a verifier of a password, and only when it differs. A database with other properties is refused, never
+    changed.
 certificates.*, deployment.*
-    What servers present and whom a machine trusts; the vault is saved before any machine knows a secret; the marker.
+    The certificates that servers present, and the trust store; the vault, saved before a machine gets a secret; the marker.
 
-`look` asks a machine everything at once and gives `operation` and `ask` to the others; `shell` runs every command alike;
-`refusal` and `preflight` stop a run before anything is touched; `templating` fills templates; `machine` is what a machine is.
+`look` collects all questions to a machine into one command, and has `operation` and `ask` for the others; `shell` runs every
+command in the same environment; `refusal` and `preflight` stop a run before anything is touched; `templating` renders templates;
+`machine` describes a machine.
 """

@@ -1,4 +1,4 @@
-"""Certificates: whom a machine trusts, and what a server presents."""
+"""Certificates: the trust store of a machine, and the certificates that its servers present."""
 
 import re
 import shlex
@@ -11,13 +11,13 @@ from pyinfra.context import state
 
 from operations.files import Contents, Paths
 from operations.look import ask, operation
-from operations.refusal import refusing
+from operations.refusal import refuse
 from operations.shell import Fact, quoted, script, shell_file
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
-# Makes a unit present its renewed certificate.
-PRESENTER = "/usr/local/sbin/present-certificate"
+# The program that makes a unit present its renewed certificate.
+PRESENT_CERTIFICATE = "/usr/local/sbin/present-certificate"
 
 
 class Trusted(Fact[bool]):
@@ -25,7 +25,7 @@ class Trusted(Fact[bool]):
 
     def question(self, certificate: str, label: str) -> str:
         copy = f"/usr/local/share/ca-certificates/{label}.crt"
-        # The second line of a PEM file says which it is; the bundle is what programs read.
+        # The second line of a PEM file identifies the certificate; programs read the bundle.
         return (
             f"cmp -s {quoted(certificate, copy)} && "
             f'grep -qF "$(sed -n 2p {shlex.quote(certificate)})" {BUNDLE} && echo yes; true'
@@ -56,11 +56,11 @@ def trusted(certificate: str, label: str) -> Generator[StringCommand, None, None
 
 @operation()
 def self_signed(certificate: str, key: str, address: str, user: str) -> Generator[StringCommand, None, None]:
-    """A certificate that signs itself, for a server whose clients are given exactly this one; made once, for ten years.
+    """A self-signed certificate, for a server whose clients accept exactly this one; made once, valid for ten years.
 
     certificate, key: paths of PEM files. address: IP address or domain name it is for. user: who may read the key.
     """
-    if ask(CertifiedFor, certificate=certificate) == address and ask(Paths, paths=[key]):
+    if ask(CommonName, certificate=certificate) == address and ask(Paths, paths=[key]):
         return
     kind = "IP" if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*", address) else "DNS"
     yield script(
@@ -75,7 +75,7 @@ def self_signed(certificate: str, key: str, address: str, user: str) -> Generato
     )
 
 
-class CertifiedFor(Fact[str]):
+class CommonName(Fact[str]):
     """The common name of a certificate file; empty if there is none."""
 
     def question(self, certificate: str) -> str:
@@ -92,13 +92,13 @@ class CertifiedFor(Fact[str]):
 
 @operation()
 def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand, None, None]:
-    """This machine has another one's certificate, to recognise it by.
+    """This machine has a copy of another machine's certificate, to authenticate it.
 
-    source: the other machine. certificate, path: where it lies there and is to lie here.
+    source: the other machine. certificate, path: the path there, and the path here.
     """
     wanted: list[str] = ask(Contents, host=source, path=certificate)
     if not wanted and state.is_executing:
-        yield from refusing(f"{source.name} has no certificate {certificate}: deploy to it as well")
+        yield from refuse(f"{source.name} has no certificate {certificate}: deploy to it as well")
     elif not wanted or ask(Contents, path=path) != wanted:
         yield script(
             "umask 022",
@@ -108,15 +108,15 @@ def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand
         )
 
 
-# Where Caddy, as its unit confines it, sees nothing of the machine's.
+# Directories that Caddy's unit hides from Caddy.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108
 
 
 class Unusable(Fact[list[str]]):
     """What is wrong with certificate files that the administrator put on the machine, a line each. Needs root.
 
-    certificate, key: for all the domains; empty if Caddy obtains them. authorities: those by which it knows ACME servers.
-    caddy: whether Caddy is to read them; coturn reads everything.
+    certificate, key: for all the domains; empty if Caddy obtains them. authorities: the certificates of private ACME servers'
+    authorities. caddy: whether Caddy has to read them; coturn, as root, reads everything.
     """
 
     def question(
@@ -128,8 +128,8 @@ class Unusable(Fact[list[str]]):
                 f"hidden() {{ case $1 in {' | '.join(f'{directory}*' for directory in HIDDEN)}) ;; *) false ;; esac; }}",
                 shell_file("certificate-files"),
                 f"caddy={'yes' if caddy else ''} bad=",
-                *(f"look {quoted(path)} || bad=yes" for path in files),
-                f'[ "$bad" ] || fits {quoted(certificate, key, *domains)}' if certificate else "",
+                *(f"check_file {quoted(path)} || bad=yes" for path in files),
+                f'[ "$bad" ] || check_pair {quoted(certificate, key, *domains)}' if certificate else "",
                 "true",
             ]
         )
@@ -146,8 +146,8 @@ class Unusable(Fact[list[str]]):
 class Served:
     """A name that this machine must serve with a certificate for it.
 
-    port: 443, 8448 for federation, or 5349 for the relay. file, unit: for a server that reads the certificate from a file
-    itself: where it lies, and the unit that is reloaded when it presents another one.
+    port: 443, 8448 for federation, or 5349 for the relay. file, unit: for a server that reads the certificate from a file:
+    its path, and the unit that makes the server read it again; otherwise "-".
     """
 
     domain: str
@@ -156,7 +156,7 @@ class Served:
     unit: str = "-"
 
     @property
-    def words(self) -> str:
+    def arguments(self) -> str:
         return quoted(self.domain, str(self.port), self.file, self.unit)
 
 
@@ -166,7 +166,7 @@ class Unserved(Fact[list[str]]):
     def question(self, served: Sequence[Served]) -> str:
         return (
             shell_file("certificates")
-            + "\n".join(f"{{ presents {each.words} || echo {quoted(each.domain)}; }} &" for each in served)
+            + "\n".join(f"{{ presents {each.arguments} || echo {quoted(each.domain)}; }} &" for each in served)
             + "\nwait"
         )
 
@@ -180,7 +180,7 @@ class Unserved(Fact[list[str]]):
 
 @operation()
 def checked(served: Sequence[Served], patience: int = 30) -> Generator[StringCommand, None, None]:
-    """Every name is served with a certificate that is valid for it; a line for each that is not, and failure.
+    """Every name is served with a valid certificate for it. Fails with a line for each name that is not.
 
     patience: seconds to wait for certificates that are being issued.
     """
@@ -190,14 +190,14 @@ def checked(served: Sequence[Served], patience: int = 30) -> Generator[StringCom
         return
     yield script(
         shell_file("certificates"),
-        # Caddy waits a minute after the first failure, and ever longer then. A later run is a reason to try again at once.
+        # Caddy waits a minute after the first failure, and longer after each further one. A new deploy makes it try at once.
         "age=$(( $(cut -d. -f1 /proc/uptime) - $(systemctl show caddy -p StateChangeTimestampMonotonic --value) / 1000000 ))",
         "failed= reloaded=",
         f"for name in {quoted(*(each.domain for each in missing))}; do",
-        f'  if [ "$age" -ge {patience} ] && waits "$name"; then systemctl reload caddy; reloaded=yes; break; fi',
+        f'  if [ "$age" -ge {patience} ] && waits_to_retry "$name"; then systemctl reload caddy; reloaded=yes; break; fi',
         "done",
         f"end=$(( $(date +%s) + {patience} ))",
-        *(f"await {each.words} || failed=yes" for each in missing),
+        *(f"await_certificate {each.arguments} || failed=yes" for each in missing),
         'if [ "$failed" ]; then',
         "  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2",
         "  exit 1",

@@ -12,22 +12,22 @@ from pyinfra.api import StringCommand
 from pyinfra.context import host
 
 from operations.look import ask, operation
-from operations.refusal import refusing
+from operations.refusal import refuse
 from operations.shell import Fact, quoted, script
 from vault import Secret
 
 
 def as_postgres(cluster: str) -> str:
-    """How a command of PostgreSQL's is begun that is meant for this cluster ("17/main"), as its superuser.
+    """The start of a shell command that runs one of PostgreSQL's programs on this cluster ("17/main"), as its superuser.
 
-    Other clusters may live beside it, one of them on the port that is everybody's default, and the machine may have variables
-    or files that choose one.
+    The environment is cleared: there may be other clusters, one of them on the default port, and the machine's environment or
+    files may choose one.
     """
     return f"cd / && runuser -u postgres -- env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER={quoted(cluster)}"
 
 
-# Of pg_database: whether every role may connect.
-OPEN = (
+# A condition on pg_database: every role may connect.
+OPEN_TO_ALL = (
     "EXISTS (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) "
     "WHERE grantee = 0 AND privilege_type = 'CONNECT')"
 )
@@ -37,12 +37,12 @@ OPEN = (
 class Database:
     """A database and the role that owns it, which the system user of the same name may use without a password.
 
-    password: what the role needs from another machine.
+    password: of the role, if it logs in from another machine.
     first_filled: tables that get rows in the first start of the program. When there are tables but none of these ever had a
-        row, that start was cut short (power failure), and the database is made anew: Synapse cannot go on with the half.
+        row, that start was interrupted (power failure), and the database is created again: Synapse cannot continue with it.
 
-    Encoding UTF8, collation and character type C: what Synapse insists on, and the only ones that an upgrade of the
-    operating system cannot change under an index.
+    Encoding UTF8, collation and character type C: Synapse requires them, and with any other collation an upgrade of the
+    operating system can break indexes.
     """
 
     name: str
@@ -51,16 +51,16 @@ class Database:
     first_filled: tuple[str, ...] = ()
 
 
-def _half_made(first_filled: Sequence[str]) -> str:
-    """Query whose answer is t if the first start of the database's program was cut short, see `Database`."""
-    # By the size of their files: nothing is counted, no table has to exist, and a table that was emptied by DELETE is not
-    # taken for one that never had a row.
+def _incomplete(first_filled: Sequence[str]) -> str:
+    """Query whose answer is t if the first start of the database's program was interrupted, see `Database`."""
+    # By the size of their files: no rows are counted, no table has to exist, and a table that was emptied by DELETE does not
+    # count as one that never had a row.
     never_filled = [f"coalesce(pg_relation_size(to_regclass('public.{table}')), 0) = 0" for table in first_filled]
     return " AND ".join(["EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')", *never_filled])
 
 
 def verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
-    """What PostgreSQL stores of a password for SCRAM-SHA-256 (RFC 5803): made here, so that it never sees the password."""
+    """What PostgreSQL stores of a password for SCRAM-SHA-256 (RFC 5803): computed here, so that it never gets the password."""
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
     client_key = hmac.digest(salted, b"Client Key", "sha256")
     stored, server = hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256")
@@ -69,7 +69,7 @@ def verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
 
 
 def matches(password: str, found: str) -> bool:
-    """Whether what `Existing` found of a role's password is the password's: "iterations:salt sha256-of-the-verifier"."""
+    """Whether a role has this password. found: what `Existing` answers, "iterations:salt sha256-of-the-verifier"."""
     how, _, digest = found.partition(" ")
     iterations, _, salt = how.partition(":")
     if not (iterations.isdigit() and salt):
@@ -96,18 +96,20 @@ class Cluster(Fact[bool]):
 def cluster_exists(cluster: str, port: int) -> Generator[StringCommand, None, None]:
     """The cluster ("17/main") exists; it is not started. A new one gets this port.
 
-    Debian makes it with the package, if it can and may: not with a locale that is configured and was never generated. Data
-    that lies where a new one would be is somebody's: it is refused, and never touched.
+    Usually Debian's package has created it. It cannot if the configured locale was never generated. If the data directory of
+    a new cluster is not empty, this refuses, and never touches it.
     """
     if ask(Cluster, cluster=cluster):
         host.noop(f"the cluster {cluster} exists")
         return
     data, configuration = f"/var/lib/postgresql/{cluster}", f"/etc/postgresql/{cluster}/postgresql.conf"
-    left = f"{data} is not empty, and {configuration} is missing: bring that back, or move the data away; nothing was touched"
+    left = (
+        f"{data} is not empty, and {configuration} is missing: restore it, or move the data away; nothing was touched"
+    )
     yield script(
         f"[ ! -e {quoted(configuration)} ] || exit 0",
         f'[ -z "$(ls -A {quoted(data)} 2>/dev/null)" ] || {{ echo {quoted(left)} >&2; exit 1; }}',
-        # Its own locale matters to nobody: each of our databases says which it has.
+        # The cluster's locale does not matter: each of our databases is created with its own.
         "export LC_ALL=C.UTF-8",
         f"cd / && pg_createcluster --port {port} --locale C.UTF-8 --encoding UTF8 {quoted(*cluster.split('/'))} "
         "-- --data-checksums >&2",
@@ -118,24 +120,24 @@ class Existing(Fact[dict[str, str]]):
     """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype", and "open NAME" of each
     database that every role may connect to.
 
-    first_filled: of each database to ask about, its name and `Database.first_filled`; "half-made NAME" -> "t" is added.
+    first_filled: databases to ask about, each with its `Database.first_filled`; adds "incomplete NAME" -> "t".
 
     Empty while PostgreSQL is down.
     """
 
     def question(self, cluster: str, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
         query = (
-            # A fact's answer is printed by -vvv: enough to recognise a verifier by, not the verifier.
+            # A fact's answer is printed by -vvv, so this asks for a hash of the verifier, not for the verifier.
             "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "  # noqa: S608 - a constant
             "encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), '') FROM pg_authid UNION ALL "
             "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
             "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database UNION ALL "
-            f"SELECT 'open ' || datname, '' FROM pg_database WHERE {OPEN}"
+            f"SELECT 'open ' || datname, '' FROM pg_database WHERE {OPEN_TO_ALL}"
         )
-        # All in one go: the command takes longer to start than to ask. The databases come last, for they may not exist.
+        # All in one command, which takes longer to start than to ask. The databases come last, for they may not exist.
         commands = [query]
         for name, tables in first_filled:
-            commands += [f"\\connect {name}", f"SELECT 'half-made {name}', {_half_made(tables)}"]
+            commands += [f"\\connect {name}", f"SELECT 'incomplete {name}', {_incomplete(tables)}"]
         asked = " ".join(f"-c {shlex.quote(command)}" for command in commands)
         return f"{as_postgres(cluster)} psql -XAtq -F '\t' {asked} 2>/dev/null; true"
 
@@ -183,7 +185,7 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
         password = database.password.reveal() if database.password else None
         if password is not None and not matches(password, existing.get(f"role {database.owner}", "")):
             statement = f"ALTER ROLE \"{database.owner}\" PASSWORD '{verifier(password, os.urandom(16))}'"
-            # Through standard input: a verifier is no password, but nobody's business either.
+            # Through standard input: a verifier is no password, but should not be shown in a process list either.
             yield script(f"{as_superuser} psql -XAtq -v ON_ERROR_STOP=1 -f -", stdin=statement)
         found = existing.get(f"database {database.name}")
         wanted = f"{database.owner} UTF8 C C"
@@ -196,22 +198,22 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
         if found is None:
             yield script(create, close)
         elif found != wanted:
-            yield from refusing(
+            yield from refuse(
                 f"the database {database.name} has owner, encoding, collation and character type {found!r}, "
                 f"but needs {wanted!r}; it was not touched"
             )
         elif f"open {database.name}" in existing:
             yield script(close)
-        if found == wanted and existing.get(f"half-made {database.name}") == "t":
+        if found == wanted and existing.get(f"incomplete {database.name}") == "t":
             others = (
                 "SELECT string_agg(DISTINCT concat_ws(' with ', usename, nullif(application_name, '')), ', ') "  # noqa: S608
                 f"FROM pg_stat_activity WHERE datname = '{database.name}' AND usename <> '{database.owner}'"
             )
             asked = f"{as_superuser} psql -XAtq -d {quoted(database.name)} -c "
-            still = asked + shlex.quote(f"SELECT {_half_made(database.first_filled)}")
+            still = asked + shlex.quote(f"SELECT {_incomplete(database.first_filled)}")
             yield script(
-                # PostgreSQL drops no database that somebody is connected to: a first start that still goes on is let alone
-                # and comes to its end, one that fails again and again leaves a gap.
+                # PostgreSQL does not drop a database with connections. So a first start that is still running is not
+                # disturbed and completes; one that keeps failing is disconnected between its attempts.
                 "for attempt in $(seq 30); do",
                 f'  [ "$({still} 2>/dev/null)" = t ] || exit 0',
                 f"  if {as_superuser} dropdb {quoted(database.name)} 2>/dev/null; then {create}; {close}; exit 0; fi",
@@ -219,8 +221,8 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
                 "done",
                 f"others=$({as_superuser} psql -XAtqc {shlex.quote(others)})",
                 '[ -z "$others" ] || {',
-                f'  echo "the database {database.name} was left half-made by a first start that was cut short, and cannot be "'
-                '"made anew while somebody is connected to it ($others): end that, then run the deploy again" >&2',
+                f'  echo "the database {database.name} is incomplete, its first start was interrupted; it cannot be "'
+                '"created again while somebody is connected to it ($others): end that, then run the deploy again" >&2',
                 "  exit 1",
                 "}",
             )

@@ -1,4 +1,4 @@
-"""What ties a machine to its deployment: the vault on this side, a marker on the other."""
+"""The vault on this computer, and the marker on each machine that names its deployment."""
 
 import json
 from collections.abc import Generator
@@ -15,8 +15,8 @@ from vault import Vault
 
 
 @operation()
-def vault_kept(vault: Vault) -> Generator[FunctionCommand, None, None]:
-    """Secrets made for this run are in the vault's file, before any machine gets to know them."""
+def vault_saved(vault: Vault) -> Generator[FunctionCommand, None, None]:
+    """Secrets generated in this run are saved in the vault, before any machine gets them."""
     if not vault.unsaved:
         host.noop("no new secrets")
         return
@@ -26,7 +26,7 @@ def vault_kept(vault: Vault) -> Generator[FunctionCommand, None, None]:
 def marker(server_name: str, vault: Vault, database: tuple[str, int]) -> Text:
     """The file that tells a later run which deployment the machine belongs to.
 
-    database: host and port of Synapse's database, so that it is never given an empty one for it; ("", 0) while it has none.
+    database: host and port of Synapse's database, so that a later run never gives it an empty one instead; ("", 0) for none.
     """
     host, port = database
     content = {"server_name": server_name, "vault": vault.id}
@@ -36,8 +36,8 @@ def marker(server_name: str, vault: Vault, database: tuple[str, int]) -> Text:
 
 
 @operation()
-def database_remembered(
+def database_recorded(
     server_name: str, vault: Vault, database: tuple[str, int]
 ) -> Generator[PyinfraCommand, None, None]:
-    """The marker says where Synapse has its database, once it runs there. It is the marker of `marker`, otherwise."""
+    """The marker names Synapse's database; done once Synapse runs with it."""
     yield from files.present._inner(entries=[marker(server_name, vault, database)])

@@ -1,8 +1,8 @@
-"""Files and directories of a machine: one question for many of them, each written whole or not at all.
+"""Files and directories of a machine: one command to look at many of them, and each is replaced as a whole.
 
 A file is uploaded through the standard input of one command, into a temporary file that only root can read, gets its owner
-and mode, is checked, and is then moved into place. So a reader sees the old file or the new one, a secret is never readable
-for a moment, and an upload works the same as root and through sudo.
+and mode, is checked, and is then moved into place. So a reader sees the old file or the new one, a secret is at no time
+readable by others, and an upload works the same as root and through sudo.
 """
 
 import base64
@@ -20,7 +20,7 @@ from pyinfra.api.output import format_text
 from pyinfra.context import host, state
 
 from operations.look import ask, operation
-from operations.refusal import refusing
+from operations.refusal import refuse
 from operations.shell import Fact, quoted, script
 from operations.templating import MASK, TEMPLATES, render
 from vault import Secret
@@ -28,7 +28,7 @@ from vault import Secret
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory; what lies in it is left alone. A link, by which an administrator moved it to another disk, is one too.
+    """A directory; its content is left alone. A link to a directory will do: an administrator may have moved it to another disk.
 
     mode: octal digits as a string, such as "750".
     """
@@ -41,7 +41,7 @@ class Directory:
 
 @dataclass(frozen=True)
 class File:
-    """A file; its subclasses say what it holds.
+    """A file; its subclasses define its content.
 
     mode: octal digits as a string, such as "640".
     check: shell command run on the new file before it is put in place, with {} for its temporary path; if it fails,
@@ -56,7 +56,7 @@ class File:
     check: str | None = None
 
     def content(self) -> tuple[bytes, bytes]:
-        """What it holds, and the same with secrets masked."""
+        """The content, and the content with secrets masked."""
         raise NotImplementedError
 
 
@@ -85,7 +85,7 @@ class Template(File):
 
 @dataclass(frozen=True)
 class Text(File):
-    """A file that holds the given text, which is never shown if it is secret."""
+    """A file with the given text, which is never shown if it is a Secret."""
 
     text: str | Secret = field(kw_only=False)
 
@@ -100,7 +100,7 @@ Entry = Directory | File
 
 @dataclass(frozen=True)
 class State:
-    """What lies at a path. kind: file, directory, link or other; mode in octal digits."""
+    """What is at a path. kind: file, directory, link or other; mode in octal digits."""
 
     kind: str
     mode: str = ""
@@ -110,7 +110,7 @@ class State:
 
 
 class Paths(Fact[dict[str, State]]):
-    """What lies at each of the given paths; those where nothing lies are left out."""
+    """What is at each of the given paths; missing ones are left out."""
 
     def question(self, paths: Sequence[str]) -> str:
         names = quoted(*paths)
@@ -138,17 +138,19 @@ class Paths(Fact[dict[str, State]]):
 class Contents(Fact[list[str]]):
     """The lines of a text file, for --diff; none if it does not exist.
 
-    secret: (start, instead) for each line that is to hold a secret. Such a line is replaced on the machine already: what a
-    fact reads is printed by -vvv.
+    secret: (start, replacement) for each line that will hold a secret. Such lines are masked on the machine already, because
+    -vvv prints what a fact reads.
     """
 
     def question(self, path: str, secret: Sequence[tuple[str, str]] = ()) -> str:
         blank = "[[:space:]]*"
         edits = []
-        for start, instead in secret:
-            edits.append(f"s/^{blank}#?{blank}{blank.join(map(_literal, start.split()))}.*/{_replacement(instead)}/;t")
+        for start, replacement in secret:
+            edits.append(
+                f"s/^{blank}#?{blank}{blank.join(map(_literal, start.split()))}.*/{_replacement(replacement)}/;t"
+            )
         for start, _ in secret:
-            # What else stands before the secret may have been different, too: the first word tells what the line is.
+            # The rest of the text before the secret may differ as well: the first word identifies the line.
             [word] = re.findall(r"^\s*([\w.-]+|\S+)", start)
             edits.append(f"s/^({blank}#?{blank}{_literal(word)})([^[:alnum:]_.-].*)?$/\\1 {_replacement(MASK)}/;t")
         program = " ".join(f"-e {shlex.quote(edit)}" for edit in edits) or "-e ''"
@@ -175,15 +177,15 @@ def _replacement(text: str) -> str:
 def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
     """The given files and directories are as described, made in the given order.
 
-    Only what differs is touched. Refuses where something of another kind lies at a path: it is never removed.
+    Only what differs is touched. Refuses if something of another kind is at a path: it is never removed.
     """
     found: dict[str, State] = ask(Paths, paths=[entry.path for entry in entries])
     for entry in entries:
         if problem := _problem(entry, found.get(entry.path)):
-            yield from refusing(problem)
+            yield from refuse(problem)
             return
-    # All commands are made before the first is yielded: a dry run goes no further than that, and its --diff would show
-    # nothing but the first difference.
+    # All commands are made before the first is yielded: a dry run stops at the first, and its --diff would show only the
+    # first difference.
     yield from [command for entry in entries for command in _commands(entry, found.get(entry.path))]
 
 
@@ -198,7 +200,7 @@ def _commands(entry: Entry, now: State | None) -> Iterator[StringCommand]:
 def _problem(entry: Entry, now: State | None) -> str | None:
     """Why this entry cannot be made, if it cannot."""
     kind = "directory" if isinstance(entry, Directory) else "file"
-    # A link to a directory is one.
+    # A link will do for a directory.
     if now is not None and now.kind not in (kind, "link" if kind == "directory" else kind):
         return f"{entry.path} should be a {kind} but is a {now.kind}; move it away and run again"
     return None
@@ -241,13 +243,13 @@ def _file(entry: File, now: State | None) -> Iterator[StringCommand]:
 
 
 def _show_difference(entry: File, content: bytes, masked: bytes) -> None:
-    """Print what --diff asks for, with every secret masked: those of the new file, and what stood in their place."""
+    """Print the difference for --diff, with every secret masked, in the new file and in the old one."""
     try:
         new_lines = masked.decode().splitlines()
     except UnicodeDecodeError:
         host.log(f"{entry.path}: not text, no difference shown")
         return
-    # A line that holds a secret is recognised by what stands before it, so that the old secret is masked as well.
+    # A line with a secret is recognised by the text before the secret, so that the old secret is masked as well.
     secret = [(line.split(MASK)[0], line) for line in new_lines if MASK in line] if content != masked else []
     if not all(start.strip() for start, _ in secret):
         host.log(f"{entry.path}: holds nothing but a secret, which differs")

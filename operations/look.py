@@ -1,9 +1,9 @@
-"""One look at a machine: what a run has to know of it is asked in one command, side by side, and served from there.
+"""One look at a machine: all questions of a run's operations are sent in one command, and answered in parallel.
 
-An operation that is made by `operation` asks with `ask`. When a task calls it, its first question is noted; when the first of
-a machine's operations is executed, all that was noted is asked at once. So a run that changes nothing needs two commands, this
-one and the question what the machine is, however many roles there are. As soon as a run changes something on any machine,
-every later question is asked anew.
+An operation defined with `operation` asks with `ask`. When a task calls it, its first question is recorded; when the first of
+a machine's operations is executed, all recorded questions are sent at once. So a run that changes nothing needs two commands,
+this one and that of operations/machine.py, for any number of roles. As soon as a run changes something on any machine, the
+answers are not used any more, and every later question is sent by itself.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """fact: what is asked; shell: how."""
+    """fact: its class; shell: the command that answers it."""
 
     fact: type[Fact[Any]]
     shell: str
@@ -39,20 +39,20 @@ class Operation(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-class _Noted(BaseException):
-    """Ends an operation that is run only for its first question."""
+class _Recorded(BaseException):
+    """Ends an operation that is run only to record its first question."""
 
 
 class _Look:
-    """What is known of one machine."""
+    """The questions and answers of one machine."""
 
     def __init__(self) -> None:
-        self.noted: dict[Question, None] = {}
+        self.recorded: dict[Question, None] = {}
         self.answers: dict[Question, Any] | None = None
 
 
 class _Run:
-    """What is known in one run: of each machine, and whether something was changed already."""
+    """One run: the questions and answers of each machine, and whether something was changed already."""
 
     def __init__(self) -> None:
         self.looks: dict[str, _Look] = {}
@@ -60,7 +60,7 @@ class _Run:
 
 
 _runs: WeakKeyDictionary[State, _Run] = WeakKeyDictionary()
-_noting = False
+_recording = False
 
 
 def _this_run() -> _Run:
@@ -68,7 +68,7 @@ def _this_run() -> _Run:
 
 
 class Answers(Fact[dict[int, list[str]]]):
-    """The answers to several questions, which are asked side by side: number of the question -> lines."""
+    """The answers to several questions, which are run in parallel: number of the question -> lines."""
 
     def question(self, questions: Iterable[str]) -> str:
         asked = [
@@ -98,16 +98,16 @@ class Answers(Fact[dict[int, list[str]]]):
 
 
 def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T:
-    """What is to be known of a machine, the current one unless another is given; to be called by operations only."""
+    """The answer of a machine, the current one unless another is given; to be called by operations only."""
     host = host or current_host
     run, question = _this_run(), Question(fact, fact().question(**arguments))
     look = run.looks.setdefault(host.name, _Look())
-    if _noting:
-        look.noted[question] = None
-        raise _Noted
+    if _recording:
+        look.recorded[question] = None
+        raise _Recorded
     if state.is_executing and not run.touched:
         if look.answers is None:
-            look.answers = _asked(host, list(look.noted))
+            look.answers = _ask_all(host, list(look.recorded))
         if question in look.answers:
             known: T = look.answers[question]
             return known
@@ -115,7 +115,7 @@ def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T
     return answer
 
 
-def _asked(host: Host, questions: list[Question]) -> dict[Question, Any]:
+def _ask_all(host: Host, questions: list[Question]) -> dict[Question, Any]:
     answers = host.get_fact(Answers, questions=[question.shell for question in questions])
     return {
         question: question.fact().answer(answers[number]) if number in answers else question.fact.default()
@@ -128,39 +128,40 @@ def operation() -> Callable[[Callable[P, Generator[PyinfraCommand, None, None]]]
 
     def decorate(function: Callable[P, Generator[PyinfraCommand, None, None]]) -> Operation:
         @wraps(function)
-        def watched(*args: P.args, **kwargs: P.kwargs) -> Generator[PyinfraCommand, None, None]:
+        def marking_changes(*args: P.args, **kwargs: P.kwargs) -> Generator[PyinfraCommand, None, None]:
             for command in function(*args, **kwargs):
                 if state.is_executing:
                     _this_run().touched = True
                 yield command
 
-        called = pyinfra_operation()(watched)
+        wrapped = pyinfra_operation()(marking_changes)
 
-        @wraps(called)
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            _note(function, args, {name: value for name, value in kwargs.items() if not _is_pyinfras(name)})
-            return called(*args, **kwargs)
+        @wraps(wrapped)
+        def recording_question(*args: Any, **kwargs: Any) -> Any:
+            own = {name: value for name, value in kwargs.items() if not _is_pyinfra_argument(name)}
+            _record_question(function, args, own)
+            return wrapped(*args, **kwargs)
 
-        made = cast(Operation, noted)
-        made._inner = function
-        return made
+        result = cast(Operation, recording_question)
+        result._inner = function
+        return result
 
     return decorate
 
 
-def _is_pyinfras(argument: str) -> bool:
+def _is_pyinfra_argument(argument: str) -> bool:
     return argument == "name" or argument.startswith("_")
 
 
-def _note(function: Callable[..., Generator[Any, None, None]], args: Any, kwargs: Any) -> None:
-    """Note the first question of an operation. What goes wrong here will go wrong again when the operation is executed."""
-    global _noting
-    _noting = True
+def _record_question(function: Callable[..., Generator[Any, None, None]], args: Any, kwargs: Any) -> None:
+    """Record the first question of an operation. An error here is ignored: it occurs again when the operation is executed."""
+    global _recording
+    _recording = True
     try:
         next(function(*args, **kwargs), None)
-    except _Noted:
+    except _Recorded:
         pass
     except Exception:  # noqa: S110
         pass
     finally:
-        _noting = False
+        _recording = False

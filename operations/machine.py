@@ -1,9 +1,9 @@
-"""What a machine is, and whether it can play its roles: asked once per run, before anything is touched."""
+"""The state of a machine, asked once per run, before anything is touched."""
 
 import json
 from dataclasses import dataclass, field
 
-from operations.shell import Fact, answered, shell_file
+from operations.shell import Fact, answer_lines, shell_file
 
 MARKER = "/etc/matrix-metal/deployment.json"
 
@@ -21,19 +21,19 @@ class Listener:
 
 @dataclass(frozen=True)
 class MachineState:
-    """A machine as it is.
+    """What a run finds on a machine.
 
-    root: whether we are root or may become root by sudo without a password.
+    root: whether we are root or can become root by sudo without a password.
     processors: how many it has; 0 if unknown.
-    releases: files of release pages that it has below /opt, such as "sliding-sync/v0.99.19-0123456789ab".
+    releases: installed files of release pages below /opt, such as "sliding-sync/v0.99.19-0123456789ab".
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
     clusters: all of PostgreSQL's clusters and their ports, such as [("17/main", 5432)].
-    units: those that an earlier run has defined, or added something to.
-    deployment: what an earlier run left in MARKER, or None.
-    marker_damaged: whether there is something in its place that says neither whose machine it is nor which vault it was.
-    database: where an earlier run told Synapse to find its database: a directory with a Unix socket, an address, or "".
-    database_port: the port there.
+    units: units that an earlier run has defined, or added a drop-in to.
+    deployment: the content of MARKER, written by an earlier run, or None.
+    marker_damaged: whether MARKER exists, but does not name a deployment and a vault.
+    database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
+    database_port: the port of that database.
     """
 
     user: str = ""
@@ -57,7 +57,7 @@ class MachineState:
 
 
 class Machine(Fact[MachineState]):
-    """The machine, in one question, as any user."""
+    """The state of the machine, asked in one command, as any user."""
 
     def question(self) -> str:
         return f"marker={MARKER}\n{shell_file('machine')}"
@@ -67,8 +67,8 @@ class Machine(Fact[MachineState]):
         return MachineState()
 
     def process(self, output: list[str]) -> MachineState:
-        # Without an answer it is nobody's machine, which preflight has a line for.
-        return self.answer(answered(output) or [])
+        # Without an answer it is an empty state, for which preflight has a message.
+        return self.answer(answer_lines(output) or [])
 
     def answer(self, lines: list[str]) -> MachineState:
         values: dict[str, str] = {}
@@ -120,10 +120,10 @@ class Machine(Fact[MachineState]):
 
 
 def _marker(text: str) -> dict[str, str] | None:
-    """What the marker says; None if that is not what a marker says."""
+    """The content of the marker; None if it is damaged."""
     try:
         found = json.loads(text)
     except ValueError:
         return None
-    whole = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("server_name", "vault"))
-    return found if whole else None
+    valid = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("server_name", "vault"))
+    return found if valid else None

@@ -29,8 +29,8 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
 
     packages: plain names (no version, no architecture).
     masked: units that a package would start at once with its sample configuration (an open relay, a page on port 80). They
-        stay masked while it is installed; `units.running` starts them once they are configured. The mask lies in /run,
-        so that not even a power cut leaves it behind.
+        stay masked while it is installed; `units.running` starts them once they are configured. The mask is in /run, so
+        that it does not survive a power failure.
     """
     found = ask(Installed)
     missing = [package for package in packages if package not in found]
@@ -48,18 +48,18 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
     if masked:
         steps.append(f"systemctl mask --runtime --quiet {quoted(*masked)}")
     steps += [
-        # A machine that lost its power while packages were unpacked takes no others before this. If another apt is at work
-        # instead, it is refused, and apt-get waits for that one.
+        # After a power failure in the middle of an installation, dpkg installs nothing before this. If another apt is at work,
+        # this fails, and apt-get waits for that one.
         "if ls /var/lib/dpkg/updates | grep -q .; then dpkg --force-confold --configure -a || true; fi",
-        # A repository that does not answer may be one that is not needed: whether it is shows when packages are installed.
+        # A repository that does not answer may not be needed; the installation fails if it is.
         "touch $messages/update",
         f"update() {{ apt $messages/update update {fetching} -o APT::Update::Error-Mode=any || true; }}",
-        # A server's lists may be absent or stale, and a stale list names versions that the mirror no longer has.
+        # The package lists may be missing or out of date, and then name versions that the mirror no longer has.
         'if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name "*Packages*" -print -quit)" ] '
         '|| [ -z "$(find /var/lib/apt/lists -maxdepth 0 -mtime -1)" ]; then update; fi',
         f"if apt $messages/install {install}; then exit 0; fi",
         f"if [ ! -s $messages/update ]; then update; if apt $messages/install {install}; then exit 0; fi; fi",
-        'why=$(mirror $messages/install); [ "$why" ] || why=$(mirror $messages/update)',
+        'why=$(fetch_error $messages/install); [ "$why" ] || why=$(fetch_error $messages/update)',
         "cat $messages/update $messages/install >&2",
         'if [ "$why" ]; then',
         '  echo "packages cannot be fetched, a mirror of this machine does not answer as it should: $why" >&2',

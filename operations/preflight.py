@@ -1,4 +1,4 @@
-"""Whether a machine can be deployed to. Everything here is looked at before anything anywhere is touched."""
+"""Whether a machine can be deployed to. Everything here is checked before any machine is touched."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import inventory
 
-from compat import installed, remark
+from compat import add_final_line, installed
 from operations.certificates import Unusable
 from operations.databases import Tables
 from operations.machine import MARKER, MachineState
@@ -18,66 +18,66 @@ from settings.postgres import Postgres
 from settings.synapse import Synapse
 from vault import VaultError
 
-# A first deploy needs room for packages, virtualenvs and what they leave; a later one for one more virtualenv.
+# A first deploy needs space for packages, virtualenvs and data; a later one for one more virtualenv.
 FIRST_DISK, LATER_DISK, MEMORY = 3072, 512, 900  # MiB
 
 
-def chosen(machines: Inventory) -> None:
-    """Look at the choices made for every machine. Raises Refused."""
+def check_choices(machines: Inventory) -> None:
+    """Check the inventory and the group data of every machine. Raises Refused."""
     try:
         for host in machines:
             settings = chosen_for(host, MachineState())
             if host.name == "@local":
-                _vault_under_its_name(settings)
+                _rename_local_vault(settings)
     except SettingError as error:
         raise Refused(str(error)) from None
 
 
-def _vault_under_its_name(settings: Settings) -> None:
-    """Version 0.1.0 took @local for the deployment's name: what it named so is this deployment's."""
+def _rename_local_vault(settings: Settings) -> None:
+    """Version 0.1.0 took @local for the deployment's name: rename its vault, key and record after the inventory."""
     old, new = settings.inventories / "@local.vault", settings.vault_path
     if settings.choices.vault or new.exists() or not old.exists():
         return
-    # The vault last: where this is interrupted, the next run goes on.
+    # The vault last, so that the next run continues if this one is interrupted.
     for suffix in (".lock", ".key", ".vault"):
         if old.with_suffix(suffix).exists() and not new.with_suffix(suffix).exists():
             old.with_suffix(suffix).rename(new.with_suffix(suffix))
 
 
-def checked(host: Host) -> Settings:
-    """The settings of the machine, after all that could be wrong with them and with the machine was looked at."""
+def checked_settings(host: Host) -> Settings:
+    """The settings of the machine, after they and the machine were checked. Raises Refused."""
     if not installed():
         raise Refused("config.py was not read: run pyinfra in the directory where it lies, and without --config")
     try:
         settings = settings_of(host)
-        mistakes = list(_unsuitable(settings.machine)) or list(_occupied(settings))
+        mistakes = list(_unsuitable(settings.machine)) or list(_ports_in_use(settings))
         if not mistakes:
-            # Deriving every view finds secrets that are missing and a vault that does not open.
+            # This also finds missing secrets, and a vault that cannot be opened.
             list(settings.views)
             mistakes = (
                 list(_of_another_deployment(settings))
-                or _without_its_database(settings)
+                or _database_left_behind(settings)
                 or _unusable_certificates(host, settings)
             )
     except (SettingError, VaultError) as error:
         raise Refused(str(error)) from None
     except ConnectError:
-        # Only with --limit or --exclude: else all are connected to.
+        # Only with --limit or --exclude: otherwise all machines are connected to before.
         raise Refused(
             f"{host.name} cannot be deployed without another machine, which cannot be reached, see above"
         ) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
     for role, units in settings.left_over:
-        remark(
+        add_final_line(
             f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
             f"{role.name}. If it is not needed any more, stop it there: systemctl disable --now {' '.join(units)}"
         )
     return settings
 
 
-def _without_its_database(settings: Settings) -> list[str]:
-    """A line if Synapse would leave the database it has for a new and empty one."""
+def _database_left_behind(settings: Settings) -> list[str]:
+    """A line if Synapse would be given a new and empty database instead of the one it has."""
     if not settings.here("synapse") or not settings.machine.deployment:
         return []
     server = inventory.get_host(settings.roles["postgres"][0])
@@ -129,13 +129,13 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
             yield f"has {machine.disk} MiB free for /opt and /var; at least {needed} MiB are needed"
 
 
-def _occupied(settings: Settings) -> Iterator[str]:
-    """Ports that another program holds, a line each."""
+def _ports_in_use(settings: Settings) -> Iterator[str]:
+    """A line for each port that another program listens on."""
     version = settings.postgresql
     for role in settings.played:
         for port in settings.listens(role):
             unit = port.unit.format(version=version)
-            # Calls come and go on the relay's range, and no other program is asked to stay out of it.
+            # The relay's port range is not checked: other programs may use single ports of it.
             foreign = [
                 listener
                 for listener in settings.machine.listeners
@@ -166,5 +166,5 @@ def _of_another_deployment(settings: Settings) -> Iterator[str]:
     if earlier["vault"] != settings.vault.id:
         yield (
             f"was deployed with another vault than {settings.vault_path}: its secrets would be lost; "
-            "bring back the vault and key it was deployed with"
+            "restore the vault and key it was deployed with"
         )

@@ -1,4 +1,4 @@
-"""How an operation refuses to go on."""
+"""Stopping a run from within an operation, with one line."""
 
 from collections.abc import Generator
 
@@ -8,13 +8,13 @@ from pyinfra.context import host, state
 from compat import Refused
 from operations.shell import quoted, script
 
-__all__ = ["Refused", "refusing"]
+__all__ = ["Refused", "refuse"]
 
 
-def refusing(message: str) -> Generator[StringCommand, None, None]:
-    """What an operation yields that must not go on: one line, and this machine's run ends there.
+def refuse(message: str) -> Generator[StringCommand, None, None]:
+    """What an operation yields to stop: it prints the message, and the run ends on this machine.
 
-    While pyinfra only looks (without -y, before it asks), the whole run ends, with nothing touched.
+    While pyinfra only plans (a dry run, or before it asks for confirmation), the whole run ends and nothing is touched.
     """
     if not state.is_executing:
         raise Refused(f"{host.name}: {message}")

@@ -1,8 +1,8 @@
 """Files from release pages, on a machine: single programs, and archives of many files.
 
-What a release is and how it is had is in the package `releases`. The machine gets it under /opt/<name>/<version>-<sha12>/,
-and /opt/<name>/current switches to it once it has arrived complete. A task says what it wants, sees to it that it can be
-had before anything is touched, and installs it:
+The package `releases` describes releases and downloads them. A machine gets the files in /opt/<name>/<version>-<sha12>/, and
+/opt/<name>/current switches to them once they are complete. A task obtains the file before anything is touched, and then
+installs it:
 
     release = settings.view(SlidingSync).release
     file = releases.obtain(release, settings.machine.releases)
@@ -30,8 +30,8 @@ from releases import Release, ReleaseError, ReleaseFile, contents, record, store
 
 _DIRECTORY = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_~-]*-[0-9a-f]{12}")
 
-# What an archive left in a directory. Contents are not read on every run, which would take a second for Element Web; a
-# file that somebody wrote to has another time, and one that was cut short another size.
+# A checksum of the list of files that an archive was unpacked to. The files are not read on every run, which would take a
+# second for Element Web: a file that was changed has another time, and a truncated one another size.
 _LISTING = (
     r"find . -mindepth 1 \( -type d -printf 'd %m %U %P\n' \) -o -printf '%y %m %U %s %T@ %P\n' "
     "| LC_ALL=C sort | sha256sum"
@@ -42,8 +42,8 @@ _LISTING = (
 class Installation:
     """What a machine has of a release.
 
-    current: directory in use; sha256: of the file that the directory asked about was made from, empty unless it is whole;
-    versions: directories of every version kept, last used first; modes: of its programs in that directory.
+    current: directory in use; sha256: of the file that the directory asked about was made from, empty if it is damaged;
+    versions: directories of all installed versions, last used first; modes: of the programs in the directory asked about.
     """
 
     current: str = ""
@@ -53,9 +53,9 @@ class Installation:
 
 
 class Installed(Fact[Installation]):
-    """What a machine has of a release, and in one of its directories. programs: paths of what is executed there.
+    """What a machine has of a release, and in one of its directories. programs: paths of the executables there.
 
-    archive: whether it came as one; then <directory>.sum holds its sha256 and what it left.
+    archive: whether the release is an archive; then <directory>.sum holds its sha256 and the checksum of _LISTING.
     """
 
     def question(self, home: str, directory: str, programs: Sequence[str], archive: bool) -> str:
@@ -92,7 +92,7 @@ class Installed(Fact[Installation]):
             current=values.get("current", ""),
             sha256=values.get("sha256", "").partition(" ")[0],
             modes=values.get("modes", ""),
-            # Nothing but our own directories is ever counted, and so ever removed.
+            # Only our own directories count, so that nothing else is ever removed.
             versions=tuple(version for version in versions if _DIRECTORY.fullmatch(version)),
         )
 
@@ -101,7 +101,7 @@ def obtain(release: Release, present: Collection[str], cache: Path | None = None
     """The file for a machine: checked, and on this computer unless the machine has it already.
 
     present: what the machine has below /opt, such as "sliding-sync/v0.99.19-0123456789ab" (`MachineState.releases`).
-    To be called by a task before it installs, so that a wrong setting or a dead server stops the run early.
+    A task calls it before it installs, so that a wrong setting or an unreachable server stops the run early.
     """
     try:
         wanted = store.wanted_sha256(release)
@@ -114,10 +114,10 @@ def obtain(release: Release, present: Collection[str], cache: Path | None = None
 
 @operation()
 def installed(file: ReleaseFile) -> Generator[PyinfraCommand, None, None]:
-    """The files lie in a directory of their own, complete, and `current` leads to it.
+    """The files are in a directory of their own, complete, and `current` links to it.
 
-    It gets its name only after the machine itself has checked what arrived, so neither an upload that broke off nor a full
-    disk leaves wrong files behind. The version before is kept, older ones are removed. A first download is recorded.
+    The directory gets its name only after the machine has checked the upload, so neither an interrupted upload nor a full
+    disk leaves wrong files behind. The previous version is kept, older ones are removed. A first download is recorded.
     """
     release = file.release
     now = ask(
@@ -127,24 +127,24 @@ def installed(file: ReleaseFile) -> Generator[PyinfraCommand, None, None]:
         programs=release.programs,
         archive=release.archive is not None,
     )
-    whole, in_use = now.sha256 == file.sha256, now.current == file.directory
+    complete, in_use = now.sha256 == file.sha256, now.current == file.directory
     executable = now.modes.split() == ["755"] * len(release.programs)
 
     others = [version for version in now.versions if version != file.directory]
     before = others[:1] if in_use or now.current not in others else [now.current]
     surplus = [version for version in others if version not in before]
 
-    if not whole:
+    if not complete:
         yield from _send(file)
-    if not (whole and in_use and executable):
+    if not (complete and in_use and executable):
         programs = [f"{file.directory}/{program}" for program in release.programs]
         yield script(
             f"cd {quoted(release.home)}",
-            # Says when the version before was last in use: what to keep is told by that.
+            # The time when the previous version was last in use decides which one is kept.
             *([f"touch -c {quoted(now.current)}"] if before == [now.current] else []),
             f"touch {quoted(file.directory)}",
-            # Even where nothing is to be changed: a unit that watches the program must see a switch back to an older
-            # file as a change, too.
+            # Even if the modes are right: it sets the change time, so that a unit which reads the program is restarted after a
+            # switch back to an older version, too.
             *([f"chmod 755 {quoted(*programs)}"] if programs else []),
             f"ln -sfn {quoted(file.directory)} .current.new",
             "mv -fT .current.new current",
@@ -152,14 +152,14 @@ def installed(file: ReleaseFile) -> Generator[PyinfraCommand, None, None]:
     if surplus:
         yield script(f"cd {quoted(release.home)}", f"rm -rf -- {quoted(*surplus, *(f'{old}.sum' for old in surplus))}")
     if file.new:
-        yield FunctionCommand(_remember, (file,), {})
+        yield FunctionCommand(_record, (file,), {})
 
 
 def _send(file: ReleaseFile) -> Iterator[StringCommand]:
-    """The directory, made of what comes through one command's standard input."""
+    """Upload the files through the standard input of one command, and make the directory of them."""
     release, path = file.release, file.path
     if path is None:
-        # It is damaged there.
+        # The machine has it, but damaged.
         try:
             file = store.resolve(release)
         except ReleaseError as error:
@@ -169,10 +169,10 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
     home, needed = quoted(release.home), path.stat().st_size + file.size
     yield script(
         f"install -d -m 755 {home}",
-        # Of a machine that lost its power; a younger one may be somebody's upload.
+        # Left by a power failure; a younger one may be an upload that is still running.
         f"find {home} -mindepth 1 -maxdepth 1 -name '.arriving-*' -mmin +1440 -exec rm -rf -- {{}} +",
         f'if [ "$(df -B1 --output=avail {home} | tail -n 1)" -lt {needed} ]; then',
-        f"  echo {quoted(f'{release}: {release.home} has no room for {needed} bytes: not installed')} >&2",
+        f"  echo {quoted(f'{release}: {release.home} has no space for {needed} bytes: not installed')} >&2",
         "  exit 1",
         "fi",
     )
@@ -181,9 +181,9 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
         "umask 022",
         f"cd {home}",
         "new=$(mktemp -d .arriving-XXXXXXXXXX)",
-        # pyinfra sends everything before it listens: what nobody read would be an error of its own, and hide the message.
+        # pyinfra sends everything before it reads: unread input would be an error of its own, and hide the message.
         """trap 'rm -rf -- "$new"; cat >/dev/null' EXIT""",
-        # These would end it without the line above; PIPE does, when a message finds the connection gone.
+        # These signals would end it without the trap above; PIPE comes when it prints to a closed connection.
         "trap 'exit 1' HUP INT PIPE TERM",
         'base64 -d >"$new/packed"',
         'got=$(sha256sum <"$new/packed"); got=${got%% *}',
@@ -192,10 +192,10 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
         "  exit 1",
         "fi",
         'mkdir "$new/files"',
-        # Times are those of the installation: web servers tell two versions of a file apart by them.
+        # --touch: web servers tell two versions of a file apart by their times.
         'tar -xzf "$new/packed" -C "$new/files" --no-same-owner --preserve-permissions --touch',
         f'echo "{file.sha256} $(cd "$new/files" && {_LISTING})" >"$new/sum"',
-        # Else a power cut could leave the name without the content. Thousands of files one by one would take a minute.
+        # Otherwise a power failure could leave the name without the content. Not one by one: thousands of files take a minute.
         'sync -f "$new/files"' if release.archive else f'sync "$new/files/"{quoted(release.name)}',
         f'if [ -e {directory} ]; then mv -T {directory} "$new/damaged"; fi',
         f'mv -T "$new/files" {directory}',
@@ -205,7 +205,7 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
 
 
 class _Encoded(list[str]):
-    """Bytes as lines of base64, which pyinfra can send; made while they are sent, to have them in memory only once."""
+    """Bytes as lines of base64, which pyinfra can send; encoded while they are sent, to save memory."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__([""])  # an empty list would not be sent at all
@@ -217,9 +217,9 @@ class _Encoded(list[str]):
             yield base64.b64encode(self._content[start : start + size]).decode()
 
 
-def _remember(state: State, host: Host, file: ReleaseFile) -> bool:
+def _record(state: State, host: Host, file: ReleaseFile) -> bool:
     try:
-        if record.remember(file):
+        if record.add(file):
             host.log(f"{file.release.record} now holds the sha256 of {file.release}: commit it")
     except ReleaseError as error:
         host.log(str(error))

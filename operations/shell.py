@@ -1,4 +1,4 @@
-"""Shell on a machine, the same on every machine: not its language, its time zone nor the user's profile matter."""
+"""Shell commands on a machine, always in the same environment: its language, time zone and user profiles do not matter."""
 
 import inspect
 import shlex
@@ -12,19 +12,18 @@ from pyinfra.api.exceptions import FactProcessError
 
 T = TypeVar("T")
 
-# What a program may ask about its surroundings, in place of what the machine and the user's profile say: decimal commas,
-# translated words and local times are not for us to parse. The way out, if only a proxy leads there, never leads to the
-# machine itself.
+# The environment of every command, in place of that of the machine and the user's profile: we do not want to parse decimal
+# commas, translated words and local times. Proxies are kept, but never used for the machine itself.
 _PROXIES = ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-_OWN = "localhost,127.0.0.1,::1"
-_SURROUNDINGS = " ".join(
+_NO_PROXY = "localhost,127.0.0.1,::1"
+_ENVIRONMENT = " ".join(
     [
         'env -i HOME="${HOME:-/}" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TZ=UTC',
         *(f'${{{name}:+{name}="${name}"}}' for name in _PROXIES),
-        *(f'{name}="{_OWN}${{{name}:+,${name}}}"' for name in ("no_proxy", "NO_PROXY")),
+        *(f'{name}="{_NO_PROXY}${{{name}:+,${name}}}"' for name in ("no_proxy", "NO_PROXY")),
     ]
 )
-# Comes before an answer: whatever stands above it was printed by the user's profile.
+# Printed before an answer: everything above it was printed by the user's profile.
 _MARK = "--- matrix-metal ---"
 
 
@@ -41,7 +40,7 @@ def shell_file(name: str) -> str:
 
 
 def _run(program: str) -> str:
-    return f"{_SURROUNDINGS} sh -c {shlex.quote(program)}"
+    return f"{_ENVIRONMENT} sh -c {shlex.quote(program)}"
 
 
 def script(*lines: str, stdin: str | None = None) -> StringCommand:
@@ -58,40 +57,40 @@ def script(*lines: str, stdin: str | None = None) -> StringCommand:
 
 
 class Fact(FactBase[T]):
-    """Something to know about a machine: `question` is the shell that asks, `answer` makes sense of what it prints."""
+    """A fact about a machine: `question` is the shell command that asks for it, `answer` parses what it prints."""
 
     question: Callable[..., str]
 
     def answer(self, lines: list[str]) -> T:
-        """What the printed lines mean. Not asked if nothing is printed: then it is `default()`."""
+        """Parse the printed lines. Not called if nothing is printed: then the answer is `default()`."""
         raise NotImplementedError
 
     def __init_subclass__(cls) -> None:
         question = cls.question
 
         def command(self: Fact[T], *arguments: Any, **named: Any) -> str:
-            return asking(question(self, *arguments, **named))
+            return question_command(question(self, *arguments, **named))
 
-        # pyinfra looks at the names of its arguments.
+        # pyinfra inspects the names of its arguments.
         command.__signature__ = inspect.signature(question)  # type: ignore[attr-defined]
         cls.command = command
         super().__init_subclass__()
 
     def process(self, output: list[str]) -> T:
-        """As pyinfra hands it over. Raises FactProcessError if the command did not get as far as to the question."""
-        lines = answered(output)
+        """What pyinfra calls with the output. Raises FactProcessError if the command was not run."""
+        lines = answer_lines(output)
         if lines is None:
-            raise FactProcessError("the user's shell on the machine does something else than what it was asked to")
+            raise FactProcessError("the user's shell on the machine does not run the commands that it is given")
         return self.answer(lines) if lines else self.default()
 
 
-def asking(program: str) -> str:
-    """The command that runs a shell program as all of them are run, and marks where its output begins."""
+def question_command(program: str) -> str:
+    """The command that runs a shell program in our environment, and marks where its output begins."""
     return _run(f"echo\necho {quoted(_MARK)}\n{program}")
 
 
-def answered(output: list[str]) -> list[str] | None:
-    """What was printed in answer to a question, without what a profile printed before; None if nothing was asked."""
+def answer_lines(output: list[str]) -> list[str] | None:
+    """The lines printed in answer to a question, without what a profile printed before; None if the command was not run."""
     for number, line in enumerate(output, 1):
         if line.rstrip("\n") == _MARK:
             return output[number:]

@@ -21,7 +21,7 @@ def yaml(value: Any) -> str:
 def ini(value: Any) -> str:
     """A value for Python's ConfigParser, which interpolates % and strips white space at both ends.
 
-    The section must have an empty option called `nothing`, which holds such white space in place.
+    The section must have an empty option called `nothing`, which protects such white space.
     """
     text = str(value).replace("%", "%%")
     return text if text == text.strip() else f"%(nothing)s{text}%(nothing)s"
@@ -33,7 +33,7 @@ def caddyfile(value: Any) -> str:
 
 
 def environment_file(value: Any) -> str:
-    """A value for systemd's EnvironmentFile=, where only these characters mean something between double quotes."""
+    """A value for systemd's EnvironmentFile=, where only these characters are special between double quotes."""
     escaped = str(value)
     for character in '\\"`$':
         escaped = escaped.replace(character, "\\" + character)
@@ -73,9 +73,9 @@ _ENVIRONMENT = _environment()
 
 
 def render(template: str, values: Mapping[str, Any]) -> tuple[str, str]:
-    """The template (a path below templates/) filled with the values, and the same with every secret masked.
+    """The template (a path below templates/) rendered with the values, and the same with every secret masked.
 
-    A secret is written only through the filter `reveal`; one that is not is written as ***** and so cannot slip out.
+    A secret is written only through the filter `reveal`; without it, it is written as *****.
     """
     global _masking
     made = _ENVIRONMENT.get_template(template)

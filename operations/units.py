@@ -1,8 +1,8 @@
 """systemd units.
 
-Whether a unit must be restarted is read from the machine, never from what this run happened to change: a unit restarts when
-it is older than a file it reads. So a run that was interrupted between a file and its restart is healed by the next one, and
-a run that finds everything newer does nothing.
+Whether a unit must be restarted is read from the machine, and does not depend on what this run changes: a unit is restarted if
+it was started before a file that it reads was written. So if a run is interrupted between a file and the restart, the next
+run restarts the unit.
 """
 
 import datetime
@@ -40,7 +40,7 @@ class Unit(Fact[UnitState]):
     """One unit, the files it reads (its own definition included) and whether it answers."""
 
     def question(self, unit: str, reads: Sequence[str], ready: str | None, slow_to_start: bool = False) -> str:
-        # The run before may have gone on while systemd still waited for it.
+        # An earlier run may not have waited until systemd took the unit for started.
         patience = "25" if slow_to_start else "0"
         return f"{shell_file('unit')}about {quoted(unit, patience, ready or 'true', *reads)}"
 
@@ -63,7 +63,8 @@ class Unit(Fact[UnitState]):
             active=values.get("ActiveState", "inactive"),
             enabled=values.get("UnitFileState", ""),
             definition_changed=values.get("NeedDaemonReload") == "yes",
-            # A process reads its files after it was started and before it says that it is ready. Paths and timers have none.
+            # A process reads its files after it was started and before it reports that it is ready. Paths and timers have no
+            # process.
             started=_seconds(values.get("ExecMainStartTimestamp", ""))
             or _seconds(values.get("ActiveEnterTimestamp", "")),
             changed=_seconds(values.get("StateChangeTimestamp", "")),
@@ -93,19 +94,19 @@ def running(
     enabled: bool = True,
     slow_to_start: bool = False,
 ) -> Generator[StringCommand, None, None]:
-    """The unit runs what lies on the machine, starts at boot, and answers.
+    """The unit runs with the files that are on the machine, starts at boot, and answers.
 
-    reads: files it reads only when it starts: it is restarted when one is newer. Its own definition is always one of them,
-        but for a drop-in of ours, which has to be named.
+    reads: files it reads only when it starts: it is restarted when one is newer. Its own definition is always one of them;
+        drop-ins of ours have to be listed.
     rereads: files it reads again when it is reloaded: it is reloaded when one is newer.
     check: shell command that must succeed before a restart or reload; while it fails the old process keeps running.
-    ready: shell command that succeeds once the unit does its work; asked on every run, so that a unit which runs but does
+    ready: shell command that succeeds once the unit does its work; run in every deploy, so that a unit which runs but does
         not answer is restarted.
-    needs: shell command that succeeds while what the unit depends on is there, and else says what is not: one that does not
-        answer is not restarted then, for that would heal nothing.
+    needs: shell command that succeeds while what the unit depends on works, and otherwise prints what does not. While it
+        fails, a unit that does not answer is not restarted: that would not help.
     patience: seconds to wait for `ready`.
-    enabled: whether to enable it; False for units that their package starts in a way of its own.
-    slow_to_start: it does its work long before systemd takes it for started: where it did not run, only `ready` is waited for.
+    enabled: whether to enable it; False for units that their package enables in its own way.
+    slow_to_start: it works long before systemd takes it for started: a unit that did not run is waited for by `ready` only.
     """
     now: UnitState = ask(Unit, unit=unit, reads=[*reads, *rereads], ready=ready, slow_to_start=slow_to_start)
     definition = [path for path, _ in now.written if path not in (*reads, *rereads)]
@@ -114,40 +115,45 @@ def running(
 
     name = shlex.quote(unit)
     start = [
-        # An interrupted run may have begun a start that still goes on. It is let come to its end: Synapse does not survive
-        # being killed while it makes its tables for the first time.
+        # A start from an interrupted run may still be going on. It is waited for: Synapse cannot recover from being killed
+        # while it creates its tables for the first time.
         f"case $(systemctl is-active {name}) in activating) systemctl start {name} 2>/dev/null || true;; esac",
-        # Debian 12's systemd (252) does not notice the first drop-in of a unit that it knows already.
+        # Debian 12's systemd (252) does not notice the first drop-in of a unit that is already loaded.
         "systemctl daemon-reload",
         f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
-        # A process that runs would go on answering until it is stopped, so this does not do for restarts.
+        # Not --no-block for a restart: `ready` would be answered by the old process until it is stopped.
         f"systemctl {'start --no-block' if slow_to_start and now.active in ('inactive', 'failed') else 'restart'} {name} "
         "|| failed start",
     ]
     steps: list[str] = []
-    starts = now.active != "active" or stale
+    restarts = now.active != "active" or stale
     if now.load != "loaded" or now.definition_changed:
-        # A mask of `packages.installed` that outlived its run.
+        # A mask of `packages.installed` that an interrupted run left behind.
         steps.append(f"systemctl unmask --runtime --quiet --no-reload {name} || true")
-        if not starts:
+        if not restarts:
             steps.append("systemctl daemon-reload")
     if enabled and now.enabled not in ("enabled", "enabled-runtime", "static", "alias"):
-        # `start` makes systemd read everything anew, once.
-        steps.append(f"systemctl enable --quiet {'--no-reload ' if starts else ''}{name}")
-    if starts:
-        steps += [*_checked(unit, check), *start, "wait_ready"]
+        # `start` has the one daemon-reload that is needed.
+        steps.append(f"systemctl enable --quiet {'--no-reload ' if restarts else ''}{name}")
+    if restarts:
+        steps += [*_check_step(unit, check), *start, "wait_ready"]
     elif outdated:
-        steps += [*_checked(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
+        steps += [*_check_step(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
     elif ready and not now.ready:
-        # It may be busy for a moment. `patience` is for starts.
-        steps += [f"(wait_ready {min(10, patience)}) 2>/dev/null || {{", *_needed(unit, needs), *start, "wait_ready; }"]
+        # It may be busy for a moment, so it gets some seconds. `patience` is for starts.
+        steps += [
+            f"(wait_ready {min(10, patience)}) 2>/dev/null || {{",
+            *_needs_step(unit, needs),
+            *start,
+            "wait_ready; }",
+        ]
     if not steps:
-        host.noop(f"{unit} runs what lies on the machine")
+        host.noop(f"{unit} runs with the files that are on the machine")
         return
     yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
 
 
-def _checked(unit: str, check: str | None) -> list[str]:
+def _check_step(unit: str, check: str | None) -> list[str]:
     if check is None:
         return []
     return [
@@ -155,19 +161,19 @@ def _checked(unit: str, check: str | None) -> list[str]:
     ]
 
 
-def _needed(unit: str, needs: str | None) -> list[str]:
+def _needs_step(unit: str, needs: str | None) -> list[str]:
     if needs is None:
         return []
-    message = f"{unit} does not answer, and was not restarted: what it depends on is not there, see above"
+    message = f"{unit} does not answer, and was not restarted: what it depends on does not work, see above"
     return [f"{needs} || {{ echo {quoted(message)} >&2; exit 1; }}"]
 
 
 def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool) -> list[str]:
-    """Shell functions that wait for the unit, and that say why it does not come up, with the end of its log."""
+    """Shell functions that wait for the unit, and that print why it does not come up, with the end of its log."""
     name = shlex.quote(unit)
-    slow = f"[ $(systemctl is-active {name}) = activating ] || " if slow_to_start else ""
-    # It needs nobody whom it would have to wait for: its first failure says why, the others nothing more.
-    again = f" || [ $(systemctl show {name} -p SubState --value) = auto-restart ]" if slow_to_start else ""
+    starting = f"[ $(systemctl is-active {name}) = activating ] || " if slow_to_start else ""
+    # It depends on no other unit: when its first attempt fails, further ones will fail as well.
+    restarting = f" || [ $(systemctl show {name} -p SubState --value) = auto-restart ]" if slow_to_start else ""
     return [
         "failed() {",
         f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',
@@ -177,11 +183,11 @@ def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool)
         "wait_ready() {",
         f"  end=$(( $(date +%s) + ${{1:-{patience}}} ))",
         f"  until sh -c {shlex.quote(ready or 'true')} >/dev/null 2>&1; do",
-        f"    if systemctl is-failed --quiet {name}{again}; then failed 'keep running'; fi",
+        f"    if systemctl is-failed --quiet {name}{restarting}; then failed 'keep running'; fi",
         f"    if [ $(date +%s) -ge $end ]; then failed 'answer within {patience} s'; fi",
         "    sleep 0.1",
         "  done",
-        # Without a probe of its own, a unit that dies at once must still be noticed.
-        f"  systemctl is-active --quiet {name} || {slow}failed 'keep running'",
+        # For units without `ready`: one that ends at once must be noticed, too.
+        f"  systemctl is-active --quiet {name} || {starting}failed 'keep running'",
         "}",
     ]

@@ -1,8 +1,8 @@
 """Python programs, each in a virtualenv of its own, locked with hashes.
 
-A virtualenv lives in /opt/<program>/<lock>, where <lock> names the lock file's content and the machine's Python. It is built by a
-transient systemd unit, so that it goes on beside the operations that install Debian packages, and survives the end of the run
-that began it. /opt/<program>/current switches to it once it is complete.
+A virtualenv is in /opt/<program>/<key>, where <key> identifies the lock file's content and the machine's Python. It is built by
+a transient systemd unit, so that Debian packages are installed at the same time, and so that the build survives the end of the
+run that started it. /opt/<program>/current switches to it once it is complete.
 """
 
 import base64
@@ -45,8 +45,8 @@ class Virtualenv:
 
     @property
     def key(self) -> str:
-        """What the directory is called: the same for the same packages on the same Python, built the same way."""
-        recipe = self.requirements + _UV.read_bytes() + _BUILD.read_bytes() + self._build().encode()
+        """The directory's name: the same for the same packages on the same Python, built with the same options."""
+        recipe = self.requirements + _UV.read_bytes() + _BUILD.read_bytes() + self._options().encode()
         return f"{hashlib.sha256(recipe).hexdigest()[:12]}-py{self.python}"
 
     @property
@@ -63,7 +63,7 @@ class Virtualenv:
         """The transient unit that builds it."""
         return f"matrix-metal-build-{self.program}.service"
 
-    def _build(self) -> str:
+    def _options(self) -> str:
         options = "--only-binary :all:"
         for distribution in self.source_only:
             options += f" --no-binary {distribution}"
@@ -72,15 +72,15 @@ class Virtualenv:
         return options
 
     def build_script(self) -> str:
-        """What the transient unit runs. It starts from nothing each time, and says by .complete that it came to its end."""
+        """What the transient unit runs. It starts with an empty directory each time, and creates .complete at its end."""
         uv = f"/opt/uv/{hashlib.sha256(_UV.read_bytes()).hexdigest()[:12]}"
         return "\n".join(
             [
                 "set -eu",
                 "umask 022",
-                # The machine's language is the unit's, too.
+                # Units inherit the machine's language.
                 "export LC_ALL=C.UTF-8",
-                # Both know the machine's own certificate authorities only when told.
+                # pip and uv do not use the machine's certificate authorities by default.
                 "export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
                 "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore HOME=/root",
                 f"cd {self.root}/{self.key}.build",
@@ -97,7 +97,7 @@ class Virtualenv:
                 'rm -rf "$venv"',
                 f'{uv}/bin/uv venv -q --python /usr/bin/python3 "$venv"',
                 f'{uv}/bin/uv pip install -q --python "$venv" --require-hashes --compile-bytecode --no-cache '
-                f"{self._build()} -r requirements.txt",
+                f"{self._options()} -r requirements.txt",
                 f'"$venv/bin/python" -c "import {self.imports}"',
                 'touch "$venv/.complete"',
                 f"rm -rf {self.root}/{self.key}.build",
@@ -107,7 +107,7 @@ class Virtualenv:
 
 @dataclass(frozen=True)
 class BuildState:
-    """complete: it can be used; building: its unit is at work; current: name of the virtualenv in use."""
+    """complete: it can be used; building: its unit runs; current: name of the virtualenv in use."""
 
     complete: bool = False
     building: bool = False
@@ -115,7 +115,7 @@ class BuildState:
 
 
 class Builds(Fact[dict[str, BuildState]]):
-    """How far each of the virtualenvs is, by program."""
+    """The state of each virtualenv, by program."""
 
     def question(self, virtualenvs: Sequence[Virtualenv]) -> str:
         questions = (
@@ -149,7 +149,7 @@ def _states(*virtualenvs: Virtualenv) -> list[BuildState]:
     return [found.get(virtualenv.program, BuildState()) for virtualenv in virtualenvs]
 
 
-def _begin(virtualenv: Virtualenv) -> StringCommand:
+def _start_build(virtualenv: Virtualenv) -> StringCommand:
     """Upload the locks and start the transient unit; the upload is one stream: base64 texts, separated by empty lines."""
     build = f"{virtualenv.root}/{virtualenv.key}.build"
     files = {
@@ -172,16 +172,16 @@ def _begin(virtualenv: Virtualenv) -> StringCommand:
 
 
 @operation()
-def begun(virtualenvs: Sequence[Virtualenv]) -> Generator[StringCommand, None, None]:
-    """Every virtualenv is complete or being built. It takes the machine's Python, nothing else, so it can come early."""
+def build_started(virtualenvs: Sequence[Virtualenv]) -> Generator[StringCommand, None, None]:
+    """Every virtualenv is complete or being built. This needs only the machine's Python, so it can come early in a run."""
     for virtualenv, state in zip(virtualenvs, _states(*virtualenvs), strict=True):
         if not (state.complete or state.building):
-            yield _begin(virtualenv)
+            yield _start_build(virtualenv)
 
 
 @operation()
 def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringCommand, None, None]:
-    """The virtualenv is complete, and `current` leads to it. The one before is kept; older ones are removed.
+    """The virtualenv is complete, and `current` links to it. The previous one is kept; older ones are removed.
 
     patience: seconds to wait for the build.
     """
@@ -190,14 +190,14 @@ def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringComma
         return
     if not state.complete:
         if not state.building:
-            yield _begin(virtualenv)
+            yield _start_build(virtualenv)
         yield _wait(virtualenv, patience)
     root, key = quoted(virtualenv.root), quoted(virtualenv.key)
     yield script(
         f"cd {root}",
         f"ln -sfn {key} current.new",
         "mv -fT current.new current",
-        # Virtualenvs are large: keep this one and the one before it.
+        # Virtualenvs are large: keep this one and the previous one.
         f"for old in *-py3.*; do case $old in {key}|{quoted(state.current or virtualenv.key)}|*.build) ;; "
         '*) rm -rf -- "$old" ;; esac; done',
     )

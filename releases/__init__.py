@@ -1,8 +1,8 @@
-"""Files that exist only on a project's release page, as this computer sees them: downloaded, checked, kept, recorded.
+"""Files that exist only on a project's release page: downloaded, checked, cached and recorded on this computer.
 
-`Release` says which file, `store` gets it, operations/releases.py puts it on a machine. pyinfra is not needed here.
+`Release` describes the file, `store` gets it, operations/releases.py installs it on a machine. pyinfra is not needed here.
 
-    store.py     the file, from the cache or downloaded, once it is what it must be
+    store.py     the file, from the cache or downloaded, and checked
     download.py  the transfer
     contents.py  what may be in a program or an archive, and how either is packed for a machine
     record.py    inventories/<name>.lock, the sha256 of every first download
@@ -19,11 +19,11 @@ class ReleaseError(Exception):
 
 @dataclass(frozen=True)
 class Archive:
-    """What a tar.gz must hold. Paths are those on the machine, without the folders that are left out.
+    """What a tar.gz must contain. Paths are those on the machine, without the stripped folders.
 
-    programs: are executed, and so must be made for the machine.
-    holds: further files that show that it is the right archive and complete.
-    strip: how many folders around everything are left out.
+    programs: executables, which must be built for the machine's architecture.
+    holds: further files that must be there, to recognise a wrong or incomplete archive.
+    strip: how many leading folders are removed from each path, as in tar's --strip-components.
     """
 
     programs: tuple[str, ...] = ()
@@ -33,19 +33,19 @@ class Archive:
 
 @dataclass(frozen=True)
 class Release:
-    """A file of a project's release page for one kind of machine, and what the settings say about it.
+    """A file of a project's release page for one architecture, and the settings about it.
 
-    name: its directory below /opt; a single program is called the same.
+    name: its directory below /opt; a single program has the same name.
     version: as upstream writes it; part of a directory's name.
-    arch: the machine's architecture in Debian's words, amd64 or arm64; "all" where every machine gets the same file.
-    url: https address of the file; None where there is none to download.
+    arch: the machine's architecture as Debian names it, amd64 or arm64; "all" if every machine gets the same file.
+    url: https address of the file; None if there is none to download.
     record: file with the sha256 of every first download, `inventories/<name>.lock`.
     file_setting, sha256_setting: what `file` and `sha256` are called in group_data, for messages.
     file: path on this computer to install instead of upstream's.
-    sha256: what the file must be; beats the record.
+    sha256: what the file must have; takes precedence over the record.
     archive: what is in it; None for a single program.
     checksums: https address of upstream's list of sha256 sums, as sha256sum writes it: what a first download must match.
-    root: directory on the machine that its own directory lies in.
+    root: directory on the machine in which its own directory is made.
     """
 
     name: str
@@ -78,16 +78,16 @@ class Release:
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """Paths of what is executed, within a version's directory."""
+        """Paths of its executables, within a version's directory."""
         return (self.name,) if self.archive is None else self.archive.programs
 
     @property
     def executable(self) -> str:
-        """Where its first program lies on the machine, whichever version is in use."""
+        """Path on the machine of its first program, in the version in use."""
         return self.path(self.programs[0])
 
     def path(self, relative: str) -> str:
-        """Where a file of it lies on the machine, whichever version is in use."""
+        """Path on the machine of one of its files, in the version in use."""
         return f"{self.home}/current/{relative}"
 
     def directory(self, sha256: str) -> str:
@@ -99,9 +99,9 @@ class Release:
 class ReleaseFile:
     """One file to install.
 
-    path: where it lies on this computer; None if the machine has it already, so that it was not fetched.
+    path: its path on this computer; None if the machine has it already, so that it was not downloaded.
     size: bytes it takes on the machine.
-    new: neither settings nor record said what it should be; it is recorded once it is on a machine.
+    new: its sha256 is neither in the settings nor in the record yet; it is recorded once it is on a machine.
     """
 
     release: Release

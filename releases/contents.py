@@ -1,8 +1,8 @@
-"""What is in a release's file. Nothing of an archive reaches a machine but what was read and found good here.
+"""Checks of a release's file. Only what was checked here is sent to a machine.
 
-An archive is not sent as it came: its files are packed anew, so that two readers of one archive cannot take it for two
-different things. Modes are 755 for directories and what is executable, 644 for the rest; all belongs to root. Upstream's
-archives hold no links; there is no need to decide which are harmless.
+An archive is not sent as it was downloaded: its files are packed again, so that the machine's tar cannot read it differently
+than we do. Modes are 755 for directories and executables, 644 for the rest; everything belongs to root. Links are refused:
+upstream's archives have none.
 """
 
 import gzip
@@ -18,23 +18,23 @@ from releases import Archive, Release
 # Element Web, the largest, has 133 MB in some thousand files.
 SIZE, MEMBERS = 1 << 30, 50_000
 
-# ELF's e_machine numbers (elf.h), in Debian's words.
+# ELF's e_machine numbers (elf.h), as Debian names them.
 _MACHINES = {3: "i386", 21: "ppc64el", 22: "s390x", 40: "armhf", 62: "amd64", 183: "arm64", 243: "riscv64"}
-# What a mistake in an address or a path mostly leads to.
-_OTHERS = {b"\x1f\x8b": "a gzip archive", b"PK": "a zip archive", b"\xfd7zXZ": "an xz archive", b"<": "a web page"}
+# What a file usually is if the address or the path is wrong.
+_OTHER_KINDS = {b"\x1f\x8b": "a gzip archive", b"PK": "a zip archive", b"\xfd7zXZ": "an xz archive", b"<": "a web page"}
 
 
-class Unfit(Exception):
-    """What is wrong with a file, as a sentence that its name begins."""
+class Unusable(Exception):
+    """What is wrong with a file, as a sentence that begins with the file's name."""
 
 
 def check(release: Release, path: Path) -> int:
-    """Bytes it takes on a machine. Raises Unfit if it is not what a machine could use, OSError if it cannot be read."""
+    """Bytes it takes on a machine. Raises Unusable if a machine could not use it, OSError if it cannot be read."""
     return sum(member.size for member, _ in _members(release, path))
 
 
 def pack(release: Release, path: Path) -> bytes:
-    """The files as they are to lie on a machine, in a tar.gz of our own; what `check` found good."""
+    """The files in a tar.gz of our own, for a machine; to be called with a file that `check` accepts."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
         for member, content in _members(release, path):
@@ -43,14 +43,14 @@ def pack(release: Release, path: Path) -> bytes:
 
 
 def _members(release: Release, path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-    """Each file and directory, clean, with its content."""
+    """Each file and directory with its content; names, modes and owners are ours."""
     if release.archive is not None:
         yield from _archived(release.archive, release.arch, path)
         return
     with path.open("rb") as program:
         size = path.stat().st_size
         if problem := not_runnable(program.read(64), size, release.arch):
-            raise Unfit(f"is {problem}")
+            raise Unusable(f"is {problem}")
         program.seek(0)
         yield _member(release.name, size, executable=True), program
 
@@ -61,74 +61,76 @@ def _member(name: str, size: int, executable: bool, kind: bytes = tarfile.REGTYP
     return member
 
 
-class _Forwards:
-    """A decompressed stream, read forwards and up to SIZE: a few kilobytes can be made to unpack to terabytes."""
+class _BoundedStream:
+    """A decompressed stream, read forwards and up to SIZE: a few kilobytes can unpack to terabytes."""
 
     def __init__(self, stream: gzip.GzipFile) -> None:
         self._stream, self.last = stream, b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= 1 << 20:  # contents are read in smaller pieces
-            raise Unfit("has an entry with a description of more than 1 MiB: not unpacked")
+            raise Unusable("has an entry with a description of more than 1 MiB: not unpacked")
         self.last = self._stream.read(size)
-        _bounded(self._stream.tell())
+        _check_size(self._stream.tell())
         return self.last
 
     def seek(self, position: int) -> None:
         if position < self._stream.tell():
-            raise Unfit("is damaged: an entry claims a negative size")
-        _bounded(position)
+            raise Unusable("is damaged: an entry claims a negative size")
+        _check_size(position)
         self._stream.seek(position)
 
     def tell(self) -> int:
         return self._stream.tell()
 
 
-def _bounded(size: int) -> None:
+def _check_size(size: int) -> None:
     if size > SIZE:
-        raise Unfit(f"unpacks to more than {SIZE >> 20} MiB: not unpacked")
+        raise Unusable(f"unpacks to more than {SIZE >> 20} MiB: not unpacked")
 
 
 def _archived(archive: Archive, arch: str, path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
     kinds: dict[str, str] = {}  # name -> "directory" or "file"
-    outer: set[tuple[str, ...]] = set()  # the folders that are left out
+    stripped: set[tuple[str, ...]] = set()  # the leading folders that are removed
     try:
         with gzip.open(path) as plain:
-            stream = _Forwards(plain)
+            stream = _BoundedStream(plain)
             with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
                 for number, member in enumerate(tar, 1):
                     if number > MEMBERS:
-                        raise Unfit(f"has more than {MEMBERS} entries: not unpacked")
+                        raise Unusable(f"has more than {MEMBERS} entries: not unpacked")
                     parts = _parts(member)
                     name = "/".join(parts[archive.strip :])
                     if not name and member.isdir():
                         continue
-                    outer.add(parts[: archive.strip])
-                    if not name or len(outer) > 1:
-                        raise Unfit(f"is not the expected archive: {member.name!r} is not in the folder of the others")
-                    _once(name, member.isdir(), kinds)
+                    stripped.add(parts[: archive.strip])
+                    if not name or len(stripped) > 1:
+                        raise Unusable(
+                            f"is not the expected archive: {member.name!r} is not in the folder of the others"
+                        )
+                    _add_entry(name, member.isdir(), kinds)
                     if member.isdir():
                         yield _member(name, 0, True, tarfile.DIRTYPE), None
                         continue
                     content = cast(io.BufferedReader, tar.extractfile(member))
                     program = name in archive.programs
                     if program and (problem := not_runnable(content.peek(64)[:64], member.size, arch)):
-                        raise Unfit(f"holds {name}, which is {problem}")
+                        raise Unusable(f"holds {name}, which is {problem}")
                     yield _member(name, member.size, program or bool(member.mode & 0o111)), content
-            # tarfile takes whatever is no header for the end.
+            # tarfile takes anything that is no header for the end.
             if stream.last != bytes(tarfile.BLOCKSIZE):
-                raise Unfit("is damaged: its list of files breaks off")
-            while stream.read(1 << 20):  # gzip's own sum is at its very end
+                raise Unusable("is damaged: its list of files breaks off")
+            while stream.read(1 << 20):  # gzip's checksum is at the end
                 pass
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
         with path.open("rb") as file:
             head = file.read(64)
         if head.startswith(b"\x1f\x8b"):
-            raise Unfit(f"is a damaged or incomplete archive ({error})") from error
-        raise Unfit(f"is {_kind(head)}, no tar.gz archive") from error
+            raise Unusable(f"is a damaged or incomplete archive ({error})") from error
+        raise Unusable(f"is {_kind(head)}, no tar.gz archive") from error
     missing = [name for name in (*archive.programs, *archive.holds) if kinds.get(name) != "file"]
     if missing:
-        raise Unfit(f"is not the expected archive: there is no {missing[0]} in it")
+        raise Unusable(f"is not the expected archive: there is no {missing[0]} in it")
 
 
 def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:
@@ -136,39 +138,39 @@ def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:
     name = member.name
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or ".." in parts:
-        raise Unfit(f"holds {name!r}, which would leave its directory: not unpacked")
+        raise Unusable(f"holds {name!r}, which would leave its directory: not unpacked")
     if not name.isprintable():
-        raise Unfit(f"holds a file whose name is not text, {name!r}: not unpacked")
+        raise Unusable(f"holds a file whose name is not text, {name!r}: not unpacked")
     if member.issym() or member.islnk():
-        raise Unfit(f"holds a link, {name!r} to {member.linkname!r}: not unpacked")
+        raise Unusable(f"holds a link, {name!r} to {member.linkname!r}: not unpacked")
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise Unfit(f"holds {name!r}, which is neither a file nor a directory: not unpacked")
-    _bounded(member.size)
+        raise Unusable(f"holds {name!r}, which is neither a file nor a directory: not unpacked")
+    _check_size(member.size)
     return parts
 
 
-def _once(name: str, directory: bool, kinds: dict[str, str]) -> None:
-    """Note down an entry; refuse one that would overwrite another."""
+def _add_entry(name: str, directory: bool, kinds: dict[str, str]) -> None:
+    """Add an entry to the list; refuse one that would overwrite another."""
     above = name.rpartition("/")[0]
     while above:
         if kinds.setdefault(above, "directory") != "directory":
-            raise Unfit(f"holds {name!r} below the file {above!r}: not unpacked")
+            raise Unusable(f"holds {name!r} below the file {above!r}: not unpacked")
         above = above.rpartition("/")[0]
     if name in kinds and not (directory and kinds[name] == "directory"):
-        raise Unfit(f"holds {name!r} twice: not unpacked")
+        raise Unusable(f"holds {name!r} twice: not unpacked")
     kinds[name] = "directory" if directory else "file"
 
 
 def _kind(head: bytes) -> str:
     if not head:
         return "an empty file"
-    return next((kind for magic, kind in _OTHERS.items() if head.lstrip().startswith(magic)), "something else")
+    return next((kind for magic, kind in _OTHER_KINDS.items() if head.lstrip().startswith(magic)), "something else")
 
 
 def not_runnable(head: bytes, size: int, arch: str) -> str | None:
-    """Why a machine could not execute a file with these first 64 bytes: what it is instead.
+    """Why a machine could not execute a file with these first 64 bytes: what it is instead; None if it could.
 
-    Another architecture, a web page, an archive, half a program; scripts are for every machine.
+    A program for another architecture, a web page, an archive, a truncated program; scripts run on every machine.
     """
     if head.startswith(b"#!"):
         return None
@@ -187,7 +189,7 @@ def not_runnable(head: bytes, size: int, arch: str) -> str | None:
     # Executables, position-independent or not; not objects, core dumps.
     if number(16, 2) not in (2, 3):
         return "an ELF file that cannot be executed"
-    # A copy that broke off has a good header all the same; the table of sections, mostly last in a file, must be there.
+    # A truncated copy has an intact header; the table of sections, mostly last in a file, must be there.
     if number(40, 8) + number(58, 2) * number(60, 2) > size:
         return "a program that is cut short"
     return None

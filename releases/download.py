@@ -1,4 +1,4 @@
-"""Downloads over https, through the proxy of the environment if there is one, trusting what the system trusts."""
+"""Downloads over https, through the proxy of the environment if there is one, with the system's certificate authorities."""
 
 import hashlib
 import socket
@@ -14,7 +14,7 @@ LIMIT = 1 << 30
 
 
 class DownloadError(Exception):
-    """Why nothing, or not everything, came; without the address."""
+    """Why a download failed; without the address."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def download(url: str, into: IO[bytes], timeouts: Timeouts, limit: int = LIMIT) 
     try:
         with (
             httpx.Client(
-                # httpx would trust certifi's list, and not an authority that the administrator added to the system's.
+                # httpx would use certifi's list, without authorities that the administrator added to the system's.
                 verify=ssl.create_default_context(),
                 timeout=httpx.Timeout(timeouts.read, connect=timeouts.connect),
                 follow_redirects=True,
                 event_hooks={"request": [_only_https]},
-                # As it is: what is unpacked on the way would have another sha256.
+                # No compression in transit: the sha256 is that of the file itself.
                 headers={"User-Agent": "matrix-metal", "Accept-Encoding": "identity"},
             ) as client,
             client.stream("GET", url) as response,
@@ -56,7 +56,7 @@ def download(url: str, into: IO[bytes], timeouts: Timeouts, limit: int = LIMIT) 
                 raise DownloadError(f"the server answered {response.status_code} {response.reason_phrase}")
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdigit() else None
-            # The end of the connection alone would not tell a complete file from half of one.
+            # Without a length, a complete file cannot be told from a truncated one.
             if expected is None and response.headers.get("Transfer-Encoding") != "chunked":
                 raise DownloadError("the server does not say how long the file is")
             for chunk in response.iter_raw():
@@ -76,7 +76,7 @@ def download(url: str, into: IO[bytes], timeouts: Timeouts, limit: int = LIMIT) 
 
 
 def _only_https(request: "httpx.Request") -> None:
-    """Redirects are followed, as release pages answer with them, but never to where the answer could be forged."""
+    """Refuse redirects to anything but https. Others are followed, because release pages use them."""
     if not is_https(str(request.url)):
         raise DownloadError(f"it redirects to {request.url}, and only https:// is allowed")
 

@@ -28,7 +28,7 @@ def is_sha256(text: object) -> bool:
 def read(record: Path) -> dict[Key, str]:
     """(name, version, architecture) -> sha256; empty if there is no record yet.
 
-    Raises ReleaseError if it cannot be read, so that a damaged record is never taken for none.
+    Raises ReleaseError if it cannot be read, so that a damaged record is never taken for an empty one.
     """
     try:
         content = tomllib.loads(record.read_text())
@@ -45,10 +45,10 @@ def read(record: Path) -> dict[Key, str]:
     return sums
 
 
-def remember(file: ReleaseFile) -> bool:
-    """Record what was downloaded; whether there was something to record.
+def add(file: ReleaseFile) -> bool:
+    """Record the sha256 of a download; returns whether the record was changed.
 
-    Raises ReleaseError if the record came to say something else in the meantime.
+    Raises ReleaseError if another sha256 was recorded in the meantime.
     """
     record, entry = file.release.record, key(file.release)
     if not file.new:

@@ -1,4 +1,4 @@
-"""The file of a release, from the cache or downloaded, once it is what the settings, the record or upstream say."""
+"""The file of a release, from the cache or downloaded, checked against the settings, the record or upstream's checksums."""
 
 import contextlib
 import hashlib
@@ -22,37 +22,37 @@ def default_cache() -> Path:
 
 
 def wanted_sha256(release: Release) -> str | None:
-    """What the file must be, known without a download: from a given file, the settings or the record; else None.
+    """The sha256 that the file must have, known without a download: from a given file, the settings or the record; else None.
 
     Raises ReleaseError if the given file, the setting or the record is not usable.
     """
     if release.file is not None:
-        return _given_sha256(release)
-    return _set_sha256(release) or record.read(release.record).get(record.key(release))
+        return _given_file_sha256(release)
+    return _configured_sha256(release) or record.read(release.record).get(record.key(release))
 
 
 def resolve(release: Release, cache: Path | None = None, timeouts: Timeouts | None = None) -> ReleaseFile:
-    """A checked file on this computer: the given one, or upstream's, downloaded if the cache lacks it.
+    """A checked file on this computer: the given one, or upstream's, downloaded if it is not in the cache.
 
     Writes nothing but the cache, so that a dry run may call it.
-    Raises ReleaseError: not downloadable, not what it must be, not for this kind of machine.
+    Raises ReleaseError: it cannot be downloaded, has the wrong sha256, or is not for this architecture.
     """
     wanted, timeouts = wanted_sha256(release), timeouts or Timeouts()
     if release.file is not None:
         file = release.file.expanduser()
-        remedy = f"set {release.file_setting} to another {_kind(release)}"
-        return ReleaseFile(release, str(wanted), file, _size(release, file, _setting(release), remedy))
+        advice = f"set {release.file_setting} to another {_kind(release)}"
+        return ReleaseFile(release, str(wanted), file, _size(release, file, _setting(release), advice))
     if release.url is None:
         raise ReleaseError(f"{release} is not published for download: set {release.file_setting} = '/path/to/file'")
     for url in filter(None, (release.url, release.checksums)):
         if not is_https(url):
             raise ReleaseError(
-                f"{release} would be downloaded from {url}: only https:// is allowed, {_instead(release)}"
+                f"{release} would be downloaded from {url}: only https:// is allowed, {_advice(release)}"
             )
-    # Machines are prepared side by side, and the first one downloads for all.
+    # Machines are prepared in parallel, and the first one downloads for all.
     with _downloading:
         expected = wanted or (_published_sha256(release, timeouts) if release.checksums else None)
-        sha256, path, size = _kept(release, release.url, expected, cache or default_cache(), timeouts)
+        sha256, path, size = _cached_or_downloaded(release, release.url, expected, cache or default_cache(), timeouts)
     return ReleaseFile(release, sha256, path, size, new=wanted is None)
 
 
@@ -63,7 +63,7 @@ def _kind(release: Release) -> str:
     return "program" if release.archive is None else "archive"
 
 
-def _instead(release: Release) -> str:
+def _advice(release: Release) -> str:
     return f"set {release.file_setting} = '/path/to/file' instead, or try again"
 
 
@@ -71,15 +71,15 @@ def _setting(release: Release) -> str:
     return f"{release.file_setting} = {str(release.file)!r}"
 
 
-def _size(release: Release, path: Path, subject: str, remedy: str) -> int:
-    """Bytes it takes on a machine; ReleaseError if it is of no use there. subject: what to call it."""
+def _size(release: Release, path: Path, subject: str, advice: str) -> int:
+    """Bytes it takes on a machine. Raises ReleaseError if a machine cannot use it. subject: its name in the message."""
     try:
         return contents.check(release, path)
-    except contents.Unfit as problem:
-        raise ReleaseError(f"{subject} {problem}: {remedy}") from problem
+    except contents.Unusable as problem:
+        raise ReleaseError(f"{subject} {problem}: {advice}") from problem
 
 
-def _given_sha256(release: Release) -> str:
+def _given_file_sha256(release: Release) -> str:
     assert release.file is not None
     path = release.file.expanduser()
     try:
@@ -89,7 +89,7 @@ def _given_sha256(release: Release) -> str:
         sha256 = _sha256(path)
     except OSError as error:
         raise ReleaseError(f"{_setting(release)}: it cannot be read: {error.strerror}") from error
-    wanted = _set_sha256(release)
+    wanted = _configured_sha256(release)
     if wanted not in (None, sha256):
         raise ReleaseError(
             f"{_setting(release)} has the sha256 {sha256}, not installed: {release.sha256_setting} for {release.arch} "
@@ -98,7 +98,7 @@ def _given_sha256(release: Release) -> str:
     return sha256
 
 
-def _set_sha256(release: Release) -> str | None:
+def _configured_sha256(release: Release) -> str | None:
     if release.sha256 is None:
         return None
     if not record.is_sha256(release.sha256.lower()):
@@ -109,21 +109,21 @@ def _set_sha256(release: Release) -> str | None:
 
 
 def _published_sha256(release: Release, timeouts: Timeouts) -> str:
-    """What upstream's own list says of the file."""
+    """The file's sha256 in upstream's list."""
     assert release.url is not None and release.checksums is not None
     name, text = unquote(urlsplit(release.url).path.rpartition("/")[2]), io.BytesIO()
     try:
         download(release.checksums, text, timeouts, limit=1 << 20)
     except DownloadError as error:
         raise ReleaseError(
-            f"{release} cannot be checked: {release.checksums}: {error}: {_instead(release)}, or set "
+            f"{release} cannot be checked: {release.checksums}: {error}: {_advice(release)}, or set "
             f"{release.sha256_setting}"
         ) from error
     lines = [line.partition(" ") for line in text.getvalue().decode(errors="replace").splitlines()]
     found = {sha256.lower() for sha256, _, file in lines if file.strip().lstrip("*").removeprefix("./") == name}
     if len(found) != 1 or not all(map(record.is_sha256, found)):
         raise ReleaseError(
-            f"{release} cannot be checked: {release.checksums} has no sha256 of {name}: {_instead(release)}, or set "
+            f"{release} cannot be checked: {release.checksums} has no sha256 of {name}: {_advice(release)}, or set "
             f"{release.sha256_setting}"
         )
     return found.pop()
@@ -134,36 +134,38 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _kept(release: Release, url: str, expected: str | None, cache: Path, timeouts: Timeouts) -> tuple[str, Path, int]:
+def _cached_or_downloaded(
+    release: Release, url: str, expected: str | None, cache: Path, timeouts: Timeouts
+) -> tuple[str, Path, int]:
     """sha256, path and size of the file in the cache, downloaded if it is not there."""
-    # The address is part of the name: what a mirror or a test served is never taken for upstream's first download.
+    # The address is part of the name, so that the file of a mirror or a test is never taken for upstream's.
     stem = f"{release.name}-{release.version}-{release.arch}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     try:
         path = _cached(cache, stem, expected)
         if path is not None:
-            return path.name.rpartition("-")[2], path, _size(release, path, url, _instead(release))
+            return path.name.rpartition("-")[2], path, _size(release, path, url, _advice(release))
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in cache.glob("*.part"):
-            # Of a run that was killed; a younger one may be somebody's download.
+            # Left by a run that was killed; a younger one may be a download that is still running.
             if leftover.stat().st_mtime < time.time() - 86400:
                 leftover.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache, suffix=".part") as part:
             try:
                 sha256 = download(url, part, timeouts)
             except DownloadError as error:
-                raise ReleaseError(f"{release} could not be downloaded: {url}: {error}: {_instead(release)}") from error
+                raise ReleaseError(f"{release} could not be downloaded: {url}: {error}: {_advice(release)}") from error
             part.flush()
             if expected not in (None, sha256):
                 raise ReleaseError(_mismatch(release, sha256, str(expected)))
-            size = _size(release, Path(part.name), url, _instead(release))
+            size = _size(release, Path(part.name), url, _advice(release))
             path = cache / f"{stem}-{sha256}"
-            # A link, not a rename: the temporary file then cleans itself up in every case.
+            # A link, not a rename, so that the temporary file can be deleted in every case.
             path.unlink(missing_ok=True)
             path.hardlink_to(part.name)
             return sha256, path, size
     except OSError as error:
         raise ReleaseError(
-            f"{release} cannot be kept in {cache}: {error.strerror}: set XDG_CACHE_HOME to a directory with room, "
+            f"{release} cannot be kept in {cache}: {error.strerror}: set XDG_CACHE_HOME to a directory with space, "
             f"or set {release.file_setting} = '/path/to/file' instead"
         ) from error
 
@@ -182,7 +184,7 @@ def _mismatch(release: Release, sha256: str, expected: str) -> str:
 
 
 def _cached(cache: Path, stem: str, wanted: str | None) -> Path | None:
-    """The file of an earlier download, if it is still what its name says. A damaged one is removed."""
+    """The file of an earlier download, if it still has the sha256 of its name. A damaged one is removed."""
     for path in sorted(cache.glob(f"{stem}-{wanted or '*'}")):
         with contextlib.suppress(OSError):
             if path.name == f"{stem}-{_sha256(path)}":

@@ -1,9 +1,9 @@
-"""The one typed, validated view of what the administrator chose.
+"""The settings: what the administrator chose, typed and validated.
 
     inventory + group_data  ->  settings_of(host)  ->  tasks/<role>.py  ->  templates/<role>/*
 
-`choices` says what may be chosen, `rules` what contradicts what; `deployment` derives what is common, and one module per role
-what its templates need. Everything that can be wrong is found here, before any machine is touched.
+`choices` defines what may be chosen, `rules` which choices contradict each other; `deployment` derives what all roles share, and
+one module per role what its templates need. Every mistake is found here, before any machine is touched.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ _machines: dict[str, MachineState] = {}
 
 
 def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neighbour] | None = None) -> Settings:
-    """The settings of one of the run's machines, validated. Raises SettingError for what cannot be deployed anywhere."""
+    """The settings of one of the run's machines, validated. Raises SettingError with a line per mistake."""
     groups = {name: [member.name for member in members] for name, members in inventory.groups.items() if members}
-    # pyinfra adds a group named after the inventory file, last; and after it one for the connector, such as @local.
+    # pyinfra adds a group with the inventory file's name at the end, followed by one for the connector, such as @local.
     own = [name for name in groups if name not in ROLES and name != "all" and not name.startswith("@")]
     if not own:
-        raise SettingError("the inventory's file must have a name that is no role's, such as inventories/prod.py")
+        raise SettingError("the inventory file must not be named like a role; use a name such as inventories/prod.py")
     deployment = own[-1]
     if misspelt := misspelt_roles(set(groups) - {deployment, "all"}):
         raise SettingError("\n".join(f"inventories/{deployment}.py: {line}" for line in misspelt))
@@ -44,7 +44,7 @@ def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neigh
 
 
 def settings_of(host: Host) -> Settings:
-    """The settings of one of the run's machines: validated, and the machine looked at, once per run."""
+    """The settings of one of the run's machines, validated, with the machine's state; derived once per run."""
     if host.name not in _settings:
         neighbours = {other.name: _neighbour_of(host, other) for other in inventory if other is not host}
         _settings[host.name] = chosen_for(host, _machine_of(host), neighbours)
@@ -53,9 +53,9 @@ def settings_of(host: Host) -> Settings:
 
 def _neighbour_of(host: Host, other: Host) -> Neighbour:
     address = other.data.get("address") or other.data.get("ssh_hostname") or other.name
-    # Only the database has to know from which addresses others come: else a machine is deployed without a look at others.
+    # Only the database server needs the addresses of the others. Otherwise the other machines are not asked.
     client = "postgres" in host.groups and any(role.database and role.name in other.groups for role in ROLES.values())
-    # And only who uses a database has to know its port.
+    # Only a machine that uses a database needs its port.
     server = "postgres" in other.groups and any(role.database and role.name in host.groups for role in ROLES.values())
     return Neighbour(
         address,
@@ -66,6 +66,6 @@ def _neighbour_of(host: Host, other: Host) -> Neighbour:
 
 def _machine_of(host: Host) -> MachineState:
     if host.name not in _machines:
-        # Without an answer it is nobody's machine, which preflight has a line for.
+        # Without an answer it is an empty state, for which preflight has a message.
         _machines[host.name] = host.get_fact(Machine, _ignore_errors=True)
     return _machines[host.name]

@@ -1,4 +1,4 @@
-"""Caddy: certificates and the web names. What it serves for a role, the role says itself."""
+"""Caddy: certificates and the web names. The web site of each role is defined with that role."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from settings.issuers import Issuer
 
 @dataclass(frozen=True)
 class Site:
-    """What Caddy serves for a role. view: what it is filled with. site, routes: templates, where the role has them."""
+    """What Caddy serves for a role. view: the values for the templates. site, routes: the role's templates, or None."""
 
     role: str
     view: View
@@ -23,7 +23,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Caddy(View):
-    """processors: how many it uses. federation_port: 8448 if homeservers come by it as well. domains: the web names."""
+    """processors: how many it uses. federation_port: 8448 if federation uses that port as well. domains: the web names."""
 
     issuer: Issuer
     processors: int
@@ -34,11 +34,11 @@ class Caddy(View):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        # Not `settings.views`, which this is one of.
+        # Not `settings.views`: this view is one of them.
         others = [(role.name, settings.view(view_of(role.name))) for role in settings.played if role is not CADDY]
         return cls(
             issuer=settings.issuer(),
-            # Half of them at most: the rest is for the homeserver and its database, which do most of the work.
+            # Half of them: the others are for the homeserver and its database, which do most of the work.
             processors=max(1, settings.machine.processors // 2),
             sites=_sites(others),
             domains=tuple(name for _, view in others for name in view.web_names),
@@ -47,7 +47,7 @@ class Caddy(View):
 
     @property
     def served(self) -> Sequence[Served]:
-        # Caddy does not watch files of the administrator's; it is reloaded when they are others than it shows.
+        # Caddy does not watch certificate files of the administrator's: it is reloaded if it presents another certificate.
         file, unit = self.issuer.certificate or "-", self.reloader if self.issuer.certificate else "-"
         return [Served(name, 443, file, unit) for name in self.domains]
 
@@ -56,12 +56,12 @@ class Caddy(View):
         return (self.issuer,)
 
     def values(self) -> dict[str, Any]:
-        """What the Caddyfile is filled with: this view, and each role's by the role's name."""
+        """The values for the Caddyfile: this view, and the view of each role by the role's name."""
         return {"caddy": self, **{site.role: site.view for site in self.sites}}
 
 
 def _sites(views: Sequence[tuple[str, View]]) -> tuple[Site, ...]:
-    """In the order of the records, which is the order in which sites and routes stand in the Caddyfile."""
+    """In the order of the records, which is also the order of the sites and routes in the Caddyfile."""
     return tuple(
         Site(role, view, ROLES[role].routes_on, *(_template(role, kind) for kind in ("site", "routes")))
         for role, view in views
@@ -74,7 +74,7 @@ def _template(role: str, kind: str) -> str | None:
 
 
 def given_files(settings: Settings) -> dict[str, Any] | None:
-    """What the administrator has to put on this machine, as `operations.certificates.Unusable` takes it."""
+    """Files that the administrator has to put on this machine, as arguments of `operations.certificates.Unusable`."""
     issuers = [issuer for _, view in settings.views for issuer in view.issuers]
     authorities = list(dict.fromkeys(issuer.trusted_root for issuer in issuers if issuer.trusted_root))
     own = [issuer for issuer in issuers if issuer.kind == "files"]

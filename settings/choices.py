@@ -1,4 +1,4 @@
-"""Everything that may be chosen, and the messages about what may not."""
+"""All settings that may be chosen, and the messages about values that are not allowed."""
 
 import difflib
 import importlib
@@ -13,14 +13,14 @@ from settings.fields import A_DOMAIN, Domain
 
 
 def _sections() -> tuple[type[Any], ...]:
-    """What is common, and what each role's module adds by a class called Choices."""
+    """The common settings, and those of each role: the class Choices of its module."""
     modules = [importlib.import_module(f"settings.{role}") for role in ROLES]
     own: list[type[Any]] = [module.Choices for module in modules if hasattr(module, "Choices")]
     return (Common, *own)
 
 
 def _domains() -> dict[str, Any]:
-    """Each role's domain name may be chosen."""
+    """The setting for each role's domain name."""
     return {
         role.domain.setting: (
             Domain | None,
@@ -39,7 +39,7 @@ def choices_from(data: Mapping[str, Any], deployment: str) -> Common:
     mistakes: list[str] = []
     where = f"group_data/{deployment}.py"
     for name in data:
-        # pyinfra's own data (ssh_user, ...) and global arguments (_sudo, ...) travel with the settings.
+        # pyinfra's own data (ssh_user, ...) and global arguments (_sudo, ...) are in the same dictionary.
         if name not in Choices.model_fields and not name.startswith(("_", "ssh_")):
             mistakes.append(f"{where}: there is no setting {name}{_nearest(name, Choices.model_fields)}")
     if data.get("server_name") is None:

@@ -12,7 +12,7 @@ from roles import COTURN
 from settings.deployment import Settings, View
 from settings.fields import Chosen, IPv4
 from settings.issuers import Issuer
-from settings.networks import NEVER_REACHED
+from settings.networks import BLOCKED_NETWORKS
 from vault import Secret
 
 PLAIN, TLS = 3478, 5349
@@ -26,7 +26,7 @@ class Choices(Chosen):
 
 @dataclass(frozen=True)
 class Coturn(View):
-    """issuer: of the certificate of its domain. watched: files that are written last when the certificate is renewed."""
+    """issuer: of its domain's certificate. watched: the files that are written last when the certificate is renewed."""
 
     domain: str
     shared_secret: Secret
@@ -46,17 +46,17 @@ class Coturn(View):
         domain, issuer = settings.domain(COTURN), settings.issuer(for_relay=True)
         certificate, key = issuer.paths(domain)
         external = settings.section(Choices).external_ip
-        # Two users may both come through this relay, so it must be allowed to reach itself even at a private address.
+        # Both users of a call may use this relay, so it must be allowed to reach itself, even at a private address.
         own = [external] if external else []
         own += [address for address in settings.machine.addresses if not _only_local(address)]
         return cls(
             domain=domain,
             shared_secret=settings.vault.get("turn_shared_secret"),
             issuer=issuer,
-            # Caddy writes certificate, key and then the third file; administrators write theirs in any order.
+            # Caddy writes the certificate, the key, and then the .json file; an administrator writes files in any order.
             watched=(certificate, key) if issuer.kind == "files" else (f"{certificate.removesuffix('.crt')}.json",),
             external_ip=external,
-            denied_ranges=tuple(map(_range, NEVER_REACHED)),
+            denied_ranges=tuple(map(_range, BLOCKED_NETWORKS)),
             allowed_ranges=tuple(map(_range, dict.fromkeys([*own, *settings.choices.private_networks]))),
         )
 
@@ -70,7 +70,7 @@ class Coturn(View):
 
     @property
     def served(self) -> Sequence[Served]:
-        # It goes on without TLS when it cannot read its certificate: only a handshake shows that it has it.
+        # It runs without TLS when it cannot read its certificate, so a TLS handshake checks it.
         return [Served(self.domain, self.tls_port, self.certificate, self.reloader)]
 
     @property
@@ -79,7 +79,7 @@ class Coturn(View):
 
 
 def turn_uris(domain: str) -> tuple[str, ...]:
-    """How clients reach the relay."""
+    """The relay's URIs for clients."""
     return (
         f"turn:{domain}:{PLAIN}?transport=udp",
         f"turn:{domain}:{PLAIN}?transport=tcp",
@@ -88,13 +88,13 @@ def turn_uris(domain: str) -> tuple[str, ...]:
 
 
 def _range(network: str) -> tuple[str, str]:
-    """First and last address, the form in which coturn takes ranges."""
+    """First and last address, as coturn takes ranges."""
     addresses = ipaddress.ip_network(network)
-    return _written(addresses[0]), _written(addresses[-1])
+    return _as_text(addresses[0]), _as_text(addresses[-1])
 
 
-def _written(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The same in every version of Python: since 3.13 it writes IPv4-mapped addresses with dots."""
+def _as_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The same text in every version of Python: since 3.13 str() writes IPv4-mapped addresses with dots."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         number = int(address.ipv4_mapped)
         return f"::ffff:{number >> 16:x}:{number & 0xFFFF:x}"

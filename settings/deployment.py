@@ -1,4 +1,4 @@
-"""What is common to a deployment, and one machine's place in it. No role is known by name here."""
+"""The settings that all roles share, derived for one machine of the deployment. No code here is about a single role."""
 
 import importlib
 import ipaddress
@@ -22,21 +22,21 @@ from vault import Secret, Vault
 
 ROOT = Path(__file__).parent.parent
 
-# Debian release -> what it has.
 POSTGRESQL_PORT = POSTGRES.listens[0].number
+# Debian release -> the version that it has.
 POSTGRESQL_OF_DEBIAN = {"12": "15", "13": "17"}
 PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
 
-# One vault for the whole run: secrets made for one machine must be the ones that another gets.
+# One vault for the whole run, so that all machines get the same generated secrets.
 _vault = cache(Vault.open)
 
 
 class SettingError(Exception):
-    """A choice that cannot be deployed. Its text has one line per mistake: what, where, what is allowed."""
+    """Settings that cannot be deployed. The text has one line per mistake: what, where, what is allowed."""
 
 
 class Common(Certificates):
-    """The settings that are no role's own."""
+    """The settings that belong to no single role."""
 
     server_name: Domain = Field(description=A_DOMAIN.format(example="example.org"))
     private_networks: list[Network] = Field(
@@ -53,7 +53,7 @@ class Common(Certificates):
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another machine of the deployment. address: where we reach it. addresses: all it has, one of which it comes from.
+    """Another machine of the deployment. address: where we reach it. addresses: all its own, for its incoming connections.
 
     database_port: where its PostgreSQL listens.
     """
@@ -64,7 +64,7 @@ class Neighbour:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The addresses from which it may come. Behind 1:1 NAT that is the one where we reach it, which it does not know of."""
+        """The addresses its connections may come from. Behind 1:1 NAT, it does not have the address where we reach it."""
         try:
             reached = ipaddress.ip_address(self.address)
         except ValueError:
@@ -75,7 +75,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Mail:
-    """How mails are sent. tls: "none", "starttls" or "tls". host None: nobody was named."""
+    """How mails are sent. tls: "none", "starttls" or "tls". host: None if no mail server is configured."""
 
     host: str | None
     port: int
@@ -86,7 +86,7 @@ class Mail:
 
 
 class View:
-    """What a role works with on its machine: each role's module has a class of its own, called VIEW there."""
+    """The settings of one role on its machine, for its task and templates. Each role's module names its class VIEW."""
 
     # Names that Caddy serves for the role on port 443.
     web_names: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ class View:
 
     @classmethod
     def well_known(cls, settings: "Settings") -> Mapping[str, Any]:
-        """What clients are told of the role at /.well-known/matrix/client, wherever it is played."""
+        """What the role adds to /.well-known/matrix/client, on whichever machine it is."""
         return {}
 
     @property
@@ -108,7 +108,7 @@ class View:
 
     @property
     def issuers(self) -> Sequence[Issuer]:
-        """Where the certificates come from that it needs on its machine."""
+        """The issuers of the certificates that it needs on its machine."""
         return ()
 
     @property
@@ -121,12 +121,12 @@ C = TypeVar("C", bound=Chosen)
 
 
 def postgresql_version(machine: MachineState) -> str:
-    """The cluster that is there is kept; a dist-upgrade brings a newer PostgreSQL but leaves the data in the old one."""
+    """The version of the existing cluster: an upgrade of Debian installs a newer PostgreSQL, but leaves the data in the old."""
     return machine.postgresql[-1] if machine.postgresql else POSTGRESQL_OF_DEBIAN.get(machine.release, "17")
 
 
 def postgresql_port(machine: MachineState) -> int:
-    """The port of our cluster; where there is none yet, the one that Debian gives to a new one: the first that is free."""
+    """The port of our cluster; if there is none yet, the port that Debian gives to a new one: the first that is free."""
     clusters = dict(machine.clusters)
     taken = {*clusters.values(), *(each.port for each in machine.listeners if each.protocol == "tcp")}
     free = next(port for port in itertools.count(POSTGRESQL_PORT) if port not in taken)
@@ -140,9 +140,9 @@ def view_of(role: str) -> type[View]:
 
 
 class Settings:
-    """What one machine of a deployment works with.
+    """The settings of one machine of a deployment.
 
-    choices: the validated group data. roles: which machines play which role. name: this machine. machine: what it is.
+    choices: the validated group data. roles: role -> its machines. name: this machine. machine: its state.
     """
 
     def __init__(
@@ -167,11 +167,11 @@ class Settings:
         self._views: dict[type[View], View] = {}
 
     def section(self, kind: type[C]) -> C:
-        """The choices of one section, typed."""
+        """The choices of one section, with its type."""
         assert isinstance(self.choices, kind)
         return self.choices
 
-    # Names and places.
+    # Names, addresses and roles.
 
     @property
     def server_name(self) -> str:
@@ -179,7 +179,7 @@ class Settings:
 
     @property
     def address(self) -> str:
-        """Where the deployment's other machines reach this one."""
+        """The address at which the deployment's other machines reach this one."""
         return self.choices.address or self.connected_at
 
     def domain(self, role: Role) -> str:
@@ -203,12 +203,12 @@ class Settings:
         return [role for role in ROLES.values() if self.here(role.name)]
 
     def neighbour(self, role: str) -> Neighbour:
-        """The machine that plays the role, which is another one."""
+        """The other machine that plays the role."""
         name = self.roles[role][0]
         return self.neighbours.get(name, Neighbour(name))
 
     def listens(self, role: Role) -> list[Port]:
-        """Where the role listens with these choices."""
+        """The ports on which the role listens with these choices."""
         remote = any(
             self.exists(user.name) and not self.here(user.name) for user in ROLES.values() if user.database is not None
         )
@@ -218,7 +218,7 @@ class Settings:
             if port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when))
         ]
 
-    # What is on the machine.
+    # The machine.
 
     @property
     def postgresql(self) -> str:
@@ -238,7 +238,7 @@ class Settings:
 
     @property
     def left_over(self) -> list[tuple[Role, list[str]]]:
-        """Roles that an earlier run gave to this machine and that it plays no longer, with their units."""
+        """Roles that this machine has from an earlier run and no longer plays, with their units."""
         found = []
         for role in ROLES.values():
             patterns = [unit.name.format(version="*") for unit in role.units]
@@ -271,10 +271,10 @@ class Settings:
             sender=choices.mail_from or f"noreply@{self.server_name}",
         )
 
-    # What the roles work with.
+    # The views of the roles.
 
     def view(self, kind: type[V]) -> V:
-        """What a role works with. Raises SettingError and VaultError."""
+        """The view of a role. Raises SettingError and VaultError."""
         if kind not in self._views:
             self._views[kind] = kind.of(self)
         found = self._views[kind]
@@ -283,7 +283,7 @@ class Settings:
 
     @property
     def views(self) -> Iterator[tuple[Role, View]]:
-        """What each role of this machine works with."""
+        """The view of each role of this machine."""
         for role in self.played:
             yield role, self.view(view_of(role.name))
 
@@ -294,7 +294,7 @@ class Settings:
 
     @property
     def well_known(self) -> dict[str, Any]:
-        """What clients are told at /.well-known/matrix/client."""
+        """The content of /.well-known/matrix/client."""
         found: dict[str, Any] = {}
         for role in ROLES.values():
             if self.exists(role.name):
@@ -303,7 +303,7 @@ class Settings:
 
     @property
     def virtualenvs(self) -> list[Virtualenv]:
-        """Those that this machine's roles need."""
+        """The virtualenvs that this machine's roles need."""
         return [each for _, view in self.views for each in view.virtualenvs]
 
     @property
@@ -312,10 +312,10 @@ class Settings:
         return PYTHON_OF_DEBIAN.get(self.machine.release, "3.13")
 
     def issuer(self, for_relay: bool = False) -> Issuer:
-        """Where certificates come from: of the web names, or of the relay's own name."""
+        """The issuer of certificates for the web names, or for the relay's name."""
         return Issuer.of(self.choices, self.vault.get, for_relay)
 
     @property
     def private_authorities(self) -> list[str]:
-        """The machine's trust store, where certificates may come from an authority that the world does not know."""
+        """The machine's trust store, if certificates may be issued by an authority that is not publicly trusted."""
         return [BUNDLE] if self.choices.private_authority else []

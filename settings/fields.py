@@ -1,4 +1,4 @@
-"""The kinds of values that settings have."""
+"""The types of the settings' values."""
 
 import ipaddress
 import re
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
-# What may be called a private network: RFC 1918, RFC 6598 (carriers' NAT), RFC 4193.
+# The private networks that `private_networks` may name: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
 PRIVATE = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
 )
@@ -36,7 +36,7 @@ def _https(value: str) -> str:
 
 def _network(value: str) -> str:
     network = ipaddress.ip_network(value)
-    # Never more than what people call their own: the relay is let into it, and would be into this machine's loopback.
+    # Only private networks: the relay may reach what is named here, which must never be this machine's loopback.
     if not any(network.version == own.version and network.subnet_of(own) for own in PRIVATE):  # type: ignore[arg-type]
         raise ValueError
     return str(network)
@@ -62,15 +62,15 @@ _NO_ADDRESS = r"[^@\s<>\"',;:\\]"
 MailAddress = Annotated[str, StringConstraints(pattern=rf"^{_NO_ADDRESS}+@{_NO_ADDRESS}+\.{_NO_ADDRESS}+$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[KMG]$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-# Such paths stand in units, in Caddyfiles and in shell.
+# Such paths are written into units, Caddyfiles and shell commands.
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\s\"'`{}%$;\\]+$")]
 
-# What is allowed, in the words of the error message.
+# What is allowed, as it is worded in error messages.
 A_DOMAIN = "a domain name in lower-case letters, such as {example}"
 
 
 class Chosen(BaseModel):
-    """Settings that belong together. Each description says what is allowed, in the words of the error message."""
+    """Settings that belong together. Each description says what is allowed, as it is worded in error messages."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 

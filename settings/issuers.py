@@ -43,13 +43,13 @@ class Certificates(Chosen):
 
     @property
     def private_authority(self) -> bool:
-        """Whether certificates come from an authority that the world does not know."""
+        """Whether certificates may be issued by an authority that is not publicly trusted."""
         return bool(self.tls != "acme" or self.acme.trusted_root or (self.turn_acme and self.turn_acme.trusted_root))
 
 
 @dataclass(frozen=True)
 class Issuer:
-    """Where one site's certificate comes from. kind: "acme", "internal" or "files"."""
+    """The issuer of one site's certificate. kind: "acme", "internal" or "files"."""
 
     kind: str
     directory: str = ""
@@ -62,7 +62,7 @@ class Issuer:
 
     @classmethod
     def of(cls, choices: Certificates, secret: Callable[[str], Secret], for_relay: bool) -> Self:
-        """The chosen one. secret: gives a secret of the vault; raises VaultError."""
+        """The issuer that the settings choose. secret: returns a secret of the vault. Raises VaultError."""
         if choices.tls == "files" and choices.tls_files:
             return cls("files", certificate=choices.tls_files.certificate, key=choices.tls_files.key)
         if choices.tls == "internal":
@@ -82,7 +82,7 @@ class Issuer:
         )
 
     def paths(self, domain: str) -> tuple[str, str]:
-        """Certificate chain and key for the domain: as given, or where Caddy (CertMagic) stores them."""
+        """Paths of the certificate chain and the key for the domain: as given, or where Caddy (CertMagic) stores them."""
         if self.kind == "files":
             return self.certificate, self.key
         issuer = "local"

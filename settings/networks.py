@@ -1,8 +1,8 @@
-"""Networks that nobody on the internet is to reach through this homeserver."""
+"""Networks that nobody may reach through the relay or through URL previews."""
 
-# Private, local and reserved networks, each also in the forms that carry an IPv4 address inside IPv6 (CVE-2026-27624: coturn
-# before 4.9 does not recognise them). Source: IANA's special-purpose registries.
-NEVER_REACHED = (
+# Private, local and reserved networks, also as IPv4 addresses embedded in IPv6 (CVE-2026-27624: coturn before 4.9 does not
+# recognise them). Source: IANA's special-purpose registries.
+BLOCKED_NETWORKS = (
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -29,5 +29,5 @@ NEVER_REACHED = (
     "fe80::/10",
     "fec0::/10",
 )
-# coturn has a setting of its own for these.
+# coturn has a separate setting for these.
 MULTICAST = ("224.0.0.0/4", "ff00::/8")

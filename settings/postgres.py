@@ -8,7 +8,7 @@ from roles import POSTGRES, ROLES, Role
 from settings.deployment import POSTGRESQL_PORT, SettingError, Settings, View, postgresql_port
 from vault import Secret
 
-# Where a machine keeps the certificate by which it knows the database server, if that is another machine.
+# The copy of the database server's certificate on a machine that uses the database of another one.
 DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
 
 
@@ -18,7 +18,7 @@ class DatabaseAccess:
 
     On the same machine: host is the Unix socket's directory, and the system user of the role's name needs no password. The
     port is part of the socket's name.
-    On another: host is its address; password and authority (path of the certificate it must present) are set.
+    On another machine: host is its address; password and authority (path of the certificate it must present) are set.
     """
 
     name: str
@@ -30,7 +30,7 @@ class DatabaseAccess:
 
     @property
     def dsn(self) -> str:
-        """As libpq and lib/pq take it. It holds the password: for secret files only."""
+        """The connection string for libpq and lib/pq. It holds the password: for secret files only."""
         words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
         if self.port != POSTGRESQL_PORT:
             words["port"] = str(self.port)
@@ -58,7 +58,7 @@ class DatabaseClient:
 
 @dataclass(frozen=True)
 class Postgres(View):
-    """version: PostgreSQL's major version. Memory in MiB. address: where other machines reach it."""
+    """version: PostgreSQL's major version. Memory sizes are in MiB. address: where other machines reach it."""
 
     version: str
     port: int
@@ -72,7 +72,7 @@ class Postgres(View):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        # Where the homeserver lives on the same machine, it needs more of the memory than the database.
+        # A homeserver on the same machine needs half of the memory.
         memory = settings.machine.memory // (2 if settings.here("synapse") else 1)
         users = [role for role in ROLES.values() if role.database and settings.exists(role.name)]
         remote = [role for role in users if not settings.here(role.name)]
@@ -115,7 +115,7 @@ class Postgres(View):
 
     @property
     def certificate(self) -> str:
-        """What it shows to other machines; the key lies beside it."""
+        """The certificate for other machines; the key is beside it."""
         return f"{self.directory}/matrix-metal.crt"
 
 
@@ -131,7 +131,7 @@ def database_of(settings: Settings, role: Role) -> DatabaseAccess:
 
 
 def database_server(settings: Settings) -> str | None:
-    """Name of the machine that has the databases of this one's roles, if it is another one."""
+    """Name of the machine with the databases of this one's roles; None if that is this machine, or they have no database."""
     server = settings.roles["postgres"][0] if settings.exists("postgres") else settings.name
     return server if server != settings.name and any(role.database for role in settings.played) else None
 
@@ -139,7 +139,7 @@ def database_server(settings: Settings) -> str | None:
 def _password(settings: Settings, role: Role) -> Secret:
     password = settings.vault.get(role.password)
     if not password.reveal().isascii():
-        # Only some of PostgreSQL's clients bring other characters into the form that SCRAM asks for (RFC 4013).
+        # Only some of PostgreSQL's clients normalise other characters as SCRAM requires (RFC 4013).
         raise SettingError(
             f"{role.password} must be ASCII: not every client of PostgreSQL can log in with anything else"
         )

@@ -1,4 +1,4 @@
-"""What is wrong with an inventory and the choices taken together, a line each."""
+"""Checks of the inventory and the settings taken together; a line for each mistake."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from settings.synapse import Choices as Homeserver
 
 
 def mistakes(settings: Settings) -> list[str]:
-    """All that contradicts itself or each other."""
+    """A line for each contradiction in the inventory and the settings."""
     return [*_inventory(settings), *_domains(settings), *_choices(settings)]
 
 
@@ -52,7 +52,7 @@ def _inventory(settings: Settings) -> Iterator[str]:
 
 
 def _named(settings: Settings) -> Iterator[tuple[str, str, bool]]:
-    """Each domain name's setting, what it is, and whether it is used."""
+    """For each domain name: its setting, the name, and whether it is used."""
     yield "server_name", settings.server_name, True
     for role in ROLES.values():
         if role.domain:

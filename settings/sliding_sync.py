@@ -28,7 +28,7 @@ class Choices(Chosen):
 
 
 def release_of(choices: Choices, architecture: str, record: Path) -> Release:
-    """What is to be installed on a machine of this architecture. record: where first downloads are noted down."""
+    """The release for a machine of this architecture. record: the file that first downloads are recorded in."""
     return Release(
         name="sliding-sync",
         version=VERSION,
@@ -74,7 +74,7 @@ class SlidingSync(View):
 
     @property
     def dsn(self) -> str | Secret:
-        """How it is told of its database: secret if it holds a password."""
+        """The connection string of its database; a Secret if it holds a password."""
         return Secret(self.database.dsn) if self.database.password else self.database.dsn
 
     @property

@@ -12,7 +12,7 @@ from vault import Secret
 
 @dataclass(frozen=True)
 class Sydent(View):
-    """domain: its name, by which it is known to clients. client_domain: where mails send people who have no account."""
+    """domain: its name for clients. client_domain: the web client that mails link to, for people who have no account."""
 
     domain: str
     brand: str

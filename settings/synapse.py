@@ -27,7 +27,7 @@ class Choices(Chosen):
 
 @dataclass(frozen=True)
 class Synapse(View):
-    """well_known_client, well_known_server: what is told at the server name. federation_port: 8448 if it is served as well."""
+    """well_known_client: content of /.well-known/matrix/client. federation_port: 8448 if federation uses that port as well."""
 
     server_name: str
     domain: str
@@ -99,7 +99,7 @@ class Synapse(View):
 
     @property
     def upstreams(self) -> tuple[str, ...]:
-        """Where Caddy reaches it, as Caddy writes it."""
+        """Where Caddy reaches it, in the syntax of the Caddyfile."""
         return tuple(f"unix/{path}" for path in self.sockets)
 
     @property

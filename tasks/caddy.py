@@ -1,4 +1,4 @@
-"""Caddy: the only program on the web ports, and the only one that obtains certificates."""
+"""Caddy: the only program on the web ports, and the only ACME client."""
 
 from pyinfra import host
 
@@ -23,7 +23,7 @@ files.present(
             mode="640",
             group="caddy",
             values=caddy.values(),
-            # As the user that will run it, so that a file which it may not read is noticed as well.
+            # As Caddy's user, so that a file which it may not read is noticed as well.
             check="runuser -u caddy -- env HOME=/var/lib/caddy caddy validate --adapter caddyfile --config {}",
         ),
     ],
@@ -44,16 +44,16 @@ units.running(
 )
 if settings.choices.tls == "internal":
     certificates.trusted(
-        name="Trust Caddy's own authority on this machine",
+        name="Trust Caddy's internal authority on this machine",
         certificate=f"{STORE}/pki/authorities/local/root.crt",
         label="caddy-internal",
     )
 if caddy.issuer.kind == "files" and caddy.domains:
     values = {"caddy": caddy, "domain": caddy.domains[0]}
     files.present(
-        name="Give Caddy renewed certificates",
+        name="Reload Caddy on renewal",
         entries=[
-            Copy(certificates.PRESENTER, "certificates/present-certificate", mode="755"),
+            Copy(certificates.PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
             *(
                 Template(f"/etc/systemd/system/{unit}", f"caddy/{unit}", mode="644", values=values)
                 for unit in (f"{caddy.reloader}.service", f"{caddy.reloader}.path")
@@ -63,6 +63,6 @@ if caddy.issuer.kind == "files" and caddy.domains:
     units.running(
         name="Watch Caddy's certificate",
         unit=f"{caddy.reloader}.path",
-        # What it starts: systemd has to read that anew as well.
+        # The service that it starts: systemd has to read its definition again as well.
         reads=[f"/etc/systemd/system/{caddy.reloader}.service"],
     )

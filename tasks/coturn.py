@@ -1,4 +1,4 @@
-"""coturn: relays calls between users whose networks do not let them reach each other. Run as root, and confined."""
+"""coturn: relays calls between users who cannot reach each other directly. It runs as root, and confined."""
 
 from pyinfra import host
 
@@ -19,7 +19,7 @@ files.present(
     entries=[Template(CONFIGURATION, "coturn/turnserver.conf", mode="600", values={"coturn": coturn})],
 )
 files.present(
-    name="Confine coturn, run as root",
+    name="Confine coturn",
     entries=[
         Directory("/etc/systemd/system/coturn.service.d", mode="755"),
         Copy(ALONE, "coturn/run-alone", mode="755"),
@@ -36,13 +36,13 @@ units.running(
     name="Run coturn",
     unit="coturn.service",
     reads=[CONFIGURATION, OVERRIDE, FILTER, ALONE],
-    # It goes on without TLS when it cannot read the certificate: tasks/certificates.py checks that, at the end.
+    # It runs without TLS when it cannot read its certificate; tasks/certificates.py checks that, at the end.
     ready=COTURN.units[0].health,
 )
 files.present(
-    name="Give coturn renewed certificates",
+    name="Reload coturn on renewal",
     entries=[
-        Copy(certificates.PRESENTER, "certificates/present-certificate", mode="755"),
+        Copy(certificates.PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
         *(
             Template(f"/etc/systemd/system/{unit}", f"coturn/{unit}", mode="644", values={"coturn": coturn})
             for unit in (f"{coturn.reloader}.service", f"{coturn.reloader}.path")
@@ -52,6 +52,6 @@ files.present(
 units.running(
     name="Watch coturn's certificate",
     unit=f"{coturn.reloader}.path",
-    # What it starts: systemd has to read that anew as well.
+    # The service that it starts: systemd has to read its definition again as well.
     reads=[f"/etc/systemd/system/{coturn.reloader}.service"],
 )

@@ -1,4 +1,4 @@
-"""A database on another machine: known by its certificate, so that nobody in between can pretend to be it."""
+"""A database on another machine: its certificate is copied here, so that nobody on the network can impersonate it."""
 
 from pyinfra import host, inventory
 
@@ -8,7 +8,7 @@ from settings.postgres import DATABASE_AUTHORITY, Postgres, database_server
 
 server = inventory.get_host(database_server(settings_of(host)) or "")
 certificates.copied(
-    name="Know the database server by its certificate",
+    name="Trust the database server's certificate",
     source=server,
     certificate=settings_of(server).view(Postgres).certificate,
     path=DATABASE_AUTHORITY,

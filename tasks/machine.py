@@ -8,13 +8,13 @@ from settings import settings_of
 
 settings = settings_of(host)
 
-deployment.vault_kept(name="Keep the secrets in the vault", vault=settings.vault)
+deployment.vault_saved(name="Save new secrets in the vault", vault=settings.vault)
 
 files.present(
     name="Mark the machine as part of this deployment",
     entries=[
         Directory("/etc/matrix-metal", mode="755"),
-        # Where Synapse has its database stays as it is until Synapse has another one.
+        # The location of Synapse's database is not changed here: tasks/synapse.py does that, once Synapse uses another one.
         deployment.marker(
             settings.server_name, settings.vault, (settings.machine.database, settings.machine.database_port)
         ),
@@ -26,5 +26,5 @@ packages.installed(
     packages=["ca-certificates", "curl", "openssl", "python3-venv"],
 )
 
-# Virtualenvs take the processor and PyPI, packages take the disk and the mirror: side by side they take half the time.
-virtualenvs.begun(name="Begin to build the virtualenvs", virtualenvs=settings.virtualenvs)
+# Virtualenvs need the processor and PyPI, packages the disk and the mirror: in parallel they take half the time.
+virtualenvs.build_started(name="Start building the virtualenvs", virtualenvs=settings.virtualenvs)

@@ -1,4 +1,4 @@
-"""The Debian packages of all the machine's roles, in one transaction. Their units stay masked until their task."""
+"""The Debian packages of all the machine's roles, in one transaction. Units stay masked until their role is configured."""
 
 from pyinfra import host
 
@@ -9,9 +9,9 @@ from settings import settings_of
 settings = settings_of(host)
 
 if settings.here("postgres"):
-    # Its package makes the cluster.
+    # Before the package is installed, which creates the cluster.
     files.present(
-        name="Let new PostgreSQL clusters have data checksums",
+        name="Enable data checksums for new PostgreSQL clusters",
         entries=[
             Directory("/etc/postgresql-common", mode="755"),
             Directory("/etc/postgresql-common/createcluster.d", mode="755"),

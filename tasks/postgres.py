@@ -1,6 +1,6 @@
-"""PostgreSQL: Debian's own cluster, reached over the Unix socket by system users of the same name.
+"""PostgreSQL: Debian's cluster main, reached over the Unix socket, where the system user owns the database.
 
-Roles on other machines reach it over TLS, with a password that it knows only the verifier of, and nobody else does.
+Roles on other machines reach it over TLS, with a password of which PostgreSQL has only a verifier.
 """
 
 from pyinfra import host
@@ -18,10 +18,10 @@ KEY = f"{postgres.directory}/matrix-metal.key"
 DROP_INS = f"/etc/systemd/system/{postgres.unit}.d"
 DROP_IN = f"{DROP_INS}/matrix-metal.conf"
 
-databases.cluster_exists(name="Make the cluster", cluster=postgres.cluster, port=postgres.port)
+databases.cluster_exists(name="Create the PostgreSQL cluster", cluster=postgres.cluster, port=postgres.port)
 if postgres.clients:
     certificates.self_signed(
-        name="Give PostgreSQL a certificate for other machines",
+        name="Create PostgreSQL's certificate for other machines",
         certificate=postgres.certificate,
         key=KEY,
         address=postgres.address,
@@ -43,7 +43,7 @@ units.running(
     reads=[CONFIGURATION, ACCESS, DROP_IN, *([postgres.certificate, KEY] if postgres.clients else [])],
     ready=POSTGRES.units[0].health,
     enabled=False,
-    # pg_ctlcluster watches the cluster for two seconds more.
+    # pg_ctlcluster waits for two seconds after the cluster has started.
     slow_to_start=True,
 )
 databases.exist(name="Create the databases", cluster=postgres.cluster, databases=postgres.databases)

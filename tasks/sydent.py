@@ -19,7 +19,7 @@ OWNED: Any = {"user": "root", "group": "sydent"}
 TEXTS = f"{sydent.templates_path}/{sydent.brand}"
 texts = [
     *(Copy(f"{TEXTS}/{path.name}", f"sydent/brand/{path.name}", mode="644") for path in sorted(BRAND.iterdir())),
-    # What Sydent's own templates cannot learn from Sydent.
+    # Values that Sydent does not pass to its templates.
     Template(f"{TEXTS}/site.j2", "sydent/site.j2", mode="644", values={"sydent": sydent}),
 ]
 

@@ -9,7 +9,7 @@ from operations.files import Directory, Template, Text
 from operations.shell import quoted
 from roles import SYNAPSE
 from settings import settings_of
-from settings.networks import MULTICAST, NEVER_REACHED
+from settings.networks import BLOCKED_NETWORKS, MULTICAST
 from settings.synapse import Synapse
 from vault import Secret
 
@@ -35,7 +35,7 @@ configuration = [
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",
         mode="640",
-        values={"synapse": synapse, "never_reached": [*NEVER_REACHED, *MULTICAST]},
+        values={"synapse": synapse, "blocked_networks": [*BLOCKED_NETWORKS, *MULTICAST]},
         **OWNED,
     ),
     Template(f"{HOME}/log.yaml", "synapse/log.yaml", mode="640", **OWNED),
@@ -74,7 +74,7 @@ files.present(
     ],
 )
 
-# Without its database Synapse does not answer as it should, but to start it anew would heal nothing.
+# While its database does not work Synapse does not answer as it should, but a restart would not help.
 database = synapse.database
 connection = {"user": database.user, "dbname": database.name, "host": database.host, "port": database.port}
 if database.password:
@@ -94,7 +94,7 @@ units.running(
     name="Run Synapse",
     unit="matrix-synapse.service",
     reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
-    # Synapse makes its signing key by itself, once; its own check then reads every file as the service will.
+    # Synapse's own program makes the signing key, once; then Synapse's own check reads every file as the service will.
     check=(
         f"( cd {STATE} && umask 077 "
         f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
@@ -104,8 +104,8 @@ units.running(
     needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
 )
-deployment.database_remembered(
-    name="Remember where Synapse has its database",
+deployment.database_recorded(
+    name="Record where Synapse's database is",
     server_name=settings.server_name,
     vault=settings.vault,
     database=(database.host, database.port),

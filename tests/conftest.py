@@ -1,4 +1,4 @@
-"""What the tests share: throw-away hosts, a release page, and a complete deployment on each Debian."""
+"""Fixtures of all tests: throw-away hosts, a release page, and a complete deployment on each Debian release."""
 
 import os
 import re
@@ -22,13 +22,13 @@ RELEASE = "matrix-org/sliding-sync/releases/download/v0.99.19/syncv3_linux_amd64
 
 
 def real_proxy() -> Path | None:
-    """The real Sliding Sync proxy, if SLIDING_SYNC_BINARY names it; else its stand-in is deployed."""
+    """The program of the real Sliding Sync proxy, if SLIDING_SYNC_BINARY names it; None: the stand-in is deployed."""
     named = os.environ.get("SLIDING_SYNC_BINARY")
     return Path(named).expanduser().resolve() if named else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    # For tests/host, whose own conftest.py is too late for options when every test is run.
+    # Here and not in tests/host/conftest.py, which is read too late for options when all tests are run.
     parser.addoption("--role", metavar="ROLE", choices=list(ROLES), help="only the tests of this role")
     parser.addoption("--inventory", metavar="PATH", help="verify this live deployment, only reading (tests/host)")
 
@@ -45,8 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
-class Together(LoadScopeScheduling):  # type: ignore[misc]
-    """Who shares a machine stays together, in one process and in order, when several tests run at once (`pytest -n 2`)."""
+class SharedHostScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """With `pytest -n 2`, tests that share a host run in the same process, and in order."""
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/unit/"):
@@ -55,12 +55,13 @@ class Together(LoadScopeScheduling):  # type: ignore[misc]
         return release[1] if release else nodeid.partition("::")[0]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
-    """The order of the files is kept: the many short tests at the end fill the gaps."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedHostScheduling:
+    """The order of the files is kept, so that the many short tests at the end keep all processes busy."""
     config.option.loadscopereorder = False
-    return Together(config, log)
+    return SharedHostScheduling(config, log)
 
 
+# The file with the names of the hosts that were made in this run.
 MADE = pytest.StashKey[Path]()
 
 
@@ -73,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Processes that were ended early, by Ctrl-C or a crash, could not remove their hosts. What others made stays."""
+    """Remove hosts of processes that ended early, by Ctrl-C or a crash. Hosts that were not made in this run stay."""
     if MADE not in config.stash:
         return
     made = set(config.stash[MADE].read_text().split())
@@ -84,7 +85,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def own(name: str) -> str:
-    """The name of a host that each of the processes which run the tests has for itself."""
+    """A host's name that is different in each process of pytest-xdist."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     return f"{name}-{worker}" if worker else name
 
@@ -97,7 +98,7 @@ def testbed() -> Testbed:
 
 @pytest.fixture(scope="session")
 def release_page() -> Iterator[ReleaseServer]:
-    """A release page that has the Sliding Sync proxy, or what stands in for it."""
+    """A release page that has the Sliding Sync proxy, or its stand-in."""
     with ReleaseServer({RELEASE: real_proxy() or STAND_IN}) as server:
         yield server
 
@@ -115,7 +116,7 @@ class Deployed:
 
 
 def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer, user: str = "root") -> Deployment:
-    """A deployment of every role on one host, as its administrator would choose it on a private network."""
+    """A deployment of every role on one host in a private network."""
     deployment = Deployment(
         directory,
         [host],
@@ -139,14 +140,14 @@ COMPLETE = {"trixie": "full13", "bookworm": "full12"}
 
 
 class Fleet:
-    """The complete deployments, one for each release: made side by side, once, and kept to the end."""
+    """The complete deployments, one for each release: made once, in parallel, and kept until the end."""
 
     def __init__(self, deploy: Callable[[str], Deployed]) -> None:
         self._deploy, self._pool = deploy, ThreadPoolExecutor(len(COMPLETE))
         self._deployed: dict[str, Future[Deployed]] = {}
 
     def start(self, releases: Iterable[str]) -> None:
-        """Begin to deploy those that are not there yet."""
+        """Start the deployments that were not started yet."""
         for release in releases:
             if release not in self._deployed:
                 self._deployed[release] = self._pool.submit(self._deploy, release)
@@ -158,7 +159,7 @@ class Fleet:
         return self._deployed[release].result()
 
     def finished(self) -> list[str]:
-        """Wait for all that were begun: one that goes on meanwhile would make the tests slow at random."""
+        """Wait for all that were started: a deployment that is still running would slow down the tests. Returns the releases."""
         wait(self._deployed.values())
         return list(self._deployed)
 
@@ -183,18 +184,18 @@ def fleet(
     chosen = [item for item in request.session.items if isinstance(item, pytest.Function)]
     params = [item.callspec.params.get("deployed") for item in chosen if hasattr(item, "callspec")]
     needs_both = any("both" in item.fixturenames for item in chosen)
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker does not know yet which of them will be its own
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker does not know yet which tests it will get
         fleet.start(release for release in COMPLETE if needs_both or release in params)
     yield fleet
-    begun = [own(COMPLETE[release]) for release in fleet.finished()]
+    deployed = [own(COMPLETE[release]) for release in fleet.finished()]
     for host in testbed.hosts():
-        if host.name in begun:
+        if host.name in deployed:
             host.down()
 
 
 @pytest.fixture(scope="session", params=list(COMPLETE), ids=["debian13", "debian12"])
 def deployed(request: pytest.FixtureRequest, fleet: Fleet) -> Deployed:
-    """Every role on a Debian 13 and on a Debian 12 host, deployed once: tests leave it as they find it."""
+    """Every role on a Debian 13 and on a Debian 12 host, deployed once: tests must not leave changes on it."""
     return fleet.get(request.param)
 
 

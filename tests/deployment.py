@@ -1,6 +1,6 @@
-"""A deployment of our own for tests: an inventory and its group data in a directory, and throw-away hosts to deploy to.
+"""A deployment for tests: an inventory and its group data in a directory, and throw-away hosts to deploy to.
 
-with a Deployment(directory, hosts=[host]) the real command line is run, as an administrator runs it.
+Deployment(directory, hosts=[host], ...) runs pyinfra's command line, as an administrator does.
 """
 
 import json
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def refusal(self) -> str:
-        """What was said before the run stopped, without pyinfra's progress and colours."""
+        """The error message of the run, without pyinfra's progress and colours."""
         plain = re.sub(r"\x1b\[[0-9;]*m", "", self.output)
         _, _, message = plain.partition("pyinfra error: ")
         return message.strip()
@@ -55,9 +55,9 @@ class Deployment:
     """An administrator's own directory: <name>.py, group_data/<name>.py, <name>.vault, <name>.key and <name>.lock.
 
     hosts: the machines; the first plays every role unless roles says otherwise (role -> names of machines).
-    user: whom to connect as: "root", or "admin", who has sudo.
+    user: the user to connect as: "root", or "admin", who has sudo.
     settings: group data.
-    root: the checkout that is deployed; it may be another one from one run to the next.
+    root: the checkout that is deployed; it may be changed between two runs.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Deployment:
         self.assign(roles if roles is not None else {role: [hosts[0].name] for role in ROLES})
 
     def choose(self, **settings: Any) -> None:
-        """Write the group data anew."""
+        """Replace the group data."""
         chosen = {"vault": str(self.vault), **settings}
         lines = [f"{name} = {value!r}\n" for name, value in chosen.items()]
         (self.directory / "group_data" / f"{self.name}.py").write_text("".join(lines))
 
     def assign(self, roles: Mapping[str, Sequence[str]]) -> None:
-        """Write the inventory anew."""
+        """Replace the inventory."""
         data = {
             host.name: {
                 "ssh_hostname": host.address,
@@ -105,7 +105,7 @@ class Deployment:
         return [PYINFRA, str(self.inventory), "deploy.py", *options]
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        """Begin a run and do not wait for it."""
+        """Start a run, without waiting for it."""
         return subprocess.Popen(
             self.command(*options),
             cwd=self.root,
@@ -117,7 +117,7 @@ class Deployment:
         )
 
     def run(self, *options: str, check: bool = True, timeout: float = 900) -> Run:
-        """Deploy. options: `-y` deploys, `--dry` only looks; more as pyinfra takes them. check: raise if it fails."""
+        """Run pyinfra. options: `-y` deploys, `--dry` only plans; others as pyinfra takes them. check: raise if it fails."""
         done = subprocess.run(
             self.command("--json", *options),
             cwd=self.root,

@@ -1,8 +1,8 @@
 """`make render`: every file that a few sample deployments have on their machines, secrets masked, to read a change as a diff.
 
-The tasks themselves say which: pyinfra's command line runs deploy.py against machines that do not exist, and whatever is given
-to `operations.files.present` is written to <directory>/<deployment>/<machine>/<path>. <directory>/files.txt has each one's
-mode and owner, and the directories and links.
+pyinfra's command line runs deploy.py against machines that do not exist, and every file that is passed to
+`operations.files.present` is written to <directory>/<deployment>/<machine>/<path>. <directory>/files.txt lists the mode and owner
+of each file and directory.
 """
 
 import json
@@ -27,7 +27,7 @@ from tests.deployment import ROOT, Deployment
 
 INDEX = "files.txt"
 STAND_IN = ROOT / "tests" / "standin" / "syncv3"
-# Nothing of it is rendered but that it is there; the vault's name is what machines remember.
+# The secrets are masked in the output; machines record the vault's id.
 VAULT = {
     "format": 1,
     "id": "0123456789abcdef",
@@ -37,7 +37,7 @@ VAULT = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A deployment to render. roles: role -> its machines. release: of Debian. settings: beside those that all have."""
+    """A deployment to render. roles: role -> its machines. release: of Debian. settings: in addition to SETTINGS."""
 
     roles: Mapping[str, Sequence[str]]
     release: str = "13"
@@ -83,7 +83,7 @@ SAMPLES = {
 SETTINGS = {
     "server_name": "metal.test",
     "admin_email": "admin@metal.test",
-    # Not downloaded, and not looked into.
+    # Any existing file: it is neither downloaded nor checked.
     "sliding_sync_binary": str(STAND_IN),
 }
 
@@ -95,10 +95,10 @@ def render(directory: Path, names: Sequence[str] = tuple(SAMPLES)) -> None:
     """
     if directory.exists() and any(directory.iterdir()):
         if not (directory / INDEX).exists():
-            raise SystemExit(f"{directory} holds something else than a rendering: choose another directory with OUT=")
+            raise SystemExit(f"{directory} has something else than rendered files: choose another directory with OUT=")
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / INDEX).touch()  # what broke off is a rendering as well
+    (directory / INDEX).touch()  # so that an interrupted rendering is recognised, too
     with ThreadPoolExecutor(2) as pool:
         rendered = pool.map(lambda name: _run(name, directory.resolve() / name), names)
         lines = sorted({line for lines in rendered for line in lines})
@@ -109,21 +109,21 @@ def _run(name: str, directory: Path) -> list[tuple[str, str]]:
     """Render one deployment; path and access of each entry."""
     sample = SAMPLES[name]
     with tempfile.TemporaryDirectory() as temporary:
-        own = Path(temporary)
-        deployment = Deployment(own, [], {**SETTINGS, **sample.settings}, roles={}, name="sample")
+        temporary_directory = Path(temporary)
+        deployment = Deployment(temporary_directory, [], {**SETTINGS, **sample.settings}, roles={}, name="sample")
         deployment.environment |= {"PYINFRA_FAKE_DELAY": "0", "PYINFRA_FAKE_DELAY_JITTER": "0"}
         key = Fernet.generate_key()
         deployment.vault.with_suffix(".key").touch(mode=0o600)
         deployment.vault.with_suffix(".key").write_bytes(key)
         deployment.vault.write_bytes(Fernet(key).encrypt(json.dumps(VAULT).encode()))
-        noted = own / "noted"
+        entries = temporary_directory / "entries"
         deployment.inventory.write_text(
             "from pathlib import Path\nfrom tests.render import pretend\n"
-            f"pretend({name!r}, Path({str(directory)!r}), Path({str(noted)!r}))\n"
+            f"pretend({name!r}, Path({str(directory)!r}), Path({str(entries)!r}))\n"
             + "".join(f"{role} = {[_host(sample, each) for each in names]!r}\n" for role, names in sample.roles.items())
         )
         deployment.run("--dry")
-        lines = [json.loads(line) for line in noted.read_text().splitlines()]
+        lines = [json.loads(line) for line in entries.read_text().splitlines()]
         return [(f"{name}/{path}", access) for path, access in lines]
 
 
@@ -147,8 +147,8 @@ def _state(sample: Sample, machine: str) -> MachineState:
     )
 
 
-def pretend(name: str, directory: Path, noted: Path) -> None:
-    """Have pyinfra, in its own process, find nothing on the machines but what they are, and write what is to be there.
+def pretend(name: str, directory: Path, entries_file: Path) -> None:
+    """Make pyinfra, in its own process, see empty machines, and write the files to the directory instead.
 
     The inventory calls it, before any task is run.
     """
@@ -158,7 +158,7 @@ def pretend(name: str, directory: Path, noted: Path) -> None:
         return _state(sample, _machine(host)) if fact is Machine else fact.default()
 
     def writing(entries: Sequence[Entry], **arguments: Any) -> Any:
-        with noted.open("a") as index:
+        with entries_file.open("a") as index:
             for entry in entries:
                 path = f"{_machine(current_host)}{entry.path}"
                 if isinstance(entry, File):
@@ -176,7 +176,7 @@ def _machine(host: Host) -> str:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write it; two roles may share a file, but must agree."""
+    """Write a file; if two roles write the same file, the content must be the same."""
     if file.exists() and file.read_bytes() != content:
         raise ValueError(f"{file} is written twice, and differently")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _access(entry: Entry) -> str:
 def main() -> None:
     directory = Path(sys.argv[1])
     render(directory)
-    print(f"{directory} has the files of {', '.join(SAMPLES)}; {INDEX} there says their modes and owners.")
+    print(f"{directory} has the files of {', '.join(SAMPLES)}; {INDEX} there lists their modes and owners.")
 
 
 if __name__ == "__main__":

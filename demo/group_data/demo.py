@@ -13,6 +13,6 @@ tls = "internal"
 # Throw-away hosts have private addresses, and the identity server has to reach the homeserver.
 private_networks = [str(Testbed().network.subnet), str(Testbed().network.subnet6)]
 
-# `make demo` says how to give it the program where its release page cannot be reached, and writes down which it was given.
+# The program that was given to `make demo`, which tells how to do that if the release page cannot be reached.
 _given = Path(__file__).parent.parent.parent / ".cache" / "demo-sliding-sync"
 sliding_sync_binary = _given.read_text() if _given.exists() else None

@@ -1,12 +1,12 @@
 #!/bin/sh
-# What servers on this machine present, and what Caddy says about it.
+# The certificates that servers on this machine present, and what Caddy logs about them.
 #
 # presents DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
-# await DOMAIN PORT FILE UNIT: waits for that until $end; why not, in one line.
-# last DOMAIN: the last line of Caddy's log about obtaining it.
-# waits DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
-# lost DOMAIN FILE: has Caddy got it, but not on the disk? Either it could not save it: when it starts, it removes empty folders,
-# which may be those that it has just made for certificates. Or somebody deleted the file.
+# await_certificate DOMAIN PORT FILE UNIT: waits for that until $end; then prints why not, in one line.
+# last_attempt DOMAIN: the last line of Caddy's log about obtaining it.
+# waits_to_retry DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
+# not_on_disk DOMAIN FILE: has Caddy obtained it, but it is not on the disk? Either Caddy could not save it: when it starts, it
+# removes empty folders, which may be those that it has just made for certificates. Or somebody deleted the file.
 #
 # $end: when to give up, in seconds since the epoch. $reloaded: set once Caddy was reloaded.
 presents() {
@@ -18,25 +18,25 @@ presents() {
   ' || return 1
   [ "$3" = - ] || printf '%s\n' "$about" | grep -qxF "$(openssl x509 -in "$3" -noout -fingerprint -sha256 2>/dev/null)"
 }
-log() { journalctl -u caddy -o cat --no-pager --since=-6h 2>/dev/null; }
-last() {
-  log | grep -F -e "\"msg\":\"obtaining certificate\",\"identifier\":\"$1\"" -e "\"msg\":\"will retry\",\"error\":\"[$1] " \
+caddy_log() { journalctl -u caddy -o cat --no-pager --since=-6h 2>/dev/null; }
+last_attempt() {
+  caddy_log | grep -F -e "\"msg\":\"obtaining certificate\",\"identifier\":\"$1\"" -e "\"msg\":\"will retry\",\"error\":\"[$1] " \
     | tail -n 1
 }
-waits() { last "$1" | grep -qF '"will retry"'; }
-lost() {
-  last "$1" | grep -qF "$(unsaved "$1")" || { [ "$2" != - ] && [ ! -e "$2" ] && presents "$1" 443 - -; }
+waits_to_retry() { last_attempt "$1" | grep -qF '"will retry"'; }
+not_on_disk() {
+  last_attempt "$1" | grep -qF "$(save_error "$1")" || { [ "$2" != - ] && [ ! -e "$2" ] && presents "$1" 443 - -; }
 }
-unsaved() { echo "\"error\":\"[$1] Obtain: saving assets: "; }
-await() {
+save_error() { echo "\"error\":\"[$1] Obtain: saving assets: "; }
+await_certificate() {
   until presents "$@"; do
     if [ "$(date +%s)" -ge "$end" ]; then
-      why=$(log | grep -E '"level":"(error|warn)"' | grep -F -e "\"identifier\":\"$1\"" -e "$(unsaved "$1")" \
+      why=$(caddy_log | grep -E '"level":"(error|warn)"' | grep -F -e "\"identifier\":\"$1\"" -e "$(save_error "$1")" \
         | sed -nE 's/.*"error":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1 | sed 's/\\\(["\\]\)/\1/g; s/\\[nt]/ /g')
       if [ "$why" != "${why#*saving assets: }" ]; then
         advice="(Caddy cannot save it: ${why#*saving assets: }). See journalctl -u caddy"
       elif [ "$why" ] || [ ! -s "$3" ]; then
-        advice="(${why:-Caddy got no answer yet}). Does its DNS record lead here, are ports 80 and 443 open?"
+        advice="(${why:-Caddy has no answer from the issuer yet}). Does its DNS record point here, are ports 80 and 443 open?"
       else
         advice="although it is in $3: see journalctl -u $4"
       fi
@@ -44,7 +44,7 @@ await() {
       return 1
     fi
     if [ "$4" != - ] && [ -s "$3" ]; then systemctl start "$4" 2>/dev/null || true; fi
-    if [ ! "$reloaded" ] && lost "$1" "$3"; then
+    if [ ! "$reloaded" ] && not_on_disk "$1" "$3"; then
       systemctl reload caddy
       reloaded=yes
     fi

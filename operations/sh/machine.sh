@@ -1,5 +1,5 @@
 #!/bin/sh
-# What a machine is, a line each: a word and its value. $marker: the file by which an earlier run marked it.
+# The state of a machine, a line each: a word and its value. $marker: the file that an earlier run wrote to mark the machine.
 sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
 # The slowest of all: it goes on beside the others.
 command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }' &
@@ -18,7 +18,7 @@ for cluster in /etc/postgresql/*/main; do
   [ -e "$cluster/postgresql.conf" ] && echo "postgresql $(basename "$(dirname "$cluster")")"
 done
 [ -e "$marker" ] && echo "deployment $(tr -d '\n' 2>/dev/null <"$marker")"
-# The marker of version 0.1.0 does not say it.
+# The marker of version 0.1.0 does not name the database.
 $sudo sed -n '/^database:/,/^$/ { s/^    host: "\(.*\)"$/database \1/p; s/^    port: \([0-9]*\)$/database_port \1/p }' \
   /etc/matrix-synapse/homeserver.yaml 2>/dev/null
 $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do

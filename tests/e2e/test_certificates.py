@@ -349,7 +349,7 @@ def test_unusable_files_are_refused(site: Site, authority: Authority) -> None:
         put(site, *authority.issue(*names, days=-1))
     with refused(site, f"{OWN}/key.pem is not the key of {OWN}/chain.pem"):
         put(site, authority.issue(*names)[0], authority.issue(*names)[1])
-    with refused(site, f"{OWN}/key.pem is no private key in PEM form"):
+    with refused(site, f"{OWN}/key.pem is not a private key in PEM form"):
         put(site, authority.issue(*names)[0], authority.issue(*names)[0])
     with refused(site, f"{OWN}/key.pem is not readable by Caddy", f"chgrp caddy {OWN}/key.pem"):
         put(site, *authority.issue(*names))

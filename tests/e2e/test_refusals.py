@@ -300,7 +300,7 @@ def make_vault(deployment: Deployment) -> Path:
 def test_vault_without_its_key_is_refused(fresh: Fresh) -> None:
     deployment = fresh.deployment()
     make_vault(deployment).unlink()
-    assert_refused_without_changes(fresh, deployment, "trial.vault has no key", "bring back the key")
+    assert_refused_without_changes(fresh, deployment, "trial.vault has no key", "restore the key")
 
 
 def test_vault_with_another_key_is_refused(fresh: Fresh) -> None:
@@ -337,7 +337,7 @@ def test_another_server_name_than_before_is_refused(fresh: Fresh) -> None:
 
 def test_another_vault_than_before_is_refused(fresh: Fresh) -> None:
     with marked(fresh, server_name=fresh.host.domain, vault="0123456789abcdef"):
-        words = "refusals13: was deployed with another vault", "bring back the vault and key"
+        words = "refusals13: was deployed with another vault", "restore the vault and key"
         assert_refused_without_changes(fresh, fresh.deployment(), *words)
 
 

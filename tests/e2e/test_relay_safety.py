@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from settings.networks import NEVER_REACHED
+from settings.networks import BLOCKED_NETWORKS
 from tests.conftest import Deployed, own
 from tests.e2e.client import Account, Outside, expect_json
 from tests.e2e.test_relay import _connected, _signed
@@ -45,7 +45,7 @@ FORMS = ["::ffff:{dotted}", "64:ff9b::{dotted}", "64:ff9b:1::{dotted}", "2002:{f
 
 def denied_addresses(own: list[str]) -> tuple[list[str], list[str]]:
     """An address near each end of every denied range outside of `own`: IPv4; IPv6 and the IPv4 ones inside IPv6."""
-    networks = [ipaddress.ip_network(network) for network in NEVER_REACHED]
+    networks = [ipaddress.ip_network(network) for network in BLOCKED_NETWORKS]
     ends = [ends for network in networks for ends in (network[1], network[-2])]
     allowed = [ipaddress.ip_network(network) for network in own]
     dotted = [str(end) for end in ends if end.version == 4 and not any(end in network for network in allowed)]

@@ -152,7 +152,7 @@ def test_edited_unit_definitions_are_repaired_and_used(deployed: Deployed) -> No
     host.run("echo '[Service]\nExecStart=/bin/false' > /etc/systemd/system/sydent.service")
     changed = deployed.deployment.run("-y").changed
     assert sorted(changed) == sorted(
-        ["Confine Caddy", "Run Caddy", "Confine coturn, run as root", "Run coturn", "Confine Sydent", "Run Sydent"]
+        ["Confine Caddy", "Run Caddy", "Confine coturn", "Run coturn", "Confine Sydent", "Run Sydent"]
     )
     assert restarted(before, host) == {"caddy", "coturn", "sydent"}
     shown = host.run("systemctl show caddy coturn sydent -p NeedDaemonReload -p LimitCORE").stdout
@@ -164,7 +164,7 @@ def test_edited_unit_definitions_are_repaired_and_used(deployed: Deployed) -> No
 def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deployed) -> None:
     host = deployed.host
     host.run("echo 'LimitCORE=1' >> /etc/systemd/system/coturn-certificate.service && systemctl daemon-reload")
-    assert deployed.deployment.run("-y").changed == ["Give coturn renewed certificates", "Watch coturn's certificate"]
+    assert deployed.deployment.run("-y").changed == ["Reload coturn on renewal", "Watch coturn's certificate"]
     shown = host.run("systemctl show coturn-certificate.service -p NeedDaemonReload -p LimitCORE").stdout
     assert "NeedDaemonReload=yes" not in shown
     assert "LimitCORE=1\n" not in shown
@@ -239,8 +239,8 @@ def test_dry_diff_on_an_empty_machine_shows_files_without_secrets(empty: Empty) 
 
 # Runs on the same machine are killed one after the other: at which operation, and how many seconds after it began.
 INTERRUPTIONS = [
-    ("Begin to build the virtualenvs", 0.0),
-    ("Begin to build the virtualenvs", 0.5),
+    ("Start building the virtualenvs", 0.0),
+    ("Start building the virtualenvs", 0.5),
     ("Install the Debian packages", 1.5),
     ("Install the Debian packages", 4.0),
     ("Configure Caddy", 0.0),
@@ -317,8 +317,8 @@ def test_restart_missed_by_an_interrupted_run_is_done_by_the_next(empty: Empty) 
     for attempt in range(1, 6):
         before, address = invocations(host), f"198.51.100.{attempt}"
         group_data.write_text(f"{chosen}external_ip = {address!r}\n")
-        # The file is written by now, and the operation that restarts its unit comes after this one.
-        kill_at(deployment, "Confine coturn, run as root")
+        # The file is there, and the operation that would restart its unit comes after this one.
+        kill_at(deployment, "Confine coturn")
         assert f"external-ip={address}" in host.run("cat /etc/turnserver.conf").stdout
         time.sleep(1)
         if restarted(before, host) == set():

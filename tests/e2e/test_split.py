@@ -287,7 +287,7 @@ def test_a_wrong_database_certificate_is_refused_and_repaired_by_a_deploy(split:
 
     changed = split.deployment.run("-y").changed
 
-    assert changed == ["Know the database server by its certificate", "Run Synapse"]
+    assert changed == ["Trust the database server's certificate", "Run Synapse"]
     assert home.run(f"cat {DATABASE_AUTHORITY}").stdout == right
     assert connect(split) == "42"
 

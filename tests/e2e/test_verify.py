@@ -32,7 +32,7 @@ FAULTS = {
         r"other homeservers will not talk with this one: .*old\.example\.com has no address"
     ],
     "sed -i 's#@homeserver path /_matrix/\\*#@homeserver path /_synapse/admin/* /_matrix/*#' /etc/caddy/Caddyfile; "
-    "systemctl reload caddy": [r"strangers reach what is the administrator's: .*_synapse/admin"],
+    "systemctl reload caddy": [r"the administration API is reachable from outside: .*_synapse/admin"],
     # Open registration.
     "printf 'enable_registration: true\\nenable_registration_without_verification: true\\n' "
     "> /etc/matrix-synapse/conf.d/mine.yaml; chmod 644 /etc/matrix-synapse/conf.d/mine.yaml; "

@@ -12,16 +12,16 @@ WEEK = datetime.timedelta(days=7)
 
 @dataclass(frozen=True)
 class Presented:
-    """What a server presents. certificate: None where it presents none. verdict: what OpenSSL says of the chain."""
+    """What a server presents. certificate: None if it presents none. verdict: OpenSSL's result for the chain."""
 
     certificate: x509.Certificate | None
     verdict: str
 
 
 def presented(host: Host, port: int, name: str, datagrams: bool = False, authority: str = "") -> Presented:
-    """Shake hands with this machine, over TLS or (datagrams) DTLS.
+    """A handshake with this machine, over TLS or (datagrams) DTLS.
 
-    authority: path of the file with the authority of a private issuer, beside those that the machine trusts.
+    authority: path of a file with the authority of a private issuer, in addition to those that the machine trusts.
     """
     command = "timeout 10 openssl s_client -connect %s -servername %s -verify_hostname %s </dev/null 2>&1"
     words = [f"127.0.0.1:{port}", name, name]
@@ -29,18 +29,18 @@ def presented(host: Host, port: int, name: str, datagrams: bool = False, authori
         command, words = command.replace(" </", " -CAfile %s </"), [*words, authority]
     if datagrams:
         command = command.replace("s_client", "s_client -dtls")
-    said = str(host.run(command, *words).stdout)
-    pem = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", said, re.DOTALL)
-    verdict = re.search(r"Verif(?:y return code|ication)[^:]*: (.*)", said)
+    output = str(host.run(command, *words).stdout)
+    pem = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", output, re.DOTALL)
+    verdict = re.search(r"Verif(?:y return code|ication)[^:]*: (.*)", output)
     certificate = x509.load_pem_x509_certificate(pem[0].encode()) if pem else None
-    return Presented(certificate, verdict[1].strip() if verdict else said.strip().splitlines()[-1])
+    return Presented(certificate, verdict[1].strip() if verdict else output.strip().splitlines()[-1])
 
 
-def complaint(certificate: x509.Certificate, name: str) -> str:
-    """Why a certificate is not good enough for the name; empty if it is.
+def certificate_problem(certificate: x509.Certificate, name: str) -> str:
+    """What is wrong with a certificate for the name; empty if nothing is.
 
-    Caddy renews when a third of a certificate's life is left, whether that life is 90 days or 12 hours. With less than a
-    quarter left, and less than a week, renewing must have failed.
+    Caddy renews a certificate when a third of its lifetime is left, whether that is 90 days or 12 hours. With less than a
+    quarter left, and less than a week, the renewal must have failed.
     """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -1,7 +1,7 @@
-"""Verify a deployment: `pytest tests/host --inventory inventories/prod.py`. Only reads, so it is safe on production.
+"""Verify a deployment: `pytest tests/host --inventory inventories/prod.py`. It only reads, so it is safe in production.
 
-Without --inventory the tests run on throw-away hosts. Each module tests one role, the one in its name, on the machine that
-plays it; test_machine.py tests every machine.
+Without --inventory the tests run on throw-away hosts. Each module tests the role in its name, on the machine that plays it;
+test_machine.py tests every machine.
 """
 
 from collections.abc import Generator, Iterator
@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
             f"Deployment {inventory.deployment}",
             {machine.name: ", ".join(machine.roles) for machine in inventory.machines},
         )
-        # The report at the end says what is wrong and what to do; the source of the tests does not. --tb=short shows both.
+        # The report at the end says what is wrong and what to do; the source of the tests does not help. --tb=short shows both.
         if config.option.tbstyle == "auto":
             config.option.tbstyle = "no"
 
@@ -47,7 +47,7 @@ def _role(module: Path) -> str | None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A role that nobody plays is not tested; there is nothing to say about it."""
+    """A role that no machine plays is not tested, and not reported as skipped either."""
     inventory = config.stash.get(INVENTORY, None)
     unplayed = inventory and _role(collection_path) and not inventory.playing(_role(collection_path))
     return True if unplayed else None
@@ -55,10 +55,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --inventory, its machines take the place of the throw-away hosts."""
+    """With --inventory, its machines are used instead of throw-away hosts."""
     if (inventory := metafunc.config.stash.get(INVENTORY, None)) and "deployed" in metafunc.fixturenames:
         machines = inventory.playing(_role(metafunc.definition.path))
-        # A mark, because only what a mark parametrises is not parametrised again by the fixture's own hosts.
+        # By a mark, because otherwise the fixture would add its own hosts.
         metafunc.definition.add_marker(
             pytest.mark.parametrize("deployed", machines, ids=[machine.name for machine in machines], scope="session")
         )
@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def machine(deployed: Deployed | Machine) -> Iterator[Machine]:
-    """The machine to verify. It is found out here, once, whether it can be reached."""
+    """The machine to verify. Fails here, once, if it cannot be reached."""
     if isinstance(deployed, Machine):
         assert deployed.state
         yield deployed
@@ -79,57 +79,57 @@ def machine(deployed: Deployed | Machine) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def host(machine: Machine) -> Host:
-    """The same as testinfra's: how to ask the machine, as root."""
+    """testinfra's connection to the machine, as root."""
     return machine.host
 
 
 @pytest.fixture(scope="session")
 def settings(machine: Machine) -> Settings:
-    """What the machine should work with."""
+    """The settings of the machine."""
     return machine.settings
 
 
 @pytest.fixture(scope="module")
 def service(request: pytest.FixtureRequest, host: Host, settings: Settings) -> Service | None:
-    """The service that a module is about: that of the role in its name."""
+    """The service that a module tests: that of the role in its name."""
     role = _role(request.path)
     return Service.of(host, settings, ROLES[role]) if role else None
 
 
-# What can be said of a service that does not run.
-AT_REST = ("test_runs", "test_starts_at_boot", "test_keeps_its_secrets", "test_is_confined")
+# The tests that make sense for a service that does not run.
+WHILE_STOPPED = ("test_runs", "test_starts_at_boot", "test_keeps_its_secrets", "test_is_confined")
 
 
 @pytest.fixture(autouse=True)
-def _of_interest(request: pytest.FixtureRequest, service: Service | None) -> Service | None:
-    """Makes the service known to pytest_runtest_makereport. Where it does not run, one failure says so, not all of them."""
-    if service and service.properties["MainPID"] == "0" and request.node.originalname not in AT_REST:
+def _service(request: pytest.FixtureRequest, service: Service | None) -> Service | None:
+    """The service for pytest_runtest_makereport. If it does not run, test_runs fails, and most others are skipped."""
+    if service and service.properties["MainPID"] == "0" and request.node.originalname not in WHILE_STOPPED:
         pytest.skip(f"{service.unit} does not run")
     return service
 
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest, machine: Machine) -> Note:
-    """Puts what a test found into the report."""
+    """A function that adds what a test found to the report."""
     report = request.config.stash.get(REPORT, None)
 
-    def take(subject: str, text: str) -> None:
+    def add(subject: str, text: str) -> None:
         if report:
             report.note(machine.name, subject, text)
 
-    return take
+    return add
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure comes with the end of the service's log."""
+    """Add the end of the service's log to a failure."""
     result = yield
     report = item.config.stash.get(REPORT, None)
     if report:
-        _reported(report, item, result, call)
-    service: Service | None = getattr(item, "funcargs", {}).get("_of_interest")
+        _add_to_report(report, item, result, call)
+    service: Service | None = getattr(item, "funcargs", {}).get("_service")
     if service and result.when == "call" and result.failed:
         journal, log = f"journalctl -u {service.unit}", service.log_end()
         result.sections.append((journal, log))
@@ -138,10 +138,10 @@ def pytest_runtest_makereport(
     return result
 
 
-def _reported(report: Report, item: pytest.Item, result: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
+def _add_to_report(report: Report, item: pytest.Item, result: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
     if result.failed and call.excinfo:
         name = getattr(item, "callspec", None) and item.callspec.params.get("deployed")  # type: ignore[attr-defined]
-        # Below the message, pytest says how the values differ: nothing for an administrator.
+        # Below the message, pytest explains how the values differ, which does not help an administrator.
         text = str(call.excinfo.value).partition("\nassert ")[0].strip()
         if not call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)):
             text = f"it could not be verified: {call.excinfo.exconly()}"
@@ -153,7 +153,7 @@ def _reported(report: Report, item: pytest.Item, result: pytest.TestReport, call
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The report, in the place of pytest's own summary."""
+    """The report, instead of pytest's own summary."""
     if (report := config.stash.get(REPORT, None)) and (report.passed or report.problems):
         terminalreporter.reportchars = ""
         terminalreporter.section("verification")

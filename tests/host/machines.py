@@ -1,6 +1,6 @@
-"""The machines of an inventory, as tests see them: their settings without a secret, and a way to ask them over SSH.
+"""The machines of an inventory for the tests: their settings without secrets, and a connection over SSH.
 
-Nothing here writes to a machine, and nothing opens the vault: who verifies a deployment need not be trusted with it.
+Nothing here writes to a machine or opens the vault: whoever verifies a deployment does not need its secrets.
 """
 
 import json
@@ -23,7 +23,7 @@ from testinfra.host import Host
 
 from operations.machine import Machine as MachineFact
 from operations.machine import MachineState
-from operations.shell import answered, asking
+from operations.shell import answer_lines, question_command
 from roles import ROLES
 from settings import Neighbour, SettingError, Settings, choices_from, mistakes
 from vault import Secret, Vault
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent.parent
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 
 
-# What ssh runs to be told a secret; the secrets come in its environment, which only we and root can read.
+# The program that ssh runs to get a password; the passwords are in its environment, which only we and root can read.
 ASKPASS = """#!/bin/sh
 case $1 in *passphrase*) printf '%s\\n' "$VERIFY_key_password" ;; *) printf '%s\\n' "$VERIFY_password" ;; esac
 """
@@ -47,11 +47,11 @@ def _at_a_terminal() -> bool:
 
 
 class InventoryError(Exception):
-    """Why the inventory cannot be used, in the words of whoever refused it."""
+    """Why the inventory cannot be used."""
 
 
-class _Sealed(Vault):
-    """In the vault's place: views of the settings that hold a secret can be derived, and hold an empty one."""
+class _EmptyVault(Vault):
+    """Used instead of the vault: every secret is empty, so that views with secrets can be derived."""
 
     def __init__(self) -> None:
         super().__init__(Path(os.devnull), None, None, "", {})
@@ -60,23 +60,23 @@ class _Sealed(Vault):
         return Secret("")
 
 
-def _asked_alike(host: Host) -> Host:
-    """Its commands are run as a deploy runs them: the machine's language and the user's profile do not matter."""
+def _with_fixed_environment(host: Host) -> Host:
+    """Make its commands run as in a deploy: the machine's language and the user's profile do not matter."""
     backend = host.backend
     quote, get_command, run = backend.quote, backend.get_command, backend.run
 
-    def answered_run(command: str, *words: str, **options: Any) -> Any:
+    def run_for_answer(command: str, *words: str, **options: Any) -> Any:
         result = run(command, *words, **options)
-        lines = answered(result.stdout.splitlines(keepends=True))
+        lines = answer_lines(result.stdout.splitlines(keepends=True))
         return replace(result, _stdout="" if lines is None else "".join(lines))
 
-    backend.get_command = lambda command, *words: get_command(asking(quote(command, *words)))
-    backend.run = answered_run
+    backend.get_command = lambda command, *words: get_command(question_command(quote(command, *words)))
+    backend.run = run_for_answer
     return host
 
 
 class Machine:
-    """One machine of the inventory. It is connected to when it is first asked something."""
+    """One machine of the inventory. The connection is made when it is first needed."""
 
     def __init__(self, inventory: "Inventory", name: str, data: Mapping[str, Any]) -> None:
         self.inventory, self.name, self.data = inventory, name, data
@@ -91,21 +91,21 @@ class Machine:
 
     @cached_property
     def state(self) -> MachineState:
-        """What the machine is, as a deploy finds out as well."""
+        """The state of the machine, as a deploy sees it."""
         fact, unreachable = MachineFact(), ""
         try:
-            asked = self._connection(sudo=False).run(fact.question())
+            result = self._connection(sudo=False).run(fact.question())
         except RuntimeError as error:
             unreachable = getattr(error.args[0], "stderr", "").strip() or str(error)
         if unreachable:
             pytest.fail(f"{self.name} cannot be reached over SSH: {unreachable}", pytrace=False)
-        return fact.answer(str(asked.stdout).splitlines())
+        return fact.answer(str(result.stdout).splitlines())
 
     @cached_property
     def host(self) -> Host:
-        """testinfra's view of it, as root."""
+        """testinfra's connection to it, as root."""
         if not self.state.user:
-            pytest.fail(f"{self.name}: the user's shell there does not run what it is given", pytrace=False)
+            pytest.fail(f"{self.name}: the user's shell there does not run commands", pytrace=False)
         if not self.state.root:
             pytest.fail(
                 f"{self.name}: connected as {self.state.user}, who is not root and has no sudo without a password",
@@ -115,7 +115,7 @@ class Machine:
 
     @cached_property
     def settings(self) -> Settings:
-        """What this machine should work with."""
+        """The settings of this machine."""
         neighbours = {
             other.name: Neighbour(other.data.get("address") or other.data.get("ssh_hostname") or other.name)
             for other in self.inventory.machines
@@ -130,7 +130,7 @@ class Machine:
             neighbours,
             self.data.get("ssh_hostname"),
         )
-        settings.vault = _Sealed()
+        settings.vault = _EmptyVault()
         return settings
 
     @property
@@ -140,21 +140,21 @@ class Machine:
 
     def _connection(self, sudo: bool) -> Host:
         if self.local:
-            return _asked_alike(testinfra.get_host("local://", sudo=sudo))
+            return _with_fixed_environment(testinfra.get_host("local://", sudo=sudo))
         if not self._opened:
             self._open()
         arguments = [*self._options(BatchMode="yes", ControlMaster="auto", ControlPersist="60")]
         target = f"ssh://{quote(self._target, safe='')}"
-        return _asked_alike(testinfra.get_host(target, sudo=sudo, ssh_extra_args=shlex.join(arguments)))
+        return _with_fixed_environment(testinfra.get_host(target, sudo=sudo, ssh_extra_args=shlex.join(arguments)))
 
     @property
     def _target(self) -> str:
-        """What pyinfra looks up in the SSH configuration as well."""
+        """The name that pyinfra, too, looks up in the SSH configuration."""
         return str(self.data.get("ssh_hostname") or self.name)
 
     def _options(self, **more: str) -> list[str]:
-        """OpenSSH's words for what pyinfra takes from the inventory."""
-        # Every check is a connection of its own unless they share one; that is ten times as fast.
+        """OpenSSH's options for the data that pyinfra takes from the inventory."""
+        # All checks share one connection, which is ten times as fast.
         options = {
             "LogLevel": "ERROR",
             "ConnectTimeout": "10",
@@ -162,7 +162,7 @@ class Machine:
             "User": self.data.get("ssh_user"),
             "Port": self.data.get("ssh_port"),
             "IdentityFile": self.data.get("ssh_key"),
-            # An agent with many keys would use up the tries that the machine allows.
+            # With many keys in an agent, the machine would refuse further attempts before the right key is tried.
             "IdentitiesOnly": "yes" if self.data.get("ssh_key") else None,
             "IdentityAgent": "none" if self.data.get("ssh_allow_agent") is False else None,
             "UserKnownHostsFile": self.data.get("ssh_known_hosts_file"),
@@ -175,29 +175,29 @@ class Machine:
         return arguments
 
     def _open(self) -> None:
-        """The shared connection, where opening it takes a secret: the inventory's, or one that ssh asks for at the terminal."""
+        """Open the shared connection, if that needs a password: from the inventory, or asked for by ssh at the terminal."""
         self._opened = True
         secrets = {f"VERIFY_{name}": str(self.data.get(f"ssh_{name}") or "") for name in ("key_password", "password")}
         if not any(secrets.values()) and not (self.data.get("ssh_key") and _at_a_terminal()):
             return
         environment = dict(os.environ)
         if given := any(secrets.values()):
-            answering = self.inventory.sockets / "askpass"
-            answering.write_text(ASKPASS)
-            answering.chmod(0o700)
-            # DISPLAY and a session of its own: before OpenSSH 8.4 it took these to use the program.
-            environment |= {"SSH_ASKPASS": str(answering), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":", **secrets}
-        # It stays until the end of the verification: nobody would be asked again.
+            askpass = self.inventory.sockets / "askpass"
+            askpass.write_text(ASKPASS)
+            askpass.chmod(0o700)
+            # DISPLAY and a session of its own: OpenSSH before 8.4 uses the program only with these.
+            environment |= {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":", **secrets}
+        # It stays open until the end of the verification, so that nothing is asked twice.
         shared = self._options(NumberOfPasswordPrompts="1", ControlMaster="yes", ControlPersist="yes")
         subprocess.run(
             ["ssh", *shared, self._target, "true"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # Who answers at the terminal reads there what is asked.
+            # ssh prints its question to the terminal, not to stderr.
             stderr=subprocess.DEVNULL,
             start_new_session=given,
-            check=False,  # the first question to the machine says what is wrong
+            check=False,  # the first command on the machine reports what is wrong
         )
 
     @property
@@ -207,12 +207,12 @@ class Machine:
     def disconnect(self) -> None:
         """End the shared connection."""
         if self._control_path.exists():
-            ended = ["ssh", "-o", f"ControlPath={self._control_path}", "-O", "exit", self._target]
-            subprocess.run(ended, capture_output=True, check=False)
+            command = ["ssh", "-o", f"ControlPath={self._control_path}", "-O", "exit", self._target]
+            subprocess.run(command, capture_output=True, check=False)
 
 
 class Inventory:
-    """An inventory of pyinfra's. Raises InventoryError where it cannot be read or could not be deployed."""
+    """An inventory of pyinfra's. Raises InventoryError if it cannot be read, or if a deploy would refuse it."""
 
     def __init__(self, path: Path, environment: Mapping[str, str] | None = None) -> None:
         self.path = path.resolve()
@@ -221,7 +221,7 @@ class Inventory:
         self.machines = [Machine(self, each["name"], each["data"]) for each in listed]
         self.groups: dict[str, list[str]] = {}
         for each in listed:
-            # pyinfra names those of @local twice.
+            # pyinfra lists the groups of @local twice.
             for group in dict.fromkeys(each["groups"]):
                 self.groups.setdefault(group, []).append(each["name"])
         if wrong := self._mistakes():
@@ -230,7 +230,7 @@ class Inventory:
         self.sockets = Path(tempfile.mkdtemp(prefix="verify-"))
 
     def _listed(self, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-        """In a process of its own: pyinfra changes the one it is loaded into."""
+        """Ask pyinfra in a separate process: importing it patches the process for gevent."""
         if not self.path.is_file():
             raise InventoryError(
                 f"{self.path} is not there: give the path of an inventory, such as inventories/prod.py"
@@ -251,7 +251,7 @@ class Inventory:
         return listed
 
     def _mistakes(self) -> list[str]:
-        """What a deploy would refuse as well."""
+        """Mistakes for which a deploy would refuse the inventory."""
         for machine in self.machines:
             try:
                 choices = choices_from(machine.data, self.deployment)

@@ -1,4 +1,4 @@
-"""The deployment as strangers meet it: by what DNS says about its names, asked from the computer that verifies."""
+"""The deployment as seen from outside: at the addresses that DNS has for its names, from the computer that verifies."""
 
 import contextlib
 import errno
@@ -19,10 +19,10 @@ from tests.host.services import ask
 from tests.protocols.turn import Credentials
 
 # Seconds to wait for a connection.
-PATIENCE = 10
+TIMEOUT = 10
 
-# Like those that Synapse hands out at the beginning of a call, made where the secret is, so that it does not leave the machine:
-# TURN REST API (draft-uberti-behave-turn-rest-00). Good for two minutes.
+# Credentials such as Synapse issues for a call, made on the homeserver, so that the secret does not leave it: TURN REST API
+# (draft-uberti-behave-turn-rest-00). Valid for two minutes.
 ISSUE = """
 import base64, hmac, pathlib, time
 secret = pathlib.Path("/etc/matrix-synapse/secrets/turn_shared_secret").read_bytes().strip()
@@ -31,30 +31,30 @@ print(username, base64.b64encode(hmac.digest(secret, username.encode(), "sha1"))
 """
 
 
-class NoWay(Exception):
-    """This computer cannot ask there, for a reason of its own: it has no IPv6."""
+class NoRoute(Exception):
+    """This computer has no route to the address: it has no IPv6."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """certificate: None where none is presented. problem: why a client would hang up; empty if it would not."""
+class Handshake:
+    """certificate: None if none is presented. problem: why a client would refuse the connection; empty if it would not."""
 
     certificate: x509.Certificate | None
     problem: str = ""
 
 
 def addresses_of(host: Host, name: str) -> list[str]:
-    """What the machine's name servers say about a name, IPv4 first; /etc/hosts, which only this machine has, is not asked."""
+    """The addresses of a name by the machine's name servers, IPv4 first. Its /etc/hosts is not used: others do not have it."""
     lines = host.run("getent -s hosts:dns ahosts %s", name).stdout.splitlines()
     found = {ipaddress.ip_address(line.split()[0].partition("%")[0]) for line in lines if line.strip()}
     return [str(address) for address in sorted(found, key=lambda address: (address.version, address.packed))]
 
 
 def address_of(host: Host, name: str) -> str:
-    """One of them. Raises LookupError."""
+    """The first address of a name. Raises LookupError."""
     found = addresses_of(host, name)
     if not found:
-        raise LookupError(f"no DNS record leads from {name} to an address")
+        raise LookupError(f"{name} has no DNS record of an address")
     return found[0]
 
 
@@ -67,42 +67,42 @@ def trusted_by(host: Host) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def handshake(address: str, port: int, name: str, authorities: Path | None) -> Shown:
-    """Greet a server by TLS as a client does. authorities: whom to trust; None: whoever it is. Raises NoWay."""
+def handshake(address: str, port: int, name: str, authorities: Path | None) -> Handshake:
+    """A client's TLS handshake. authorities: file of the authorities to trust; None: accept any. Raises NoRoute."""
     context = ssl.create_default_context(cafile=str(authorities) if authorities else None)
     if not authorities:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with (
-            socket.create_connection((address, port), timeout=PATIENCE) as plain,
+            socket.create_connection((address, port), timeout=TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=name) as connected,
         ):
             raw = connected.getpeercert(binary_form=True)
-            return Shown(x509.load_der_x509_certificate(raw) if raw else None)
+            return Handshake(x509.load_der_x509_certificate(raw) if raw else None)
     except ssl.SSLCertVerificationError as error:
-        return Shown(handshake(address, port, name, None).certificate, f"clients refuse it: {error.verify_message}")
+        return Handshake(handshake(address, port, name, None).certificate, f"clients refuse it: {error.verify_message}")
     except ssl.SSLError as error:
-        return Shown(None, f"no TLS: {(error.reason or str(error)).lower().replace('_', ' ')}")
+        return Handshake(None, f"no TLS: {(error.reason or str(error)).lower().replace('_', ' ')}")
     except OSError as error:
         if error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
-            raise NoWay(address) from None
-        return Shown(None, f"this computer gets no connection: {error.strerror or error}")
+            raise NoRoute(address) from None
+        return Handshake(None, f"this computer gets no connection: {error.strerror or error}")
 
 
-def is_the_same(host: Host, address: str, name: str, port: int) -> bool:
-    """Whether this computer meets the machine at an address that is not the machine's own: by its certificate."""
+def is_same_machine(host: Host, address: str, name: str, port: int) -> bool:
+    """Whether an address that the machine does not have leads to it: the same certificate is presented there."""
     command = "openssl s_client -connect %s -servername %s </dev/null 2>/dev/null | openssl x509"
     done = host.run(command, f"127.0.0.1:{port}", name)
     if done.rc:
         return False
     try:
         there = handshake(address, port, name, None).certificate
-    except NoWay:
+    except NoRoute:
         return False
     return there == x509.load_pem_x509_certificate(str(done.stdout).encode())
 
 
 def issued_credentials(host: Host) -> Credentials:
-    """Credentials for the relay, as a client gets them. host: the homeserver's machine."""
+    """Credentials for the relay, as Synapse issues them. host: the homeserver's machine."""
     username, password = ask(host, f"python3 -Ic {shlex.quote(ISSUE)}").split()
     return Credentials(username, password)

@@ -1,11 +1,11 @@
-"""What a verification ends with: a page for the administrator about what was found, what is wrong, and what to do."""
+"""The report at the end of a verification: what was found, what is wrong, and what to do."""
 
 import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# note(subject, text): something found that is worth telling.
+# note(subject, text): something found, for the report.
 Note = Callable[[str, str], None]
 
 WIDTH = 120
@@ -20,7 +20,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """machines: name -> what it does. notes: machine -> subject -> what was found. logs: unit -> the end of its log."""
+    """machines: name -> its roles. notes: machine -> subject -> what was found. logs: unit -> the end of its log."""
 
     title: str
     machines: dict[str, str]
@@ -36,7 +36,7 @@ class Report:
             texts.append(text)
 
     def problem(self, machine: str, text: str, test: str) -> None:
-        """The same one, found by several tests, is told once."""
+        """Add a problem; the same one, found by several tests, is listed once."""
         if not any((each.machine, each.text) == (machine, text) for each in self.problems):
             self.problems.append(Problem(machine, text, test))
 
@@ -54,7 +54,7 @@ class Report:
             return [*lines, f"Nothing is wrong: {self.passed} checks passed."]
         count = len(self.problems)
         lines += [f"{count} thing{' is' if count == 1 else 's are'} wrong ({self.passed} checks passed):", ""]
-        # What does not run is the cause of much else.
+        # Services that do not run come first: they cause many of the other problems.
         for number, each in enumerate(sorted(self.problems, key=lambda each: "::test_runs[" not in each.test), 1):
             head, *rest = map(str.strip, each.text.splitlines())
             lines += _wrapped(f"{number:3}. ", f"{each.machine}: {head}")
@@ -67,7 +67,7 @@ class Report:
 
 def _wrapped(first: str, text: str) -> list[str]:
     indent = " " * len(first)
-    # What is to be typed or looked up stays whole.
+    # Long words are commands or names, which must not be broken.
     return textwrap.wrap(
         text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     ) or [first.rstrip()]

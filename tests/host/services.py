@@ -1,4 +1,4 @@
-"""What tests ask of a machine's services, and what they ask of every one of them."""
+"""A machine's services as the tests see them, and the tests that are the same for every service."""
 
 import datetime
 import json
@@ -35,11 +35,8 @@ def ask(host: Host, command: str, *words: str) -> str:
 class Service:
     """A systemd unit.
 
-    user: who runs it. exposure: what `systemd-analyze security` may say at most, from 0 to 10; None: it is not ours to
-    confine. reads, rereads: files and directories with its configuration, which it reads when it starts, and also when it is
-    reloaded. secrets: files and directories that are nobody else's business. troubles: a regular expression (PCRE) for the
-    lines of its log that mean trouble. recoveries: one for those that mean that earlier trouble is over; its first group is
-    the name which that trouble names. leans_on: units whose restart it cannot live through without errors.
+    user, exposure, reads, rereads, errors, recoveries, enabled: as in `roles.Unit`. secrets: files and directories that other
+    users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
     """
 
     host: Host
@@ -49,12 +46,10 @@ class Service:
     reads: Sequence[str] = ()
     rereads: Sequence[str] = ()
     secrets: Sequence[str] = ()
-    troubles: str = ""
+    errors: str = ""
     recoveries: str = ""
-    leans_on: Sequence[str] = ()
+    depends_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
-
-    # Where it has to listen.
     ports: Sequence[Port] = ()
 
     @classmethod
@@ -75,9 +70,9 @@ class Service:
             reads=unit.reads,
             rereads=unit.rereads,
             secrets=private,
-            troubles=unit.troubles,
+            errors=unit.errors,
             recoveries=unit.recoveries,
-            leans_on=[each.units[0].name.format(version=version) for each in needed],
+            depends_on=[each.units[0].name.format(version=version) for each in needed],
             enabled=unit.enabled,
             ports=[
                 port
@@ -95,13 +90,13 @@ class Service:
     def pid(self) -> str:
         pid = self.properties["MainPID"]
         if pid == "0":
-            # One failure says so, not all of them.
+            # One test fails for it, not all of them.
             pytest.skip(f"{self.unit} does not run, see TestService.test_runs")
         return pid
 
     @property
     def started(self) -> float:
-        """When, in seconds since the epoch."""
+        """When it was started, in seconds since the epoch."""
         return _seconds(self.properties["ExecMainStartTimestamp"])
 
     @property
@@ -124,7 +119,7 @@ class Service:
         return listening
 
     def tcp(self) -> set[str]:
-        """Where it listens for TCP. Of UDP, resolvers open sockets that look as if they listened."""
+        """Where it listens for TCP. UDP is left out: sockets of DNS resolvers look as if they listened."""
         return {socket.removeprefix("tcp ") for socket in self.sockets() if socket.startswith("tcp ")}
 
     def log(self, since: float, until: float | None = None, pattern: str = "") -> list[str]:
@@ -136,12 +131,12 @@ class Service:
         if pattern:
             command, words = f"{command} --grep=%s --case-sensitive=true", [*words, pattern]
         done = self.host.run(command, *words)
-        # Its exit status is the same where there is no such line; without this, no log would be no trouble.
+        # The exit status is the same if no line matches; without this, an unreadable log would count as one without errors.
         assert "Failed to " not in done.stderr, f"the log of {self.unit} cannot be read: {done.stderr.strip()}"
         return list(map(str, done.stdout.splitlines()))
 
     def log_end(self, lines: int = 20) -> str:
-        """The end of its log, and of what systemd says about it."""
+        """The end of its log, with systemd's messages about it."""
         return str(self.host.run(f"journalctl --no-pager -q -n {lines} -o short-iso -u %s", self.unit).stdout)
 
 
@@ -150,21 +145,21 @@ def _properties(host: Host, unit: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in asked.splitlines())
 
 
-def _place(socket: str) -> tuple[str, str, int]:
-    """Protocol, address and port of what `Service.sockets` says."""
+def _parsed(socket: str) -> tuple[str, str, int]:
+    """Protocol, address and port of one of `Service.sockets`."""
     protocol, _, where = socket.partition(" ")
     address, _, port = where.rpartition(":")
     return protocol, address.partition("%")[0].strip("[]"), int(port)
 
 
-def _fits(place: tuple[str, str, int], port: Port) -> bool:
-    protocol, address, number = place
+def _allowed(listener: tuple[str, str, int], port: Port) -> bool:
+    protocol, address, number = listener
     local = address in ("127.0.0.1", "::1")
     return protocol == port.protocol and number in port.numbers and (local or port.reach != "machine")
 
 
 class ServiceTests:
-    """What is asked of every service. Each module has a subclass, and a fixture `service`."""
+    """The tests of every service. Each module has a subclass, and a fixture `service`."""
 
     def test_runs(self, service: Service) -> None:
         state = service.properties
@@ -182,7 +177,7 @@ class ServiceTests:
     def test_does_not_crash(self, service: Service) -> None:
         restarts, age = int(service.properties["NRestarts"]), time.time() - service.started
         assert not restarts or age > DAY, (
-            f"{service.unit} has ended by itself and was started again {restarts} times, last {age / 60:.0f} minutes ago: "
+            f"{service.unit} has crashed and was restarted {restarts} times, last {age / 60:.0f} minutes ago: "
             f"see journalctl -u {service.unit}"
         )
 
@@ -220,40 +215,42 @@ class ServiceTests:
 
     def test_is_confined(self, service: Service) -> None:
         if service.exposure is not None:
-            said = ask(service.host, "systemd-analyze security --no-pager %s", service.unit)
-            found = re.search(r"exposure level for .*: ([0-9.]+)", said)
+            output = ask(service.host, "systemd-analyze security --no-pager %s", service.unit)
+            found = re.search(r"exposure level for .*: ([0-9.]+)", output)
             assert found and float(found[1]) <= service.exposure, (
                 f"{service.unit} may do more than it needs, exposure {found[1] if found else '?'} instead of at most "
                 f"{service.exposure}: {DEPLOY}; `systemctl cat {service.unit}` shows drop-ins that are not ours"
             )
 
     def test_listens_where_it_should(self, service: Service) -> None:
-        """And nowhere else, nor for more than who should reach it."""
-        found = {socket: _place(socket) for socket in service.sockets()}
+        """And nowhere else, and not on public addresses if only this machine should reach it."""
+        found = {socket: _parsed(socket) for socket in service.sockets()}
         if not any(port.protocol == "udp" for port in service.ports):
-            # Resolvers open sockets for UDP that look as if they listened.
-            found = {socket: place for socket, place in found.items() if place[0] == "tcp"}
-        others = [socket for socket, place in found.items() if not any(_fits(place, port) for port in service.ports)]
+            # UDP sockets of DNS resolvers look as if they listened.
+            found = {socket: listener for socket, listener in found.items() if listener[0] == "tcp"}
+        others = [
+            socket for socket, listener in found.items() if not any(_allowed(listener, port) for port in service.ports)
+        ]
         assert not others, f"{service.unit} listens on {', '.join(sorted(others))}, where it should not: {DEPLOY}"
-        silent = [
+        missing = [
             port
             for port in service.ports
-            if port.last is None and not any(_fits(place, port) for place in found.values())
+            if port.last is None and not any(_allowed(listener, port) for listener in found.values())
         ]
-        assert not silent, (
-            f"{service.unit} does not listen on {', '.join(f'{each.protocol} {each.number}' for each in silent)}: "
+        assert not missing, (
+            f"{service.unit} does not listen on {', '.join(f'{each.protocol} {each.number}' for each in missing)}: "
             f"{DEPLOY}; see journalctl -u {service.unit}"
         )
 
-    def test_logs_no_trouble(self, service: Service) -> None:
-        # What is over is over: an hour-old outage of a neighbour is no fault of today's deployment.
-        over = [time.time() - 15 * 60]
-        for unit in service.leans_on:
-            over.append(_seconds(_properties(service.host, unit)["ExecMainStartTimestamp"]) + 5 * 60)
-        if not service.troubles or time.time() < max(over):
+    def test_logs_no_errors(self, service: Service) -> None:
+        # Only recent errors count, and not those from a restart of a unit that it depends on.
+        ignored_until = [time.time() - 15 * 60]
+        for unit in service.depends_on:
+            ignored_until.append(_seconds(_properties(service.host, unit)["ExecMainStartTimestamp"]) + 5 * 60)
+        if not service.errors or time.time() < max(ignored_until):
             return
-        pattern = "|".join(filter(None, (service.troubles, service.recoveries)))
-        lines = _remaining(service, service.log(since=max(service.started, *over), pattern=pattern))
+        pattern = "|".join(filter(None, (service.errors, service.recoveries)))
+        lines = _remaining(service, service.log(since=max(service.started, *ignored_until), pattern=pattern))
         assert not lines, (
             f"{service.unit} has logged {len(lines)} error{'s' if len(lines) > 1 else ''} in the last 15 minutes, such as "
             f"{lines[-1]!r}: see journalctl -u {service.unit}"
@@ -261,11 +258,11 @@ class ServiceTests:
 
 
 def _remaining(service: Service, lines: list[str]) -> list[str]:
-    """Lines that mean trouble, without those about a name whose trouble was over later."""
+    """Lines that report errors, without those about a name that a later line reports as recovered."""
     remaining: list[str] = []
     for line in lines:
         if service.recoveries and (recovered := re.search(service.recoveries, line)):
-            # Not about a longer name that it is a part of.
+            # As a whole name, not as a part of a longer one.
             about = re.compile(rf"(?<![\w.-]){re.escape(recovered[1])}(?![\w.-])")
             remaining = [each for each in remaining if not about.search(each)]
         else:
@@ -274,9 +271,9 @@ def _remaining(service: Service, lines: list[str]) -> list[str]:
 
 
 def program_in_use(service: Service, program: str) -> str:
-    """Name of the directory below /opt/<program> that `current` leads to, after a look at whether the process uses it.
+    """Name of the directory below /opt/<program> that `current` links to; asserts that the process runs from it.
 
-    Not from its command line, which says `current` whatever that was when it started.
+    Not from its command line, which has `current`, whatever that was when the process started.
     """
     current = ask(service.host, "readlink %s", f"/opt/{program}/current").strip()
     mapped = ask(service.host, "cat %s", f"/proc/{service.pid}/maps")
@@ -286,7 +283,7 @@ def program_in_use(service: Service, program: str) -> str:
         f"systemctl restart {service.unit}"
     )
     if not used:
-        # A script leaves no trace among the mapped files: it has to be younger than the link.
+        # A script is not among the mapped files: instead the process must have been started after the link was changed.
         switched = float(ask(service.host, "stat -c %%.9Z %s", f"/opt/{program}/current"))
         assert service.started >= switched, (
             f"{service.unit} is older than the installed {current}: systemctl restart {service.unit}"
@@ -323,9 +320,9 @@ class Answer:
 
 
 def get(host: Host, url: str, method: str = "GET", origin: str = "") -> Answer:
-    """Ask from the machine itself; a public name is taken for the machine, so that no name server or router matters.
+    """A request from the machine itself; public names are resolved to the machine, so that DNS and routers do not matter.
 
-    The certificate is not looked at here, so that a bad one is one failure and not all of them.
+    The certificate is not verified here, so that a wrong one fails one test and not all of them.
     """
     command, words = _curl(url.split("/")[2])
     done = host.run(f"{command} -i -X %s -H %s %s", *words, method, f"Origin: {origin}" if origin else "Origin:", url)
@@ -338,7 +335,7 @@ def get(host: Host, url: str, method: str = "GET", origin: str = "") -> Answer:
 
 
 def statuses(host: Host, name: str, paths: Sequence[str]) -> dict[str, int]:
-    """The same for several paths of a name at once: path -> status, 0 if there was no answer."""
+    """The same for several paths of a name in one command: path -> status, 0 if there was no answer."""
     command, words = _curl(name)
     # As written: curl would resolve the dots of /a/../b by itself.
     command += f" --path-as-is -w '%%{{http_code}}\\n'{' -o /dev/null %s' * len(paths)}"
@@ -348,7 +345,7 @@ def statuses(host: Host, name: str, paths: Sequence[str]) -> dict[str, int]:
 
 def _curl(name: str) -> tuple[str, list[str]]:
     here = [f"{name}:{port}:127.0.0.1" for port in (80, 443)] if ":" not in name else []
-    # Longer than Caddy waits for who should answer (10 s), so that its 502 is seen.
+    # Longer than Caddy waits for a backend (10 s), so that its 502 is seen.
     return f"curl -sSk --noproxy '*' --max-time 20{' --resolve %s' * len(here)}", here
 
 

@@ -1,4 +1,4 @@
-"""Caddy: what strangers can reach on the web ports, and what they cannot. Asked on the machine, by its public names."""
+"""Caddy: what can be reached on the web ports, and what cannot. Requests are made on the machine, to its public names."""
 
 from testinfra.host import Host
 
@@ -9,10 +9,10 @@ from settings.coturn import Coturn
 from settings.issuers import Issuer
 from settings.synapse import Choices as Homeserver
 from settings.synapse import Synapse
-from tests.host.certificates import complaint, presented
+from tests.host.certificates import certificate_problem, presented
 from tests.host.services import DEPLOY, Answer, ServiceTests, get, statuses
 
-# What a browser sends along from a web client of somebody else's.
+# The Origin header of a browser with a web client on another site.
 ORIGIN = "https://app.example.com"
 
 
@@ -21,7 +21,7 @@ class TestService(ServiceTests):
 
 
 def names(settings: Settings) -> dict[str, Issuer]:
-    """The names that this machine answers for on the web ports, and where their certificates come from."""
+    """The names that this machine serves on the web ports, and the issuers of their certificates."""
     caddy = settings.view(Caddy)
     found = dict.fromkeys(caddy.domains, caddy.issuer)
     if settings.here("coturn"):
@@ -30,12 +30,12 @@ def names(settings: Settings) -> dict[str, Issuer]:
 
 
 def name_of(settings: Settings, role: Role) -> str | None:
-    """The role's name, if this machine answers for it."""
+    """The role's domain name, if this machine serves it."""
     return settings.domain(role) if settings.here(role.name) else None
 
 
-def unreachable(host: Host, name: str | None, *paths: str) -> list[str]:
-    """What of these strangers can reach nevertheless."""
+def reachable(host: Host, name: str | None, *paths: str) -> list[str]:
+    """Those of the paths that do not answer 404, with their status."""
     found = statuses(host, name, paths) if name else {}
     return [f"https://{name}{path} answers {status}" for path, status in found.items() if status != 404]
 
@@ -44,8 +44,10 @@ def test_every_name_has_its_certificate(host: Host, settings: Settings) -> None:
     wrong = []
     for name, issuer in names(settings).items():
         shown = presented(host, 443, name, authority=issuer.trusted_root)
-        problem = "no certificate is presented" if shown.certificate is None else complaint(shown.certificate, name)
-        # Whom the clients of `files` trust, this machine cannot know.
+        problem = (
+            "no certificate is presented" if shown.certificate is None else certificate_problem(shown.certificate, name)
+        )
+        # This machine does not know which authorities the clients trust with `files`.
         if not problem and issuer.kind != "files" and not shown.verdict.startswith(("0 ", "OK")):
             problem = f"clients will not trust its certificate: {shown.verdict}"
         wrong += [f"{name}: {problem}"] if problem else []
@@ -55,7 +57,7 @@ def test_every_name_has_its_certificate(host: Host, settings: Settings) -> None:
     )
 
 
-def test_plain_http_leads_to_https(host: Host, settings: Settings) -> None:
+def test_http_is_redirected_to_https(host: Host, settings: Settings) -> None:
     for name in names(settings):
         answer = get(host, f"http://{name}/somewhere")
         assert answer.headers.get("location") == f"https://{name}/somewhere", f"{answer}, not a redirection: {DEPLOY}"
@@ -98,8 +100,8 @@ def test_the_homeserver_is_reachable(host: Host, settings: Settings) -> None:
             assert answer.status == 200, f"other homeservers get no answer: {answer}"
 
 
-def test_the_homeservers_administration_is_not_reachable(host: Host, settings: Settings) -> None:
-    reached = unreachable(
+def test_the_administration_api_is_not_reachable(host: Host, settings: Settings) -> None:
+    reached = reachable(
         host,
         name_of(settings, SYNAPSE),
         "/_synapse/admin/v1/server_version",
@@ -111,7 +113,7 @@ def test_the_homeservers_administration_is_not_reachable(host: Host, settings: S
         "/health",
         "/",
     )
-    assert not reached, f"strangers reach what is the administrator's: {reached}; {DEPLOY}"
+    assert not reached, f"the administration API is reachable from outside: {reached}; {DEPLOY}"
 
 
 def test_the_identity_server_is_reachable(host: Host, settings: Settings) -> None:
@@ -123,8 +125,8 @@ def test_the_identity_server_is_reachable(host: Host, settings: Settings) -> Non
         )
 
 
-def test_the_identity_server_sends_no_mails_for_strangers(host: Host, settings: Settings) -> None:
-    reached = unreachable(
+def test_the_identity_server_sends_no_mails_for_unauthenticated_clients(host: Host, settings: Settings) -> None:
+    reached = reachable(
         host,
         name_of(settings, SYDENT),
         "/_matrix/identity/api/v1/store-invite",
@@ -134,17 +136,17 @@ def test_the_identity_server_sends_no_mails_for_strangers(host: Host, settings: 
         "/_matrix/identity/replicate/v1/push",
         "/",
     )
-    assert not reached, f"strangers reach more than clients need: {reached}; {DEPLOY}"
+    assert not reached, f"more is reachable than clients need: {reached}; {DEPLOY}"
 
 
 def test_the_sliding_sync_proxy_is_reachable(host: Host, settings: Settings) -> None:
     if name := name_of(settings, SLIDING_SYNC):
         answer = get(host, f"https://{name}/client/server.json", origin=ORIGIN)
         assert answer.status == 200, f"{answer}; see journalctl -u caddy -u sliding-sync"
-        reached = unreachable(host, name, "/_matrix/client/versions", "/_matrix/client/v3/sync", "/debug/pprof/", "/")
-        assert not reached, f"strangers reach more than clients need: {reached}; {DEPLOY}"
+        reached = reachable(host, name, "/_matrix/client/versions", "/_matrix/client/v3/sync", "/debug/pprof/", "/")
+        assert not reached, f"more is reachable than clients need: {reached}; {DEPLOY}"
 
 
-def test_the_relays_name_serves_nothing(host: Host, settings: Settings) -> None:
-    reached = unreachable(host, name_of(settings, COTURN), "/", "/_matrix/client/versions")
-    assert not reached, f"the name is there for its certificate alone: {reached}; {DEPLOY}"
+def test_the_relays_name_serves_no_site(host: Host, settings: Settings) -> None:
+    reached = reachable(host, name_of(settings, COTURN), "/", "/_matrix/client/versions")
+    assert not reached, f"the name is served only to obtain its certificate: {reached}; {DEPLOY}"

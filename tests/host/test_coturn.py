@@ -1,4 +1,4 @@
-"""coturn, the relay for calls: it answers, with its certificate, and root though it is, it sees nothing of the machine."""
+"""coturn, the relay for calls: it answers, with its certificate, and is confined although it runs as root."""
 
 import re
 import shlex
@@ -10,17 +10,19 @@ from testinfra.host import Host
 from roles import COTURN
 from settings import Settings
 from settings.coturn import Coturn
-from tests.host.certificates import complaint, presented
+from tests.host.certificates import certificate_problem, presented
 from tests.host.services import DEPLOY, Service, ServiceTests, ask
 
 CAP_DAC_READ_SEARCH = 1 << 2
-# What holds secrets, or may, and how to say which of it has something in it.
+# Files and directories that may hold secrets, and a shell script that prints which of its arguments are not empty.
 SENSITIVE = (
     "/etc/shadow /etc/gshadow /etc/ssh /root /etc/matrix-synapse /var/lib/matrix-synapse /etc/sydent /var/lib/sydent "
     "/etc/sliding-sync /etc/caddy /etc/ssl/private /var/lib/postgresql /run/postgresql /var/backups /var/log"
 )
-LOOK = 'for p; do if [ -d "$p" ]; then [ -z "$(ls -A "$p" 2>/dev/null)" ]; else [ ! -s "$p" ]; fi || echo "$p"; done'
-# One TURN request to this machine, printed in hexadecimal: the answer.
+NOT_EMPTY = (
+    'for p; do if [ -d "$p" ]; then [ -z "$(ls -A "$p" 2>/dev/null)" ]; else [ ! -s "$p" ]; fi || echo "$p"; done'
+)
+# A Python program that sends one TURN request to this machine and prints the answer in hexadecimal.
 ASK = """
 import os, socket, struct, sys
 kind, attributes = int(sys.argv[1], 16), bytes.fromhex(sys.argv[2])
@@ -40,8 +42,8 @@ class TestService(ServiceTests):
     pass
 
 
-def test_takes_its_configuration(service: Service) -> None:
-    """It goes on without what it does not understand or cannot read, and says so only here, when it starts."""
+def test_accepts_its_configuration(service: Service) -> None:
+    """It ignores what it does not understand or cannot read, and reports that only in its log, when it starts."""
     wrong = service.log(
         since=service.started - 1,
         until=service.started + 120,
@@ -58,7 +60,7 @@ def test_listens_only_where_it_should(service: Service) -> None:
         f"coturn does not listen on {', '.join(sorted(wanted - found))}: {DEPLOY}; see journalctl -u coturn. Without TLS on "
         "5349, it could not read its certificate when it started"
     )
-    # What is relayed at this moment has ports of its own.
+    # Allocations in use have ports of their own.
     others = {socket for socket in found - wanted if not ("udp" in socket and 49152 <= int(socket.split()[1]) <= 65535)}
     assert not others, f"coturn listens on {', '.join(sorted(others))} as well: {DEPLOY}"
 
@@ -68,13 +70,13 @@ def test_presents_its_certificate(host: Host, settings: Settings, datagrams: boo
     coturn = settings.view(Coturn)
     shown = presented(host, 5349, coturn.domain, datagrams).certificate
     assert shown, f"5349 presents no certificate ({'udp' if datagrams else 'tcp'}): {DEPLOY}; see journalctl -u coturn"
-    problem = complaint(shown, coturn.domain)
+    problem = certificate_problem(shown, coturn.domain)
     assert not problem, f"{coturn.domain}, port 5349: {problem}; see journalctl -u caddy -u coturn"
     file = x509.load_pem_x509_certificate(ask(host, "cat %s", coturn.certificate).encode())
     assert shown == file, f"5349 does not present {coturn.certificate}: {DEPLOY}; see journalctl -u coturn-certificate"
 
 
-def test_gets_renewed_certificates(host: Host) -> None:
+def test_is_reloaded_on_renewal(host: Host) -> None:
     unit = "coturn-certificate.path"
     found = ask(host, "systemctl show --value -p ActiveState -p UnitFileState %s", unit).split()
     assert found == ["active", "enabled"], (
@@ -99,7 +101,7 @@ def test_answers(host: Host) -> None:
     assert kind == 0x0101, "no answer to a STUN binding request on port 3478: see journalctl -u coturn"
 
 
-def test_relays_only_for_who_has_credentials(host: Host, settings: Settings) -> None:
+def test_relays_only_with_credentials(host: Host, settings: Settings) -> None:
     udp = bytes.fromhex("0019000411000000")
     kind, attributes = turn_request(host, 0x0003, udp)
     error = attributes.get(0x0009, b"")
@@ -110,7 +112,7 @@ def test_relays_only_for_who_has_credentials(host: Host, settings: Settings) -> 
     assert realm == settings.domain(COTURN), f"its realm is {realm!r} instead of {settings.domain(COTURN)}: {DEPLOY}"
 
 
-def test_has_no_power_but_to_read(service: Service) -> None:
+def test_has_no_capability_but_to_read(service: Service) -> None:
     status = ask(service.host, "cat %s", f"/proc/{service.pid}/status")
     for kind in ("CapEff", "CapPrm", "CapBnd"):
         found = re.search(rf"^{kind}:\s*(\w+)$", status, re.MULTILINE)
@@ -120,32 +122,32 @@ def test_has_no_power_but_to_read(service: Service) -> None:
 
 
 def test_sees_no_secrets(service: Service, host: Host) -> None:
-    """It is root, who may read whatever is there: so nothing may be there, as coturn sees the machine.
+    """It may read every file that it sees, because it is root: so no secret may be in its view of the machine.
 
-    A file that is replaced while it runs can come to light again, hence a look at the machine as it is now.
+    A file that is replaced while coturn runs can become visible again, so the list is made from the machine as it is now.
     """
-    there = set(ask(host, f"sh -c {shlex.quote(LOOK)} - {SENSITIVE}").split())
+    there = set(ask(host, f"sh -c {shlex.quote(NOT_EMPTY)} - {SENSITIVE}").split())
     assert "/etc/shadow" in there, (
-        "what should be hidden from coturn is not on the machine: this test would prove nothing"
+        "the files that should be hidden from coturn are not on the machine: this test would always pass"
     )
-    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(LOOK)} - {' '.join(sorted(there))}"
+    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(NOT_EMPTY)} - {' '.join(sorted(there))}"
     seen = ask(host, command).split()
     assert not seen, f"coturn sees {', '.join(seen)}: {DEPLOY}, then `systemctl restart coturn`"
 
 
 def test_sees_no_other_process(service: Service, host: Host) -> None:
-    """Root owns the user namespaces of the confined services: through /proc it would see all that they see."""
+    """Root owns the user namespaces of the confined services: through /proc it would see all files that they see."""
     places = "/proc /sys /dev/pts /dev/shm"
-    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(LOOK)} - {places}"
+    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(NOT_EMPTY)} - {places}"
     seen = ask(host, command).split()
     assert not seen, f"coturn sees what is in {', '.join(seen)}: {DEPLOY}, then `systemctl restart coturn`"
 
 
 def test_signals_no_other_process(service: Service, host: Host) -> None:
-    """Root may end every process of root's and every confined one."""
+    """Root could end every process of root's and every confined one."""
     command = "systemctl show --value -p SystemCallFilter -p RestrictAddressFamilies %s"
     allowed = set(ask(host, command, service.unit).split())
-    assert "execve" in allowed, f"coturn may call whatever it likes: {DEPLOY}"
+    assert "execve" in allowed, f"coturn may use every system call: {DEPLOY}"
     wrong = allowed & {"AF_UNIX", "kill", "tkill", "tgkill", "pidfd_open", "pidfd_send_signal", "rt_sigqueueinfo"}
     command = "systemctl show --value -p ExecStart %s"
     started = re.search(r"argv\[\]=(\S+)", ask(host, command, service.unit))
@@ -156,7 +158,7 @@ def test_signals_no_other_process(service: Service, host: Host) -> None:
 
 
 def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None:
-    """It has to reach itself, at the machine's own addresses: the firewall keeps it from the other services there."""
+    """It has to reach itself, at the machine's own addresses: the packet filter blocks the other services there."""
     shown = host.run("nft list table inet matrix_metal_relay").stdout
     groups = ask(host, "stat -c %%G %s", f"/proc/{service.pid}").split()
     marked = re.search(
@@ -164,7 +166,7 @@ def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None
     )
     dropped = marked and re.search(rf'iifname "lo" meta mark {marked[1]} .*drop$', shown, re.MULTILINE)
     assert dropped and groups == ["turnserver"], (
-        "strangers can reach UDP services of this machine through the relay, its firewall rule is gone (`nft flush "
+        "UDP services of this machine can be reached through the relay, the packet filter's rule is missing (`nft flush "
         "ruleset`?): systemctl restart coturn"
     )
 
@@ -173,7 +175,7 @@ def test_cannot_write(service: Service, host: Host) -> None:
     places = (
         "/ /etc /etc/turnserver.conf /usr /usr/bin /opt /boot /home /var /var/lib /var/lib/caddy /var/tmp/.. /run /srv"
     )
-    look = 'for p; do [ -w "$p" ] && echo "$p"; done; true'
-    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(look)} - {places}"
+    script = 'for p; do [ -w "$p" ] && echo "$p"; done; true'
+    command = f"nsenter --target {service.pid} --mount sh -c {shlex.quote(script)} - {places}"
     writable = ask(host, command).split()
     assert not writable, f"coturn may write to {', '.join(writable)}: {DEPLOY}"

@@ -1,6 +1,6 @@
-"""What strangers find: the names in DNS, a certificate at each name and port, federation, a relay for calls, outgoing mail.
+"""From outside: the names in DNS, a certificate at each name and port, federation, a relay for calls, outgoing mail.
 
-Unlike in the other modules, this computer asks, at the addresses that DNS gives: firewalls and routers count as well.
+Unlike in the other modules, this computer connects, at the addresses in DNS: so firewalls and routers are tested as well.
 """
 
 import datetime
@@ -17,14 +17,14 @@ from roles import COTURN
 from settings import Settings
 from settings.coturn import Choices as Relay
 from settings.synapse import Choices as Homeserver
-from tests.host.certificates import complaint
+from tests.host.certificates import certificate_problem
 from tests.host.machines import Machine
 from tests.host.outside import (
-    NoWay,
+    NoRoute,
     address_of,
     addresses_of,
     handshake,
-    is_the_same,
+    is_same_machine,
     issued_credentials,
     trusted_by,
 )
@@ -33,7 +33,7 @@ from tests.host.services import DEPLOY, ask
 from tests.protocols.federation_tester import check, problems
 from tests.protocols.turn import RefusedError, relay
 
-# What a mail server says when the machine comes to it, up to where it would need a password.
+# A Python program that prints what a mail server answers to the machine, up to where a password would be needed.
 GREET = """
 import json, smtplib, ssl, sys
 host, port, tls = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -61,19 +61,21 @@ print(json.dumps(found))
 """
 
 
-def test_names_lead_to_this_machine(machine: Machine, host: Host, settings: Settings, note: Note) -> None:
+def test_names_resolve_to_this_machine(machine: Machine, host: Host, settings: Settings, note: Note) -> None:
     own = [*machine.state.addresses, *([external] if (external := settings.section(Relay).external_ip) else [])]
     wrong, leading = [], {}
     if machine.local:
-        note("from outside", "asked from the machine itself (@local): firewalls before it are not seen")
+        note("from outside", "checked from the machine itself (@local): firewalls in front of it are not noticed")
     for served in {each.domain: each for each in settings.served}.values():
         name, found = served.domain, addresses_of(host, served.domain)
         if not found:
             wrong.append(f"{name} has no DNS record: add an A record (and AAAA, if the machine has IPv6)")
         for address in found:
             # Behind NAT the machine does not know its public address, but the same certificate is there.
-            if address not in own and not is_the_same(host, address, name, served.port):
-                wrong.append(f"{name} leads to {address}, and this machine is {', '.join(own)}: correct the DNS record")
+            if address not in own and not is_same_machine(host, address, name, served.port):
+                wrong.append(
+                    f"{name} resolves to {address}, but this machine has {', '.join(own)}: correct the DNS record"
+                )
         leading[name] = ", ".join(found)
     for addresses in dict.fromkeys(leading.values()):
         note("names", f"{', '.join(name for name in leading if leading[name] == addresses)}: {addresses or 'nowhere'}")
@@ -81,7 +83,7 @@ def test_names_lead_to_this_machine(machine: Machine, host: Host, settings: Sett
 
 
 def test_every_name_and_port_presents_its_certificate(host: Host, settings: Settings, note: Note) -> None:
-    # Name and port, and what is wrong there -> at which addresses.
+    # (name and port, problem) -> the addresses that have it.
     wrong: dict[tuple[str, str], list[str]] = {}
     with trusted_by(host) as authorities:
         for served in settings.served:
@@ -89,18 +91,18 @@ def test_every_name_and_port_presents_its_certificate(host: Host, settings: Sett
             place = f"{served.domain}:{served.port}"
             for address in addresses_of(host, served.domain):
                 try:
-                    # Whom the clients of `files` trust, nobody here can know.
+                    # This computer does not know which authorities the clients trust with `files`.
                     shown = handshake(
                         address, served.port, served.domain, None if issuer.kind == "files" else authorities
                     )
-                except NoWay:
-                    note("certificates", f"{place} was not asked at {address}: this computer has no IPv6")
+                except NoRoute:
+                    note("certificates", f"{place} was not checked at {address}: this computer has no IPv6")
                     continue
                 problem = shown.problem
                 if shown.certificate is None:
                     problem = problem or "no certificate is presented"
                 else:
-                    problem = complaint(shown.certificate, served.domain) or problem
+                    problem = certificate_problem(shown.certificate, served.domain) or problem
                     note("certificates", f"{place}: {_described(shown.certificate)}")
                 if problem:
                     wrong.setdefault((place, problem), []).append(address)
@@ -119,8 +121,8 @@ def _described(certificate: x509.Certificate) -> str:
     return f"{days} left, issued by {issuer if isinstance(issuer, str) else issuer.decode()}"
 
 
-def test_other_homeservers_find_and_believe_it(host: Host, settings: Settings, note: Note) -> None:
-    """What the public Federation Tester looks at."""
+def test_other_homeservers_find_it_and_accept_its_keys(host: Host, settings: Settings, note: Note) -> None:
+    """What the public Federation Tester checks."""
     if not (settings.here("synapse") and settings.here("caddy") and settings.section(Homeserver).federation):
         return
     with trusted_by(host) as authorities:
@@ -136,8 +138,10 @@ def test_other_homeservers_find_and_believe_it(host: Host, settings: Settings, n
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
-def test_calls_get_a_relay(machine: Machine, host: Host, settings: Settings, transport: str, note: Note) -> None:
-    """An allocation, given back at once, with credentials such as Synapse issues."""
+def test_relay_gives_an_allocation(
+    machine: Machine, host: Host, settings: Settings, transport: str, note: Note
+) -> None:
+    """With credentials such as Synapse issues. The allocation is ended at once."""
     homeservers = machine.inventory.playing("synapse")
     if not settings.here("coturn") or not homeservers:
         return
@@ -146,7 +150,7 @@ def test_calls_get_a_relay(machine: Machine, host: Host, settings: Settings, tra
     found = addresses_of(host, name)
     assert found, f"{name} has no DNS record: no client finds the relay"
     credentials = issued_credentials(homeservers[0].host)
-    # Its certificate is another test's business.
+    # Its certificate is checked by another test.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
@@ -162,14 +166,14 @@ def test_calls_get_a_relay(machine: Machine, host: Host, settings: Settings, tra
             "this computer? See journalctl -u coturn"
         )
     assert relayed in found, (
-        f"{place} gives out addresses at {relayed}, but {name} leads to {', '.join(found)}: callers cannot reach them; if the "
+        f"{place} allocates addresses at {relayed}, but {name} resolves to {', '.join(found)}: callers cannot reach them; if the "
         "machine is behind NAT, set external_ip to its public IPv4 address"
     )
     note("calls", f"{place}: allocation at {relayed}")
 
 
-def test_mail_can_leave(host: Host, settings: Settings, note: Note) -> None:
-    """Nothing is sent, and nobody logs in."""
+def test_mail_server_accepts_this_machine(host: Host, settings: Settings, note: Note) -> None:
+    """No mail is sent, and no login is made."""
     mail = settings.mail
     if not mail.host or not (settings.here("synapse") or settings.here("sydent")):
         return
@@ -178,10 +182,10 @@ def test_mail_can_leave(host: Host, settings: Settings, note: Note) -> None:
     place = f"the mail server {mail.host}:{mail.port}"
     assert "greeting" in found, (
         f"{place} cannot be reached from this machine: {found.get('problem')}; is smtp_host right, is smtp_tls, and does the "
-        "machine's provider let mail out?"
+        "machine's provider allow outgoing mail?"
     )
-    assert found["greeting"].startswith("220 "), f"{place} wants no mail from this machine: {found['greeting']}"
+    assert found["greeting"].startswith("220 "), f"{place} refuses mail from this machine: {found['greeting']}"
     assert found.get("starttls", True), f'{place} offers no STARTTLS: set smtp_tls = "tls" (port 465) or "none"'
     assert "problem" not in found, f"{place} greets and then fails: {found['problem']}; is smtp_tls right?"
-    assert not mail.username or found["auth"], f"{place} lets nobody log in: leave smtp_username out, or see smtp_tls"
+    assert not mail.username or found["auth"], f"{place} offers no login: leave smtp_username out, or check smtp_tls"
     note("mail", f"{mail.host}:{mail.port}: {found['greeting'].splitlines()[0]}")

@@ -13,12 +13,12 @@ from tests.host.report import Note
 from tests.host.services import ask
 
 
-def test_nothing_has_failed(host: Host) -> None:
+def test_no_unit_has_failed(host: Host) -> None:
     failed = [line.split()[0] for line in ask(host, "systemctl --failed --plain --no-legend").splitlines()]
     assert not failed, f"{', '.join(failed)} failed: see `systemctl status {failed[0]}` and `journalctl -u {failed[0]}`"
 
 
-def test_it_is_the_machine_of_this_deployment(host: Host, settings: Settings) -> None:
+def test_it_belongs_to_this_deployment(host: Host, settings: Settings) -> None:
     found = host.run("cat %s", MARKER)
     assert found.rc == 0, f"nothing was deployed to this machine: pyinfra {settings.deployment} deploy.py"
     name = json.loads(found.stdout)["server_name"]
@@ -27,14 +27,14 @@ def test_it_is_the_machine_of_this_deployment(host: Host, settings: Settings) ->
     )
 
 
-def test_there_is_room_for_the_next_deploy(machine: Machine, note: Note) -> None:
+def test_there_is_disk_space_for_the_next_deploy(machine: Machine, note: Note) -> None:
     free = machine.state.disk
     note("machine", f"Debian {machine.state.release}, {free / 1024:.1f} GiB free for programs and data")
     assert free >= LATER_DISK, f"only {free} MiB are free for /opt and /var: the next deploy needs {LATER_DISK} MiB"
 
 
 def test_the_clock_is_right(host: Host) -> None:
-    """Certificates, signatures of other homeservers and the credentials for calls are valid for a time only."""
+    """Certificates, signatures of other homeservers and the credentials for calls have times of validity."""
     begin = time.time()
     wrong = float(ask(host, "date +%s.%N")) - (begin + time.time()) / 2
     assert abs(wrong) < 60, f"the clock is {wrong:+.0f} s off this computer's: see `timedatectl`"

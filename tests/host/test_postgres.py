@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from testinfra.host import Host
 
-from operations.databases import OPEN, as_postgres
+from operations.databases import OPEN_TO_ALL, as_postgres
 from roles import ROLES
 from settings import Settings
 from settings.postgres import Postgres
@@ -23,14 +23,14 @@ class TestService(ServiceTests):
         )
 
 
-# Roles of another machine are no users of this one, and get in nowhere here.
+# For roles of another machine, which are no system users here, it fails.
 _CONNECT = "cd / && runuser -u %s -- env -i PATH=/usr/bin:/bin psql -XAtqwc 'SELECT 1' %s 2>/dev/null"
 Ask = Callable[[str], list[list[str]]]
 
 
 @pytest.fixture(scope="module")
 def query(host: Host, settings: Settings) -> Ask:
-    """A query that may not change anything -> its rows."""
+    """A function that runs a read-only query and returns its rows."""
     return partial(_query, host, settings.view(Postgres).cluster)
 
 
@@ -53,12 +53,12 @@ def test_listens_only_where_needed(service: Service, settings: Settings) -> None
         )
 
 
-def test_only_the_machines_that_need_it_get_through(service: Service, settings: Settings, machine: Machine) -> None:
+def test_only_the_machines_that_need_it_can_connect(service: Service, settings: Settings, machine: Machine) -> None:
     if clients := settings.view(Postgres).clients:
         shown = ask(service.host, "systemctl show -p IPAddressDeny -p IPAddressAllow %s", service.unit)
         found = dict(line.split("=", 1) for line in shown.splitlines())
         assert {"::/0", "0.0.0.0/0"} <= set(found["IPAddressDeny"].split()), (
-            f"nothing but passwords keeps strangers from port {settings.view(Postgres).port}: {DEPLOY}"
+            f"port {settings.view(Postgres).port} is open to every address, protected by passwords only: {DEPLOY}"
         )
         allowed = [ipaddress.ip_network(network) for network in found["IPAddressAllow"].split()]
         wanted = {ipaddress.ip_network(address) for client in clients for address in client.addresses}
@@ -71,8 +71,8 @@ def test_only_the_machines_that_need_it_get_through(service: Service, settings: 
         )
 
 
-def test_databases_are_what_their_roles_need(query: Ask, settings: Settings, note: Note) -> None:
-    """Another collation than C breaks indexes with an upgrade of the operating system."""
+def test_databases_have_the_right_properties(query: Ask, settings: Settings, note: Note) -> None:
+    """With another collation than C, an upgrade of the operating system can break indexes."""
     found = {
         name: properties
         for name, *properties in query(
@@ -89,19 +89,19 @@ def test_databases_are_what_their_roles_need(query: Ask, settings: Settings, not
         )
 
 
-def test_roles_rule_over_nothing_but_their_database(query: Ask, settings: Settings) -> None:
+def test_roles_have_no_rights_beyond_their_database(query: Ask, settings: Settings) -> None:
     owners = ", ".join(f"'{database.owner}'" for database in settings.view(Postgres).databases)
-    if not owners:  # a database server whose homeserver is still to come
+    if not owners:  # a database server without a homeserver yet
         return
-    mighty = query(
+    privileged = query(
         f"SELECT rolname FROM pg_roles WHERE rolname IN ({owners}) "  # noqa: S608 - names of ours
         "AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)",
     )
-    assert not mighty, f"{mighty} may do more than use their own database: ALTER ROLE ... NOSUPERUSER ..."
+    assert not privileged, f"{privileged} may do more than use their own database: ALTER ROLE ... NOSUPERUSER ..."
 
 
 def test_each_role_reaches_its_own_database_only(host: Host, query: Ask, settings: Settings) -> None:
-    everybody = [name for (name,) in query(f"SELECT datname FROM pg_database WHERE {OPEN}")]  # noqa: S608 - ours
+    everybody = [name for (name,) in query(f"SELECT datname FROM pg_database WHERE {OPEN_TO_ALL}")]  # noqa: S608 - ours
     ours = {database.name for database in settings.view(Postgres).databases}
     assert not ours & set(everybody), (
         f"every role of PostgreSQL's may connect to {', '.join(ours & set(everybody))}: {DEPLOY}"
@@ -116,30 +116,30 @@ def test_each_role_reaches_its_own_database_only(host: Host, query: Ask, setting
             assert done.rc != 0, f"{database.owner} may connect to the database {other}: {DEPLOY}"
 
 
-def test_damage_on_the_disk_is_noticed(query: Ask) -> None:
+def test_data_checksums_are_enabled(query: Ask) -> None:
     assert query("SHOW data_checksums") == [["on"]], (
         "the cluster has no data checksums: with PostgreSQL stopped, run pg_checksums --enable on its data directory"
     )
 
 
-def test_nobody_gets_in_without_proof(query: Ask) -> None:
+def test_every_connection_is_authenticated(query: Ask) -> None:
     rules = query(
         "SELECT file_name, line_number, type, auth_method FROM pg_hba_file_rules WHERE error IS NULL"
         if int(query("SHOW server_version_num")[0][0]) >= 160000
         else "SELECT current_setting('hba_file'), line_number, type, auth_method FROM pg_hba_file_rules WHERE error IS NULL",
     )
-    assert rules, f"PostgreSQL lets nobody in: {DEPLOY}"
+    assert rules, f"PostgreSQL accepts no connections: {DEPLOY}"
     for file, line, kind, method in rules:
         allowed = ("peer", "reject") if kind == "local" else ("scram-sha-256", "cert", "reject")
-        assert method in allowed, f"{file} line {line} lets {kind} connections in with {method}: {DEPLOY}"
+        assert method in allowed, f"{file} line {line} allows {kind} connections with {method}: {DEPLOY}"
         assert kind in ("local", "hostssl", "hostgssenc") or method == "reject", (
-            f"{file} line {line} lets connections in without TLS: {DEPLOY}"
+            f"{file} line {line} allows connections without TLS: {DEPLOY}"
         )
 
 
-def test_runs_what_its_files_say(query: Ask) -> None:
+def test_its_configuration_files_are_applied(query: Ask) -> None:
     wrong = query("SELECT sourcefile, sourceline, name, error FROM pg_file_settings WHERE error IS NOT NULL")
     wrong += query("SELECT 'hba', line_number, '', error FROM pg_hba_file_rules WHERE error IS NOT NULL")
-    assert not wrong, f"PostgreSQL does not take {wrong}: correct it, then `systemctl reload postgresql`"
+    assert not wrong, f"PostgreSQL does not accept {wrong}: correct it, then `systemctl reload postgresql`"
     pending = [name for (name,) in query("SELECT name FROM pg_settings WHERE pending_restart")]
     assert not pending, f"{', '.join(pending)} will change with the next start: {DEPLOY}, or restart PostgreSQL"

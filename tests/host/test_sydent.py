@@ -24,7 +24,7 @@ def test_answers(host: Host, settings: Settings) -> None:
 
 
 def test_reaches_its_database(host: Host, settings: Settings) -> None:
-    # It looks for the key among those that it once made for an invitation.
+    # It looks the key up in its table of keys for invitations.
     answer = ask_sydent(host, settings, "v2/pubkey/ephemeral/isvalid?public_key=none")
     assert answer.status == 200 and answer.json() == {"valid": False}, (
         f"Sydent cannot use {settings.view(Sydent).database}, {answer}; see journalctl -u sydent"
@@ -32,7 +32,7 @@ def test_reaches_its_database(host: Host, settings: Settings) -> None:
 
 
 def test_is_the_version_of_the_lock(service: Service, note: Note) -> None:
-    """It does not say what it is: it is what lies in the virtualenv that it runs from."""
+    """Sydent has no API for its version: it is that of the virtualenv it runs from."""
     current = program_in_use(service, "sydent")
     found = ask(service.host, f"ls -d /opt/sydent/{current}/lib/python3*/site-packages/matrix_sydent-*.dist-info")
     running = found.strip().rpartition("matrix_sydent-")[2].removesuffix(".dist-info")

@@ -24,7 +24,7 @@ def test_answers(host: Host, settings: Settings) -> None:
 
 
 def test_reaches_its_database(host: Host, settings: Settings) -> None:
-    # It looks the alias up in its database. Each connection that a restart of PostgreSQL has cut costs one request.
+    # It looks the alias up in its database. After a restart of PostgreSQL each broken connection fails one request.
     alias = f"%23no-such-room-{time.time():.0f}:{settings.server_name}"
     for _ in range(10):
         answer = ask_synapse(host, settings, f"/_matrix/client/v3/directory/room/{alias}")
@@ -50,13 +50,13 @@ def test_runs_from_the_installed_virtualenv(service: Service, settings: Settings
     )
 
 
-def test_speaks_for_its_server_name(host: Host, settings: Settings) -> None:
-    """Other homeservers ask for its signing key; without federation nobody may."""
+def test_publishes_the_keys_of_its_server_name(host: Host, settings: Settings) -> None:
+    """For other homeservers; without federation it publishes none."""
     answer = ask_synapse(host, settings, "/_matrix/key/v2/server")
     if settings.section(Choices).federation:
         assert answer.status == 200, f"other homeservers cannot check its signatures, {answer}"
         key = answer.json()
-        assert key["server_name"] == settings.server_name, f"{answer.url} speaks for {key['server_name']}: {DEPLOY}"
+        assert key["server_name"] == settings.server_name, f"{answer.url} has keys of {key['server_name']}: {DEPLOY}"
         assert key["verify_keys"] and key["valid_until_ts"] > time.time() * 1000, f"no valid signing key, {answer}"
     else:
         assert answer.status == 404, f"federation is off in the settings, but {answer}: {DEPLOY}"

@@ -1,1 +1,1 @@
-"""What a relay and another homeserver speak: for the verification of a live deployment (tests/host) and for the tests."""
+"""Clients for a relay and for a homeserver's federation API: for the verification (tests/host) and for the other tests."""

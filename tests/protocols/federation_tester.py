@@ -1,9 +1,9 @@
-"""What the public Federation Tester checks, for names that only we know: can other homeservers find and believe this one?
+"""The checks of the public Federation Tester, also for private names: can other homeservers find this one and trust its keys?
 
     check("example.org", resolver=..., ca=...)
 
-A finding for each thing looked at, good or bad, in the order in which a homeserver meets them. Source: Matrix's
-server-server API, "Server discovery" and "Publishing keys". SRV records are not looked at: no deployment of ours has any.
+A finding for each check, good or bad, in the order in which another homeserver proceeds. Source: Matrix's server-server API,
+"Server discovery" and "Publishing keys". SRV records are not checked: our deployments have none.
 """
 
 import base64
@@ -24,14 +24,14 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-# Seconds for each answer: a homeserver would not wait much longer.
-PATIENCE = 20
+# Seconds to wait for each answer: a homeserver would not wait much longer.
+TIMEOUT = 20
 FEDERATION_PORT = 8448
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. problem: None if it is as it should be. detail: what was found, for people."""
+    """The result of one check. problem: None if it passed. detail: what was found, for people."""
 
     subject: str
     problem: str | None = None
@@ -49,8 +49,8 @@ class _Answer:
     tls: str
 
 
-class _Wrong(Exception):
-    """What was asked for cannot be had."""
+class _CheckFailed(Exception):
+    """What is wrong."""
 
 
 Resolver = Callable[[str], str]
@@ -59,17 +59,17 @@ Resolver = Callable[[str], str]
 def check(
     server_name: str, resolver: Resolver, ca: Path | None = None, port_8448: bool | None = False
 ) -> list[Finding]:
-    """Look at a homeserver as another one would that knows nothing but its name.
+    """Check a homeserver as another one would that knows only its server name.
 
-    resolver: gives a name's address, raises any exception if there is none. ca: PEM file of the authority to trust
-    instead of the system's. port_8448: whether federation is to be served there as well; None: either is right.
+    resolver: returns a name's address, raises any exception if there is none. ca: PEM file of the authority to trust
+    instead of the system's. port_8448: whether federation must be served there as well; None: both are right.
     """
     findings: list[Finding] = []
     try:
         name, port = _delegated(server_name, resolver, ca)
         findings.append(Finding("well-known", detail=f"{name}:{port} speaks for {server_name}"))
-    except _Wrong as error:
-        # The specification's way on, for who cannot have it.
+    except _CheckFailed as error:
+        # What the specification says for a missing well-known file.
         name, port = server_name, FEDERATION_PORT
         findings.append(Finding("well-known", str(error)))
     findings += _server(server_name, name, port, resolver, ca)
@@ -88,12 +88,12 @@ def check(
 
 
 def problems(findings: list[Finding]) -> list[str]:
-    """What is not as it should be, a line each."""
+    """A line for each check that failed."""
     return [str(finding) for finding in findings if finding.problem]
 
 
 def key_problem(document: Mapping[str, Any], server_name: str, now: float) -> str | None:
-    """What is wrong with the keys that a homeserver publishes. now: seconds since the epoch."""
+    """What is wrong with the keys that a homeserver publishes; None if nothing is. now: seconds since the epoch."""
     if document.get("server_name") != server_name:
         return f"the keys are those of {document.get('server_name')}"
     until = document.get("valid_until_ts")
@@ -107,7 +107,7 @@ def key_problem(document: Mapping[str, Any], server_name: str, now: float) -> st
     for key_id, entry in keys.items():
         algorithm = key_id.partition(":")[0]
         if algorithm != "ed25519":
-            return f"{key_id} is of a kind that nobody knows"
+            return f"{key_id} has an unknown algorithm"
         try:
             public = Ed25519PublicKey.from_public_bytes(_unpadded(entry["key"]))
             public.verify(_unpadded(signatures[key_id]), canonical(signed))
@@ -119,53 +119,53 @@ def key_problem(document: Mapping[str, Any], server_name: str, now: float) -> st
 
 
 def canonical(value: Any) -> bytes:
-    """Matrix's canonical JSON: what signatures are made of."""
+    """Matrix's canonical JSON, over which signatures are made."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _delegated(server_name: str, resolver: Resolver, ca: Path | None) -> tuple[str, int]:
-    """Who speaks for the server name: domain name and port. Raises _Wrong."""
+    """The domain name and port that the server name delegates to. Raises _CheckFailed."""
     answer = _get(server_name, 443, "/.well-known/matrix/server", resolver, ca)
     if answer.status != 200:
-        raise _Wrong(f"https://{server_name}/.well-known/matrix/server answers {answer.status}")
+        raise _CheckFailed(f"https://{server_name}/.well-known/matrix/server answers {answer.status}")
     if answer.content_type.partition(";")[0].strip() != "application/json":
-        raise _Wrong(f"its content type is {answer.content_type or 'not given'}, not application/json")
+        raise _CheckFailed(f"its content type is {answer.content_type or 'not given'}, not application/json")
     delegated = _json(answer).get("m.server")
     found = re.fullmatch(r"([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?", delegated) if isinstance(delegated, str) else None
     if not found:
-        raise _Wrong(f"its m.server is {delegated!r}")
+        raise _CheckFailed(f"its m.server is {delegated!r}")
     return found[1], int(found[2] or FEDERATION_PORT)
 
 
 def _server(server_name: str, name: str, port: int, resolver: Resolver, ca: Path | None) -> Iterator[Finding]:
-    """What a homeserver finds at the name that speaks for another one."""
+    """The checks of the homeserver at a name, which serves server_name."""
     try:
         yield Finding("address", detail=_resolved(name, resolver))
-    except _Wrong as error:
+    except _CheckFailed as error:
         yield Finding("address", str(error))
         return
     try:
         keys = _get(name, port, "/_matrix/key/v2/server", resolver, ca)
-    except _Wrong as error:
+    except _CheckFailed as error:
         yield Finding("certificate", str(error))
         return
     yield Finding("certificate", detail=f"valid for {name}")
     yield Finding("TLS", _old_tls(name, port, resolver), detail=keys.tls)
     try:
         yield Finding("keys", key_problem(_json(keys), server_name, time.time()))
-    except _Wrong as error:
+    except _CheckFailed as error:
         yield Finding("keys", str(error))
     try:
         version = _json(_get(name, port, "/_matrix/federation/v1/version", resolver, ca)).get("server", {})
-        told = f"{version.get('name')} {version.get('version')}"
+        detail = f"{version.get('name')} {version.get('version')}"
         known = all(isinstance(version.get(word), str) for word in ("name", "version"))
-        yield Finding("version", None if known else f"it says {version}", told)
-    except _Wrong as error:
+        yield Finding("version", None if known else f"it says {version}", detail)
+    except _CheckFailed as error:
         yield Finding("version", str(error))
 
 
 def _get(name: str, port: int, path: str, resolver: Resolver, ca: Path | None) -> _Answer:
-    """Ask by HTTPS, as the specification wants it: the certificate is the name's own. Raises _Wrong."""
+    """An HTTPS request, as in the specification: the certificate must be valid for the name. Raises _CheckFailed."""
     context = ssl.create_default_context(cafile=str(ca) if ca else None)
     try:
         with closing(_connected(name, port, resolver, context)) as connected:
@@ -173,15 +173,15 @@ def _get(name: str, port: int, path: str, resolver: Resolver, ca: Path | None) -
             connection.sock = connected
             connection.request("GET", path, headers={"Host": name if port == 443 else f"{name}:{port}"})
             response = connection.getresponse()
-            # More than this is no answer to any of our questions.
+            # None of the expected answers is longer than this.
             body = response.read(1 << 20)
             return _Answer(response.status, response.headers.get("content-type", ""), body, connected.version() or "")
     except (OSError, http.client.HTTPException) as error:
-        raise _Wrong(f"https://{name}:{port} gives no answer: {error}") from None
+        raise _CheckFailed(f"https://{name}:{port} gives no answer: {error}") from None
 
 
 def _connected(name: str, port: int, resolver: Resolver, context: ssl.SSLContext) -> ssl.SSLSocket:
-    plain = socket.create_connection((_resolved(name, resolver), port), timeout=PATIENCE)
+    plain = socket.create_connection((_resolved(name, resolver), port), timeout=TIMEOUT)
     try:
         return context.wrap_socket(plain, server_hostname=name)
     except BaseException:
@@ -190,10 +190,10 @@ def _connected(name: str, port: int, resolver: Resolver, context: ssl.SSLContext
 
 
 def _old_tls(name: str, port: int, resolver: Resolver) -> str | None:
-    """Whether the server lets itself be talked into TLS before 1.2, which RFC 8996 forbids."""
+    """A problem if the server accepts TLS before 1.2, which RFC 8996 forbids."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    # Our own OpenSSL would refuse as well, and prove nothing.
+    # Otherwise our own OpenSSL would refuse, and the server would not be tested.
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -201,14 +201,14 @@ def _old_tls(name: str, port: int, resolver: Resolver) -> str | None:
     try:
         with closing(_connected(name, port, resolver, context)) as connected:
             return f"{connected.version()} is accepted"
-    except (OSError, _Wrong):
+    except (OSError, _CheckFailed):
         return None
 
 
 def _open(name: str, resolver: Resolver) -> bool:
     try:
-        socket.create_connection((_resolved(name, resolver), FEDERATION_PORT), timeout=PATIENCE).close()
-    except (OSError, _Wrong):
+        socket.create_connection((_resolved(name, resolver), FEDERATION_PORT), timeout=TIMEOUT).close()
+    except (OSError, _CheckFailed):
         return False
     return True
 
@@ -217,16 +217,16 @@ def _resolved(name: str, resolver: Resolver) -> str:
     try:
         return resolver(name)
     except Exception as error:
-        raise _Wrong(f"{name} has no address: {error}") from None
+        raise _CheckFailed(f"{name} has no address: {error}") from None
 
 
 def _json(answer: _Answer) -> dict[str, Any]:
     try:
         value = json.loads(answer.body)
     except ValueError:
-        raise _Wrong(f"the answer ({answer.status}) is no JSON") from None
+        raise _CheckFailed(f"the answer ({answer.status}) is no JSON") from None
     if answer.status != 200 or not isinstance(value, dict):
-        raise _Wrong(f"the answer is {answer.status} {value}")
+        raise _CheckFailed(f"the answer is {answer.status} {value}")
     return value
 
 

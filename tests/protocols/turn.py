@@ -1,6 +1,6 @@
-"""A small client of relays: STUN (RFC 8489) and TURN (RFC 8656) with long-term credentials, over UDP, TCP and TLS.
+"""A small STUN (RFC 8489) and TURN (RFC 8656) client with long-term credentials, over UDP, TCP and TLS.
 
-It exists because the tools of coturn neither say which peer was refused, and why, nor check the relay's certificate.
+It exists because coturn's tools neither report which peer was refused, and why, nor check the relay's certificate.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Credentials:
 
     @classmethod
     def signed(cls, username: str, secret: str) -> Credentials:
-        """As Synapse makes them, with the secret that it shares with the relay. username: "<Unix time of expiry>:<user>"."""
+        """As Synapse issues them, with the secret shared with the relay. username: "<Unix time of expiry>:<user>"."""
         return cls(username, base64.b64encode(hmac.digest(secret.encode(), username.encode(), "sha1")).decode())
 
 
@@ -102,30 +102,30 @@ class Relay:
         connection.settimeout(WAIT * ATTEMPTS if self.stream else WAIT)
 
     def bind(self) -> Address:
-        """The address under which the relay sees us: plain STUN, for which nobody needs credentials."""
+        """The address that the relay sees us at: plain STUN, which needs no credentials."""
         return self._request(BINDING, {}).address(MAPPED)
 
     def allocate(self, *, ipv6: bool = False, protocol: int = socket.IPPROTO_UDP) -> Address:
-        """Have an address of the relay given to us. protocol: with TCP, for RFC 6062. Raises RefusedError."""
-        wish = {TRANSPORT: struct.pack(">Bxxx", protocol), LIFETIME: struct.pack(">I", 600)}
+        """Make an allocation; returns its address at the relay. protocol: TCP for RFC 6062. Raises RefusedError."""
+        attributes = {TRANSPORT: struct.pack(">Bxxx", protocol), LIFETIME: struct.pack(">I", 600)}
         if ipv6:
-            wish[FAMILY] = b"\2\0\0\0"
+            attributes[FAMILY] = b"\2\0\0\0"
         try:
-            answer = self._request(ALLOCATE, wish)
+            answer = self._request(ALLOCATE, attributes)
         except RefusedError as refused:
-            # The first answer says what to sign with.
+            # The first answer has the realm and the nonce to sign with.
             if refused.code != 401 or not self.credentials:
                 raise
-            answer = self._request(ALLOCATE, wish)
+            answer = self._request(ALLOCATE, attributes)
         self.allocated = True
         return answer.address(RELAYED)
 
     def permit(self, peer: str) -> None:
-        """Let a peer through to us. Raises RefusedError."""
+        """Create a permission for a peer. Raises RefusedError."""
         self._request(PERMIT, lambda transaction: {PEER: _address((peer, 9), transaction)})
 
     def bind_channel(self, peer: Address) -> None:
-        """The other way to let a peer through to us. Raises RefusedError."""
+        """Bind a channel to a peer, which also creates a permission. Raises RefusedError."""
         number = struct.pack(">Hxx", 0x4000)
         self._request(BIND_CHANNEL, lambda transaction: {CHANNEL: number, PEER: _address(peer, transaction)})
 
@@ -134,14 +134,14 @@ class Relay:
         self._write(Message(SEND, transaction, {PEER: _address(peer, transaction), DATA: data}).write())
 
     def receive(self) -> tuple[Address, bytes]:
-        """What a peer sent to our address at the relay, and who it was."""
+        """The next packet from a peer: its address and the data."""
         while True:
             message = self._read()
             if message.kind == DATA_INDICATION:
                 return message.address(PEER), message.attributes[DATA]
 
     def close(self) -> None:
-        """Give the address back: users may have only so many."""
+        """End the allocation, which counts against the user's quota, and close the connection."""
         if self.allocated:
             with contextlib.suppress(OSError, RefusedError):
                 self._request(REFRESH, {LIFETIME: struct.pack(">I", 0)})
@@ -182,7 +182,7 @@ class Relay:
     def _read(self) -> Message:
         if not self.stream:
             return Message.read(self.connection.recv(65536))
-        # Whoever runs into a time limit in the middle of a message may ask again.
+        # After a timeout in the middle of a message, the next call continues with the same message.
         self._fill(20)
         size = 20 + int(struct.unpack_from(">H", self.buffer, 2)[0])
         self._fill(size)

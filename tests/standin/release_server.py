@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-# wrong: other content; truncated: the connection ends early; slow: the connection stays open, but nothing more comes;
-# unsized: no Content-Length; not-found, unavailable: HTTP 404, 503; insecure: a redirect to http://; dead: nothing
-# listens; chunked: in pieces, without Content-Length, which is no fault; broken-chunks: the same, and it ends early.
+# wrong: other content; truncated: the connection ends early; slow: the connection stays open, but stalls; unsized: no
+# Content-Length; not-found, unavailable: HTTP 404, 503; insecure: a redirect to http://; dead: nothing listens; chunked:
+# chunked encoding, without Content-Length, which is no fault; broken-chunks: the same, and it ends early.
 Fault = Literal[
     "wrong", "truncated", "slow", "unsized", "not-found", "unavailable", "insecure", "dead", "chunked", "broken-chunks"
 ]
@@ -67,7 +67,7 @@ class ReleaseServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs in its environment to download from here: trust, and no proxy in between."""
+        """Environment variables for a program that downloads from here: the authority to trust, and no proxy."""
         return {"SSL_CERT_FILE": str(self.ca_file), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
     @property
@@ -97,9 +97,9 @@ class ReleaseServer:
             block_on_close = False
 
             def handle_error(self, request: object, client_address: object) -> None:
-                """Clients that hang up or do not trust the certificate are what the tests are about."""
+                """Do not print errors: clients that hang up or do not trust the certificate are expected."""
 
-        # The same port as before: a server that comes back is where it was.
+        # The same port as before, if it was stopped and is started again.
         self._httpd = Server(("127.0.0.1", self._port), Handler)
         self._port = self._httpd.server_address[1]
         # The handshake is left to each connection's own thread: a client that does not finish it must not block others.

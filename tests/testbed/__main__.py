@@ -12,7 +12,7 @@ from . import RELEASES, Host, Testbed, TestbedError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what was asked; the exit status is 1 with one line on stderr when that fails."""
+    """Run the command; if it fails, print one line on stderr and return exit status 1."""
     options = _parser().parse_args(arguments)
     try:
         return _do(Testbed(), options)
@@ -55,7 +55,7 @@ def _do(bed: Testbed, options: argparse.Namespace) -> int:
     elif options.command == "down":
         for host in bed.hosts() if options.all else [bed.find(options.name)]:
             host.down()
-            print(f"{host.name} is gone")
+            print(f"{host.name} is deleted")
     elif options.command == "list":
         for host in bed.hosts():
             print(_line(host))

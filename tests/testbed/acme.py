@@ -1,7 +1,7 @@
-"""A certificate authority of the testbed's own: Debian's pebble, which really validates what it signs.
+"""Certificate authorities for tests, among them Debian's pebble, an ACME server that really validates domains.
 
-Two ACME servers run on one host: `open` for everybody, and `bound` for who has an account with it (external account
-binding), as ZeroSSL and Google Trust Services ask for.
+Two ACME servers run on one host: `open` for everybody, and `bound` for clients with external account binding, as ZeroSSL
+and Google Trust Services require it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cryptography.x509.oid import NameOID
 
 from .bed import Host
 
-# What the second server calls the account, and what both sides know of it: base64url of 32 bytes.
+# The account at the second server, and the key that both sides share: base64url of 32 bytes.
 KEY_ID, HMAC_KEY = "kid-testbed", "dGVzdGJlZCBrZXkgb2YgdGhlIGJvdW5kIHNlcnZlciE"
 API, MANAGEMENT = {"open": 14000, "bound": 14001}, {"open": 15000, "bound": 15001}
 HOME = "/etc/pebble"
 
 
 class Authority:
-    """Signs certificates: what a test needs a certificate authority of its own for."""
+    """A certificate authority that signs whatever a test needs."""
 
     def __init__(self, name: str) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -39,7 +39,7 @@ class Authority:
         return _pem(self.certificate)
 
     def issue(self, *names: str, days: int = 30) -> tuple[str, str]:
-        """Certificate and private key for the names, in PEM. days: until it expires; negative for one that has."""
+        """Certificate and private key for the names, in PEM. days: until it expires; negative: it has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         builder = _builder(subject, self.subject, key.public_key(), days)
@@ -53,7 +53,7 @@ class Authority:
 
 @dataclass(frozen=True)
 class Acme:
-    """The two servers on a host. authority: signs what they show to their clients, and nothing else."""
+    """The two servers on a host. authority: signs only the servers' own certificates."""
 
     host: Host
     authority: Authority
@@ -82,10 +82,10 @@ class Acme:
                 "externalAccountMACKeys": {KEY_ID: HMAC_KEY},
             }
             self._write(f"{name}.json", json.dumps({"pebble": settings}))
-            self._switch_on(name)
+            self._start(name)
 
-    def _switch_on(self, name: str) -> None:
-        """Start a server, and wait until it answers. What it signs with is new each time."""
+    def _start(self, name: str) -> None:
+        """Start a server, and wait until it answers. Its root is a new one each time."""
         self.host.run(
             f"systemd-run --quiet --collect --unit=pebble-{name} -E PEBBLE_VA_NOSLEEP=1 -E PEBBLE_WFE_NONCEREJECT=0 "
             f"pebble -config {HOME}/{name}.json && "
@@ -96,7 +96,7 @@ class Acme:
         return f"https://{self.host.domain}:{API[name]}/dir"
 
     def root(self, name: str) -> str:
-        """The root of what a server signs since it was started, in PEM."""
+        """The server's root certificate since it was started, in PEM."""
         return self.host.run(
             f"curl -sf --cacert {HOME}/authority.pem https://{self.host.domain}:{MANAGEMENT[name]}/roots/0"
         ).stdout

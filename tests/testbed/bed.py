@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 HOST_NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
-# Looking for duplicates would delay the first IPv6 packet by a second, where all addresses are given out by the testbed.
+# Duplicate address detection would delay the first IPv6 packet by a second; the testbed assigns all addresses, so none is double.
 CABLE = """\
 [Match]
 Name=host0
@@ -74,7 +74,7 @@ class CommandFailed(TestbedError):
 
 @dataclass(frozen=True)
 class _Record:
-    """What is written down about a host."""
+    """What is stored about a host."""
 
     name: str
     release: str
@@ -93,7 +93,7 @@ class Testbed:
     __test__ = False
 
     def __init__(self, checkout: Path = CHECKOUT, directory: Path | None = None) -> None:
-        """Look at what is there; nothing is started or changed."""
+        """Nothing is started or changed."""
         chosen = directory or Path(os.environ.get("TESTBED_DIRECTORY") or checkout / ".cache/testbed")
         self.directory = chosen.resolve()
         self.bridge = f"mm{hashlib.sha256(str(checkout.resolve()).encode()).hexdigest()[:8]}"
@@ -171,7 +171,7 @@ class Testbed:
 
     @staticmethod
     def _note(name: str) -> None:
-        """Write down who was made, for whoever has to remove it if its maker cannot: a line each in $TESTBED_MADE."""
+        """Add the host to the list in the file $TESTBED_MADE, so that it can be removed if its process ends early."""
         if made := os.environ.get("TESTBED_MADE"):
             with Path(made).open("a") as names:
                 names.write(f"{name}\n")
@@ -207,7 +207,7 @@ class Testbed:
     def _create(self, name: str, release: str, names: tuple[str, ...]) -> Host:
         root = ensure_root(self.directory / "roots", release)
         taken = {host.number for host in self.hosts()}
-        # The same host gets the same address each time, as far as others leave it.
+        # The same host gets the same address each time, if it is free.
         first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         free = [n for n in (NUMBERS[(first + i) % len(NUMBERS)] for i in range(len(NUMBERS))) if n not in taken]
         if not free:
@@ -218,7 +218,7 @@ class Testbed:
         return host
 
     def _claim(self, name: str, names: tuple[str, ...]) -> None:
-        """Free names for a host; a stopped one loses them, because a crashed run must not block the next."""
+        """Assign names to a host; a stopped host loses them, because a crashed run must not block the next."""
         for other in self.hosts():
             common = set(other.names) & set(names)
             if other.name == name or not common:
@@ -233,7 +233,7 @@ class Testbed:
         self.ssh_config.write_text("".join(files))
 
     def _clean(self) -> None:
-        """Remove what a crashed run left behind. Call with the testbed locked."""
+        """Remove the remains of a crashed run. Call with the testbed locked."""
         known = {host.name: host for host in self.hosts()}
         for host in known.values():
             if not host.running:
@@ -251,11 +251,11 @@ class Testbed:
         kind = run(["stat", "--file-system", "--format=%T", self.directory]).stdout.strip()
         if kind in ("overlayfs", "nfs", "fuseblk"):
             advice = "set TESTBED_DIRECTORY to a directory on a disk or a tmpfs"
-            raise TestbedError(f"{self.directory} lies on {kind}, which cannot carry the hosts' disks: {advice}")
+            raise TestbedError(f"{self.directory} is on {kind}, which cannot be used for the hosts' disks: {advice}")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other processes and threads from changing the testbed meanwhile."""
+        """Hold a lock, so that no other process or thread changes the testbed."""
         require_root()
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("w") as lock:
@@ -302,7 +302,7 @@ class Host:
 
     @property
     def domain(self) -> str:
-        """Its own name; all names below it are its own too."""
+        """Its domain name; it owns all names below as well."""
         return f"{self.name}.test"
 
     @property
@@ -312,12 +312,12 @@ class Host:
 
     @property
     def address6(self) -> str:
-        """Its IPv6 address, which is unique local: it reaches the other hosts and the controller, no further."""
+        """Its IPv6 address, which is unique local: it reaches only the other hosts and the controller."""
         return self.bed.network.address6_of(self.address)
 
     @property
     def directory(self) -> Path:
-        """Where the controller keeps it."""
+        """Its directory on the controller."""
         return self.bed.directory / "hosts" / self.name
 
     @property
@@ -337,12 +337,12 @@ class Host:
 
     @property
     def container(self) -> Container:
-        """What it runs in."""
+        """The container it runs in."""
         return Container(f"{self.bed.bridge}-{self.name}", self.directory, self.bed.run_directory)
 
     @property
     def running(self) -> bool:
-        """Whether it is switched on."""
+        """Whether it is running."""
         return self.container.process is not None
 
     @property
@@ -393,7 +393,7 @@ class Host:
         return ["ssh", "-F", str(self.ssh_config), "-l", user, self.name, *command]
 
     def put(self, local: Path, remote: str, *, mode: str = "644") -> None:
-        """Copy a file to the host, owned by root, replacing what is there at once. Raises TestbedError."""
+        """Copy a file to the host, owned by root; an existing file is replaced atomically. Raises TestbedError."""
         target = shlex.quote(remote)
         script = f"umask 077 && cat > {target}.new && chmod {mode} {target}.new && mv {target}.new {target}"
         with local.open("rb") as source:
@@ -416,14 +416,14 @@ class Host:
         reason = "nothing listens on port 22"
         while time.monotonic() < deadline:
             if not self.running:
-                raise TestbedError(f"{self.name} went off while booting: {self.container.last_words()}")
-            # Knocking at the port instead would earn the controller penalties from sshd (PerSourcePenalties).
+                raise TestbedError(f"{self.name} stopped while booting: {self.container.last_console_line()}")
+            # Not by connecting to the port: sshd would penalise the controller for it (PerSourcePenalties).
             if not self.container.listens(22):
                 time.sleep(0.02)
                 continue
             try:
                 left = max(1, deadline - time.monotonic())
-                # A failed unit is for the test to find, not a reason not to get at it.
+                # "degraded" is ready as well: a failed unit is for the tests to find.
                 state = self.run("systemctl is-system-running --wait", check=False, timeout=left).stdout.strip()
                 if state in ("running", "degraded"):
                     return
@@ -434,7 +434,7 @@ class Host:
         raise TestbedError(f"{self.name} is not ready after {timeout:g} s: {reason}")
 
     def start(self) -> None:
-        """Switch it on with the disk it has, and wait until it is ready. Raises TestbedError."""
+        """Start it with its existing disk, and wait until it is ready. Raises TestbedError."""
         with self.bed._locked():
             if not self.running:
                 self.bed.network.ensure()
@@ -443,39 +443,39 @@ class Host:
         self.wait_ready()
 
     def stop(self, timeout: float = 30) -> None:
-        """Shut it down in order; after `timeout` seconds it is switched off. Its disk stays."""
-        self._forget_connections()
+        """Shut it down cleanly; after `timeout` seconds it is killed. Its disk stays."""
+        self._close_connections()
         self.container.stop(timeout)
 
     def kill(self) -> None:
-        """Cut its power: every process dies at once. Its disk stays."""
+        """As a power failure: every process is killed at once. Its disk stays."""
         self.container.kill()
-        self._forget_connections()
+        self._close_connections()
 
     def reboot(self, timeout: float = 60) -> None:
-        """Reboot in order and wait until it is ready; `timeout` is in seconds. Raises TestbedError."""
+        """Reboot cleanly and wait until it is ready; `timeout` is in seconds. Raises TestbedError."""
         before = self.container.init
         self.run("systemctl reboot", check=False)
-        self._forget_connections()
+        self._close_connections()
         deadline = time.monotonic() + timeout
         while self.container.init in (before, None):
             if time.monotonic() > deadline or not self.running:
-                raise TestbedError(f"{self.name} did not reboot: {self.container.last_words()}")
+                raise TestbedError(f"{self.name} did not reboot: {self.container.last_console_line()}")
             time.sleep(0.02)
         self.wait_ready(max(1, deadline - time.monotonic()))
 
     def cut_off(self) -> None:
-        """Pull its network cable. It keeps running."""
+        """Disconnect it from the network. It keeps running."""
         run(["ip", "link", "set", self.container.cable, "down"])
-        self._forget_connections()
+        self._close_connections()
 
     def reconnect(self) -> None:
-        """Plug its network cable in again, and wait until it answers. Raises TestbedError."""
+        """Connect it to the network again, and wait until it answers. Raises TestbedError."""
         run(["ip", "link", "set", self.container.cable, "up"])
         self.wait_ready()
 
     def down(self) -> None:
-        """Switch it off and delete it; with the last host goes the network."""
+        """Kill it and delete it; with the last host, the network is removed as well."""
         with self.bed._locked():
             self._delete()
             if self.bed.hosts():
@@ -485,7 +485,7 @@ class Host:
                 remove_group(groups(self.bed.run_directory) / self.bed.bridge)
 
     def journal(self, unit: str | None = None, lines: int = 100) -> str:
-        """The last `lines` of its journal, of one unit or of all, even cut off or stopped. Raises TestbedError."""
+        """The last `lines` of its journal, of one unit or of all, also if it is cut off or stopped. Raises TestbedError."""
         command = ["journalctl", "--no-pager", f"--lines={lines}", *([f"--unit={unit}"] if unit else [])]
         if self.running:
             return self.container.attach(command, timeout=30)
@@ -510,14 +510,14 @@ class Host:
         path.with_suffix(".new").write_text(json.dumps(asdict(record)))
         path.with_suffix(".new").rename(path)
 
-    def _forget_connections(self) -> None:
-        """End the kept SSH connections, which would otherwise hang until they notice."""
+    def _close_connections(self) -> None:
+        """Close the shared SSH connections, which would otherwise hang until a timeout."""
         if self.ssh_config.exists():
             for user in ("root", "admin"):
                 run([*self.ssh(user=user)[:-1], "-O", "exit", self.name], check=False)
 
     def _write_disk(self) -> None:
-        """Put on the disk what makes this host itself."""
+        """Write the host's own files to its disk: names, addresses, keys."""
         network = self.bed.network
         self.bed.run_directory.mkdir(parents=True, exist_ok=True)
         public_key = self.bed._public_key()

@@ -1,4 +1,4 @@
-"""One container: systemd-nspawn in a mount namespace and a control group of its own, so that neither outlives it."""
+"""One container: systemd-nspawn in its own mount namespace and control group, so that nothing of it remains."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from .tools import TestbedError, last_line, run
 
-# The overlay and the control groups are mounted where only this container sees them: whatever way it dies, the mounts
-# go with it. `volatile` saves every fsync; it is safe because a killed container loses nothing of the controller's page
-# cache, and the mark it leaves would only forbid the next mount.
+# The overlay and the control groups are mounted in a namespace of this container only: however it ends, the mounts end with
+# it. `volatile` omits every fsync; that is safe because the controller's page cache survives a killed container. The mark that
+# it leaves (work/work/incompat) would only prevent the next mount.
 #
-# systemd-nspawn leaves a reboot to whoever started it (status 133), and makes groups of its own below the one it is
-# started in, where after that no process may be: so each boot gets a new one.
+# On a reboot systemd-nspawn exits with status 133, for its caller to start it again. It makes control groups below the one it
+# is started in, which then may have no process of its own: so each boot gets a new group.
 LAUNCH = """\
 set -e
 directory=$1 root=$2 machine=$3 group=/sys/fs/cgroup/$4
@@ -31,7 +31,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p "$group/launcher"
 echo $$ > "$group/launcher/cgroup.procs"
 echo $$ > pid
-# The release decides whether /tmp is on the disk or in memory, as on a machine.
+# As on a machine, the Debian release decides whether /tmp is on the disk or in memory.
 export SYSTEMD_NSPAWN_TMPFS_TMP=0
 status=133
 while [ $status = 133 ]; do
@@ -44,8 +44,8 @@ done
 exit $status
 """
 
-# As much like a machine as a container gets: services inside set up namespaces, filters and BPF programs of their own.
-# What is dropped would reach into the controller: its modules, its hardware, its clock.
+# As much like a machine as possible: services inside may use namespaces, filters and BPF programs. The dropped capabilities
+# would affect the controller: its kernel modules, its hardware, its clock.
 OPTIONS = (
     "--quiet",
     "--boot",
@@ -76,7 +76,7 @@ class Container:
 
     @property
     def process(self) -> int | None:
-        """The process id of what keeps it running, if that is ours."""
+        """The process id, on the controller, of the script that runs it; None if it does not run."""
         try:
             number = int((self.directory / "pid").read_text())
             words = Path(f"/proc/{number}/cmdline").read_text().split("\0")
@@ -93,7 +93,7 @@ class Container:
             return None
 
     def listens(self, port: int) -> bool:
-        """Whether anything inside accepts TCP connections on a port, asked without making one."""
+        """Whether anything inside listens on a TCP port, without connecting to it."""
         for table in ("tcp", "tcp6"):
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{self.init}/net/{table}").read_text().splitlines()[1:]:
@@ -103,7 +103,7 @@ class Container:
         return False
 
     def launch(self, root: Path, bridge: str) -> None:
-        """Boot, detached from this process, and return once that is under way. Raises TestbedError."""
+        """Boot, detached from this process, and return once the boot has begun. Raises TestbedError."""
         self.kill()
         # The kernel removes a dead container's end of the cable a little later than its processes.
         run(["ip", "link", "delete", self.cable], check=False)
@@ -118,13 +118,13 @@ class Container:
         deadline = time.monotonic() + 10
         while not self.process:
             if time.monotonic() > deadline:
-                raise TestbedError(f"{self.machine} did not start: {self.last_words()}")
+                raise TestbedError(f"{self.machine} did not start: {self.last_console_line()}")
             time.sleep(0.01)
 
     def stop(self, timeout: float) -> None:
-        """Shut down in order; pull the plug after `timeout` seconds."""
+        """Shut down cleanly; kill it after `timeout` seconds."""
         if number := self.init:
-            # What systemd as PID 1 takes for an orderly power-off.
+            # The signal that makes systemd, as PID 1, power off.
             os.kill(number, signal.SIGRTMIN + 4)
             deadline = time.monotonic() + timeout
             while self.process and time.monotonic() < deadline:
@@ -132,7 +132,7 @@ class Container:
         self.kill()
 
     def kill(self) -> None:
-        """Kill every process of the container at once, and what remains of an earlier one."""
+        """Kill every process of the container at once, also of an earlier one."""
         remove_group(self._group())
         shutil.rmtree(Path("/run/systemd/nspawn/propagate", self.machine), ignore_errors=True)
 
@@ -147,7 +147,7 @@ class Container:
         """The controller's end of the host's network cable, as systemd-nspawn names it."""
         return f"vb-{self.machine}"
 
-    def last_words(self) -> str:
+    def last_console_line(self) -> str:
         try:
             return last_line(self.console.read_text(errors="replace"))
         except OSError:
@@ -159,7 +159,7 @@ class Container:
 
 
 def groups(run_directory: Path) -> Path:
-    """Where the controller has control groups version 2, mounted in `run_directory` if nowhere else."""
+    """Where control groups version 2 are mounted on the controller; mounted in `run_directory` if they are not."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind, *_ = line.split()
         if kind == "cgroup2":

@@ -1,4 +1,4 @@
-"""The hosts' network: a bridge with an address of its own, a way out, and names."""
+"""The hosts' network: a bridge with an address, access to the internet by NAT, and a name server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CONTROLLER_NAME = "controller.test"
 # Host numbers, the last byte of an address: the bridge has 1.
 NUMBERS = range(10, 250)
 
-# A query that meets the restart of the name server is dropped instead of refused (raw bytes: the
-# destination port inside the rejected packet), so that the resolver asks again a second later instead of giving up.
+# While the name server restarts, a query is dropped instead of rejected (raw bytes: the destination port inside the rejected
+# packet), so that the resolver asks again a second later instead of giving up.
 FIREWALL = """\
 table inet {bridge}
 delete table inet {bridge}
@@ -51,7 +51,7 @@ local=/test/
 
 @dataclass(frozen=True)
 class Network:
-    """The network of one checkout; `bridge` is both the interface's name and the prefix of all else that is named."""
+    """The network of one checkout; `bridge` is the interface's name, and the prefix of all other names."""
 
     bridge: str
     run: Path
@@ -81,14 +81,14 @@ class Network:
 
     @property
     def mtu(self) -> int:
-        """In bytes: what fits the controller's own way out, as nobody tells a host that a packet did not."""
+        """In bytes: the smallest of the controller's default routes, because hosts do not learn that a packet is too big."""
         return min((_mtu(route["dev"]) for route in _routes() if route["dst"] == "default"), default=1500)
 
     def exists(self) -> bool:
         return Path("/sys/class/net", self.bridge).exists()
 
     def ensure(self) -> None:
-        """Make the bridge and the way out, as far as they are missing. Call with the testbed locked."""
+        """Make the bridge and the NAT if they are missing. Call with the testbed locked."""
         if self.exists() and not self.state.exists():
             # Its checkout, or what was in .cache, was deleted without `make demo-stop`.
             self.remove()
@@ -101,21 +101,21 @@ class Network:
                 run(["ip", "address", "add", f"{self.address6}/64", "dev", self.bridge, "nodad"])
             run(["ip", "link", "set", self.bridge, "up"])
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        # Every host's systemd takes some ten of root's inotify instances; the kernel's default of 128 ends at a dozen hosts.
+        # Every host's systemd takes about ten of root's inotify instances; the kernel's default of 128 is enough for a dozen.
         watches = Path("/proc/sys/fs/inotify/max_user_instances")
         if int(watches.read_text()) < 1024:
             watches.write_text("1024")
         run(["nft", "-f", "-"], stdin=FIREWALL.format(bridge=self.bridge, subnet=self.subnet))
 
     def remove(self) -> None:
-        """Take everything down again. Call with the testbed locked."""
+        """Remove the network. Call with the testbed locked."""
         self._stop_name_server()
         if self.exists():
             run(["nft", "delete", "table", "inet", self.bridge], check=False)
             run(["ip", "link", "delete", self.bridge])
 
     def serve_names(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Make the name server answer with these: address -> names, of which `*.example.test` means all below it."""
+        """Configure the name server: address -> names; `*.example.test` means all names below example.test."""
         self.run.mkdir(parents=True, exist_ok=True)
         lines = NAME_SERVER.format(run=self.run, address=self.address).splitlines()
         for address, own in [(self.address, [CONTROLLER_NAME, f"*.{CONTROLLER_NAME}"]), *names.items()]:
@@ -133,7 +133,7 @@ class Network:
         self._stop_name_server()
         deadline = time.monotonic() + 5
         while not self._name_server():
-            # A process that ends is gone from sight a moment before it lets go of its address.
+            # An ending dnsmasq disappears from /proc a moment before its address is free, so this may fail at first.
             started = run(["dnsmasq", f"--conf-file={configuration}"], check=False)
             if started.returncode and time.monotonic() > deadline:
                 raise TestbedError(f"the hosts' name server does not start: {last_line(started.stderr)}")
@@ -161,7 +161,7 @@ class Network:
                     continue
             if not struct.unpack_from(">H", answer, 6)[0]:
                 break
-            # An address of the kind asked for comes last, after any aliases.
+            # The address comes last, after any aliases.
             return str(ipaddress.ip_address(answer[-length:]))
         raise TestbedError(f"the testbed's name server knows no address of {name}")
 

@@ -13,7 +13,7 @@ from .tools import KEYRING, TestbedError, delete, last_line, run, say
 
 RELEASES = {"trixie": "13", "bookworm": "12"}
 
-# What a Debian network installation has and a deployment may count on. No Python: pyinfra needs none on a host.
+# The packages of a Debian network installation that a deployment may rely on. No Python: pyinfra needs none on a host.
 PACKAGES = (
     "ca-certificates",
     "dbus",
@@ -29,7 +29,7 @@ PACKAGES = (
     "tzdata",
 )
 
-# Only for speed: nobody reads a manual on a host that lives for minutes.
+# Only for speed: throw-away hosts need no manuals.
 NO_DOCUMENTATION = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -44,9 +44,9 @@ deb http://deb.debian.org/debian {release}-updates main
 deb http://deb.debian.org/debian-security {release}-security main
 """
 
-# Run inside the new root. The debug file systems are masked because they would be the controller's own, the apt timers
-# because they would take apt's lock in the middle of a test. Packages with alternatives (PostgreSQL's) fail to install
-# where the directories of manual pages are missing.
+# Run inside the new root. The debug file systems are masked because they would be the controller's own; the apt timers are
+# disabled because they would take apt's lock in the middle of a test. Packages with alternatives (PostgreSQL's) fail to
+# install if the directories of manual pages are missing.
 FINISH = """\
 set -e
 useradd --create-home --shell /bin/bash --groups sudo admin
@@ -66,13 +66,13 @@ touch /usr /etc/.updated /var/.updated
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 OWN_CERTIFICATES = Path("/usr/local/share/ca-certificates")
 
-# How packages are reached, as against which packages: find-links and the like stay behind on purpose.
+# Only settings about how registries are reached; those about which packages are used (find-links) are left out on purpose.
 APT_SETTINGS = re.compile(r"Acquire::(https?|Check-Date|Check-Valid-Until|ForceIPv[46]|Retries)\b")
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout")
 
 
 def ensure_root(directory: Path, release: str) -> Path:
-    """The root of a release in `directory`, made when there is none of today's recipe. Call with the testbed locked."""
+    """The root of a release in `directory`, made if there is none of the current recipe. Call with the testbed locked."""
     if release not in RELEASES:
         raise TestbedError(f"unknown Debian release {release!r}: choose from {', '.join(RELEASES)}")
     certificates = _own_certificates()
@@ -85,7 +85,7 @@ def ensure_root(directory: Path, release: str) -> Path:
 
 
 def remove_unused(directory: Path, used: set[str]) -> None:
-    """Delete what an interrupted build left, and roots of earlier recipes whose names are not in `used`."""
+    """Delete remains of interrupted builds, and roots of earlier recipes whose names are not in `used`."""
     if not directory.exists():
         return
     latest: dict[str, Path] = {}
@@ -98,7 +98,7 @@ def remove_unused(directory: Path, used: set[str]) -> None:
 
 
 def _build(root: Path, release: str, certificates: dict[str, str]) -> None:
-    # The process id keeps an interrupted build that still goes on out of the way of this one.
+    # The process id keeps this build apart from an interrupted one that is still running.
     partial = root.with_name(f"{root.name}.{os.getpid()}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     options = [f"--dpkgopt={line}" for line in NO_DOCUMENTATION]
@@ -126,7 +126,7 @@ def _build(root: Path, release: str, certificates: dict[str, str]) -> None:
 
 
 def registry_settings() -> dict[str, str]:
-    """What makes apt and pip work on a host where they work on the controller: path on the host -> content."""
+    """The controller's settings for apt and pip, so that both work on a host as well: path on the host -> content."""
     files = {"/etc/apt/apt.conf.d/90controller": _apt_settings(), "/etc/pip.conf": _pip_settings()}
     return {path: content for path, content in files.items() if content}
 
@@ -150,6 +150,6 @@ def _pip_settings() -> str:
             found[name.removeprefix("PIP_").lower().replace("_", "-")] = value
     kept = {name: found[name] for name in PIP_SETTINGS if name in found}
     if _own_certificates():
-        # pip in a virtualenv brings certificates of its own, which lack the controller's.
+        # pip in a virtualenv has a list of authorities of its own, without the controller's.
         kept["cert"] = SYSTEM_BUNDLE
     return "[global]\n" + "".join(f"{name} = {value}\n" for name, value in kept.items()) if kept else ""

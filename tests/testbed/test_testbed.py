@@ -1,4 +1,4 @@
-"""The testbed keeps its promises, on real hosts: one of each release at once."""
+"""The testbed itself, tested on real hosts: one of each release."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import CommandFailed, Host, Testbed, TestbedError
 from .network import Network
 from .tools import run
 
-# Each of these needs something of a container that a machine gives as a matter of course.
+# Options that work on every machine, but not in every container.
 CONFINED = (
     "systemd-run --quiet --wait --collect --pipe -p ProtectSystem=strict -p PrivateUsers=yes -p PrivateTmp=yes"
     " -p ProtectProc=invisible -p ProcSubset=pid -p PrivateDevices=yes -p ProtectKernelTunables=yes"
@@ -70,7 +70,7 @@ def test_hosts_are_different_machines(new: Host, old: Host) -> None:
     assert not set(identities[0].splitlines()) & set(identities[1].splitlines())
 
 
-def test_packages_are_reached_after_an_update_and_not_before(host: Host) -> None:
+def test_packages_are_available_after_an_update_and_not_before(host: Host) -> None:
     assert host.run("apt-cache policy coturn").stdout == ""
     host.run("apt-get -q update", timeout=120)
     assert "Candidate: 4" in host.run("apt-cache policy coturn").stdout
@@ -98,7 +98,7 @@ def test_hosts_reach_one_another(new: Host, old: Host, version: int) -> None:
 
 def test_a_name_belongs_to_one_host(bed: Testbed, new: Host) -> None:
     with pytest.raises(TestbedError, match=r"tb-exact\.test belongs to the running host tb-new"):
-        bed.up("tb-thief", names=["tb-exact.test"])
+        bed.up("tb-other", names=["tb-exact.test"])
     assert bed.resolve("tb-exact.test") == new.address
 
 
@@ -133,7 +133,7 @@ def test_services_can_be_confined(host: Host) -> None:
     assert host.run("systemd-run --wait --collect -p LimitNOFILE=infinity sh -c '[ $(ulimit -n) -ge 16384 ]'")
 
 
-def test_a_power_cut_loses_no_disk(host: Host) -> None:
+def test_a_power_failure_keeps_the_disk(host: Host) -> None:
     host.run("echo kept > /var/lib/mark; systemd-run --unit=tb-sleeper sleep 1000")
     machine = host.run("cat /etc/machine-id").stdout
     host.kill()
@@ -161,14 +161,14 @@ def test_a_stopped_host_starts_again_with_its_disk(bed: Testbed, new: Host) -> N
     new.stop()
     with pytest.raises(TestbedError, match="tb-new is stopped"):
         bed.get("tb-new")
-    # In order: systemd had the time to say goodbye.
+    # A clean shutdown: systemd has logged it.
     assert "Reached target" in new.journal(lines=20)
     assert bed.up("tb-new", wipe=False).run("ls /root/mark").stdout == "/root/mark\n"
     before = new.container.process
     assert bed.up("tb-new", wipe=False).container.process == before
 
 
-def test_the_cable_can_be_pulled(new: Host, old: Host) -> None:
+def test_a_host_can_be_cut_off(new: Host, old: Host) -> None:
     new.cut_off()
     assert old.run(f"ping -c 1 -W 1 {new.domain}", check=False).returncode == 1
     assert new.running
@@ -178,7 +178,7 @@ def test_the_cable_can_be_pulled(new: Host, old: Host) -> None:
     old.run(f"ping -c 1 -W 2 {new.domain}")
 
 
-def test_what_a_crash_left_is_cleaned(bed: Testbed) -> None:
+def test_remains_of_a_crash_are_removed(bed: Testbed) -> None:
     host = bed.up("tb-crash")
     host.run("touch /root/mark")
     number = host.container.process
@@ -194,7 +194,7 @@ def test_what_a_crash_left_is_cleaned(bed: Testbed) -> None:
     assert "tb-crash" not in Path("/proc/self/mounts").read_text()
 
 
-def test_a_network_whose_checkout_was_deleted_is_made_anew(tmp_path: Path) -> None:
+def test_a_network_whose_checkout_was_deleted_is_made_again(tmp_path: Path) -> None:
     network = Network(f"mm-{os.getpid()}", tmp_path / "run", tmp_path / "network.json")
     try:
         network.ensure()

@@ -71,7 +71,7 @@ def run(
 
 
 def last_line(*texts: str) -> str:
-    """The last line that says something: where a program usually gives its reason."""
+    """The last line that is not empty, in which a program usually gives its reason."""
     for text in texts:
         for line in reversed(text.splitlines()):
             if line.strip():
@@ -80,12 +80,12 @@ def last_line(*texts: str) -> str:
 
 
 def delete(directory: Path) -> None:
-    """Delete a directory, but nothing that an interrupted program left mounted in it."""
+    """Delete a directory, but nothing on file systems that are still mounted in it."""
     run(["rm", "-rf", "--one-file-system", directory], timeout=300)
 
 
 def require_root() -> None:
-    """Raise TestbedError, saying what to do instead, where throw-away hosts are impossible."""
+    """Raise TestbedError, with what to do instead, if throw-away hosts are not possible here."""
     if sys.platform != "linux":
         raise TestbedError("throw-away hosts need a Linux controller: run this in a Debian virtual machine")
     if os.geteuid() != 0:
@@ -95,7 +95,7 @@ def require_root() -> None:
 def ensure_tools() -> None:
     """Install what is missing on the controller.
 
-    Raises TestbedError, saying what to do instead, where that is impossible.
+    Raises TestbedError, with what to do instead, if that is not possible.
     """
     missing = {package for program, package in NEEDED.items() if not shutil.which(program, path=SEARCH_PATH)}
     if not KEYRING.exists():

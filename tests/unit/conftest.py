@@ -1,4 +1,4 @@
-"""A release page, and a release on it."""
+"""Fixtures: a release page, a release on it, and a machine to install it on."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the tests of release files share: programs, and this machine as one to install them on."""
+"""Helpers of the tests of release files: programs, and this machine as one to install them on."""
 
 import hashlib
 import platform
@@ -34,12 +34,12 @@ def program(arch: str = HERE, *, text: bytes = b"") -> bytes:
     return bytes(content) + text
 
 
-def kept(release: Release) -> list[str]:
+def installed_files(release: Release) -> list[str]:
     return sorted(path.name for path in (Path(release.home)).iterdir())
 
 
 class Machine:
-    """This machine, by pyinfra's own connector, with the program's root in a temporary directory."""
+    """This machine, through pyinfra's local connector, with the program's root in a temporary directory."""
 
     def run(self, file: ReleaseFile) -> Literal["changed", "unchanged", "failed"]:
         with self._connected() as state:

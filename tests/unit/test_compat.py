@@ -1,4 +1,4 @@
-"""What is taken for granted of pyinfra, and the words with which a run ends."""
+"""What compat.py relies on in pyinfra, and the messages at the end of a run."""
 
 import subprocess
 import sys
@@ -10,16 +10,16 @@ from pyinfra.api.state import State
 
 import compat
 from compat import cause, differences
-from operations.ssh import Watched
+from operations.ssh import KeepaliveTransport
 from tests.deployment import ROOT
 
 
-def test_this_pyinfra_is_the_one_it_is_written_for() -> None:
+def test_pyinfra_is_the_version_that_compat_is_written_for() -> None:
     assert not differences(), f"pyinfra {pyinfra.__version__} has changed: adapt compat.py. {differences()}"
 
 
-def test_its_command_line_is_the_one_it_is_written_for() -> None:
-    """In a process of its own: its import changes a whole process to gevent."""
+def test_its_command_line_is_the_one_that_compat_is_written_for() -> None:
+    """In a separate process, because its import patches the process for gevent."""
     script = """
 import click, pyinfra_cli.cli as cli
 from pyinfra_cli.exceptions import CliError
@@ -45,7 +45,7 @@ def test_another_pyinfra_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("stderr", "why"),
     [
         ([], ""),
         (["WARNING: apt", "", "E: the mirror does not answer.", ""], "E: the mirror does not answer"),
@@ -55,17 +55,17 @@ def test_another_pyinfra_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_a_run_ends_with_the_cause(told: list[str], why: str) -> None:
-    assert cause(told) == why
+def test_cause_of_a_failure(stderr: list[str], why: str) -> None:
+    assert cause(stderr) == why
 
 
-def test_what_is_sent_into_a_closed_connection_fails_as_ssh_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upload is at work when the machine is given up: pyinfra shows a traceback for anything but SSH's own errors."""
+def test_sending_on_a_closed_connection_raises_an_ssh_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection may be closed during an upload: pyinfra shows a traceback for anything but SSH errors."""
 
     def send(self: Transport, data: object) -> None:
         raise EOFError
 
     monkeypatch.setattr(Transport, "_send_user_message", send)
-    closed = Watched.__new__(Watched)
+    closed = KeepaliveTransport.__new__(KeepaliveTransport)
     with pytest.raises(SSHException, match="cut"):
         closed._send_user_message(None)

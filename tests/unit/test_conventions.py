@@ -1,4 +1,4 @@
-"""What every task keeps to, so that runs are readable, repeatable and silent about secrets. The reasons are in DESIGN."""
+"""Conventions of all tasks and operations, so that runs are readable and repeatable, and show no secrets."""
 
 import ast
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ by_name = pytest.mark.parametrize("path", [*TASKS, *OPERATIONS], ids=lambda path
 task_by_name = pytest.mark.parametrize("path", TASKS, ids=lambda path: path.name)
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_operations_and_their_calls_are_found() -> None:
     assert {"files.present", "units.running", "packages.installed", "virtualenvs.in_use"} <= operations_of_ours()
     assert sum(name in operations_of_ours() for path in TASKS for name, _ in calls(path)) > 25
 
@@ -59,7 +59,7 @@ def test_operations_are_named(path: Path) -> None:
             assert given.value[:1].isupper() and not given.value.endswith("."), f"{where(path, call)}: {given.value!r}"
 
 
-def test_names_tell_operations_apart() -> None:
+def test_names_of_operations_are_unique() -> None:
     names = [
         ast.literal_eval(keyword.value)
         for path in TASKS
@@ -72,8 +72,8 @@ def test_names_tell_operations_apart() -> None:
 
 
 @by_name
-def test_nothing_is_derived_from_what_would_change(path: Path) -> None:
-    """A restart that hangs on it is lost when a run is interrupted (operations/units.py)."""
+def test_nothing_depends_on_what_a_run_changes(path: Path) -> None:
+    """A restart that depends on it is lost when a run is interrupted (operations/units.py)."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
             own = path.name == "units.py" and ast.unparse(node) == "now.changed"  # a time
@@ -91,7 +91,7 @@ def test_no_operation_that_changes_something_every_time(path: Path) -> None:
 
 @by_name
 def test_modes_are_texts_and_always_given(path: Path) -> None:
-    """A number would be taken as decimal, and a file without a mode gets another one by sudo than as root."""
+    """A number would be read as decimal, and without a mode a file gets another one by sudo than as root."""
     for name, call in calls(path):
         mode = next((keyword.value for keyword in call.keywords if keyword.arg == "mode"), None)
         if mode is not None and name.rpartition(".")[2] not in ("mkdir", "open", "chmod"):
@@ -102,29 +102,28 @@ def test_modes_are_texts_and_always_given(path: Path) -> None:
 
 
 @task_by_name
-def test_tasks_are_recipes(path: Path) -> None:
-    """Short enough to be read at once, and with a first line that says what for."""
+def test_tasks_are_short_and_documented(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 120
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 @task_by_name
 def test_tasks_take_only_typed_settings(path: Path) -> None:
-    """Group data reaches a task through settings.py, which has checked it."""
+    """Group data reaches a task only through settings/, which has validated it."""
     for node in ast.walk(ast.parse(path.read_text())):
         assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "host.data"), where(path, node)
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_every_role_has_its_places(role: str) -> None:
-    """The same for each of them, so that everything about a role is found by its name."""
+def test_every_role_has_its_files(role: str) -> None:
+    """Under the same names, so that everything about a role is found by its name."""
     for folder in ("tasks", "settings"):
         assert (ROOT / folder / f"{role}.py").is_file(), folder
 
     assert (ROOT / "templates" / role).is_dir()
 
 
-def test_every_role_is_deployed_and_after_those_that_it_needs() -> None:
+def test_every_role_is_deployed_after_those_that_it_needs() -> None:
     included = [ast.literal_eval(call.args[0]) for name, call in calls(ROOT / "deploy.py") if name == "local.include"]
     roles = [role for role in map(lambda path: Path(path).stem, included) if role in ROLES]
     assert sorted(roles) == sorted(ROLES)

@@ -1,4 +1,4 @@
-"""How roles reach a database: what clients read back from it, what the server keeps of a password, and whom it lets in."""
+"""How roles reach a database: connection strings, password verifiers, and which machines may connect."""
 
 import base64
 import ctypes
@@ -41,8 +41,8 @@ PASSWORDS = [
     "host=elsewhere",
     "*:*",
 ]
-# The conversation of RFC 7677, 3: what the client and the server prove to each other, and the messages about which they do.
-SALT, PROOF, ANSWER = (
+# The example of RFC 7677, 3: the salt, the client's proof, the server's signature, and the messages that both are made over.
+SALT, PROOF, SIGNATURE = (
     base64.b64decode(text)
     for text in (
         "W22ZaJ0SNY7soEsUEjb6gQ==",
@@ -51,7 +51,7 @@ SALT, PROOF, ANSWER = (
     )
 )
 NONCE = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
-SAID = f"n=user,r=rOprNGfwEbeRWgbNEkqO,r={NONCE},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r={NONCE}".encode()
+AUTH_MESSAGE = f"n=user,r=rOprNGfwEbeRWgbNEkqO,r={NONCE},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r={NONCE}".encode()
 
 
 def access(password: str) -> DatabaseAccess:
@@ -62,7 +62,7 @@ def access(password: str) -> DatabaseAccess:
 
 
 def parsed(dsn: str) -> dict[str, str]:
-    """A connection string as libpq's documentation (34.1.1.1) and lib/pq read it: 'value' with \\' and \\\\ in it."""
+    """A connection string, parsed as by libpq (documentation, 34.1.1.1) and lib/pq: 'value' with \\' and \\\\ in it."""
     found, rest = {}, dsn
     while rest:
         word = re.match(r"(\w+)='((?:[^'\\]|\\.)*)'(?: |$)", rest)
@@ -126,24 +126,24 @@ def test_password_is_not_shown() -> None:
     assert "pencil" not in repr(access("pencil")) + str(access("pencil"))
 
 
-# --- what the server keeps ------------------------------------------------------------------------
+# --- what the server stores -----------------------------------------------------------------------
 
 
-def test_verifier_fits_the_example_of_the_standard() -> None:
+def test_verifier_matches_the_example_of_the_standard() -> None:
     kind, salt, keys = verifier("pencil", SALT, 4096).split("$")
     assert (kind, salt) == ("SCRAM-SHA-256", f"4096:{base64.b64encode(SALT).decode()}")
     stored, server = map(base64.b64decode, keys.split(":"))
-    # With the one the server recognises the client, with the other it proves to the client that it is the server.
-    signature = hmac.digest(stored, SAID, "sha256")
+    # With the first the server authenticates the client, with the second it authenticates itself to the client.
+    signature = hmac.digest(stored, AUTH_MESSAGE, "sha256")
     client = bytes(one ^ other for one, other in zip(signature, PROOF, strict=True))
     assert hashlib.sha256(client).digest() == stored
-    assert hmac.digest(server, SAID, "sha256") == ANSWER
+    assert hmac.digest(server, AUTH_MESSAGE, "sha256") == SIGNATURE
 
 
 def found(password: str, iterations: int = 4096) -> str:
-    """What `Existing` finds of a role with this password, as its query puts it together."""
-    kept = verifier(password, b"0123456789abcdef", iterations)
-    return f"{kept.split('$')[1]} {hashlib.sha256(kept.encode()).hexdigest()}"
+    """What `Existing` answers for a role with this password, in the format of its query."""
+    stored = verifier(password, b"0123456789abcdef", iterations)
+    return f"{stored.split('$')[1]} {hashlib.sha256(stored.encode()).hexdigest()}"
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
@@ -153,54 +153,56 @@ def test_password_is_recognised_by_its_verifier(password: str) -> None:
     assert not matches(f"{password}x", found(password))
 
 
-@pytest.mark.parametrize("kept", ["", " ", "md5", "4096: 00", ":c2FsdA== 00", "x:c2FsdA== 00"])
-def test_no_password_is_recognised_by_something_else(kept: str) -> None:
-    """A role without a password, with one of md5, and what no server keeps."""
-    assert not matches("pencil", kept)
+@pytest.mark.parametrize("stored", ["", " ", "md5", "4096: 00", ":c2FsdA== 00", "x:c2FsdA== 00"])
+def test_password_matches_nothing_but_a_verifier(stored: str) -> None:
+    """A role without a password, with an md5 password, and malformed answers."""
+    assert not matches("pencil", stored)
 
 
-def told(monkeypatch: pytest.MonkeyPatch, existing: Mapping[str, str], needed: bool = True) -> list[str]:
-    """What is done to a server on which these exist."""
+def executed(monkeypatch: pytest.MonkeyPatch, existing: Mapping[str, str], needed: bool = True) -> list[str]:
+    """The commands that are run on a server on which these exist."""
     at(monkeypatch, databases, FakeHost(existing))
     wanted = Database("synapse", "matrix-synapse", Secret("pencil") if needed else None)
     return commands(exist, cluster="17/main", databases=[wanted])
 
 
-def test_new_password_is_told_as_a_verifier_and_not_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_password_is_sent_as_a_verifier_and_not_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"database synapse": "matrix-synapse UTF8 C C"}
-    [command] = told(monkeypatch, {**there, "role matrix-synapse": found("another")})
+    [command] = executed(monkeypatch, {**there, "role matrix-synapse": found("another")})
     assert "psql" in command
     assert "pencil" not in command and "SCRAM" not in command
-    assert told(monkeypatch, {**there, "role matrix-synapse": found("pencil")}) == []
+    assert executed(monkeypatch, {**there, "role matrix-synapse": found("pencil")}) == []
 
 
-def test_password_that_nobody_needs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_that_is_not_needed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": ""}
-    assert told(monkeypatch, there, needed=False) == []
+    assert executed(monkeypatch, there, needed=False) == []
 
 
-@pytest.mark.parametrize(("answer", "anew"), [("t", True), ("f", False), ("", False)])
-def test_only_a_half_made_database_is_made_anew(monkeypatch: pytest.MonkeyPatch, answer: str, anew: bool) -> None:
-    """And never one that could not be asked."""
-    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": "", "half-made synapse": answer}
-    assert any("dropdb" in command for command in told(monkeypatch, there, needed=False)) is anew
+@pytest.mark.parametrize(("answer", "recreated"), [("t", True), ("f", False), ("", False)])
+def test_only_an_incomplete_database_is_created_again(
+    monkeypatch: pytest.MonkeyPatch, answer: str, recreated: bool
+) -> None:
+    """And never one whose state is unknown."""
+    there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": "", "incomplete synapse": answer}
+    assert any("dropdb" in command for command in executed(monkeypatch, there, needed=False)) is recreated
 
 
-def test_database_that_every_role_may_connect_to_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connecting_to_the_database_is_revoked_from_other_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"database synapse": "matrix-synapse UTF8 C C", "role matrix-synapse": ""}
-    [command] = told(monkeypatch, {**there, "open synapse": "", "open postgres": ""}, needed=False)
+    [command] = executed(monkeypatch, {**there, "open synapse": "", "open postgres": ""}, needed=False)
     assert 'REVOKE ALL ON DATABASE "synapse" FROM PUBLIC' in command
-    [_, made] = told(monkeypatch, {}, needed=False)
+    [_, made] = executed(monkeypatch, {}, needed=False)
     assert "createdb" in made and "REVOKE ALL" in made
 
 
-def test_what_exists_is_read_and_not_the_verifier() -> None:
+def test_existing_roles_and_databases_are_read_without_verifiers() -> None:
     read = Existing().answer(["role postgres\t", "role a\t4096:c2FsdA== 00", "database b\ta UTF8 C C"])
     assert read == {"role postgres": "", "role a": "4096:c2FsdA== 00", "database b": "a UTF8 C C"}
     assert "sha256" in Existing().question("17/main")
 
 
-# --- whom the server lets in ----------------------------------------------------------------------
+# --- which machines may connect -------------------------------------------------------------------
 
 SPLIT = {"postgres": ["db"], "synapse": ["home"], "sliding_sync": ["home"], "caddy": ["home"]}
 
@@ -216,7 +218,7 @@ def settings(
     return Settings(chosen(**choices), "prod", roles or SPLIT, name, MACHINE, near, inventories=tmp_path)
 
 
-def test_only_the_machines_of_its_clients_are_let_in(tmp_path: Path) -> None:
+def test_only_the_machines_of_its_clients_may_connect(tmp_path: Path) -> None:
     postgres = settings(tmp_path).view(Postgres)
     assert [(client.user, client.addresses) for client in postgres.clients] == [
         ("matrix-synapse", ("10.1.2.4", "2001:db8::4")),
@@ -235,11 +237,11 @@ def test_only_the_machines_of_its_clients_are_let_in(tmp_path: Path) -> None:
     ],
     ids=["behind 1:1 NAT", "its own", "through a tunnel", "a name"],
 )
-def test_machine_may_come_from_where_it_is_reached(reached: str, sources: tuple[str, ...]) -> None:
+def test_machine_may_connect_from_the_address_where_it_is_reached(reached: str, sources: tuple[str, ...]) -> None:
     assert Neighbour(reached, ("10.1.2.4",)).sources == sources
 
 
-def test_both_sides_know_the_same_password(tmp_path: Path) -> None:
+def test_both_sides_have_the_same_password(tmp_path: Path) -> None:
     home, db = settings(tmp_path, "home"), settings(tmp_path, "db")
     db.vault = home.vault
     passwords = [home.view(Synapse).database.password, home.view(SlidingSync).database.password]
@@ -256,7 +258,7 @@ def test_roles_beside_the_database_have_no_password(tmp_path: Path) -> None:
     assert not made.vault.has("postgres_synapse_password")
 
 
-def test_relay_has_nothing_to_do_with_the_database(tmp_path: Path) -> None:
+def test_relay_does_not_use_the_database(tmp_path: Path) -> None:
     roles = {**SPLIT, "coturn": ["relay"], "caddy": ["home", "relay"]}
     assert database_server(settings(tmp_path, "relay", roles=roles)) is None
 
@@ -269,12 +271,12 @@ def test_password_that_some_clients_cannot_send_is_refused(tmp_path: Path) -> No
     assert "pässword" not in str(caught.value)
 
 
-def test_machine_says_where_synapse_has_its_database() -> None:
+def test_location_of_synapses_database_is_read_from_the_machine() -> None:
     assert Machine().answer(["user root", "database /run/postgresql"]).database == "/run/postgresql"
     assert Machine().answer(["user root"]) == MachineState(user="root")
 
 
-# --- clusters of somebody else --------------------------------------------------------------------
+# --- other clusters -------------------------------------------------------------------------------
 
 SHOP = ("17/shop", 5432)
 FOREIGN = Listener("tcp", 5432, "shopd", 7, "shop.service")
@@ -293,7 +295,7 @@ FOREIGN = Listener("tcp", 5432, "shopd", 7, "shop.service")
         (MachineState(release="13", postgresql=("17",)), 5432),
     ],
 )
-def test_everybody_comes_to_the_port_of_our_cluster(tmp_path: Path, machine: MachineState, port: int) -> None:
+def test_every_role_uses_the_port_of_our_cluster(tmp_path: Path, machine: MachineState, port: int) -> None:
     together = settings(tmp_path, roles={role: ["db"] for role in SPLIT})
     together.machine = replace(machine, architecture="amd64", memory=4096)
     assert {
@@ -307,17 +309,17 @@ def test_everybody_comes_to_the_port_of_our_cluster(tmp_path: Path, machine: Mac
     assert home.view(Synapse).database.port == home.view(SlidingSync).database.port == port
 
 
-def test_port_that_other_machines_need_is_looked_at(tmp_path: Path) -> None:
+def test_port_for_other_machines_is_checked(tmp_path: Path) -> None:
     db = settings(tmp_path)
     db.machine = replace(MACHINE, postgresql=("17",), clusters=(("17/main", 5432),), listeners=(FOREIGN,))
-    [line] = preflight._occupied(db)
+    [line] = preflight._ports_in_use(db)
     assert "tcp port 5432, which postgres needs, is taken by shopd (process 7)" in line
     alone = settings(tmp_path, roles={role: ["db"] for role in SPLIT})
     alone.machine = db.machine
-    assert list(preflight._occupied(alone)) == [], "nobody comes by it"
+    assert list(preflight._ports_in_use(alone)) == [], "no other machine uses it"
 
 
-def test_no_cluster_but_ours_is_asked() -> None:
+def test_only_our_cluster_is_queried() -> None:
     for command in (Existing().question("17/main"), Tables().question("17/main", "synapse")):
         assert command.count("runuser") == command.count("env -i") == command.count("PGCLUSTER=17/main") > 0
 
@@ -337,9 +339,9 @@ MARK = {"server_name": "x.test", "vault": "0"}
         ("", MARK, 0, None),
         ("/run/postgresql", None, 0, None),
     ],
-    ids=["from here", "from elsewhere", "moved", "not moved", "new", "somebody else's file"],
+    ids=["from here", "from elsewhere", "moved", "not moved", "new", "not deployed before"],
 )
-def test_homeserver_gets_no_empty_database_for_its_full_one(
+def test_homeserver_gets_no_empty_database_instead_of_its_own(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     earlier: str,
@@ -353,7 +355,7 @@ def test_homeserver_gets_no_empty_database_for_its_full_one(
     server.name = "db"
     monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
     monkeypatch.setattr(preflight, "settings_of", lambda host: db)
-    lines = preflight._without_its_database(home)
+    lines = preflight._database_left_behind(home)
     assert len(lines) == (1 if refused else 0)
     assert all(f"{refused}, and on db" in line and "empty" in line for line in lines)
 
@@ -361,7 +363,7 @@ def test_homeserver_gets_no_empty_database_for_its_full_one(
 def test_homeserver_whose_database_is_in_another_cluster_gets_no_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As 0.1.0 left it where somebody else's cluster had the default port."""
+    """As deployed by 0.1.0 when another cluster had the default port."""
     home = settings(tmp_path, "db", roles={role: ["db"] for role in SPLIT})
     home.machine = replace(
         MACHINE, deployment=MARK, database="/run/postgresql", postgresql=("17",), clusters=(SHOP, ("17/main", 5433))
@@ -370,21 +372,21 @@ def test_homeserver_whose_database_is_in_another_cluster_gets_no_empty_one(
     server.name = "db"
     monkeypatch.setattr(preflight, "inventory", SimpleNamespace(get_host=lambda name: server))
     monkeypatch.setattr(preflight, "settings_of", lambda host: home)
-    [line] = preflight._without_its_database(home)
+    [line] = preflight._database_left_behind(home)
     assert "on this machine, port 5432" in line and "17/main" in line
     home.machine = replace(home.machine, database_port=5433)
-    assert preflight._without_its_database(home) == []
+    assert preflight._database_left_behind(home) == []
 
 
-def test_tables_are_counted_even_where_there_is_no_postgresql() -> None:
+def test_tables_are_counted_even_without_postgresql() -> None:
     assert [Tables().answer(output) for output in (["170"], ["0"], [], ["psql: error"])] == [170, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "not JSON", '{"server_name": "x.test"}', '{"server_name": 1, "vault": "0"}']
 )
-def test_marker_that_says_nothing_is_named(tmp_path: Path, text: str) -> None:
-    """Whatever lies in its place: a directory is read as nothing."""
+def test_damaged_marker_is_reported(tmp_path: Path, text: str) -> None:
+    """Also a directory in its place, which is read as an empty text."""
     home = settings(tmp_path, "home")
     home.machine = Machine().answer(["user root", f"deployment {text}"])
     assert home.machine.marker_damaged and home.machine.deployment is None

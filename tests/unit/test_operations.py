@@ -1,4 +1,4 @@
-"""When a unit is restarted, reloaded or left alone; which files are touched, and what is shown of them."""
+"""When a unit is restarted, reloaded or left alone; which files are changed, and what --diff shows of them."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ import pytest
 from operations import files, packages, refusal, units
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
-from operations.shell import asking
+from operations.shell import question_command
 from operations.templating import MASK
 from operations.units import Unit, UnitState
 from vault import Secret
 
 
 class FakeHost:
-    """A machine that answers each fact with what the test says."""
+    """A machine that answers facts with the values of the test, one after the other."""
 
     name = "one"
 
@@ -39,14 +39,14 @@ class FakeHost:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, module: Any, host: FakeHost) -> None:
-    """The module's operations are about this machine."""
-    for name, instead in (("host", host), ("ask", host.get_fact)):
+    """Make the module's operations use this machine."""
+    for name, replacement in (("host", host), ("ask", host.get_fact)):
         if hasattr(module, name):
-            monkeypatch.setattr(module, name, instead)
+            monkeypatch.setattr(module, name, replacement)
 
 
 def commands(operation: Any, **arguments: Any) -> list[str]:
-    """What the operation would run on the machine."""
+    """The commands that the operation would run on the machine."""
     inner: Iterator[Any] = operation._inner(**arguments)
     return [str(command) for command in inner]
 
@@ -65,11 +65,11 @@ RUNNING = {
 
 
 def decided(monkeypatch: pytest.MonkeyPatch, written: Sequence[tuple[str, float]] = (), **now: Any) -> set[str]:
-    """What is done to a unit in this state: of start, reload, enable, daemon-reload, check, wait."""
+    """What is done with a unit in this state: a set of start, reload, enable, daemon-reload, check, wait."""
     state = UnitState(**{**RUNNING, **now}, written=tuple(written))
     at(monkeypatch, units, FakeHost(state))
     done = commands(units.running, unit="x.service", reads=["/etc/a"], rereads=["/etc/b"], check="try-it", ready="ask")
-    # Functions come first and are only defined there.
+    # The functions come first; they are only defined there.
     steps = "\n".join(done).partition("is-active --quiet x.service || failed")[2]
     words = {
         "start": "systemctl restart x.service",
@@ -86,19 +86,19 @@ def test_unit_newer_than_its_files_is_left_alone(monkeypatch: pytest.MonkeyPatch
     assert decided(monkeypatch, [("/etc/a", 99.9), ("/etc/b", 99.9), (UNIT, 99.9)]) == set()
 
 
-def test_unit_older_than_what_it_reads_is_restarted_once_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unit_older_than_a_file_it_reads_is_checked_and_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decided(monkeypatch, [("/etc/a", 100.1)]) == {"daemon-reload", "check", "start", "wait"}
 
 
 def test_unit_older_than_its_own_definition_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after somebody else ran daemon-reload, which makes systemd forget that it was."""
+    """Also after somebody else ran daemon-reload, which resets NeedDaemonReload."""
     assert decided(monkeypatch, [(UNIT, 100.1)]) == {"daemon-reload", "check", "start", "wait"}
     assert decided(monkeypatch, definition_changed=True) == {"check", "start", "wait", "daemon-reload"}
 
 
 def test_unit_that_rereads_is_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decided(monkeypatch, [("/etc/b", 100.1)]) == {"check", "reload", "wait"}
-    # A reload counts: systemd notes it as a change of state.
+    # A reload counts: systemd records it as a change of state.
     assert decided(monkeypatch, [("/etc/b", 100.1)], changed=100.2) == set()
     # But it does not make the unit read what is read only at the start.
     assert decided(monkeypatch, [("/etc/a", 100.1)], changed=100.2) == {"daemon-reload", "check", "start", "wait"}
@@ -113,7 +113,7 @@ def test_unit_that_does_not_run_is_started(monkeypatch: pytest.MonkeyPatch, acti
     assert decided(monkeypatch, active=active, ready=False) == {"daemon-reload", "check", "start", "wait"}
 
 
-def test_new_unit_is_learnt_enabled_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_unit_is_loaded_enabled_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"check", "start", "wait", "daemon-reload", "enable"}
     assert decided(monkeypatch, load="not-found", active="inactive", enabled="", ready=False) == expected
     assert decided(monkeypatch, load="masked", active="inactive", enabled="masked-runtime", ready=False) == expected
@@ -170,7 +170,7 @@ def test_unit_that_never_ran_has_no_times() -> None:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, host: FakeHost, diff: bool = False) -> None:
-    """To be a run that only looks, with or without --diff, at the machine."""
+    """Make the modules believe that this is a dry run on the machine, with or without --diff."""
     state = SimpleNamespace(config=SimpleNamespace(DIFF=diff), is_executing=False)
     for module in (files, refusal):
         at(monkeypatch, module, host)
@@ -186,14 +186,14 @@ def touched(
 
 
 def on_disk(tmp_path: Path) -> State:
-    """What the machine would say of a file, by running the fact's own command."""
+    """The answer about a file, by running the fact's own command."""
     answer = subprocess.run(
-        ["sh", "-c", asking(Paths().question([str(tmp_path)]))], capture_output=True, text=True, check=True
+        ["sh", "-c", question_command(Paths().question([str(tmp_path)]))], capture_output=True, text=True, check=True
     )
     return Paths().process(answer.stdout.splitlines())[str(tmp_path)]
 
 
-def test_paths_are_seen_as_they_are(tmp_path: Path) -> None:
+def test_kinds_and_modes_of_paths(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x\n")
     (tmp_path / "file").chmod(0o640)
     (tmp_path / "link").symlink_to("file")
@@ -213,7 +213,7 @@ def test_paths_are_seen_as_they_are(tmp_path: Path) -> None:
         ({"sha256": "0"}, True),
     ],
 )
-def test_file_is_touched_only_where_it_differs(
+def test_file_is_changed_only_if_it_differs(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, str], repaired: bool
 ) -> None:
     sha256 = "73cb3858a687a8494ca3323053016282f3dad39d42cf62ca4e79dda2aac7d9ac"  # of x and a newline
@@ -222,8 +222,8 @@ def test_file_is_touched_only_where_it_differs(
     assert bool(done) == repaired
 
 
-def test_new_file_arrives_whole_and_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is never readable by others, not even for a moment, and a failed check leaves the old one."""
+def test_new_file_is_complete_and_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It gets its mode before it is in place, and if the check fails the old file stays."""
     target = tmp_path / "x"
     target.write_text("old\n")
     me = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
@@ -245,7 +245,7 @@ def test_secret_is_not_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("mode", ["644", "604", "664"])
-def test_secret_for_everybody_is_refused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_secret_readable_by_everybody_is_refused(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     with pytest.raises(Exception, match="readable by everybody"):
         touched(monkeypatch, Text("/etc/x", Secret("hidden"), mode=mode), None)
 
@@ -258,13 +258,13 @@ def test_secret_for_everybody_is_refused(monkeypatch: pytest.MonkeyPatch, mode: 
         (Copy("/x", "sydent/brand/mail.j2", mode="644"), "link"),
     ],
 )
-def test_what_is_of_another_kind_is_never_removed(monkeypatch: pytest.MonkeyPatch, entry: Any, kind: str) -> None:
+def test_entry_of_another_kind_is_never_removed(monkeypatch: pytest.MonkeyPatch, entry: Any, kind: str) -> None:
     with pytest.raises(Exception, match="move it away and run again"):
         touched(monkeypatch, entry, State(kind, "755", "root", "root"))
 
 
 def test_every_difference_is_shown_before_the_first_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run goes no further than the first command."""
+    """A dry run stops at the first command."""
     host = FakeHost({}, [], [])
     pretend(monkeypatch, host, diff=True)
     entries: list[files.Entry] = [
@@ -281,9 +281,9 @@ def test_every_difference_is_shown_before_the_first_command(monkeypatch: pytest.
 
 
 def read(path: Path, wanted: Sequence[str]) -> list[str]:
-    """What --diff would read of a file on the machine, for these lines that are to be there."""
+    """What --diff would read of a file on the machine, if these lines are wanted there."""
     secret = [(line.split(MASK)[0], line) for line in wanted if MASK in line]
-    command = asking(Contents().question(str(path), secret))
+    command = question_command(Contents().question(str(path), secret))
     answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     return Contents().process(answer.stdout.splitlines())
 
@@ -315,17 +315,17 @@ def test_unchanged_secret_is_no_difference(tmp_path: Path) -> None:
     assert read(path, ["two", '  smtp_pass: "*****"']) == ["one", '  smtp_pass: "*****"']
 
 
-def test_file_that_is_nothing_but_a_secret_is_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_nothing_but_a_secret_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     now = State("file", "600", "root", "root", "0" * 64)
     _, host = touched(monkeypatch, Text("/etc/x", Secret("hidden"), mode="600"), now, True)
-    assert len(host.asked) == 1, "only what lies there, not what it holds"
+    assert len(host.asked) == 1, "only about the path, not about the content"
     assert host.logged == ["/etc/x: holds nothing but a secret, which differs"]
 
 
 # --- machine and packages -------------------------------------------------------------------------
 
 
-def test_machine_is_understood() -> None:
+def test_machine_state_is_parsed() -> None:
     state = Machine().answer(
         [
             "user admin",
@@ -352,9 +352,11 @@ def test_machine_is_understood() -> None:
     assert (relay.protocol, relay.port, relay.program) == ("udp", 3478, "")
 
 
-def test_this_computer_can_be_asked(tmp_path: Path) -> None:
-    """The question is a script of its own: it must be one that a POSIX shell takes."""
-    answer = subprocess.run(["sh", "-c", asking(Machine().question())], capture_output=True, text=True, check=True)
+def test_machine_state_of_this_computer(tmp_path: Path) -> None:
+    """The command must work in a POSIX shell."""
+    answer = subprocess.run(
+        ["sh", "-c", question_command(Machine().question())], capture_output=True, text=True, check=True
+    )
     state = Machine().process(answer.stdout.splitlines())
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
 

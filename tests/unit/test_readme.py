@@ -1,4 +1,4 @@
-"""The README's tables say what the records say."""
+"""The README's tables agree with the records."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_components() -> None:
 def test_every_unit_is_in_the_command_that_shows_the_logs() -> None:
     [command] = [line for line in README.splitlines() if "journalctl -u matrix-synapse -u" in line]
 
-    def told(role: Role) -> bool:
+    def shown(role: Role) -> bool:
         return all(f"-u {unit.name.removesuffix('.service')}" in command for unit in role.units)
 
-    assert [role.name for role in ROLES.values() if role.name != "postgres" and not told(role)] == []
+    assert [role.name for role in ROLES.values() if role.name != "postgres" and not shown(role)] == []

@@ -1,4 +1,4 @@
-"""Archives from release pages: what is refused, what reaches a machine, and upstream's own checksums."""
+"""Archives from release pages: what is refused, what is installed, and upstream's checksums."""
 
 import gzip
 import io
@@ -17,7 +17,7 @@ from operations.refusal import Refused
 from releases import Archive, Release, ReleaseError, contents, record, store
 from releases.download import Timeouts
 from tests.standin.release_server import ReleaseServer
-from tests.unit.installing import HERE, THERE, Machine, kept, program, sum_of
+from tests.unit.installing import HERE, THERE, Machine, installed_files, program, sum_of
 
 URL = "releases/app-v1.tar.gz"
 
@@ -31,7 +31,7 @@ def entry(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarIn
 
 
 def plain_tar(entries: Sequence[tuple[tarfile.TarInfo, bytes]]) -> bytes:
-    """Written by hand where tarfile itself would refuse: headers may lie."""
+    """Written without tarfile, which would refuse wrong headers."""
     written = b""
     for member, content in entries:
         written += member.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
@@ -54,7 +54,7 @@ def good(version: str = "v1") -> bytes:
 
 @pytest.fixture
 def archived(release: Release, server: ReleaseServer) -> Release:
-    """A release that is an archive, with a good one on the page."""
+    """A release that is an archive, with a valid one on the page."""
     server.files[URL] = good()
     return replace(
         release, name="app", version="v1", url=f"{server.url}/{URL}", archive=Archive(("app",), ("share/page.html",))
@@ -63,7 +63,7 @@ def archived(release: Release, server: ReleaseServer) -> Release:
 
 @pytest.fixture
 def refused(archived: Release, server: ReleaseServer) -> Callable[..., str]:
-    """Why an archive on the page is refused, in one line; nothing of it is left in the cache."""
+    """A function that puts an archive on the page, which must be refused, and returns the message."""
 
     def refused(content: bytes, **changed: Any) -> str:
         server.files[URL] = content
@@ -121,14 +121,14 @@ LINK: dict[str, Any] = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
         pytest.param([entry("x", size=4096)], "is a damaged or incomplete archive", id="content breaks off"),
     ],
 )
-def test_an_archive_that_could_do_harm_is_refused(
+def test_an_unsafe_archive_is_refused(
     more: list[tuple[tarfile.TarInfo, bytes]], complaint: str, refused: Callable[..., str]
 ) -> None:
     assert complaint in refused(tar(APP, PAGE, *more))
 
 
-def test_what_tarfile_calls_a_file_and_is_sparse_is_refused(refused: Callable[..., str]) -> None:
-    """A sparse file claims what it does not hold."""
+def test_a_sparse_file_is_refused(refused: Callable[..., str]) -> None:
+    """tarfile takes it for a regular file, but it claims more content than it has."""
     member, _ = entry("x", size=0)
     member.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 20)}
     content = member.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
@@ -139,7 +139,7 @@ def test_a_bomb_is_not_unpacked_to_its_end(refused: Callable[..., str], monkeypa
     monkeypatch.setattr(contents, "SIZE", 1 << 20)
     many = [entry(f"x{number}", bytes(300_000)) for number in range(4)]
     assert "unpacks to more than 1 MiB: not unpacked" in refused(tar(APP, PAGE, *many))
-    # Behind the end of the archive, where nothing is listed.
+    # Data after the end of the archive.
     assert "unpacks to more than 1 MiB: not unpacked" in refused(gzip.compress(plain_tar([APP, PAGE]) + bytes(2 << 20)))
 
 
@@ -170,26 +170,28 @@ def test_too_many_entries(refused: Callable[..., str], monkeypatch: pytest.Monke
         pytest.param(tar(entry("app", b"<p>"), PAGE), "holds app, which is a web page, neither", id="no program"),
     ],
 )
-def test_what_is_not_the_expected_archive(content: bytes, complaint: str, refused: Callable[..., str]) -> None:
+def test_another_file_than_the_expected_archive_is_refused(
+    content: bytes, complaint: str, refused: Callable[..., str]
+) -> None:
     assert complaint in refused(content)
 
 
-def test_noise_is_refused_or_good_but_never_a_crash(archived: Release, tmp_path: Path) -> None:
-    """Whatever tarfile makes of a damaged list of files."""
+def test_damaged_archives_never_crash(archived: Release, tmp_path: Path) -> None:
+    """Each is accepted or refused, whatever tarfile makes of the damage."""
     chance = random.Random(1)  # noqa: S311
-    sound, file = gzip.decompress(good()), tmp_path / "noise"
+    valid, file = gzip.decompress(good()), tmp_path / "damaged"
     for _ in range(300):
-        noisy = bytearray(sound)
+        damaged = bytearray(valid)
         for _ in range(chance.choice((1, 3, 40))):
-            noisy[chance.randrange(len(noisy))] = chance.randrange(256)
-        file.write_bytes(gzip.compress(noisy, 1))
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        file.write_bytes(gzip.compress(damaged, 1))
         try:
             contents.check(archived, file)
-        except contents.Unfit as problem:
+        except contents.Unusable as problem:
             assert "\n" not in str(problem)
 
 
-def test_folders_around_everything_are_left_out(archived: Release, server: ReleaseServer, machine: Machine) -> None:
+def test_leading_folders_are_stripped(archived: Release, server: ReleaseServer, machine: Machine) -> None:
     inner = replace(archived, archive=Archive(("app",), ("share/page.html",), strip=1))
     around = [
         entry("app-v1/", type=tarfile.DIRTYPE),
@@ -222,7 +224,7 @@ def test_a_given_archive(archived: Release, server: ReleaseServer, tmp_path: Pat
 
 
 def tree(release: Release) -> dict[str, str]:
-    """What lies where the release is in use, with its modes."""
+    """The files of the version in use, with their modes."""
     current = (Path(release.home) / "current").resolve()
     return {str(path.relative_to(current)): f"{path.stat().st_mode & 0o7777:o}" for path in current.rglob("*")}
 
@@ -236,7 +238,7 @@ def test_an_archive_is_installed_and_a_second_run_does_nothing(
     assert machine.run(file) == "changed"
     assert tree(archived) == {"app": "755", "share": "755", "share/page.html": "644", "share/tool": "755"}
     assert subprocess.run([archived.executable], capture_output=True, text=True).stdout == "v1\n"
-    assert kept(archived) == ["current", file.directory, f"{file.directory}.sum"]
+    assert installed_files(archived) == ["current", file.directory, f"{file.directory}.sum"]
     assert record.read(archived.record)["app", "v1", HERE] == sum_of(good())
 
     server.fault = "dead"
@@ -273,7 +275,7 @@ def test_a_damaged_directory_is_replaced(
     assert machine.run(file) == "changed"
     assert tree(archived) == before
     assert page.read_text() == "<p>v1"
-    assert kept(archived) == ["current", file.directory, f"{file.directory}.sum"]
+    assert installed_files(archived) == ["current", file.directory, f"{file.directory}.sum"]
     assert machine.run(machine.obtain(archived)) == "unchanged"
 
 
@@ -284,7 +286,7 @@ def test_a_program_of_an_archive_that_lost_its_mode(archived: Release, machine: 
     assert machine.run(machine.obtain(archived)) == "unchanged"
 
 
-def test_there_and_back_again(archived: Release, server: ReleaseServer, machine: Machine) -> None:
+def test_switching_to_another_version_and_back(archived: Release, server: ReleaseServer, machine: Machine) -> None:
     releases = {}
     for version in ("v1", "v2", "v3"):
         server.files[URL.replace("v1", version)] = good(version)
@@ -299,7 +301,7 @@ def test_there_and_back_again(archived: Release, server: ReleaseServer, machine:
 
     before = Path(archived.home, directories["v1"], "app").stat().st_ctime_ns
     back = machine.obtain(releases["v1"])
-    assert back.path is None  # it is still there, and whole
+    assert back.path is None  # it is still there, and complete
     assert machine.run(back) == "changed"
     assert page.read_text() == "<p>v1"
     assert Path(archived.executable).stat().st_ctime_ns > before  # a unit that watches the program restarts
@@ -308,10 +310,10 @@ def test_there_and_back_again(archived: Release, server: ReleaseServer, machine:
     third = machine.obtain(releases["v3"])
     assert machine.run(third) == "changed"
     both = (directories["v1"], third.directory)
-    assert kept(archived) == sorted(["current", *both, *(f"{each}.sum" for each in both)])
+    assert installed_files(archived) == sorted(["current", *both, *(f"{each}.sum" for each in both)])
 
 
-def test_the_version_in_use_stays_where_the_next_one_is_refused(
+def test_the_version_in_use_stays_if_the_next_one_is_refused(
     archived: Release, server: ReleaseServer, machine: Machine
 ) -> None:
     machine.run(machine.obtain(archived))
@@ -321,7 +323,7 @@ def test_the_version_in_use_stays_where_the_next_one_is_refused(
     assert Path(archived.path("share/page.html")).read_text() == "<p>v1"
 
 
-def test_more_than_one_piece_arrives_as_it_was(archived: Release, server: ReleaseServer, machine: Machine) -> None:
+def test_a_large_file_is_sent_unchanged(archived: Release, server: ReleaseServer, machine: Machine) -> None:
     large = random.Random(1).randbytes(2_500_000)  # noqa: S311
     server.files[URL] = tar(APP, PAGE, entry("large", large))
     assert machine.run(machine.obtain(archived)) == "changed"
@@ -333,7 +335,7 @@ def test_more_than_one_piece_arrives_as_it_was(archived: Release, server: Releas
 
 @pytest.fixture
 def listed(archived: Release, server: ReleaseServer) -> Release:
-    """The same release where upstream publishes sums."""
+    """The same release, with a list of checksums by upstream."""
     server.files["releases/checksums.txt"] = f"{'0' * 64}  other.tar.gz\n{sum_of(good())}  app-v1.tar.gz\n".encode()
     return replace(archived, checksums=f"{server.url}/releases/checksums.txt")
 
@@ -341,10 +343,10 @@ def listed(archived: Release, server: ReleaseServer) -> Release:
 def test_the_first_download_must_match_upstreams_sum(listed: Release, server: ReleaseServer) -> None:
     file = store.resolve(listed)
     assert file.new
-    record.remember(file)
+    record.add(file)
     requests = len(server.requests)
     store.resolve(listed)
-    assert len(server.requests) == requests  # from now on the record says it
+    assert len(server.requests) == requests  # from now on the record is used
 
 
 @pytest.mark.parametrize("form", ["{sum} *app-v1.tar.gz", "{sum}  ./app-v1.tar.gz\r", "{SUM}  app-v1.tar.gz"])
@@ -372,7 +374,7 @@ def test_forms_of_a_list(form: str, listed: Release, server: ReleaseServer) -> N
         (None, "cannot be checked: .*checksums.txt: the server answered 404 Not Found: .* or set sliding_sync_sha256$"),
     ],
 )
-def test_a_list_that_does_not_vouch_for_the_file(
+def test_a_list_without_the_files_checksum(
     content: str | None, complaint: str, listed: Release, server: ReleaseServer
 ) -> None:
     server.files.pop("releases/checksums.txt")
@@ -383,14 +385,14 @@ def test_a_list_that_does_not_vouch_for_the_file(
     assert list(store.default_cache().glob("*")) == []
 
 
-def test_a_list_that_cannot_be_had(listed: Release) -> None:
+def test_a_list_that_cannot_be_downloaded(listed: Release) -> None:
     with pytest.raises(ReleaseError, match=r"cannot be checked: .*connection refused"):
         store.resolve(replace(listed, checksums="https://127.0.0.1:9/checksums.txt"), timeouts=Timeouts(connect=2))
     with pytest.raises(ReleaseError, match=r"http://127.0.0.1/x: only https:// is allowed"):
         store.resolve(replace(listed, checksums="http://127.0.0.1/x"))
 
 
-def test_the_setting_and_the_record_go_before_upstreams_sum(listed: Release, server: ReleaseServer) -> None:
+def test_the_setting_and_the_record_take_precedence_over_upstreams_sum(listed: Release, server: ReleaseServer) -> None:
     server.files["releases/checksums.txt"] = f"{'0' * 64}  app-v1.tar.gz\n".encode()
     assert store.resolve(replace(listed, sha256=sum_of(good()))).sha256 == sum_of(good())
     assert not any("checksums" in path for path in server.requests)

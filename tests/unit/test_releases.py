@@ -21,13 +21,13 @@ from operations import releases
 from releases import Release, ReleaseError, ReleaseFile, contents, download, record, store
 from releases.download import Timeouts
 from tests.standin.release_server import ReleaseServer
-from tests.unit.installing import HERE, PATH, THERE, Machine, kept, program, sum_of
+from tests.unit.installing import HERE, PATH, THERE, Machine, installed_files, program, sum_of
 
 STANDIN = Path(__file__).parent.parent / "standin" / "syncv3"
 
 
 def refused(release: Release, timeouts: Timeouts | None = None) -> str:
-    """Why it cannot be had: one line, and nothing of it is left in the cache."""
+    """The message with which it is refused: one line, and nothing of it is left in the cache."""
     with pytest.raises(ReleaseError) as caught:
         store.resolve(release, timeouts=timeouts)
     message = str(caught.value)
@@ -36,7 +36,7 @@ def refused(release: Release, timeouts: Timeouts | None = None) -> str:
     return message
 
 
-# --- what the operator gives ---
+# --- files given by the administrator ---
 
 
 def test_a_given_file_is_used_without_a_download_or_a_record(
@@ -95,7 +95,7 @@ def test_a_given_file_must_be_a_file(release: Release, tmp_path: Path) -> None:
 def test_a_given_file_must_match_the_setting_but_not_the_record(release: Release, tmp_path: Path) -> None:
     file = tmp_path / "syncv3"
     file.write_bytes(program())
-    record.remember(store.resolve(release))
+    record.add(store.resolve(release))
     file.write_bytes(program(text=b"patched"))
     assert store.resolve(replace(release, file=file)).sha256 == sum_of(program(text=b"patched"))
 
@@ -125,7 +125,7 @@ def test_it_is_downloaded_once_and_each_architecture_gets_its_own(release: Relea
     assert other.sha256 == sum_of(program(THERE))
 
 
-def test_machines_prepared_side_by_side_share_one_download(release: Release, server: ReleaseServer) -> None:
+def test_machines_prepared_in_parallel_share_one_download(release: Release, server: ReleaseServer) -> None:
     threads = [threading.Thread(target=store.resolve, args=(release,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -145,7 +145,7 @@ def test_a_damaged_cache_is_downloaded_again(release: Release, server: ReleaseSe
     assert len(server.requests) > requests
 
 
-def test_what_a_mirror_served_is_not_taken_for_upstreams(release: Release, server: ReleaseServer) -> None:
+def test_a_mirrors_file_is_not_taken_for_upstreams(release: Release, server: ReleaseServer) -> None:
     server.files["mirror/syncv3"] = program(text=b"theirs")
     mirror = store.resolve(replace(release, url=f"{server.url}/mirror/syncv3"))
     assert store.resolve(release).sha256 == sum_of(program()) != mirror.sha256
@@ -176,8 +176,8 @@ def test_a_failing_server_is_one_clear_line_and_the_next_try_succeeds(
 
 
 def test_a_server_that_does_not_answer_at_all(release: Release) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"https://127.0.0.1:{silent.getsockname()[1]}/x"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/x"
         message = refused(replace(release, url=url), timeouts=Timeouts(connect=0.2))
     assert f"{url}: no answer within 0.2 s: set sliding_sync_binary" in message
 
@@ -196,20 +196,20 @@ def test_a_server_that_speaks_no_tls(release: Release) -> None:
         assert "no TLS connection" in refused(replace(release, url=url))
 
 
-def test_the_proxy_of_the_environment_is_asked(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bytes] = []
+def test_the_proxy_of_the_environment_is_used(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as proxy:
 
         def answer() -> None:
             connection, _ = proxy.accept()
             with connection:
-                asked.append(connection.recv(1000))
+                requests.append(connection.recv(1000))
                 connection.sendall(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
 
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         message = refused(replace(release, url="https://releases.invalid/syncv3"))
-    assert asked[0].startswith(b"CONNECT releases.invalid:443 ")
+    assert requests[0].startswith(b"CONNECT releases.invalid:443 ")
     assert "https://releases.invalid/syncv3: 407 Who are you" in message
 
 
@@ -219,7 +219,7 @@ def test_a_proxy_that_cannot_be_used_is_named(address: str, release: Release, mo
     assert "the proxy that the environment names cannot be used" in refused(release)
 
 
-def test_a_transfer_without_a_length_in_pieces(release: Release, server: ReleaseServer) -> None:
+def test_chunked_transfer_without_a_length(release: Release, server: ReleaseServer) -> None:
     server.fault = "chunked"
     assert store.resolve(release).sha256 == sum_of(program())
     next(store.default_cache().glob("*")).unlink()
@@ -228,7 +228,7 @@ def test_a_transfer_without_a_length_in_pieces(release: Release, server: Release
     assert f"the connection ended after {len(program()) // 2} bytes" in message
 
 
-def test_more_than_any_release_has_is_not_downloaded(
+def test_a_file_larger_than_any_release_is_not_downloaded(
     release: Release, server: ReleaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download.download, "__defaults__", (1000,))
@@ -284,18 +284,16 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_server(
         download.download(str(release.url), full, Timeouts())
 
 
-# --- what it must be ---
+# --- its checksum ---
 
 
-def test_the_first_download_is_recorded_on_request_and_binds_every_later_one(
-    release: Release, server: ReleaseServer
-) -> None:
+def test_the_first_download_is_recorded_and_every_later_one_must_match(release: Release, server: ReleaseServer) -> None:
     binary = store.resolve(release)
     assert binary.new
-    assert not release.record.exists()  # what a dry run leaves
+    assert not release.record.exists()  # as after a dry run
     assert store.wanted_sha256(release) is None
 
-    assert record.remember(binary)
+    assert record.add(binary)
     assert store.wanted_sha256(release) == binary.sha256
     assert not store.resolve(release).new
     assert store.wanted_sha256(replace(release, arch=THERE)) is None
@@ -310,8 +308,8 @@ def test_the_first_download_is_recorded_on_request_and_binds_every_later_one(
     assert "not installed" in message
 
 
-def test_the_setting_beats_the_record(release: Release, server: ReleaseServer) -> None:
-    record.remember(store.resolve(release))
+def test_the_setting_takes_precedence_over_the_record(release: Release, server: ReleaseServer) -> None:
+    record.add(store.resolve(release))
     server.files[f"{PATH}/syncv3_linux_{HERE}"] = program(text=b"rebuilt")
     wanted = replace(release, sha256=sum_of(program(text=b"rebuilt")).upper())
     binary = store.resolve(wanted)
@@ -328,7 +326,7 @@ def test_a_wrong_setting_shows_both_sums(release: Release) -> None:
 def test_the_record_keeps_everything_sorted(release: Release) -> None:
     for arch in ("arm64", "amd64"):
         for name in ("sliding-sync", "another"):
-            record.remember(ReleaseFile(replace(release, name=name, arch=arch), sum_of(name.encode()), new=True))
+            record.add(ReleaseFile(replace(release, name=name, arch=arch), sum_of(name.encode()), new=True))
     lines = [line for line in release.record.read_text().splitlines() if line and not line.startswith("#")]
     assert lines == [
         '["another"."v0.99.19"]',
@@ -342,10 +340,10 @@ def test_the_record_keeps_everything_sorted(release: Release) -> None:
     assert release.record.stat().st_mode & 0o777 == 0o644
 
 
-def test_runs_side_by_side_lose_no_record(release: Release) -> None:
+def test_parallel_runs_lose_no_record(release: Release) -> None:
     names = [f"program-{number}" for number in range(12)]
     threads = [
-        threading.Thread(target=record.remember, args=(ReleaseFile(replace(release, name=name), "0" * 64, new=True),))
+        threading.Thread(target=record.add, args=(ReleaseFile(replace(release, name=name), "0" * 64, new=True),))
         for name in names
     ]
     for thread in threads:
@@ -356,16 +354,16 @@ def test_runs_side_by_side_lose_no_record(release: Release) -> None:
 
 
 def test_a_record_is_never_overwritten_with_another_sum(release: Release) -> None:
-    record.remember(ReleaseFile(release, "1" * 64, new=True))
+    record.add(ReleaseFile(release, "1" * 64, new=True))
     with pytest.raises(ReleaseError, match=r"1{64}.*2{64}"):
-        record.remember(ReleaseFile(release, "2" * 64, new=True))
+        record.add(ReleaseFile(release, "2" * 64, new=True))
     assert store.wanted_sha256(release) == "1" * 64
 
 
 @pytest.mark.parametrize(
     "content", ["<<<<<<< HEAD\n", "sliding-sync = 1\n", '[sliding-sync."v0.99.19"]\namd64 = "x"\n']
 )
-def test_a_damaged_record_is_not_taken_for_none(content: str, release: Release) -> None:
+def test_a_damaged_record_is_not_taken_for_an_empty_one(content: str, release: Release) -> None:
     release.record.parent.mkdir()
     release.record.write_text(content)
     assert "restore it from version control" in refused(release)
@@ -383,7 +381,7 @@ def test_a_version_cannot_lead_out_of_its_directory(release: Release) -> None:
 
 @pytest.fixture
 def make(release: Release, tmp_path: Path) -> Callable[[str], ReleaseFile]:
-    """A version of the program that says its own name."""
+    """A function that makes a version of the program; it prints its version."""
 
     def make(version: str, text: str = "") -> ReleaseFile:
         file = tmp_path / f"given-{version}"
@@ -400,7 +398,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def says(release: Release) -> str:
+def output_of(release: Release) -> str:
     return subprocess.run([release.executable], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -414,12 +412,12 @@ def test_it_is_installed_from_the_release_page_and_a_second_run_does_nothing(
 
     assert machine.run(binary) == "changed"
     subprocess.run([release.executable], check=True)
-    assert kept(release) == ["current", f"v0.99.19-{binary.sha256[:12]}"]
+    assert installed_files(release) == ["current", f"v0.99.19-{binary.sha256[:12]}"]
     assert (Path(release.root) / "sliding-sync" / "current").readlink() == Path(binary.directory)
     assert Path(release.executable).stat().st_mode & 0o7777 == 0o755
     assert record.read(release.record) == {("sliding-sync", "v0.99.19", HERE): binary.sha256}
 
-    # Neither the page nor the cache is needed any more.
+    # Neither the page nor the cache is needed now.
     assert binary.path is not None
     binary.path.unlink()
     server.fault = "dead"
@@ -433,12 +431,12 @@ def test_a_damaged_program_is_repaired(machine: Machine, make: Callable[[str], R
     binary = make("v1")
     machine.run(binary)
     Path(release.executable).write_text("#!/bin/sh\necho damaged\n")
-    # Looked at from afar it is there; that it must be sent again shows on the machine.
+    # By its name it is installed; that it is damaged is noticed on the machine.
     assert machine.run(machine.obtain(binary.release)) == "changed"
-    assert says(release) == "v1"
+    assert output_of(release) == "v1"
     Path(release.executable).unlink()
     assert machine.run(binary) == "changed"
-    assert says(release) == "v1"
+    assert output_of(release) == "v1"
     assert machine.run(binary) == "unchanged"
 
 
@@ -450,15 +448,15 @@ def test_a_changed_mode_or_link_is_repaired_without_an_upload(
     there = replace(binary, path=None)
     Path(release.executable).chmod(0o600)
     assert machine.run(there) == "changed"
-    assert says(release) == "v1"
+    assert output_of(release) == "v1"
     current = Path(release.root) / "sliding-sync" / "current"
     current.unlink()
     assert machine.run(there) == "changed"
-    assert says(release) == "v1"
+    assert output_of(release) == "v1"
     assert machine.run(there) == "unchanged"
 
 
-def test_the_version_before_is_kept_and_older_ones_go(
+def test_the_previous_version_is_kept_and_older_ones_are_removed(
     machine: Machine, make: Callable[[str], ReleaseFile], release: Release
 ) -> None:
     home = Path(release.root) / "sliding-sync"
@@ -471,23 +469,23 @@ def test_the_version_before_is_kept_and_older_ones_go(
     def present() -> set[str]:
         return {name for name, binary in versions.items() if (home / binary.directory).exists()}
 
-    assert says(release) == "v2"
+    assert output_of(release) == "v2"
     assert present() == {"v1", "v2"}
 
-    # Back to the one before, which is still there and need not be uploaded; then to the newest.
+    # Back to the previous version, which is still there and is not uploaded again; then to the newest.
     before = Path(release.root, "sliding-sync", versions["v1"].directory).stat().st_ctime_ns
     assert machine.run(replace(versions["v1"], path=None)) == "changed"
-    assert says(release) == "v1"
+    assert output_of(release) == "v1"
     assert Path(release.executable).stat().st_ctime_ns > before  # a unit that watches the program restarts
     assert machine.run(versions["v3"]) == "changed"
-    assert says(release) == "v3"
+    assert output_of(release) == "v3"
     assert present() == {"v1", "v3"}
     assert (home / "notes").exists()
     assert (home / "v1").exists()
     assert machine.run(versions["v3"]) == "unchanged"
 
 
-def test_what_an_interrupted_cleaning_left_is_removed(
+def test_old_versions_left_by_an_interrupted_run_are_removed(
     machine: Machine, make: Callable[[str], ReleaseFile], release: Release
 ) -> None:
     binary = make("v9")
@@ -498,7 +496,7 @@ def test_what_an_interrupted_cleaning_left_is_removed(
         moment = time.time() - 1000 * (age + 1)
         os.utime(home / name, (moment, moment))
     assert machine.run(binary) == "changed"
-    assert kept(release) == ["current", "v8-" + "0" * 12, binary.directory]
+    assert installed_files(release) == ["current", "v8-" + "0" * 12, binary.directory]
     assert machine.run(binary) == "unchanged"
 
 
@@ -518,24 +516,24 @@ def test_an_upload_that_goes_wrong_leaves_the_old_version_running(
         content = base64.b64encode(stdin._content)
         sent = {"connection lost": content[:8], "silently cut short": content[:-8], "other content": b"QUFB"}
         pipe.write(sent[outcome])
-        pipe.close()  # a machine sees no more of a lost connection than this
+        pipe.close()  # a machine notices nothing else of a lost connection
         if outcome == "connection lost":
             raise OSError("connection lost")
 
     with monkeypatch.context() as patch:
         patch.setattr(pyinfra.connectors.util, "write_stdin", broken)
         assert machine.run(new) == "failed"
-    assert says(release) == "v1"
+    assert output_of(release) == "v1"
     assert not (Path(release.root) / "sliding-sync" / new.directory).exists()
     wait_until(lambda: not list((Path(release.root) / "sliding-sync").glob(".arriving-*")))
-    assert kept(release) == ["current", old.directory]
+    assert installed_files(release) == ["current", old.directory]
 
     assert machine.run(new) == "changed"
-    assert says(release) == "v2"
-    assert kept(release) == sorted(["current", old.directory, new.directory])
+    assert output_of(release) == "v2"
+    assert installed_files(release) == sorted(["current", old.directory, new.directory])
 
 
-def test_a_full_disk_is_named_before_anything_is_uploaded(
+def test_a_full_disk_is_reported_before_anything_is_uploaded(
     machine: Machine,
     make: Callable[[str], ReleaseFile],
     release: Release,
@@ -548,9 +546,9 @@ def test_a_full_disk_is_named_before_anything_is_uploaded(
     try:
         (disk / "filler").write_bytes(bytes(4096))
         assert machine.run(make("v1")) == "failed"
-        assert "sliding-sync v1: " in (said := capfd.readouterr().err + caplog.text)
-        assert "has no room for" in said
-        assert kept(release) == []
+        assert "sliding-sync v1: " in (output := capfd.readouterr().err + caplog.text)
+        assert "has no space for" in output
+        assert installed_files(release) == []
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -571,7 +569,7 @@ def test_paths_with_spaces_and_quotes_are_taken_literally(
     binary = store.resolve(odd)
     assert machine.run(binary) == "changed"
     assert machine.run(binary) == "unchanged"
-    assert says(odd) == "v1"
+    assert output_of(odd) == "v1"
 
 
 def test_a_machine_of_another_architecture_is_refused(release: Release) -> None:
@@ -584,7 +582,7 @@ def test_a_machine_of_another_architecture_is_refused(release: Release) -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """What the stand-in needs: a homeserver, and a psql that notes how it was called."""
+    """What the stand-in needs: a homeserver, and a psql that records how it was called."""
 
     class Homeserver(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -615,9 +613,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         homeserver.shutdown()
 
 
-def test_the_standin_connects_as_the_proxy_would_and_says_what_it_is(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_standin_connects_as_the_proxy_and_identifies_itself(environment: dict[str, str], tmp_path: Path) -> None:
     url = f"http://{environment['SYNCV3_BINDADDR']}"
     with subprocess.Popen([STANDIN], env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -651,7 +647,7 @@ def test_the_standin_connects_as_the_proxy_would_and_says_what_it_is(
         ({"PATH": "/nowhere"}, "psql cannot be run"),
     ],
 )
-def test_the_standin_says_in_one_line_what_it_lacks(
+def test_the_standin_reports_in_one_line_what_is_missing(
     change: dict[str, str], complaint: str, environment: dict[str, str]
 ) -> None:
     done = subprocess.run([STANDIN], env=environment | change, capture_output=True, text=True, timeout=10)

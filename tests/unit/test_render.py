@@ -15,7 +15,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_samples_are_rendered_whole_and_always_the_same(tmp_path: Path) -> None:
+def test_samples_are_rendered_completely_and_reproducibly(tmp_path: Path) -> None:
     render(tmp_path / "all")
     render(tmp_path / "again", ["everything"])
     rendered = contents(tmp_path / "all")
@@ -31,15 +31,15 @@ def test_samples_are_rendered_whole_and_always_the_same(tmp_path: Path) -> None:
     assert b"static-auth-secret=*****" in rendered["split/turn/etc/turnserver.conf"]
     assert "debian12/matrix/etc/postgresql/15/main/conf.d/matrix-metal.conf" in rendered
     for path, content in rendered.items():
-        understand(path, content.decode())
+        check_syntax(path, content.decode())
 
 
 def files_of(index: dict[str, str]) -> Iterator[tuple[str, str]]:
     return ((path, access) for path, access in index.items() if not path.endswith("/"))
 
 
-def understand(path: str, content: str) -> None:
-    """Read it as its program would. Raises what its parser raises."""
+def check_syntax(path: str, content: str) -> None:
+    """Parse the file as its program would. Raises what the parser raises."""
     name = path.rpartition("/")[2]
     if name.endswith(".yaml"):
         assert isinstance(yaml.safe_load(content), dict), path
@@ -56,7 +56,7 @@ def understand(path: str, content: str) -> None:
         assert set(parser.sections()) <= {"Unit", "Service", "Path", "Install"}, path
 
 
-def test_a_directory_with_anything_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("x")
     with pytest.raises(SystemExit, match="something else"):
         render(tmp_path)

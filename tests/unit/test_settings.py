@@ -1,4 +1,4 @@
-"""Choices: what is allowed, what is said about what is not, and what is derived from them."""
+"""Choices: what is allowed, the messages about what is not, and what is derived from them."""
 
 import runpy
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from settings.caddy import Caddy
 from settings.coturn import Coturn
 from settings.deployment import Common
 from settings.fields import size_in_bytes
-from settings.networks import NEVER_REACHED
+from settings.networks import BLOCKED_NETWORKS
 from settings.postgres import Postgres
 from settings.rules import misspelt_roles
 from settings.sydent import Sydent
@@ -55,7 +55,7 @@ def test_group_data_lists_every_setting() -> None:
     assert set(DEFAULTS) == set(Choices.model_fields)
 
 
-def test_server_name_is_all_that_must_be_chosen() -> None:
+def test_only_the_server_name_is_required() -> None:
     choices = choices_from({**DEFAULTS, "server_name": "x.test"}, "prod")
     assert isinstance(choices, Homeserver)
     assert (choices.tls, choices.registration, choices.federation) == ("acme", "closed", True)
@@ -94,7 +94,7 @@ def test_domains_that_are_allowed(name: str) -> None:
     assert chosen(server_name=name).server_name == name
 
 
-def test_missing_server_name_is_said_once() -> None:
+def test_missing_server_name_is_reported_once() -> None:
     with pytest.raises(SettingError) as caught:
         choices_from(DEFAULTS, "prod")
     assert str(caught.value).startswith("group_data/prod.py: server_name is missing: set it to a domain name")
@@ -105,13 +105,13 @@ def test_missing_server_name_is_said_once() -> None:
     ("misspelt", "right"),
     [("sever_name", "server_name"), ("federaton", "federation"), ("max_upload", "max_upload_size"), ("TLS", None)],
 )
-def test_misspelt_setting_names_the_nearest(misspelt: str, right: str | None) -> None:
+def test_misspelt_setting_gets_a_suggestion(misspelt: str, right: str | None) -> None:
     line = refusal(**{misspelt: "x"})
     assert f"there is no setting {misspelt}" in line
     assert (f"did you mean {right}?" if right else "group_data/all.py lists them all") in line
 
 
-def test_misspelt_key_of_a_dictionary_names_the_nearest() -> None:
+def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
     line = refusal(acme={"directory": "https://ca.x.test", "eab_keyid": "x"})
     assert "there is no acme['eab_keyid']; did you mean eab_key_id?" in line
 
@@ -148,13 +148,13 @@ def test_misspelt_key_of_a_dictionary_names_the_nearest() -> None:
         ("private_networks", ["::/0"], '["10.1.0.0/16"]'),
     ],
 )
-def test_wrong_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+def test_wrong_value_is_reported_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
     line = refusal(**{name: value})
     assert line.startswith("group_data/prod.py: ") and name in line and allowed in line
     assert len(line.splitlines()) == 1
 
 
-def test_every_mistake_is_said_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     lines = refusal(server_name="X", federation="no", colour="red").splitlines()
     assert len(lines) == 3
 
@@ -168,11 +168,11 @@ def test_data_of_pyinfra_is_no_mistake() -> None:
     chosen(ssh_user="admin", ssh_port=2222, _sudo=True)
 
 
-# --- the whole of a deployment ----------------------------------------------------------------------
+# --- inventory and choices together ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("roles", "said"),
+    ("roles", "message"),
     [
         ({}, "no machine has a role"),
         ({"synapse": ["one"]}, "synapse needs the role postgres"),
@@ -182,9 +182,9 @@ def test_data_of_pyinfra_is_no_mistake() -> None:
         ({"postgres": ["one", "two"]}, "postgres has 2 machines (one, two), but one is allowed"),
     ],
 )
-def test_roles_that_do_not_fit(tmp_path: Path, roles: dict[str, list[str]], said: str) -> None:
+def test_roles_that_cannot_be_deployed_together(tmp_path: Path, roles: dict[str, list[str]], message: str) -> None:
     [line] = mistakes(settings(tmp_path, roles))
-    assert line.startswith("inventories/prod.py: ") and said in line
+    assert line.startswith("inventories/prod.py: ") and message in line
 
 
 def test_several_machines_may_have_caddy(tmp_path: Path) -> None:
@@ -196,10 +196,12 @@ def test_files_need_no_caddy_for_the_relay(tmp_path: Path) -> None:
     assert mistakes(settings(tmp_path, {"coturn": ["one"]}, tls="files", tls_files=files)) == []
 
 
-@pytest.mark.parametrize(("groups", "said"), [(["coturm"], "did you mean coturn?"), (["sliding-sync"], "sliding_sync")])
-def test_misspelt_role_is_noticed(groups: list[str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("groups", "message"), [(["coturm"], "did you mean coturn?"), (["sliding-sync"], "sliding_sync")]
+)
+def test_misspelt_role_is_noticed(groups: list[str], message: str) -> None:
     [line] = misspelt_roles(groups)
-    assert said in line
+    assert message in line
 
 
 def test_groups_of_the_administrators_own_are_no_mistake() -> None:
@@ -225,7 +227,7 @@ def test_port_for_federation_without_federation_is_refused(tmp_path: Path) -> No
     assert mistakes(settings(tmp_path, federation_port_8448=True)) == []
 
 
-def test_authority_wants_a_contact(tmp_path: Path) -> None:
+def test_certificate_authority_needs_a_contact(tmp_path: Path) -> None:
     assert "admin_email is missing" in mistakes(settings(tmp_path, tls="acme"))[0]
     assert mistakes(settings(tmp_path, tls="acme", admin_email="a@x.test")) == []
     acme = {"directory": "https://ca.x.test", "email": "a@x.test"}
@@ -248,18 +250,18 @@ def test_sizes(size: str, count: int) -> None:
 
 
 def test_relay_reaches_itself_but_no_private_network(tmp_path: Path) -> None:
-    """Two users behind the same relay meet at its address, which may be private."""
+    """When both users of a call use this relay, it sends to its own address, which may be private."""
     machine = MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("10.9.9.9", "127.0.0.1", "fe80::1"))
     coturn = settings(tmp_path, machine=machine, external_ip="198.51.100.7").view(Coturn)
     assert [first for first, _ in coturn.allowed_ranges] == ["198.51.100.7", "10.9.9.9"]
     denied = {first for first, _ in coturn.denied_ranges}
     assert {"10.0.0.0", "127.0.0.0", "169.254.0.0", "192.168.0.0", "fc00::", "fe80::"} <= denied
-    assert len(coturn.denied_ranges) == len(NEVER_REACHED)
+    assert len(coturn.denied_ranges) == len(BLOCKED_NETWORKS)
 
 
 @pytest.mark.parametrize(("processors", "used"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (64, 32)])
 def test_caddy_leaves_half_of_the_processors(tmp_path: Path, processors: int, used: int) -> None:
-    """And has one where there is but one, or where it is not known how many there are."""
+    """And uses one if there is only one, or if their number is unknown."""
     machine = MachineState(processors=processors, release="13", architecture="amd64")
     assert settings(tmp_path, machine=machine).view(Caddy).processors == used
 
@@ -271,8 +273,8 @@ def test_memory_of_the_database_follows_the_machine(tmp_path: Path) -> None:
     assert small.work_mem >= 4
 
 
-def test_cluster_that_is_there_is_kept(tmp_path: Path) -> None:
-    """After an upgrade from Debian 12 the data is in PostgreSQL 15 still."""
+def test_existing_cluster_is_kept(tmp_path: Path) -> None:
+    """After an upgrade from Debian 12 the data is still in PostgreSQL 15."""
     assert settings(tmp_path, machine=MachineState(release="13", postgresql=("15",))).view(Postgres).version == "15"
     assert settings(tmp_path, machine=MachineState(release="13")).view(Postgres).version == "17"
     assert settings(tmp_path, machine=MachineState(release="12")).view(Postgres).version == "15"
@@ -290,7 +292,7 @@ def test_password_that_sydent_cannot_send_is_refused(tmp_path: Path) -> None:
 
 
 def test_secrets_are_asked_for_only_where_they_are_used(tmp_path: Path) -> None:
-    """A given one that nobody uses must not stop a deployment."""
+    """A missing secret that is not used must not stop a deployment."""
     made = settings(tmp_path)
     _ = made.view(Synapse), made.view(Sydent), made.view(Caddy)
     assert not made.vault.has("smtp_password")
@@ -298,7 +300,7 @@ def test_secrets_are_asked_for_only_where_they_are_used(tmp_path: Path) -> None:
 
 
 def test_ranges_are_written_the_same_by_every_python(tmp_path: Path) -> None:
-    """Since 3.13 Python writes IPv4-mapped addresses with dots: another computer to deploy from would restart the relay."""
+    """Since 3.13 Python writes IPv4-mapped addresses with dots: a deploy from another computer would restart the relay."""
     ranges = settings(tmp_path).view(Coturn).denied_ranges
     assert ("::ffff:0:0", "::ffff:ffff:ffff") in ranges
     assert not any("." in address and ":" in address for pair in ranges for address in pair)

@@ -1,6 +1,6 @@
-"""Every file that the tasks write, rendered for the choices that change it, and read as its program will read it.
+"""Every file that the tasks write, rendered for the choices that change it, and parsed as by its program.
 
-The tasks themselves are run, with operations that do nothing but note down what they are given.
+The tasks themselves are run, with operations that only record their arguments.
 """
 
 import json
@@ -43,7 +43,7 @@ LETS_ENCRYPT = DEFAULTS["acme"]
 ZEROSSL = {"directory": "https://acme.zerossl.com/v2/DV90", "eab_key_id": "key-1", "email": "turn@x.test"}
 MAIL = {"smtp_host": "mail.x.test", "smtp_username": "mailer"}
 
-# What is chosen beside a server name, and which roles there are.
+# Name -> the roles, and the settings besides the server name.
 SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "default": (EVERYTHING, {"admin_email": "admin@x.test"}),
     "internal": (EVERYTHING, {"tls": "internal", "private_networks": ["10.1.0.0/16", "fd00::/8"]}),
@@ -83,7 +83,7 @@ Rendered = dict[str, tuple[str, str]]
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Rendered]:
-    """Runs deploy.py for a scenario; returns each file's path, its content and its content with secrets masked."""
+    """A function that runs deploy.py for a scenario; returns each file's path, content, and content with secrets masked."""
 
     def render(scenario: str, release: str = "13") -> Rendered:
         made = settings_for(scenario, tmp_path, release)
@@ -99,7 +99,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Re
         monkeypatch.setattr(files, "present", lambda name, entries: given(entries))
         monkeypatch.setattr(releases, "obtain", ignore)
         monkeypatch.setattr(settings_module, "settings_of", lambda host: made)
-        monkeypatch.setattr(preflight, "checked", lambda host: made)
+        monkeypatch.setattr(preflight, "checked_settings", lambda host: made)
         monkeypatch.setattr(pyinfra.local, "include", lambda path: runpy.run_path(str(ROOT / path)))
 
         def given(more: Sequence[Any]) -> None:
@@ -118,13 +118,13 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Re
 def test_files_are_complete_and_readable(written: Callable[..., Rendered], scenario: str, release: str) -> None:
     rendered = written(scenario, release)
     for path, (content, masked) in rendered.items():
-        # A file that holds nothing but a secret ends where the secret ends.
+        # A file with nothing but a secret has no newline at its end.
         assert content.endswith("\n") or masked == MASK, path
         assert "{{" not in content.replace(PRINTABLE, "") or "/sydent/templates/" in path, f"unrendered: {path}"
         if path.endswith(".yaml"):
             assert isinstance(yaml.safe_load(content), dict), path
         elif path.endswith((".service", ".path", "override.conf")):
-            # A unit's value that is empty by accident would mean: reset.
+            # No section twice: units are rendered from parts.
             sections = re.findall(r"^\[(\w+)\]$", content, re.M)
             assert sections and len(sections) == len(set(sections)), path
         elif path.endswith("sydent.conf") and "sysusers" not in path:
@@ -138,11 +138,11 @@ def test_every_template_is_used(written: Callable[..., Rendered], monkeypatch: p
     used: set[str] = set()
     original = templating._ENVIRONMENT.loader.get_source  # type: ignore[union-attr]
 
-    def watched(environment: Any, template: str) -> Any:
+    def recording(environment: Any, template: str) -> Any:
         used.add(template)
         return original(environment, template)
 
-    monkeypatch.setattr(templating._ENVIRONMENT.loader, "get_source", watched)
+    monkeypatch.setattr(templating._ENVIRONMENT.loader, "get_source", recording)
     templating._ENVIRONMENT.cache.clear()  # type: ignore[union-attr]
     for scenario in SCENARIOS:
         written(scenario)
@@ -150,7 +150,7 @@ def test_every_template_is_used(written: Callable[..., Rendered], monkeypatch: p
     assert kept - used == set()
 
 
-def test_missing_value_is_an_error_not_an_empty_word() -> None:
+def test_missing_value_is_an_error_not_an_empty_string() -> None:
     with pytest.raises(UndefinedError):
         templating.render("postgres/matrix-metal.conf.j2", {"postgres": object()})
 
@@ -164,7 +164,7 @@ def test_masked_files_hold_no_secret(written: Callable[..., Rendered], scenario:
     vault = _vault(tmp_path / "trial.vault")
     values = [vault.get(name).reveal() for name in SECRETS if vault.has(name)]
     for value in values:
-        # An odd one is written quoted: then its letters at the beginning tell.
+        # Special characters are written quoted, so only the letters at the beginning are compared.
         needle = value[:40]
         for path, (_, masked) in rendered.items():
             assert needle not in masked, path
@@ -229,7 +229,7 @@ def test_caddyfile_would_read_back_what_was_written(value: str) -> None:
     assert re.sub(r"\\([\"\\])", r"\1", written[1:-1]) == value
 
 
-# --- what choices do ------------------------------------------------------------------------------
+# --- the effects of choices -----------------------------------------------------------------------
 
 
 def homeserver(rendered: Rendered) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def homeserver(rendered: Rendered) -> dict[str, Any]:
 
 
 def well_known(rendered: Rendered, kind: str) -> dict[str, Any] | None:
-    """What Caddy serves there."""
+    """The well-known document that Caddy serves."""
     found = re.search(
         rf"/\.well-known/matrix/{kind} {{.*?respond `(.*?)` 200", rendered["/etc/caddy/Caddyfile"][0], re.S
     )
@@ -252,7 +252,7 @@ def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) ->
     assert homeserver(written("open"))["enable_registration_without_verification"]
 
 
-def test_left_out_roles_are_nowhere_mentioned(written: Callable[..., Rendered]) -> None:
+def test_left_out_roles_are_not_mentioned(written: Callable[..., Rendered]) -> None:
     alone = written("homeserver alone")
     assert well_known(alone, "client") == {"m.homeserver": {"base_url": "https://matrix.x.test"}}
     assert "turn_uris" not in homeserver(alone)
@@ -267,7 +267,7 @@ def test_left_out_roles_are_nowhere_mentioned(written: Callable[..., Rendered]) 
     }
 
 
-def test_unfederated_server_tells_other_homeservers_nothing(written: Callable[..., Rendered]) -> None:
+def test_without_federation_nothing_is_served_to_other_homeservers(written: Callable[..., Rendered]) -> None:
     unfederated = written("token, no federation")
     assert well_known(unfederated, "server") is None
     assert homeserver(unfederated)["federation_domain_whitelist"] == []
@@ -285,7 +285,7 @@ def test_unfederated_server_tells_other_homeservers_nothing(written: Callable[..
         ("internal", "local"),
     ],
 )
-def test_coturn_reads_the_certificate_where_caddy_keeps_it(
+def test_coturn_reads_the_certificate_where_caddy_stores_it(
     written: Callable[..., Rendered], scenario: str, directory: str
 ) -> None:
     """Caddy names the directory after the issuer (CertMagic's storage)."""
@@ -296,7 +296,7 @@ def test_coturn_reads_the_certificate_where_caddy_keeps_it(
     assert f"pkey={certificate}.key" in configuration
 
 
-def test_external_account_binding_is_only_for_who_asks_for_it(written: Callable[..., Rendered]) -> None:
+def test_external_account_binding_is_used_only_for_its_issuer(written: Callable[..., Rendered]) -> None:
     content = written("zerossl")["/etc/caddy/Caddyfile"][0]
     assert content.count("eab ") == 1
     turn = content.partition("\nturn.x.test {")[2].partition("\n}\n")[0]
@@ -304,7 +304,7 @@ def test_external_account_binding_is_only_for_who_asks_for_it(written: Callable[
     assert f'dir "{ZEROSSL["directory"]}"' in turn and f'dir "{LETS_ENCRYPT["directory"]}"' not in turn
 
 
-def test_mail_goes_the_way_that_was_chosen(written: Callable[..., Rendered]) -> None:
+def test_mail_is_sent_as_configured(written: Callable[..., Rendered]) -> None:
     path = "/etc/matrix-synapse/conf.d/email.yaml"
     mail = yaml.safe_load(written("mail")[path][0])["email"]
     assert mail["require_transport_security"] and not mail["force_tls"] and mail["smtp_port"] == 587
@@ -317,12 +317,12 @@ def test_mail_goes_the_way_that_was_chosen(written: Callable[..., Rendered]) -> 
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not on this computer")
-def test_units_are_understood_by_systemd(written: Callable[..., Rendered], tmp_path: Path) -> None:
+def test_units_are_valid_for_systemd(written: Callable[..., Rendered], tmp_path: Path) -> None:
     rendered = written("default")
     verified = []
     for path, (content, _) in rendered.items():
         if path.startswith("/etc/systemd/system/") and path.endswith((".service", ".path")):
-            # The programs and the users are not on this computer, and not what is looked at.
+            # The programs are not on this computer.
             content = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", content, flags=re.M)
             (tmp_path / Path(path).name).write_text(content)
             verified.append(str(tmp_path / Path(path).name))
@@ -333,7 +333,7 @@ def test_units_are_understood_by_systemd(written: Callable[..., Rendered], tmp_p
 
 
 def test_a_role_adds_routes_to_another_roles_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Before that site's own, so that what it takes from it is answered by it; and there only."""
+    """Before that site's own routes, so that they take precedence; and on no other site."""
     made = settings_for("default", tmp_path)
     caddy = made.view(Caddy)
     routes = Site("login", made.view(Synapse), "synapse", site=None, routes="login/routes.caddy.j2")

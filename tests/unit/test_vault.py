@@ -1,4 +1,4 @@
-"""The vault as its operator meets it: files, messages, and values that are never shown by accident."""
+"""The vault: its files, its messages, and that values are never shown by accident."""
 
 import contextlib
 import copy
@@ -76,7 +76,7 @@ def files(path: Path) -> set[str]:
     return {file.name for file in path.parent.iterdir()}
 
 
-# What a Secret shows
+# What is shown of a Secret
 
 
 def test_a_secret_is_not_shown_by_accident() -> None:
@@ -114,10 +114,10 @@ def test_a_vault_shows_no_value_in_debug_output(saved: Path) -> None:
     assert "hunter2" not in repr(opened) + repr(vars(opened))
 
 
-# What is kept
+# What is stored
 
 
-def test_every_printable_character_comes_back(path: Path) -> None:
+def test_every_printable_character_is_stored(path: Path) -> None:
     first = Vault.open(path)
     first.set("smtp_password", AWKWARD)
     first.save()
@@ -139,7 +139,7 @@ def test_two_vaults_have_nothing_in_common(tmp_path: Path) -> None:
     assert all(len(value) >= 43 for value in values)
 
 
-def test_the_signing_key_is_one_that_sydent_reads(path: Path) -> None:
+def test_the_signing_key_has_sydents_format(path: Path) -> None:
     algorithm, version, seed = Vault.open(path).get("sydent_signing_key").reveal().split(" ")
     assert (algorithm, version, len(seed)) == ("ed25519", "0", 43)
 
@@ -193,7 +193,9 @@ def test_a_vault_that_disappeared_is_not_made_again(saved: Path) -> None:
         mine.save()
 
 
-def test_a_failed_save_leaves_the_old_vault_and_no_litter(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_vault_and_no_temporary_files(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -218,23 +220,23 @@ def test_a_linked_vault_stays_a_link(path: Path, tmp_path: Path) -> None:
     assert Vault.open(path).get("smtp_password") == Secret("kept")
 
 
-def test_of_many_first_runs_at_once_one_wins_and_its_key_stays(path: Path) -> None:
+def test_of_several_first_runs_at_once_one_saves_and_its_key_stays(path: Path) -> None:
     runs = [Vault.open(path) for _ in range(8)]
-    start, winners = threading.Barrier(len(runs)), []
+    start, saved = threading.Barrier(len(runs)), []
 
     def first_run(store: Vault) -> None:
         value = store.get("turn_shared_secret")
         start.wait()
         with contextlib.suppress(VaultError):
             store.save()
-            winners.append(value)
+            saved.append(value)
 
     threads = [threading.Thread(target=first_run, args=(store,)) for store in runs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert winners == [Vault.open(path).get("turn_shared_secret")]
+    assert saved == [Vault.open(path).get("turn_shared_secret")]
     assert files(path) == {"prod.py", "prod.vault", "prod.key"}
 
 
@@ -252,7 +254,7 @@ def test_a_key_made_meanwhile_is_used_and_not_replaced(path: Path) -> None:
 # Keys
 
 
-def test_the_key_from_the_environment_goes_first_and_no_file_is_made(
+def test_the_key_from_the_environment_takes_precedence_and_no_file_is_made(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MATRIX_VAULT_KEY", Fernet.generate_key().decode())
@@ -271,7 +273,7 @@ def test_a_malformed_key_in_the_environment(path: Path, monkeypatch: pytest.Monk
     assert not key or key not in str(refusal.value)
 
 
-def test_the_way_to_make_a_key_works(path: Path) -> None:
+def test_the_command_to_make_a_key_works(path: Path) -> None:
     made = subprocess.run(vault.MAKE_KEY.replace("python", sys.executable, 1), shell=True, capture_output=True)  # noqa: S602
     result = run(path, "set", "prod", "smtp_password", typed=b"x", MATRIX_VAULT_KEY=made.stdout.decode().strip())
     assert result.returncode == 0, result.stderr
@@ -279,7 +281,9 @@ def test_the_way_to_make_a_key_works(path: Path) -> None:
 
 def test_a_missing_key(saved: Path) -> None:
     saved.with_suffix(".key").unlink()
-    with pytest.raises(VaultError, match=r"prod\.vault .*MATRIX_VAULT_KEY is not set.*prod\.key does not exist.*bring"):
+    with pytest.raises(
+        VaultError, match=r"prod\.vault .*MATRIX_VAULT_KEY is not set.*prod\.key does not exist.*restore"
+    ):
         Vault.open(saved)
 
 
@@ -295,13 +299,13 @@ def test_a_wrong_key(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_key_file_that_is_not_a_key(saved: Path) -> None:
     saved.with_suffix(".key").write_text("hunter2")
-    with pytest.raises(VaultError, match=r"prod\.key is not a key; bring back") as refusal:
+    with pytest.raises(VaultError, match=r"prod\.key is not a key; restore") as refusal:
         Vault.open(saved)
     assert "hunter2" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("bits", [0o640, 0o604, 0o620, 0o777])
-def test_a_key_that_others_can_read_is_refused_until_the_advice_is_taken(saved: Path, bits: int) -> None:
+def test_a_key_that_others_can_read_is_refused_until_the_advised_command_is_run(saved: Path, bits: int) -> None:
     saved.with_suffix(".key").chmod(bits)
     with pytest.raises(VaultError) as refusal:
         Vault.open(saved)
@@ -363,7 +367,7 @@ def test_rotation_changes_one_secret(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sliding_sync_secret", "sydent_signing_key"])
-def test_what_data_depends_on_changes_only_by_force(saved: Path, name: str) -> None:
+def test_a_secret_that_data_depends_on_changes_only_with_force(saved: Path, name: str) -> None:
     opened = Vault.open(saved)
     before, other = opened.get(name), Vault.open(saved.with_name("other.vault")).get(name)
     with pytest.raises(VaultError, match=f"{name} must not change: .*rotate .*--force"):
@@ -378,7 +382,7 @@ def test_what_data_depends_on_changes_only_by_force(saved: Path, name: str) -> N
     assert opened.get(name) not in (before, other)
 
 
-def test_an_older_servers_signing_key_moves_in_and_nothing_else_does(path: Path) -> None:
+def test_only_a_signing_key_can_be_set_as_one(path: Path) -> None:
     opened = Vault.open(path)
     with pytest.raises(VaultError, match="must look like: ed25519 0 "):
         opened.set("sydent_signing_key", "hunter2")

@@ -1,4 +1,4 @@
-"""Whole files: written whole or not at all, by one at a time."""
+"""Files are replaced as a whole, by one process at a time."""
 
 import os
 import threading
@@ -33,7 +33,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkey
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file.x", "old")]
 
 
-def test_what_is_on_its_way_is_readable_by_its_owner_only_and_ignored_by_its_suffix(tmp_path: Path) -> None:
+def test_a_temporary_file_is_private_and_has_the_targets_suffix(tmp_path: Path) -> None:
     with whole_file.temporary(tmp_path / "prod.key", b"secret") as temporary:
         assert temporary.stat().st_mode & 0o777 == 0o600
         assert temporary.suffix == ".key"
