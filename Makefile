@@ -30,7 +30,7 @@ check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: n
 
 # Two at once, because most of them wait for machines.
 test: setup lint ## All tests; ROLE=coturn: those of one role
-	@$(BIN)/pytest -n 2 $(if $(ROLE),--role $(ROLE))
+	@$(BIN)/pytest -n 2 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

@@ -1,4 +1,4 @@
-"""Files of this computer that are written whole or not at all: the vault, its key, the record of release files."""
+"""Files of this computer: those that are written whole or not at all (vault, key, record of release files), and the cache."""
 
 import contextlib
 import fcntl
@@ -49,3 +49,10 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def cache_directory() -> Path:
+    """Where is kept what can be had again (downloads, compiled templates): `matrix-metal` below XDG_CACHE_HOME or ~/.cache."""
+    # The specification ignores relative paths.
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "matrix-metal"

@@ -1,13 +1,15 @@
 """A second run that changes nothing, with low and with high latency."""
 
 import re
+import subprocess
 import time
 from collections.abc import Iterator
+from statistics import median
 
 from bench.delay import Delay
 from bench.figures import Figure
 from bench.trial import load, say
-from tests.deployment import Deployment
+from tests.deployment import PYINFRA, Deployment
 from tests.testbed import Host
 
 RUNS = 5
@@ -29,13 +31,17 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
         _timed(deployment)
         near: list[float] = []
         far: list[float] = []
+        own: list[float] = []
         for _ in range(RUNS):
             near.append(_timed(deployment))
             far.append(_timed(deployment, *through))
+            own.append(_pyinfras_own(deployment))
     commands = _commands(deployment)
     say(f"re-runs measured; {load()}")
     yield Figure("re-run without changes", near, "s")
     yield Figure("re-run, 50 ms of round trip added", far, "s")
+    yield Figure("pyinfra's own start and one connection", own, "s")
+    yield Figure("re-run / pyinfra's own, of the medians", [median(near) / median(own)])
     yield Figure("remote commands of a re-run", [commands])
 
 
@@ -46,6 +52,22 @@ def _timed(deployment: Deployment, *options: str) -> float:
     if run.changed:
         raise Changed(f"a second run changed something: {', '.join(run.changed)}")
     return seconds
+
+
+def _pyinfras_own(deployment: Deployment) -> float:
+    """The same machine, and a deploy of nothing: what no deploy can be faster than."""
+    directory = deployment.directory / "empty"
+    directory.mkdir(exist_ok=True)
+    (directory / "nothing.py").touch()
+    begin = time.monotonic()
+    subprocess.run(
+        [PYINFRA, deployment.inventory, "nothing.py", "-y"],
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+    )
+    return time.monotonic() - begin
 
 
 def _commands(deployment: Deployment) -> int:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import os
 import tempfile
 import threading
 import time
@@ -12,13 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from releases import Release, ReleaseError, ReleaseFile, contents, record
 from releases.download import DownloadError, Timeouts, download, is_https
-
-
-def default_cache() -> Path:
-    """Where downloads are kept: `matrix-metal` below XDG_CACHE_HOME or ~/.cache."""
-    # The specification ignores relative paths.
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "matrix-metal"
+from whole_file import cache_directory
 
 
 def wanted_sha256(release: Release) -> str | None:
@@ -52,7 +45,7 @@ def resolve(release: Release, cache: Path | None = None, timeouts: Timeouts | No
     # Machines are prepared in parallel, and the first one downloads for all.
     with _downloading:
         expected = wanted or (_published_sha256(release, timeouts) if release.checksums else None)
-        sha256, path, size = _cached_or_downloaded(release, release.url, expected, cache or default_cache(), timeouts)
+        sha256, path, size = _cached_or_downloaded(release, release.url, expected, cache or cache_directory(), timeouts)
     return ReleaseFile(release, sha256, path, size, new=wanted is None)
 
 

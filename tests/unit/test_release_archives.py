@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import whole_file
 from operations.refusal import Refused
 from releases import Archive, Release, ReleaseError, contents, record, store
 from releases.download import Timeouts
@@ -73,7 +74,7 @@ def refused(archived: Release, server: ReleaseServer) -> Callable[..., str]:
         assert "\n" not in message
         assert message.startswith(f"{archived.url} ")
         assert message.endswith("set sliding_sync_binary = '/path/to/file' instead, or try again")
-        assert list(store.default_cache().glob("*")) == []
+        assert list(whole_file.cache_directory().glob("*")) == []
         return message
 
     return refused
@@ -382,7 +383,7 @@ def test_a_list_without_the_files_checksum(
         server.files["releases/checksums.txt"] = content.encode()
     with pytest.raises(ReleaseError, match=complaint):
         store.resolve(listed)
-    assert list(store.default_cache().glob("*")) == []
+    assert list(whole_file.cache_directory().glob("*")) == []
 
 
 def test_a_list_that_cannot_be_downloaded(listed: Release) -> None:

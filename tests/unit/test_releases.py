@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import pyinfra.connectors.util
 import pytest
 
+import whole_file
 from operations import releases
 from releases import Release, ReleaseError, ReleaseFile, contents, download, record, store
 from releases.download import Timeouts
@@ -32,7 +33,7 @@ def refused(release: Release, timeouts: Timeouts | None = None) -> str:
         store.resolve(release, timeouts=timeouts)
     message = str(caught.value)
     assert "\n" not in message
-    assert list(store.default_cache().glob("*")) == []
+    assert list(whole_file.cache_directory().glob("*")) == []
     return message
 
 
@@ -222,7 +223,7 @@ def test_a_proxy_that_cannot_be_used_is_named(address: str, release: Release, mo
 def test_chunked_transfer_without_a_length(release: Release, server: ReleaseServer) -> None:
     server.fault = "chunked"
     assert store.resolve(release).sha256 == sum_of(program())
-    next(store.default_cache().glob("*")).unlink()
+    next(whole_file.cache_directory().glob("*")).unlink()
     server.fault = "broken-chunks"
     message = refused(release)
     assert f"the connection ended after {len(program()) // 2} bytes" in message
@@ -267,7 +268,7 @@ def test_an_interrupted_download_leaves_nothing(
         patch.setattr(contents, "check", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.resolve(release)
-    assert list(store.default_cache().glob("*")) == []
+    assert list(whole_file.cache_directory().glob("*")) == []
 
 
 def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_server(

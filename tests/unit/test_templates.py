@@ -345,3 +345,22 @@ def test_a_role_adds_routes_to_another_roles_site(monkeypatch: pytest.MonkeyPatc
     site = content.partition("\nmatrix.x.test {")[2].partition("\n}\n")[0]
     assert content.count(text) == 1 and text in site
     assert site.index("/_matrix/client/*/login") < site.index("@homeserver path")
+
+
+def test_compiled_templates_are_kept_and_a_changed_one_is_compiled_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.j2").write_text("one")
+    for text in ("one", "two"):
+        (tmp_path / "a.j2").write_text(text)
+        for _ in range(2):
+            environment = templating._environment(tmp_path / "cache")
+            environment.loader = FileSystemLoader(tmp_path)
+            assert environment.get_template("a.j2").render() == text
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "/dev/null/cache"])
+def test_cache_that_cannot_be_written_does_no_harm(place: str, tmp_path: Path) -> None:
+    (tmp_path / "a.j2").write_text("one")
+    environment = templating._environment(Path(place))
+    environment.loader = FileSystemLoader(tmp_path)
+    assert environment.get_template("a.j2").render() == "one"
