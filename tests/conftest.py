@@ -13,12 +13,13 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from roles import ROLES
+from settings.sliding_sync import VERSION
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 STAND_IN = Path(__file__).parent / "standin" / "syncv3"
-RELEASE = "matrix-org/sliding-sync/releases/download/v0.99.19/syncv3_linux_amd64"
+RELEASE = f"matrix-org/sliding-sync/releases/download/{VERSION}/syncv3_linux_amd64"
 
 
 def real_proxy() -> Path | None:

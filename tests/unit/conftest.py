@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from releases import Release
+from settings.sliding_sync import VERSION
 from tests.standin.release_server import ReleaseServer
 from tests.unit.installing import HERE, PATH, THERE, Machine, program
 
@@ -24,7 +25,7 @@ def release(server: ReleaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Release(
         name="sliding-sync",
-        version="v0.99.19",
+        version=VERSION,
         arch=HERE,
         url=f"{server.url}/{PATH}/syncv3_linux_{HERE}",
         record=tmp_path / "inventories" / "prod.lock",

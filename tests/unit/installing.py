@@ -17,8 +17,9 @@ from pyinfra.context import ctx_host, ctx_state
 
 from operations import releases
 from releases import Release, ReleaseFile
+from settings.sliding_sync import VERSION
 
-PATH = "matrix-org/sliding-sync/releases/download/v0.99.19"
+PATH = f"matrix-org/sliding-sync/releases/download/{VERSION}"
 HERE = "arm64" if platform.machine() == "aarch64" else "amd64"
 THERE = "amd64" if HERE == "arm64" else "arm64"
 

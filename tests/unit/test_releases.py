@@ -21,6 +21,7 @@ import whole_file
 from operations import releases
 from releases import Release, ReleaseError, ReleaseFile, contents, download, record, store
 from releases.download import Timeouts
+from settings.sliding_sync import VERSION
 from tests.standin.release_server import ReleaseServer
 from tests.unit.installing import HERE, PATH, THERE, Machine, installed_files, program, sum_of
 
@@ -413,10 +414,10 @@ def test_it_is_installed_from_the_release_page_and_a_second_run_does_nothing(
 
     assert machine.run(binary) == "changed"
     subprocess.run([release.executable], check=True)
-    assert installed_files(release) == ["current", f"v0.99.19-{binary.sha256[:12]}"]
+    assert installed_files(release) == ["current", f"{VERSION}-{binary.sha256[:12]}"]
     assert (Path(release.root) / "sliding-sync" / "current").readlink() == Path(binary.directory)
     assert Path(release.executable).stat().st_mode & 0o7777 == 0o755
-    assert record.read(release.record) == {("sliding-sync", "v0.99.19", HERE): binary.sha256}
+    assert record.read(release.record) == {("sliding-sync", VERSION, HERE): binary.sha256}
 
     # Neither the page nor the cache is needed now.
     assert binary.path is not None
