@@ -17,3 +17,37 @@ apt() {
 }
 # Why packages cannot be fetched: the first error that names an address.
 fetch_error() { sed -nE 's/^(E|W|Error|Warning): Failed to fetch ([^ ]+) +(.*)$/\2: \3/p' "$1" | head -n 1; }
+# install_packages PACKAGE...: without their recommendations, in one transaction. $masked: units that stay masked meanwhile.
+install_packages() {
+  export DEBIAN_FRONTEND=noninteractive
+  messages=$(mktemp -d)
+  # shellcheck disable=SC2086 # $masked is several words
+  trap '[ -z "$masked" ] || systemctl unmask --runtime --quiet $masked; rm -rf "$messages"' EXIT
+  # shellcheck disable=SC2086
+  [ -z "$masked" ] || systemctl mask --runtime --quiet $masked
+  # After a power failure in the middle of an installation, dpkg installs nothing before this. If another apt is at work, this
+  # fails, and apt-get waits for that one.
+  if [ "$(ls -A /var/lib/dpkg/updates 2>/dev/null)" ]; then dpkg --force-confold --configure -a || true; fi
+  touch "$messages/update"
+  # The package lists may be missing or out of date, and then name versions that the mirror no longer has.
+  if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*Packages*' -print -quit)" ] \
+    || [ -z "$(find /var/lib/apt/lists -maxdepth 0 -mtime -1)" ]; then update_lists; fi
+  if install_once "$@"; then return 0; fi
+  if [ ! -s "$messages/update" ]; then
+    update_lists
+    if install_once "$@"; then return 0; fi
+  fi
+  why=$(fetch_error "$messages/install")
+  [ "$why" ] || why=$(fetch_error "$messages/update")
+  cat "$messages/update" "$messages/install" >&2
+  [ -z "$why" ] || echo "packages cannot be fetched, a mirror of this machine does not answer as it should: $why" >&2
+  return 1
+}
+# A repository that does not answer may not be needed; the installation fails if it is.
+update_lists() {
+  apt "$messages/update" update -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o APT::Update::Error-Mode=any || true
+}
+install_once() {
+  apt "$messages/install" install -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -y --no-install-recommends \
+    -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "$@"
+}
