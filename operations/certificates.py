@@ -189,17 +189,5 @@ def checked(served: Sequence[Served], patience: int = 30) -> Generator[StringCom
     if not missing:
         return
     yield script(
-        shell_file("certificates"),
-        # Caddy waits a minute after the first failure, and longer after each further one. A new deploy makes it try at once.
-        "age=$(( $(cut -d. -f1 /proc/uptime) - $(systemctl show caddy -p StateChangeTimestampMonotonic --value) / 1000000 ))",
-        "failed= reloaded=",
-        f"for name in {quoted(*(each.domain for each in missing))}; do",
-        f'  if [ "$age" -ge {patience} ] && waits_to_retry "$name"; then systemctl reload caddy; reloaded=yes; break; fi',
-        "done",
-        f"end=$(( $(date +%s) + {patience} ))",
-        *(f"await_certificate {each.arguments} || failed=yes" for each in missing),
-        'if [ "$failed" ]; then',
-        "  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2",
-        "  exit 1",
-        "fi",
+        shell_file("certificates"), f"await_certificates {patience} {' '.join(each.arguments for each in missing)}"
     )

@@ -13,7 +13,7 @@ from pyinfra.context import host
 
 from operations.look import ask, operation
 from operations.refusal import refuse
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 from vault import Secret
 
 
@@ -176,7 +176,7 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
         cluster=cluster,
         first_filled=tuple((each.name, each.first_filled) for each in databases if each.first_filled),
     )
-    as_superuser = as_postgres(cluster)
+    as_superuser, functions = as_postgres(cluster), f"cluster={quoted(cluster)}\n{shell_file('databases')}"
     for database in databases:
         if f"role {database.owner}" not in existing:
             yield script(
@@ -189,40 +189,15 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
             yield script(f"{as_superuser} psql -XAtq -v ON_ERROR_STOP=1 -f -", stdin=statement)
         found = existing.get(f"database {database.name}")
         wanted = f"{database.owner} UTF8 C C"
-        revoke = f'REVOKE ALL ON DATABASE "{database.name}" FROM PUBLIC'
-        close = f"{as_superuser} psql -XAtq -v ON_ERROR_STOP=1 -c {shlex.quote(revoke)}"
-        create = (
-            f"{as_superuser} createdb --owner={quoted(database.owner)} --encoding=UTF8 --locale=C "
-            f"--template=template0 {quoted(database.name)}"
-        )
+        names = quoted(database.name, database.owner)
         if found is None:
-            yield script(create, close)
+            yield script(functions, f"create {names}")
         elif found != wanted:
             yield from refuse(
                 f"the database {database.name} has owner, encoding, collation and character type {found!r}, "
                 f"but needs {wanted!r}; it was not touched"
             )
         elif f"open {database.name}" in existing:
-            yield script(close)
+            yield script(functions, f"close {quoted(database.name)}")
         if found == wanted and existing.get(f"incomplete {database.name}") == "t":
-            others = (
-                "SELECT string_agg(DISTINCT concat_ws(' with ', usename, nullif(application_name, '')), ', ') "  # noqa: S608
-                f"FROM pg_stat_activity WHERE datname = '{database.name}' AND usename <> '{database.owner}'"
-            )
-            asked = f"{as_superuser} psql -XAtq -d {quoted(database.name)} -c "
-            still = asked + shlex.quote(f"SELECT {_incomplete(database.first_filled)}")
-            yield script(
-                # PostgreSQL does not drop a database with connections. So a first start that is still running is not
-                # disturbed and completes; one that keeps failing is disconnected between its attempts.
-                "for attempt in $(seq 30); do",
-                f'  [ "$({still} 2>/dev/null)" = t ] || exit 0',
-                f"  if {as_superuser} dropdb {quoted(database.name)} 2>/dev/null; then {create}; {close}; exit 0; fi",
-                "  sleep 0.5",
-                "done",
-                f"others=$({as_superuser} psql -XAtqc {shlex.quote(others)})",
-                '[ -z "$others" ] || {',
-                f'  echo "the database {database.name} is incomplete, its first start was interrupted; it cannot be "'
-                '"created again while somebody is connected to it ($others): end that, then run the deploy again" >&2',
-                "  exit 1",
-                "}",
-            )
+            yield script(functions, f"recreate {names} {shlex.quote(_incomplete(database.first_filled))}")

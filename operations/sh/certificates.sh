@@ -2,6 +2,7 @@
 # The certificates that servers on this machine present, and what Caddy logs about them.
 #
 # presents DOMAIN PORT FILE UNIT: does the server present a certificate that is valid now, for the name, and the one in the file?
+# await_certificates PATIENCE DOMAIN PORT FILE UNIT...: waits for that up to PATIENCE seconds in all, for each name.
 # await_certificate DOMAIN PORT FILE UNIT: waits for that until $end; then prints why not, in one line.
 # last_attempt DOMAIN: the last line of Caddy's log about obtaining it.
 # waits_to_retry DOMAIN: has Caddy failed to obtain it, and waits before it tries again?
@@ -50,4 +51,29 @@ await_certificate() {
     fi
     sleep 1
   done
+}
+await_certificates() {
+  patience=$1 failed='' reloaded=''
+  shift
+  # Caddy waits a minute after the first failure, and longer after each further one. A new deploy makes it try at once.
+  age=$(($(cut -d. -f1 /proc/uptime) - $(systemctl show caddy -p StateChangeTimestampMonotonic --value) / 1000000))
+  if [ "$age" -ge "$patience" ]; then
+    number=0
+    for word in "$@"; do
+      if [ $((number % 4)) = 0 ] && waits_to_retry "$word"; then
+        systemctl reload caddy
+        reloaded=yes
+        break
+      fi
+      number=$((number + 1))
+    done
+  fi
+  end=$(($(date +%s) + patience))
+  while [ $# -gt 0 ]; do
+    await_certificate "$1" "$2" "$3" "$4" || failed=yes
+    shift 4
+  done
+  [ "$failed" ] || return 0
+  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2
+  return 1
 }
