@@ -32,11 +32,13 @@ check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: n
 test: setup lint ## All tests; ROLE=coturn: those of one role
 	@$(BIN)/pytest -n 2 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
+# Python whose name does not say so.
+SCRIPTS := templates/coturn/run-alone tests/standin/syncv3
 lint: setup
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff check --quiet . $(SCRIPTS)
+	@$(BIN)/ruff format --quiet --check . $(SCRIPTS)
 	@$(BIN)/mypy --no-error-summary .
-	@$(BIN)/shellcheck $$(git ls-files '*.sh' templates/certificates/present-certificate)
+	@$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run templates/certificates/present-certificate)
 	@$(BIN)/codespell $$(git ls-files ':!*.lock' ':!requirements' ':!LICENSE')
 
 unit: setup ## The tests that need no machine

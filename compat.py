@@ -2,6 +2,7 @@
 
 Three methods of the run's State are wrapped, because pyinfra's command line offers no other hook: config.py is read before
 State.init, which discards callbacks added earlier, and deploy.py is read after every machine has been connected to.
+Two functions that pyinfra calls for each operation are replaced by faster ones.
 `differences` lists what another version of pyinfra has changed; nothing is deployed with such a version.
 """
 

@@ -12,12 +12,13 @@ virtualenvs.build_started and in_use, for pip.venv and pip.packages
     Locked with hashes, extras included. Built in the background, and switched to once complete.
 releases.installed, for files.download and files.unarchive
     Checked before it is installed. Unsafe archives are refused. The previous version is kept.
-databases.exist, for postgres.role and postgres.database
+databases.cluster_exists and exist, for postgres.role and postgres.database
     PostgreSQL is sent a verifier of a password, and only when it differs. A database with other properties is refused, never
     changed.
 certificates.*, deployment.*
     The certificates that servers present, and the trust store; the vault, saved before a machine gets a secret; the marker.
 
+`ssh` notices within a minute that a machine is gone; pyinfra waits without end.
 `look` collects all questions to a machine into one command, and has `operation` and `ask` for the others; `shell` runs every
 command in the same environment; `refusal` and `preflight` stop a run before anything is touched; `templating` renders templates;
 `machine` describes a machine.

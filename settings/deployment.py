@@ -15,7 +15,7 @@ from pydantic import Field
 from operations.certificates import BUNDLE, Served
 from operations.machine import MachineState
 from operations.virtualenvs import Virtualenv
-from roles import POSTGRES, ROLES, Port, Role
+from roles import POSTGRES, ROLES, Port, Role, RoleName
 from settings.fields import A_DOMAIN, Chosen, Domain, Host, MailAddress, Network, UserName
 from settings.issuers import Certificates, Issuer
 from vault import Secret, Vault
@@ -189,11 +189,11 @@ class Settings:
         chosen: str | None = getattr(self.choices, role.domain.setting)
         return chosen or f"{role.domain.prefix}.{self.server_name}"
 
-    def here(self, role: str) -> bool:
+    def here(self, role: RoleName) -> bool:
         """Whether this machine plays the role."""
         return self.name in self.roles[role]
 
-    def exists(self, role: str) -> bool:
+    def exists(self, role: RoleName) -> bool:
         """Whether any machine plays the role."""
         return bool(self.roles[role])
 
@@ -202,20 +202,23 @@ class Settings:
         """The roles of this machine."""
         return [role for role in ROLES.values() if self.here(role.name)]
 
-    def neighbour(self, role: str) -> Neighbour:
+    def neighbour(self, role: RoleName) -> Neighbour:
         """The other machine that plays the role."""
         name = self.roles[role][0]
         return self.neighbours.get(name, Neighbour(name))
 
     def listens(self, role: Role) -> list[Port]:
-        """The ports on which the role listens with these choices."""
+        """The ports on which the role listens on this machine with these choices; not those of a unit that is not here."""
         remote = any(
             self.exists(user.name) and not self.here(user.name) for user in ROLES.values() if user.database is not None
         )
         return [
             port._replace(number=postgresql_port(self.machine)) if port.when == "remote" else port
             for port in role.listens
-            if port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when))
+            if (port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when)))
+            and all(
+                self.here(owner.name) for owner in ROLES.values() if port.unit in (unit.name for unit in owner.units)
+            )
         ]
 
     # The machine.

@@ -19,7 +19,7 @@ for cluster in /etc/postgresql/*/main; do
 done
 [ -e "$marker" ] && echo "deployment $(tr -d '\n' 2>/dev/null <"$marker")"
 # The marker of version 0.1.0 does not name the database.
-$sudo sed -n '/^database:/,/^$/ { s/^    host: "\(.*\)"$/database \1/p; s/^    port: \([0-9]*\)$/database_port \1/p }' \
+grep -qs '"database"' "$marker" || $sudo sed -n '/^database:/,/^$/ { s/^    host: "\(.*\)"$/database \1/p; s/^    port: \([0-9]*\)$/database_port \1/p }' \
   /etc/matrix-synapse/homeserver.yaml 2>/dev/null
 $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protocol address users; do
   pid=${users#*pid=}; pid=${pid%%,*}

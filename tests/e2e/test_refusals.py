@@ -171,7 +171,7 @@ def test_checks_run_whatever_the_deploy_file_is_called(how: str, tmp_path: Path)
         assert "matrix.example.org]" not in done.stderr, "a machine was connected to"
 
 
-def test_checks_run_without_config_py(fresh: Fresh, tmp_path: Path) -> None:
+def test_checks_run_without_config_py(fresh: Fresh) -> None:
     """They run later then, but still before anything is changed."""
     deployment = fresh.deployment()
     command = [PYINFRA, str(deployment.inventory), "deploy.py", "-y", "--config", "/dev/null"]

@@ -319,6 +319,15 @@ def test_port_for_other_machines_is_checked(tmp_path: Path) -> None:
     assert list(preflight._ports_in_use(alone)) == [], "no other machine uses it"
 
 
+def test_port_of_a_unit_that_is_not_here_is_not_checked(tmp_path: Path) -> None:
+    """8448 is Caddy's; an administrator's own proxy may have it where Caddy is not."""
+    listener = Listener("tcp", 8448, "nginx", 7, "nginx.service")
+    for roles, lines in ((("postgres", "synapse"), 0), (("postgres", "synapse", "caddy"), 1)):
+        made = settings(tmp_path, roles={role: ["db"] for role in roles}, federation_port_8448=True)
+        made.machine = replace(MACHINE, listeners=(listener,))
+        assert len(list(preflight._ports_in_use(made))) == lines
+
+
 def test_only_our_cluster_is_queried() -> None:
     for command in (Existing().question("17/main"), Tables().question("17/main", "synapse")):
         assert command.count("runuser") == command.count("env -i") == command.count("PGCLUSTER=17/main") > 0

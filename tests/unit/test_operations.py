@@ -352,7 +352,7 @@ def test_machine_state_is_parsed() -> None:
     assert (relay.protocol, relay.port, relay.program) == ("udp", 3478, "")
 
 
-def test_machine_state_of_this_computer(tmp_path: Path) -> None:
+def test_machine_state_of_this_computer() -> None:
     """The command must work in a POSIX shell."""
     answer = subprocess.run(
         ["sh", "-c", question_command(Machine().question())], capture_output=True, text=True, check=True

@@ -6,7 +6,6 @@ with the session. https://chromedevtools.github.io/devtools-protocol/
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import json
@@ -178,10 +177,6 @@ class Page:
 
     def run(self, function: str, *arguments: Any, timeout: float = 30) -> Any:
         return self.result(self.start(function, *arguments), timeout)
-
-    def screenshot(self, target: Path) -> None:
-        """Save a picture of the page as PNG."""
-        target.write_bytes(base64.b64decode(self.do("Page.captureScreenshot")["data"]))
 
 
 @contextlib.contextmanager
