@@ -89,7 +89,44 @@ def test_server_name_must_be_a_domain(name: object) -> None:
     assert len(line.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["x.test", "a-b.x.test", "1.x.test", "xn--bcher-kva.test"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("müller.test", "this one is written xn--mller-kva.test"),
+        ("Müller.test", "this one is written xn--mller-kva.test"),
+        ("mu\u0308ller.test", "this one is written xn--mller-kva.test"),
+        ("matrix.faß.test", "this one is written matrix.xn--fa-hia.test"),
+        ("xn--9s9hnf.test", "IDNA 2008 does not allow this one: Codepoint U+1F9E1"),
+        ("xn--mller-kva.xn--9s9hnf.test", "IDNA 2008 does not allow this one: Codepoint U+1F9E1"),
+        ("\U0001f4a9.test", "IDNA 2008 does not allow this one: Codepoint U+1F4A9"),
+        ("xn--x.test", "IDNA 2008 does not allow this one: Invalid A-label"),
+        ("xn--.test", None),
+        ("ab--cd.test", "IDNA 2008 does not allow this one: Label has disallowed hyphens"),
+        ("x.test.", None),
+        ("x.123", None),
+        ("x.0x7f", None),
+        ("mu_ller.test", None),
+    ],
+)
+def test_names_that_no_program_connects_to_are_refused(name: str, why: str | None) -> None:
+    for setting in ("server_name", "matrix_domain", "turn_domain", "smtp_host", "address"):
+        line = refusal(**{setting: name})
+        assert line.startswith(f"group_data/prod.py: {setting} = {name!r} is not allowed: it must be ")
+        assert line.partition("; ")[2].startswith(why or "") and bool(why) == ("; " in line)
+        assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("setting", ["admin_email", "mail_from"])
+def test_domain_of_a_mail_address_must_be_encoded(setting: str) -> None:
+    assert "an e-mail address" in (line := refusal(**{setting: "me@müller.test"})) and "xn--mller-kva.test" in line
+    assert "IDNA 2008 does not allow this one" in refusal(**{setting: "me@xn--9s9hnf.test"})
+    for address in ("me@xn--mller-kva.test", "Me+tag@Mail.X.test"):
+        assert getattr(chosen(**{setting: address}), setting) == address
+
+
+@pytest.mark.parametrize(
+    "name", ["x.test", "a-b.x.test", "1.x.test", "xn--bcher-kva.test", "xn--mgbh0fb.xn--fa-hia.test"]
+)
 def test_domains_that_are_allowed(name: str) -> None:
     assert chosen(server_name=name).server_name == name
 
