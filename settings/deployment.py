@@ -89,9 +89,6 @@ class Mail:
 class View:
     """The settings of one role on its machine, for its task and templates. Each role's module names its class VIEW."""
 
-    # Names that Caddy serves for the role on port 443.
-    web_names: tuple[str, ...] = ()
-
     @classmethod
     def of(cls, settings: "Settings") -> Self:
         """Derived from the settings. Raises SettingError and VaultError."""
@@ -105,6 +102,11 @@ class View:
     @classmethod
     def reaches(cls, settings: "Settings") -> Sequence[str]:
         """Names of the deployment that it connects to on port 443, as clients do, but at no private address unless allowed."""
+        return ()
+
+    @property
+    def web_names(self) -> Sequence[str]:
+        """Names that Caddy serves for the role on port 443."""
         return ()
 
     @property

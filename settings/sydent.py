@@ -76,7 +76,7 @@ class Sydent(View):
         return (f"{self.bind_address}:{self.port}",)
 
     @property
-    def web_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def web_names(self) -> Sequence[str]:
         return (self.domain,)
 
     @property

@@ -108,7 +108,7 @@ class Synapse(View):
         return tuple(f"unix/{path}" for path in self.sockets)
 
     @property
-    def web_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def web_names(self) -> Sequence[str]:
         return (self.server_name, self.domain)
 
     @property
