@@ -70,7 +70,9 @@ class Unit(NamedTuple):
     user: the user it runs as. exposure: the highest exposure that `systemd-analyze security` may report, from 0 to 10; None:
     we do not confine it. enabled: its UnitFileState. masked: its Debian package would start it at once, with a sample
     configuration. reads: files and directories with its configuration, read when it starts. rereads: those that it also reads
-    when it is reloaded. private: files and directories that other users must not read. errors: a regular expression (PCRE)
+    when it is reloaded. private: files and directories that other users must not read. secrets: files with secrets of the vault,
+    and directories of such files, that the unit reads. environment: a file with secrets that systemd reads for it, and that it
+    cannot read itself. errors: a regular expression (PCRE)
     for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over;
     its first group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds
     once the unit does its work.
@@ -85,6 +87,8 @@ class Unit(NamedTuple):
     reads: tuple[str, ...] = ()
     rereads: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    environment: str = ""
     errors: str = ""
     recoveries: str = ""
 
@@ -98,7 +102,7 @@ class Role:
     own_certificate: its unit presents the certificate of its domain itself, as Caddy obtained it.
     routes_on: the role to whose web site it adds routes.
     several: several machines may have it.
-    packages: Debian's, {version} as in units. programs: names below /opt. state: directories with data to back up.
+    packages: Debian's, {version} as in units.
     """
 
     name: RoleName
@@ -112,8 +116,6 @@ class Role:
     routes_on: RoleName | None = None
     several: bool = False
     packages: tuple[str, ...] = ()
-    programs: tuple[str, ...] = ()
-    state: tuple[str, ...] = ()
     listens: tuple[Port, ...] = ()
     domain: Domain | None = None
     database: Database | None = None
@@ -160,7 +162,6 @@ POSTGRES = Role(
             private=("/var/lib/postgresql/{version}/main",),
         ),
     ),
-    state=("/var/lib/postgresql",),
     listens=(Port("tcp", 5432, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
@@ -186,7 +187,6 @@ CADDY = Role(
             recoveries=r'"msg":"certificate (?:obtained|renewed) successfully","identifier":"([^"]+)"',
         ),
     ),
-    state=("/var/lib/caddy",),
     listens=(
         Port("tcp", 80, "everybody", "caddy.service"),
         Port("tcp", 443, "everybody", "caddy.service"),
@@ -219,7 +219,6 @@ SYNAPSE = Role(
     leave_out="never",
     needs=("postgres",),
     packages=("libjemalloc2",),
-    programs=("matrix-synapse",),
     units=(
         Unit(
             "matrix-synapse.service",
@@ -236,10 +235,10 @@ SYNAPSE = Role(
             exposure=1.5,
             reads=("/etc/matrix-synapse",),
             private=("/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key"),
+            secrets=("/etc/matrix-synapse/conf.d/email.yaml", "/etc/matrix-synapse/secrets"),
             errors=rf"^(CRITICAL|ERROR (?!{_ABOUT_OTHERS}))",
         ),
     ),
-    state=("/var/lib/matrix-synapse",),
     listens=(
         Port("tcp", 8008, "machine", "matrix-synapse.service"),
         Port("tcp", 8448, "everybody", "caddy.service", when="federation_port_8448"),
@@ -258,7 +257,6 @@ SYDENT = Role(
     title="Sydent",
     purpose="finding people by e-mail address and inviting them by it, in Element Web and the classic apps",
     leave_out="you do not miss that: most people do not",
-    programs=("sydent",),
     units=(
         Unit(
             "sydent.service",
@@ -268,10 +266,10 @@ SYDENT = Role(
             reads=("/etc/sydent",),
             # Not all of /etc/sydent: the texts of its mails are readable by everybody, in a directory that others cannot enter.
             private=("/etc/sydent/sydent.conf", "/var/lib/sydent/sydent.db"),
+            secrets=("/etc/sydent/sydent.conf",),
             errors=r" - (ERROR|CRITICAL) - |^Traceback",
         ),
     ),
-    state=("/var/lib/sydent",),
     listens=(Port("tcp", 8090, "machine", "sydent.service"),),
     domain=Domain("identity_domain", "identity", "Sydent"),
     secrets=(
@@ -286,7 +284,6 @@ SLIDING_SYNC = Role(
     leave_out="all your clients are current; it is left out of the sample for that reason",
     needs=("postgres", "synapse"),
     beside=("synapse",),
-    programs=("sliding-sync",),
     units=(
         Unit(
             "sliding-sync.service",
@@ -295,6 +292,7 @@ SLIDING_SYNC = Role(
             exposure=1.5,
             reads=("/etc/sliding-sync",),
             private=("/etc/sliding-sync",),
+            environment="/etc/sliding-sync/environment",
             errors=r'\b(FTL|PNC)\b|^panic:|"level":"(fatal|panic)"',
         ),
     ),
@@ -328,6 +326,7 @@ COTURN = Role(
             masked=True,
             reads=("/etc/turnserver.conf",),
             private=("/etc/turnserver.conf",),
+            secrets=("/etc/turnserver.conf",),
         ),
     ),
     listens=(
@@ -343,6 +342,9 @@ COTURN = Role(
 )
 
 ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, SYDENT, SLIDING_SYNC, COTURN)}
+
+# Debian's packages that every machine needs, whatever its roles.
+PACKAGES = ("ca-certificates", "curl", "openssl", "python3-venv")
 
 # Secrets that belong to no single role.
 COMMON_SECRETS = (VaultEntry("smtp_password", "given", "of the mail account that mails are sent from"),)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The least that a full deploy has to do: download, unpack and compile everything, in a plain script, one after the other. It
-# configures nothing. Packages, locks and options are those of tasks/*.py and operations/; bench/full_deploy.py compares what
-# both install, so that an outdated list is noticed.
+# configures nothing. Its arguments are the Debian packages. Locks and options are those of tasks/*.py and operations/;
+# bench/full_deploy.py compares what both install, so that an outdated list is noticed.
 #
 # Runs on the machine, in a directory that has the repository's requirements/.
 set -eu
@@ -10,8 +10,7 @@ export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 apt-get update -q
-apt-get install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold \
-    ca-certificates python3-venv postgresql-17 openssl caddy curl coturn nftables python3-seccomp libjemalloc2
+apt-get install -q -y --no-install-recommends -o Dpkg::Options::=--force-confold "$@"
 
 cd requirements
 python3 -m venv /opt/uv

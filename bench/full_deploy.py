@@ -1,6 +1,7 @@
 """A full deploy to a fresh host, against a script that only installs the same things on another fresh host."""
 
 import io
+import shlex
 import subprocess
 import tarfile
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 from bench.figures import Figure
 from bench.trial import every_role, fresh_host, load, say
 from operations.virtualenvs import REQUIREMENTS
-from tests.testbed import Host
+from roles import PACKAGES, ROLES
+from settings.deployment import POSTGRESQL_OF_DEBIAN
+from tests.testbed import RELEASES, Host
 
 FLOOR = Path(__file__).parent / "floor.sh"
 
@@ -66,7 +69,7 @@ def _deploy(host: Host) -> float:
 
 def _floor(host: Host) -> float:
     # A new connection, made within the measured time, because pyinfra makes one as well.
-    ssh = host.ssh("tar -x && sh floor.sh")
+    ssh = host.ssh(f"tar -x && sh floor.sh {shlex.join(_packages(host))}")
     ssh[1:1] = ["-o", "ControlPath=none"]
     content = _files()
     begin = time.monotonic()
@@ -75,6 +78,13 @@ def _floor(host: Host) -> float:
     if done.returncode:
         raise AssertionError(f"floor.sh exited {done.returncode}:\n{done.stdout.decode(errors='replace')}")
     return seconds
+
+
+def _packages(host: Host) -> list[str]:
+    """The Debian packages of a machine with every role."""
+    version = POSTGRESQL_OF_DEBIAN[str(RELEASES[host.release])]
+    needed = [*PACKAGES, *(package for role in ROLES.values() for package in role.packages)]
+    return list(dict.fromkeys(package.format(version=version) for package in needed))
 
 
 def _files() -> bytes:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from releases import Release, ReleaseError, store
+from roles import ROLES, SLIDING_SYNC
 from settings import Choices, choices_from
 from settings.sliding_sync import Choices as SlidingSyncChoices
 from settings.sliding_sync import release_of
@@ -115,9 +116,8 @@ def deploy() -> int | None:
 
 
 def report(host: Host, changed: int, missing: str) -> str:
-    names = ["demo.test", *(f"{service}.demo.test" for service in ("matrix", "identity", "turn"))]
-    if not missing:
-        names.append("sliding.demo.test")
+    played = [role for role in ROLES.values() if not (missing and role is SLIDING_SYNC)]
+    names = ["demo.test", *(f"{role.domain.prefix}.demo.test" for role in played if role.domain)]
     certificate = ROOT_CERTIFICATE.relative_to(ROOT)
     left_out = f"""
 The Sliding Sync proxy, which only old clients need, was left out:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from roles import ROLES
 from tests.testbed import Testbed
 
 _host = Testbed().get("demo")
@@ -15,11 +16,7 @@ _machine = (
     },
 )
 
-postgres = [_machine]
-synapse = [_machine]
-sydent = [_machine]
-caddy = [_machine]
-coturn = [_machine]
 # `make demo` makes this file if it could not get the program.
 _without = Path(__file__).parent.parent / ".cache" / "demo-without-sliding-sync"
-sliding_sync = [] if _without.exists() else [_machine]
+# Each role is a group.
+globals().update({_role: [_machine] for _role in ROLES if not (_role == "sliding_sync" and _without.exists())})

@@ -12,7 +12,7 @@ from pyinfra.context import state
 from operations.files import Contents, Paths
 from operations.look import ask, operation
 from operations.refusal import refuse
-from operations.shell import Fact, quoted, script, shell_file
+from operations.shell import Fact, YesOrNo, quoted, script, shell_file
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -20,7 +20,7 @@ BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PRESENT_CERTIFICATE = "/usr/local/sbin/present-certificate"
 
 
-class Trusted(Fact[bool]):
+class Trusted(YesOrNo):
     """Whether the machine's trust store holds the certificate."""
 
     def question(self, certificate: str, label: str) -> str:
@@ -30,13 +30,6 @@ class Trusted(Fact[bool]):
             f"cmp -s {quoted(certificate, copy)} && "
             f'grep -qF "$(sed -n 2p {shlex.quote(certificate)})" {BUNDLE} && echo yes; true'
         )
-
-    @staticmethod
-    def default() -> bool:
-        return False
-
-    def answer(self, lines: list[str]) -> bool:
-        return lines == ["yes"]
 
 
 @operation()

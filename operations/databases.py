@@ -13,7 +13,7 @@ from pyinfra.context import host
 
 from operations.look import ask, operation
 from operations.refusal import refuse
-from operations.shell import Fact, quoted, script, shell_file
+from operations.shell import Fact, YesOrNo, quoted, script, shell_file
 from vault import Secret
 
 
@@ -78,18 +78,11 @@ def matches(password: str, found: str) -> bool:
     return hashlib.sha256(wanted.encode()).hexdigest() == digest
 
 
-class Cluster(Fact[bool]):
+class Cluster(YesOrNo):
     """Whether the cluster exists, running or not."""
 
     def question(self, cluster: str) -> str:
         return f"[ ! -e {quoted(f'/etc/postgresql/{cluster}/postgresql.conf')} ] || echo yes"
-
-    @staticmethod
-    def default() -> bool:
-        return False
-
-    def answer(self, lines: list[str]) -> bool:
-        return lines == ["yes"]
 
 
 @operation()

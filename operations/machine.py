@@ -1,9 +1,10 @@
 """The state of a machine, asked once per run, before anything is touched."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from operations.shell import Fact, answer_lines, shell_file
+from operations.shell import Fact, answer_lines, quoted, shell_file
 
 MARKER = "/etc/matrix-metal/deployment.json"
 
@@ -34,6 +35,7 @@ class MachineState:
     marker_damaged: whether MARKER exists, but does not name a deployment and a vault.
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
+    names: domain name -> its addresses as the machine's programs get them, from /etc/hosts or DNS; none if it has none there.
     """
 
     user: str = ""
@@ -54,13 +56,14 @@ class MachineState:
     clusters: tuple[tuple[str, int], ...] = ()
     units: frozenset[str] = frozenset()
     database_port: int = 5432
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Machine(Fact[MachineState]):
-    """The state of the machine, asked in one command, as any user."""
+    """The state of the machine, asked in one command, as any user. names: domain names to look up there."""
 
-    def question(self) -> str:
-        return f"marker={MARKER}\n{shell_file('machine')}"
+    def question(self, names: Iterable[str] = ()) -> str:
+        return f"marker={MARKER} names={quoted(' '.join(names))}\n{shell_file('machine')}"
 
     @staticmethod
     def default() -> MachineState:
@@ -77,6 +80,7 @@ class Machine(Fact[MachineState]):
         listeners: list[Listener] = []
         releases: list[str] = []
         units: list[str] = []
+        names: dict[str, tuple[str, ...]] = {}
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
@@ -85,6 +89,10 @@ class Machine(Fact[MachineState]):
                 units.append(value)
             elif key == "installed":
                 releases.append(value)
+            elif key == "name":
+                name, *found = value.split()
+                # Link-local addresses have an interface behind them.
+                names[name] = tuple(address.partition("%")[0] for address in found)
             elif key == "cluster":
                 cluster, _, cluster_port = value.partition(" ")
                 if cluster_port.isdigit():
@@ -116,6 +124,7 @@ class Machine(Fact[MachineState]):
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             database_port=int({**values, **(marker or {})}.get("database_port", "5432")),
+            names=names,
         )
 
 

@@ -73,6 +73,8 @@ def checked_settings(host: Host) -> Settings:
             f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
             f"{role.name}. If it is not needed any more, stop it there: systemctl disable --now {' '.join(units)}"
         )
+    for line in settings.unreachable:
+        add_final_line(f"{host.name}: {line}")
     return settings
 
 

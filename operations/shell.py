@@ -39,6 +39,17 @@ def shell_file(name: str) -> str:
     return "".join(line for line in lines if not line.lstrip().startswith("#"))
 
 
+def _command_of(question: Callable[..., str]) -> Callable[..., str]:
+    """What pyinfra calls for the command of a fact."""
+
+    def command(self: FactBase[Any], *arguments: Any, **named: Any) -> str:
+        return question_command(question(self, *arguments, **named))
+
+    # pyinfra inspects the names of its arguments.
+    command.__signature__ = inspect.signature(question)  # type: ignore[attr-defined]
+    return command
+
+
 def _run(program: str) -> str:
     return f"{_ENVIRONMENT} sh -c {shlex.quote(program)}"
 
@@ -66,14 +77,9 @@ class Fact(FactBase[T]):
         raise NotImplementedError
 
     def __init_subclass__(cls) -> None:
-        question = cls.question
-
-        def command(self: Fact[T], *arguments: Any, **named: Any) -> str:
-            return question_command(question(self, *arguments, **named))
-
-        # pyinfra inspects the names of its arguments.
-        command.__signature__ = inspect.signature(question)  # type: ignore[attr-defined]
-        cls.command = command
+        # A base class of facts has no question.
+        if hasattr(cls, "question"):
+            cls.command = _command_of(cls.question)
         super().__init_subclass__()
 
     def process(self, output: list[str]) -> T:
@@ -82,6 +88,17 @@ class Fact(FactBase[T]):
         if lines is None:
             raise FactProcessError("the user's shell on the machine does not run the commands that it is given")
         return self.answer(lines) if lines else self.default()
+
+
+class YesOrNo(Fact[bool]):
+    """A fact whose `question` prints "yes" or nothing."""
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def answer(self, lines: list[str]) -> bool:
+        return lines == ["yes"]
 
 
 def question_command(program: str) -> str:

@@ -67,5 +67,6 @@ def _neighbour_of(host: Host, other: Host) -> Neighbour:
 def _machine_of(host: Host) -> MachineState:
     if host.name not in _machines:
         # Without an answer it is an empty state, for which preflight has a message.
-        _machines[host.name] = host.get_fact(Machine, _ignore_errors=True)
+        names = dict.fromkeys(name for _, name in chosen_for(host, MachineState()).reached)
+        _machines[host.name] = host.get_fact(Machine, names=list(names), _ignore_errors=True)
     return _machines[host.name]

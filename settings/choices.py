@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from roles import ROLES
 from settings.deployment import Common, SettingError
-from settings.fields import A_DOMAIN, Domain
+from settings.fields import A_DOMAIN, Domain, Explained
 
 
 def _sections() -> tuple[type[Any], ...]:
@@ -52,7 +52,9 @@ def choices_from(data: Mapping[str, Any], deployment: str) -> Common:
             path = tuple(part for part in problem["loc"] if not isinstance(part, int))
             if path == ("server_name",) and data.get("server_name") is None:
                 continue
-            mistakes.append(f"{where}: {_mistake(known, path, problem['type'])}")
+            why = problem.get("ctx", {}).get("error")
+            explanation = f"; {why}" if isinstance(why, Explained) else ""
+            mistakes.append(f"{where}: {_mistake(known, path, problem['type'])}{explanation}")
     if mistakes:
         raise SettingError("\n".join(dict.fromkeys(mistakes)))
     return chosen

@@ -3,7 +3,7 @@
 import importlib
 import ipaddress
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache, cached_property
@@ -16,8 +16,9 @@ from operations.certificates import BUNDLE, Served
 from operations.machine import MachineState
 from operations.virtualenvs import Virtualenv
 from roles import POSTGRES, ROLES, Port, Role, RoleName
-from settings.fields import A_DOMAIN, Chosen, Domain, Host, MailAddress, Network, UserName
+from settings.fields import A_DOMAIN, PRIVATE, Chosen, Domain, Host, MailAddress, Network, UserName
 from settings.issuers import Certificates, Issuer
+from settings.networks import DEBIANS_OWN, is_refused
 from vault import Secret, Vault
 
 ROOT = Path(__file__).parent.parent
@@ -88,9 +89,6 @@ class Mail:
 class View:
     """The settings of one role on its machine, for its task and templates. Each role's module names its class VIEW."""
 
-    # Names that Caddy serves for the role on port 443.
-    web_names: tuple[str, ...] = ()
-
     @classmethod
     def of(cls, settings: "Settings") -> Self:
         """Derived from the settings. Raises SettingError and VaultError."""
@@ -100,6 +98,16 @@ class View:
     def well_known(cls, settings: "Settings") -> Mapping[str, Any]:
         """What the role adds to /.well-known/matrix/client, on whichever machine it is."""
         return {}
+
+    @classmethod
+    def reaches(cls, settings: "Settings") -> Sequence[str]:
+        """Names of the deployment that it connects to on port 443, as clients do, but at no private address unless allowed."""
+        return ()
+
+    @property
+    def web_names(self) -> Sequence[str]:
+        """Names that Caddy serves for the role on port 443."""
+        return ()
 
     @property
     def served(self) -> Sequence[Served]:
@@ -131,6 +139,17 @@ def postgresql_port(machine: MachineState) -> int:
     taken = {*clusters.values(), *(each.port for each in machine.listeners if each.protocol == "tcp")}
     free = next(port for port in itertools.count(POSTGRESQL_PORT) if port not in taken)
     return clusters.get(f"{postgresql_version(machine)}/main", POSTGRESQL_PORT if machine.postgresql else free)
+
+
+def _unreachable(role: Role, name: str, address: str) -> str:
+    line = f"{name} is {address} on this machine, where {role.title} refuses to connect to:"
+    if any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in PRIVATE):
+        width = ipaddress.ip_address(address).max_prefixlen
+        return (
+            f'{line} add "{address}/{width}" to private_networks, if the machine with Caddy is there, and deploy again'
+        )
+    unit = role.units[0].name.removesuffix(".service")
+    return f"{line} take the name out of that line of /etc/hosts there, then `systemctl restart {unit}`"
 
 
 def view_of(role: str) -> type[View]:
@@ -220,6 +239,34 @@ class Settings:
                 self.here(owner.name) for owner in ROLES.values() if port.unit in (unit.name for unit in owner.units)
             )
         ]
+
+    def reachable(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Private networks that a program may connect to which reaches these names of the deployment.
+
+        Debian's installer writes the machine's own name into /etc/hosts with an address of the loopback. Where it is one of
+        these names, that address is allowed: it leads to nothing but what listens on all addresses of the machine.
+        """
+        own = any(DEBIANS_OWN in self.machine.names.get(name, ()) for name in names)
+        return (*self.choices.private_networks, *([f"{DEBIANS_OWN}/32"] if own else []))
+
+    @property
+    def reached(self) -> list[tuple[Role, str]]:
+        """Roles of this machine with the names of the deployment that they connect to on port 443."""
+        return [(role, name) for role in self.played for name in view_of(role.name).reaches(self)]
+
+    @property
+    def unreachable(self) -> list[str]:
+        """A line for each of these names that has no address on this machine, or one that the role does not connect to."""
+        lines = []
+        for role, name in self.reached:
+            addresses = self.machine.names.get(name, ())
+            allowed = self.reachable(view_of(role.name).reaches(self))
+            lines += [_unreachable(role, name, each) for each in addresses if is_refused(each, allowed)]
+            if not addresses:
+                lines.append(
+                    f"{name} has no address on this machine, and {role.title} has to reach it: add a DNS record"
+                )
+        return lines
 
     # The machine.
 

@@ -2,10 +2,14 @@
 
 import ipaddress
 import re
+import unicodedata
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import idna
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+_NO_ADDRESS = r"[^@\s<>\"',;:\\]"
 
 # The private networks that `private_networks` may name: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
 PRIVATE = tuple(
@@ -13,10 +17,44 @@ PRIVATE = tuple(
 )
 
 
+class Explained(ValueError):
+    """A value that is not allowed; the text says why, for the end of the error message."""
+
+
 def _domain(value: str) -> str:
     label = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-    if len(value) > 230 or not re.fullmatch(rf"({label}\.)+{label}", value) or re.fullmatch(r"[0-9.]+", value):
+    if not value.isascii():
+        _refuse_unencoded(value)
+    if len(value) > 230 or not re.fullmatch(rf"({label}\.)+{label}", value):
         raise ValueError
+    # Browsers take it for an IPv4 address: WHATWG URL, "ends in a number".
+    if re.search(r"\.([0-9]+|0x[0-9a-f]*)$", value):
+        raise ValueError
+    # Twisted, so Synapse and Sydent, connects to no name that IDNA 2008 does not allow, in whatever form it is written.
+    try:
+        idna.encode(value)
+    except UnicodeError as error:
+        raise Explained(f"IDNA 2008 does not allow this one: {error}") from None
+    return value
+
+
+def _refuse_unencoded(domain: str) -> None:
+    """Raises Explained, for a domain name that is not ASCII."""
+    try:
+        encoded = idna.encode(unicodedata.normalize("NFC", domain.lower())).decode()
+    except UnicodeError as error:
+        raise Explained(f"IDNA 2008 does not allow this one: {error}") from None
+    raise Explained(f"this one is written {encoded}")
+
+
+def _mail_address(value: str) -> str:
+    if not re.fullmatch(rf"{_NO_ADDRESS}+@{_NO_ADDRESS}+\.{_NO_ADDRESS}+", value):
+        raise ValueError
+    _, _, domain = value.rpartition("@")
+    if not domain.isascii():
+        _refuse_unencoded(domain)
+    if re.search(r"(^|\.)xn--", domain.lower()):
+        _domain(domain.lower())
     return value
 
 
@@ -58,8 +96,7 @@ Https = Annotated[str, AfterValidator(_https)]
 Network = Annotated[str, AfterValidator(_network)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 UserName = Annotated[str, AfterValidator(_printable)]
-_NO_ADDRESS = r"[^@\s<>\"',;:\\]"
-MailAddress = Annotated[str, StringConstraints(pattern=rf"^{_NO_ADDRESS}+@{_NO_ADDRESS}+\.{_NO_ADDRESS}+$")]
+MailAddress = Annotated[str, AfterValidator(_mail_address)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[KMG]$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Such paths are written into units, Caddyfiles and shell commands.

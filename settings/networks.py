@@ -1,4 +1,7 @@
-"""Networks that nobody may reach through the relay or through URL previews."""
+"""Networks that nobody may reach through the relay, through URL previews or by the name of a homeserver."""
+
+import ipaddress
+from collections.abc import Iterable
 
 # Private, local and reserved networks, also as IPv4 addresses embedded in IPv6 (CVE-2026-27624: coturn before 4.9 does not
 # recognise them). Source: IANA's special-purpose registries.
@@ -31,3 +34,16 @@ BLOCKED_NETWORKS = (
 )
 # coturn has a separate setting for these.
 MULTICAST = ("224.0.0.0/4", "ff00::/8")
+# Of these, Synapse and Sydent connect to IPv4 addresses embedded in IPv6: in a network without IPv4 every name has such a one.
+TRANSLATED = ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")
+# The address that Debian's installer gives to the machine's own name in /etc/hosts.
+DEBIANS_OWN = "127.0.1.1"
+
+
+def is_refused(address: str, allowed: Iterable[str] = ()) -> bool:
+    """Whether Synapse and Sydent do not connect to an address. allowed: networks that they were told to reach."""
+    return _is_in(address, (*BLOCKED_NETWORKS, *MULTICAST)) and not _is_in(address, (*TRANSLATED, *allowed))
+
+
+def _is_in(address: str, networks: Iterable[str]) -> bool:
+    return any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in networks)

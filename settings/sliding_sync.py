@@ -1,6 +1,6 @@
 """The Sliding Sync proxy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -83,7 +83,7 @@ class SlidingSync(View):
         return (f"{self.address}:{self.port}",)
 
     @property
-    def web_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def web_names(self) -> Sequence[str]:
         return (self.domain,)
 
 

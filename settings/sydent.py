@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from operations.virtualenvs import Virtualenv
-from roles import SYDENT
+from roles import SYDENT, SYNAPSE
 from settings.deployment import SettingError, Settings, View
 from vault import Secret
 
@@ -53,13 +53,18 @@ class Sydent(View):
             smtp_username=mail.username,
             smtp_password=mail.password,
             smtp_tls=mail.tls if mail.host else "none",
-            ip_allowlist=tuple(settings.choices.private_networks),
+            ip_allowlist=settings.reachable(cls.reaches(settings)),
             client_domain=settings.server_name,
         )
 
     @classmethod
     def well_known(cls, settings: Settings) -> Mapping[str, Any]:
         return {"m.identity_server": {"base_url": f"https://{settings.domain(SYDENT)}"}}
+
+    @classmethod
+    def reaches(cls, settings: Settings) -> Sequence[str]:
+        # It asks the homeserver who its users are.
+        return (settings.server_name, settings.domain(SYNAPSE)) if settings.exists("synapse") else ()
 
     @property
     def public_url(self) -> str:
@@ -71,7 +76,7 @@ class Sydent(View):
         return (f"{self.bind_address}:{self.port}",)
 
     @property
-    def web_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def web_names(self) -> Sequence[str]:
         return (self.domain,)
 
     @property

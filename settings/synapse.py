@@ -74,7 +74,7 @@ class Synapse(View):
             federation=choices.federation,
             federation_port=8448 if choices.federation_port_8448 else None,
             max_upload_size=choices.max_upload_size,
-            private_networks=tuple(settings.choices.private_networks),
+            private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,
             admin_email=settings.choices.admin_email,
             well_known_client=settings.well_known,
@@ -84,6 +84,11 @@ class Synapse(View):
     @classmethod
     def well_known(cls, settings: Settings) -> Mapping[str, Any]:
         return {"m.homeserver": {"base_url": f"https://{settings.domain(SYNAPSE)}"}}
+
+    @classmethod
+    def reaches(cls, settings: Settings) -> Sequence[str]:
+        # It asks the identity server for its users.
+        return (settings.domain(SYDENT),) if settings.exists("sydent") else ()
 
     @property
     def public_url(self) -> str:
@@ -103,7 +108,7 @@ class Synapse(View):
         return tuple(f"unix/{path}" for path in self.sockets)
 
     @property
-    def web_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def web_names(self) -> Sequence[str]:
         return (self.server_name, self.domain)
 
     @property

@@ -4,6 +4,7 @@ from pyinfra import host
 
 from operations import deployment, files, packages, virtualenvs
 from operations.files import Directory
+from roles import PACKAGES
 from settings import settings_of
 
 settings = settings_of(host)
@@ -23,7 +24,7 @@ files.present(
 
 packages.installed(
     name="Install Python and the certificate authorities",
-    packages=["ca-certificates", "curl", "openssl", "python3-venv"],
+    packages=list(PACKAGES),
 )
 
 # Virtualenvs need the processor and PyPI, packages the disk and the mirror: in parallel they take half the time.

@@ -1,8 +1,13 @@
 #!/bin/sh
 # The state of a machine, a line each: a word and its value. $marker: the file that an earlier run wrote to mark the machine.
+# $names: domain names, of which the machine's programs look up the addresses.
 sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
 # The slowest of all: it goes on beside the others.
 command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }' &
+# As programs look them up: by /etc/hosts as well, and both families, whether the machine has IPv6 or not.
+for name in $names; do
+  echo "name $name $(timeout 5 getent -A ahosts "$name" | awk '!seen[$1]++ { printf "%s ", $1 }')" &
+done
 echo "user $(id -un)"
 $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )

@@ -102,8 +102,10 @@ class Site:
         """Make an ACME server unreachable for the machine. (If it were stopped, it would lose its accounts.)"""
         rule = f"rule %s ipproto tcp dport {API[server]} unreachable"
         self.host.run(f"ip {rule % 'add'} && ip -6 {rule % 'add'}")
-        yield
-        self.host.run(f"ip {rule % 'del'} && ip -6 {rule % 'del'}")
+        try:
+            yield
+        finally:
+            self.host.run(f"ip {rule % 'del'} && ip -6 {rule % 'del'}")
 
     def set_names(self, *more: str) -> None:
         """Give the machine these DNS names beside its own, and no others."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from roles import SLIDING_SYNC
+from roles import ROLES, SLIDING_SYNC, Role, Unit
+from settings.issuers import STORE
 from tests.conftest import Deployed
 from tests.testbed import Host
 
@@ -35,48 +36,56 @@ while True:
 NEIGHBOURS = {"neighbour": "", "confined-neighbour": "-p DynamicUser=yes -p PrivateUsers=yes"}
 
 
-@dataclass(frozen=True)
-class Unit:
-    """name: may have a `*` for PostgreSQL's version. may: attempts that may succeed. user: if the unit does not set it."""
-
-    name: str
-    may: tuple[str, ...] = ()
-    user: str = ""
-
-
 # What every local user may do: see that processes exist, and connect to sockets that are open to all.
 ANYBODY = ("existence of *", "ownership of *", "socket *")
-# Every service that we run; add a new one here.
-UNITS = (
-    Unit("coturn.service", ("read /etc/turnserver.conf", "read /var/lib/caddy/.local/share/caddy/certificates")),
-    Unit("caddy.service", (*ANYBODY, "read /etc/caddy/Caddyfile", "read /var/lib/caddy/*")),
-    Unit("matrix-synapse.service", (*ANYBODY, "read /etc/matrix-synapse/*", "read /var/lib/matrix-synapse/*")),
-    # systemd reads its secrets for it.
-    Unit("sliding-sync.service", ANYBODY),
-    Unit("sydent.service", (*ANYBODY, "read /etc/sydent/*", "read /var/lib/sydent/*")),
-    # Debian's own unit: its user is its only confinement.
-    Unit(
-        "postgresql@*-main.service",
-        (*ANYBODY, "processes in /proc", "read /var/lib/postgresql/*"),
-        user="postgres",
-    ),
-)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A unit. name: with a `*` for PostgreSQL's version.
+
+    may: attempts that may succeed, and cannot: one of these that may not. user: if the unit does not set it.
+    """
+
+    name: str
+    may: tuple[str, ...]
+    cannot: str = ""
+    user: str = ""
+
+    @classmethod
+    def of(cls, role: Role, unit: Unit) -> "Service":
+        """What the record of the role says: its own files, and what is open to every local user."""
+        own = [path.format(version="*") for path in unit.private]
+        if role.own_certificate:
+            own.append(f"{STORE}/certificates")
+        may = [f"read {path}{below}" for path in own for below in ("", "/*")]
+        # A service that runs as root must not even see the others.
+        may += ANYBODY if unit.user != "root" else ()
+        # Debian's own unit has its user as its only confinement.
+        ours = unit.exposure is not None
+        return cls(
+            unit.name.format(version="*"),
+            (*may, *(() if ours else ("processes in /proc",))),
+            f"read {unit.environment}",
+            "" if ours else unit.user,
+        )
+
+    def allows(self, attempt: str) -> bool:
+        return attempt != self.cannot and any(fnmatch(attempt, allowed) for allowed in self.may)
+
+
+# PostgreSQL is the last: its restarts disturb the others.
+SERVICES = [Service.of(role, unit) for role in list(ROLES.values())[::-1] for unit in role.units]
 SECRETS = (
     "/etc/shadow",
     "/etc/ssh/ssh_host_*_key",
     "/root",
-    "/etc/turnserver.conf",
-    "/etc/caddy/Caddyfile",
-    "/var/lib/caddy/.local/share/caddy/certificates",
-    "/etc/matrix-synapse/homeserver.yaml",
-    "/etc/matrix-synapse/secrets",
-    "/var/lib/matrix-synapse/signing.key",
-    "/etc/sydent/sydent.conf",
-    "/var/lib/sydent/sydent.db",
-    "/etc/sliding-sync/*",
-    "/var/lib/postgresql/*/main",
     *(f"/dev/shm/{name}" for name in NEIGHBOURS),  # noqa: S108
 )
+# Of these also what is in them.
+PRIVATE = [path.format(version="*") for role in ROLES.values() for unit in role.units for path in unit.private]
+# An empty directory or file shows nothing.
+LIST = rf"find {' '.join(PRIVATE)} -maxdepth 1 ! -empty \( -type f -o -type d \)"
 WRITABLE = (
     "/etc",
     "/etc/systemd/system",
@@ -101,7 +110,7 @@ class Machine:
         targets = {
             "processes": {name: pid for name, pid in self.pids.items() if name != unit},
             "signalled": [self.pids[name] for name in NEIGHBOURS],
-            "readable": self.host.run(f"ls -d {' '.join(SECRETS)}").stdout.split(),
+            "readable": self.host.run(f"ls -d {' '.join(SECRETS)}; {LIST}").stdout.split(),
             "writable": WRITABLE,
             "sockets": SOCKETS,
         }
@@ -123,7 +132,7 @@ def main_pid(host: Host, unit: str) -> int:
     return int(host.run(f"systemctl show --value -p MainPID {unit}").stdout)
 
 
-def real_name(host: Host, unit: Unit) -> str:
+def real_name(host: Host, unit: Service) -> str:
     return host.run(f"systemctl list-units --plain --no-legend '{unit.name}'").stdout.split()[0]
 
 
@@ -148,12 +157,12 @@ def machine(deployed: Deployed) -> Iterator[Machine]:
 def running(machine: Machine) -> Machine:
     """The machine, with the current PIDs of our own services as targets."""
     host = machine.host
-    pids = {name: main_pid(host, name) for name in (real_name(host, unit) for unit in UNITS)}
+    pids = {name: main_pid(host, name) for name in (real_name(host, unit) for unit in SERVICES)}
     assert all(pids.values()), pids
     return Machine(host, {**machine.pids, **pids})
 
 
-def run_inside(host: Host, unit: Unit, name: str) -> str:
+def run_inside(host: Host, unit: Service, name: str) -> str:
     """Run the intruder once in place of the unit's own program. Afterwards the unit runs as before."""
     directory = f"/run/systemd/system/{name}.d"
     started = host.run(f"systemctl show --value -p ExecStart {name}").stdout
@@ -197,11 +206,11 @@ def test_unconfined_root_reaches_everything_that_is_tried(running: Machine) -> N
     assert {name for name in tried if name.startswith(("read", "write", "socket", "signal"))} <= reached
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name.partition(".")[0].partition("@")[0])
-def test_a_service_that_was_taken_over_reaches_no_other(running: Machine, unit: Unit) -> None:
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name.partition(".")[0].partition("@")[0])
+def test_a_service_that_was_taken_over_reaches_no_other(running: Machine, unit: Service) -> None:
     name = real_name(running.host, unit)
     running.write_targets(name)
     reached = running.reached(run_inside(running.host, unit, name))
     assert reached, "it does not even reach its own files"
-    wrong = sorted(each for each in reached if not any(fnmatch(each, allowed) for allowed in unit.may))
+    wrong = sorted(each for each in reached if not unit.allows(each))
     assert not wrong, f"{name} can reach: {wrong}"

@@ -9,6 +9,7 @@ import httpx
 import nio
 import pytest
 
+from roles import ROLES
 from tests.conftest import Deployed, own
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json, send_message
@@ -217,6 +218,8 @@ def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> 
     host.run("id shop >/dev/null 2>&1 || useradd --system shop")
     query(host, "CREATE ROLE shop LOGIN")
     query(host, "CREATE DATABASE shop OWNER shop")
+    owners = {role.database.owner: role.database.name for role in ROLES.values() if role.database}
+    databases = [*owners.values(), "shop", "postgres", "template1"]
     try:
         assert deployed.deployment.run("-y").changed == ["Create the databases"]
         reached = {
@@ -224,17 +227,16 @@ def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> 
                 f"cd / && runuser -u {user} -- psql -XAtqd {database} -c 'SELECT 1' 2>&1", check=False
             ).returncode
             == 0
-            for user in ("matrix-synapse", "sliding-sync", "shop", "postgres")
-            for database in ("synapse", "syncv3", "shop", "postgres", "template1")
+            for user in (*owners, "shop", "postgres")
+            for database in databases
         }
         assert [pair for pair, connected in reached.items() if connected] == [
-            ("matrix-synapse", "synapse"),
-            ("sliding-sync", "syncv3"),
+            *owners.items(),
             # Databases that an administrator adds work as before.
             ("shop", "shop"),
             ("shop", "postgres"),
             ("shop", "template1"),
-            *(("postgres", database) for database in ("synapse", "syncv3", "shop", "postgres", "template1")),
+            *(("postgres", database) for database in databases),
         ]
         assert deployed.deployment.run("-y").changed == []
     finally:

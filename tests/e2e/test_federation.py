@@ -34,6 +34,7 @@ from tests.e2e.client import (
 )
 from tests.protocols.federation_tester import canonical, check, key_problem, problems
 from tests.testbed import Host, Testbed
+from vault import SECRETS, Vault
 
 pytestmark = pytest.mark.role("synapse")
 
@@ -67,6 +68,24 @@ class Side:
         with self.outside.http() as http:
             url = self.outside.url("matrix", f"/_matrix/client/{path}")
             return expect_json(http.request(method, url, headers=self.user.authorization, **more), status)
+
+
+def secrets_of(deployed: Deployed) -> set[str]:
+    """What a deployment has generated, on the controller and on the machine."""
+    vault = Vault.open(deployed.deployment.vault)
+    generated = {
+        vault.get(name).reveal() for name, known in SECRETS.items() if known.kind != "given" and vault.has(name)
+    }
+    signing_key = deployed.host.run("cat /var/lib/matrix-synapse/signing.key").stdout
+    assert signing_key.startswith("ed25519 ") and len(generated) > 4
+    return {*generated, signing_key.split()[-1], vault.id}
+
+
+def test_deployments_share_no_secret(both: tuple[Deployed, Deployed]) -> None:
+    one, other = map(secrets_of, both)
+    # Secrets are not compared by `assert`, which would print them.
+    shared = len(one & other)
+    assert shared == 0
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,9 @@ def test_a_user_is_found_by_a_validated_address(
 
         session = request_validation(outside, http, hers, address)
         early = bind(outside, http, alice, hers, session)
-        assert early.status_code >= 400, "the address was bound without being validated"
+        assert early.status_code in (400, 403), (
+            f"the address was bound without being validated: {early.status_code} {early.text}"
+        )
 
         mail = receive_mail(outside, mailbox, address, tmp_path)
         _check_mail(mail, outside, address)
@@ -166,11 +168,14 @@ def test_unauthenticated_clients_are_refused_by_the_identity_server(outside: Out
             "matrix_server_name": outside.server_name,
             "expires_in": 3600,
         }
+        # Sydent 2.6.1 answers 500 when the homeserver refuses the token. Another 500 would mean that it was not asked.
         refused = http.post(f"{identity}/account/register", json=forged)
-        assert refused.status_code >= 400, "a forged OpenID token gets an account"
+        assert refused.status_code in (401, 403) or (
+            refused.status_code == 500 and "did not include 'sub'" in refused.json()["error"]
+        ), f"a forged OpenID token gets an account: {refused.status_code} {refused.text}"
         for path in ("account", "hash_details", "lookup", "validate/email/requestToken", "3pid/bind", "store-invite"):
             response = http.request("GET" if path in ("account", "hash_details") else "POST", f"{identity}/{path}")
-            assert response.status_code in (400, 401, 403), f"{path}: {response.status_code} {response.text}"
+            assert response.status_code in (401, 403), f"{path}: {response.status_code} {response.text}"
 
 
 def _check_mail(mail: EmailMessage, outside: Outside, address: str) -> None:

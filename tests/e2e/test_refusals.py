@@ -104,6 +104,7 @@ HERE = "group_data/trial.py: "
     [
         ({"server_name": ...}, [HERE, "server_name is missing", "example.org"]),
         ({"server_name": "https://x.test"}, [HERE, "server_name = 'https://x.test' is not allowed", "a domain name"]),
+        ({"server_name": "xn--9s9hnf.test"}, [HERE, "server_name = 'xn--9s9hnf.test'", "IDNA 2008 does not allow"]),
         ({"server_name": "Matrix.test"}, [HERE, "server_name = 'Matrix.test'", "lower-case"]),
         ({"server_name": "example.org"}, [HERE, "server_name is still example.org", "your own domain"]),
         ({"federaton": False}, [HERE, "there is no setting federaton", "did you mean federation?"]),

@@ -64,24 +64,6 @@ def test_second_run_changes_nothing(deployed: Deployed) -> None:
     assert restarted(before, deployed.host) == set()
 
 
-# Debian release -> secrets of its deployment, as the test below finds them.
-SECRETS_OF: dict[str, set[str]] = {}
-
-
-def test_deployments_share_no_secret(deployed: Deployed) -> None:
-    vault = Vault.open(deployed.deployment.vault)
-    generated = {
-        vault.get(name).reveal() for name, known in SECRETS.items() if known.kind != "given" and vault.has(name)
-    }
-    signing_key = deployed.host.run("cat /var/lib/matrix-synapse/signing.key").stdout
-    assert signing_key.startswith("ed25519 ") and len(generated) > 4
-    mine = {*generated, signing_key.split()[-1], vault.id}
-    # Secrets are not compared by `assert`, which would print them.
-    shared = [release for release, secrets in SECRETS_OF.items() if release != deployed.host.release and secrets & mine]
-    SECRETS_OF[deployed.host.release] = mine
-    assert shared == []
-
-
 # --- drift ----------------------------------------------------------------------------------------
 
 

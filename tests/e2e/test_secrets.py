@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from roles import ROLES, Unit
 from tests.conftest import complete
 from tests.deployment import Deployment, Run
 from tests.protocols.turn import Credentials
@@ -34,6 +35,7 @@ SPECIAL_SECRETS = [
     "sliding_sync_secret",
     "smtp_password",
 ]
+UNITS = [unit for role in ROLES.values() for unit in role.units]
 # A directory in memory that only root can enter.
 HIDDEN = "/run/secrets-of-the-test"
 # Collects every command line of every process until it is told to stop.
@@ -218,15 +220,16 @@ def test_systemd_and_the_journal_contain_no_secret(machine: Machine) -> None:
     assert_none_in(needles, "".join(journal.split()), "the journal")
 
 
-def test_only_the_environment_of_the_sliding_sync_proxy_contains_a_secret(machine: Machine) -> None:
-    """The proxy is configured only by its environment, which only root and its own user can read."""
+def test_no_environment_contains_a_secret_unless_systemd_reads_it_for_the_service(machine: Machine) -> None:
+    """The Sliding Sync proxy is configured only by its environment, which only root and its own user can read."""
     find = f"grep -laF -f {HIDDEN}/needles /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3; true"
     machine.host.run(f"cat > {HIDDEN}/needles", stdin="\n".join(traces_of(machine.deployment.vault)))
     pids = machine.host.run(find).stdout.split()
-    units = {machine.host.run(f"cat /proc/{pid}/cgroup").stdout.strip().rpartition("/")[2] for pid in pids}
-    assert units == {"sliding-sync.service"}
-    for pid in pids:
-        assert machine.host.run(f"stat -c '%a %U' /proc/{pid}/environ").stdout == "400 sliding-sync\n"
+    units = {pid: machine.host.run(f"cat /proc/{pid}/cgroup").stdout.strip().rpartition("/")[2] for pid in pids}
+    users = {unit.name: unit.user for unit in UNITS if unit.environment}
+    assert set(units.values()) == set(users)
+    for pid, unit in units.items():
+        assert machine.host.run(f"stat -c '%a %U' /proc/{pid}/environ").stdout == f"400 {users[unit]}\n"
 
 
 def test_only_files_that_the_programs_read_contain_secrets(machine: Machine) -> None:
@@ -237,24 +240,35 @@ def test_only_files_that_the_programs_read_contain_secrets(machine: Machine) -> 
         "xargs stat -c '%n %a %U:%G'",
         timeout=120,
     ).stdout
-    synapse = "640 root:matrix-synapse"
-    assert sorted(found.splitlines()) == sorted(
-        [
-            f"/etc/matrix-synapse/conf.d/email.yaml {synapse}",
-            f"/etc/matrix-synapse/secrets/form_secret {synapse}",
-            f"/etc/matrix-synapse/secrets/macaroon_secret_key {synapse}",
-            f"/etc/matrix-synapse/secrets/registration_shared_secret {synapse}",
-            f"/etc/matrix-synapse/secrets/turn_shared_secret {synapse}",
-            "/etc/sliding-sync/environment 600 root:root",
-            "/etc/sydent/sydent.conf 640 root:sydent",
-            "/etc/turnserver.conf 600 root:root",
-        ]
-    )
-    directories = "/etc/matrix-synapse /etc/matrix-synapse/secrets /etc/sydent /etc/sliding-sync"
-    modes = machine.host.run(f"stat -c %a {directories} /var/lib/matrix-synapse /var/lib/sydent").stdout.split()
-    assert set(modes) == {"750"}
+    # File, or directory of files -> mode and owners. What systemd reads for a service is root's alone.
+    wanted = {path: _read_by(unit.user) for unit in UNITS for path in unit.secrets}
+    wanted |= {unit.environment: _read_by("root") for unit in UNITS if unit.environment}
+    holding = set()
+    for line in found.splitlines():
+        path, _, rights = line.partition(" ")
+        [declared] = [each for each in wanted if path == each or path.startswith(f"{each}/")] or [""]
+        assert rights == wanted.get(declared), f"{line}, which is declared as {declared or 'nothing'}"
+        holding.add(declared)
+    assert holding == set(wanted)
+    # The directories of the roles, above and below /etc, and those of their data.
+    directories = {str(parent) for path in wanted for parent in Path(path).parents if len(parent.parts) > 2}
+    directories |= {path for path in wanted if machine.host.run(f"[ -d {path} ]", check=False).returncode == 0}
+    directories |= {str(Path(path).parent) for unit in UNITS for path in unit.private if _is_ours(path, unit)}
+    modes = machine.host.run(f"stat -c '%a %n' {' '.join(directories)}").stdout.splitlines()
+    assert {"/etc/matrix-synapse/secrets", "/etc/sliding-sync", "/var/lib/sydent"} <= directories
+    assert [line for line in modes if not line.startswith("750 ")] == []
     signing_key = machine.host.run("stat -c '%a %U' /var/lib/matrix-synapse/signing.key").stdout
     assert signing_key == "600 matrix-synapse\n"
+
+
+def _read_by(user: str) -> str:
+    """Mode and owners of a file with secrets for this user."""
+    return "600 root:root" if user == "root" else f"640 root:{user}"
+
+
+def _is_ours(path: str, unit: Unit) -> bool:
+    """Whether a private path is in the data directory of a service that has no package of Debian's."""
+    return path.startswith("/var/lib/") and not unit.masked
 
 
 def test_controller_stores_secrets_only_encrypted(machine: Machine) -> None:

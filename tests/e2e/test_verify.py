@@ -1,6 +1,7 @@
 """`pytest tests/host --inventory`: the report for a healthy machine, and for one with many faults."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 CERTIFICATES = "/var/lib/caddy/.local/share/caddy/certificates/local"
+# Whether Sydent reaches the homeserver by its name: with an invalid token, it answers that the homeserver does not know it.
+FORGED = """curl -s --max-time 20 -d '{{"access_token": "none", "token_type": "Bearer", "expires_in": 60,
+"matrix_server_name": "{name}"}}' http://127.0.0.1:8090/_matrix/identity/v2/account/register"""
 # Command that causes a fault -> patterns of the messages about it. Each is of another kind, and none is a wrong setting.
 FAULTS = {
     # A service that does not run, and what clients get instead.
@@ -50,6 +54,12 @@ FAULTS = {
     "nft 'add table inet firewall; add chain inet firewall input { type filter hook input priority 0; }; "
     "add rule inet firewall input ip6 nexthdr tcp tcp dport 443 reject with tcp reset'": [
         r"verify\.test:443 at fd[0-9a-f:]+: this computer gets no connection"
+    ],
+    # An address that Synapse does not connect to, and an old one.
+    "echo 127.0.0.1 identity.verify.test >>/etc/hosts; "
+    "sed -n 's/^nameserver \\(.*\\)/\\1 matrix.verify.test/p' /etc/resolv.conf >>/etc/hosts": [
+        r"this machine gets no connection to matrix\.verify\.test at [0-9.]+, port 443: connection refused",
+        r"identity\.verify\.test is 127\.0\.0\.1 on this machine, where Synapse refuses to connect to: take the name out",
     ],
     # A mail server that does not run.
     "systemctl stop postfix@-.service postfix.service": [
@@ -129,6 +139,62 @@ def test_a_logged_certificate_error_is_reported_until_it_is_resolved(machine: Ma
     assert "identity.verify.test: obtaining certificate: context canceled" in logged, logged
     status, output = machine.deployment.verify()
     assert status == 0, output
+
+
+def test_the_installers_line_in_hosts_does_no_harm(machine: Machine) -> None:
+    """Debian's installer gives an address of the loopback to the machine's own name, which may be a name of ours."""
+    host, deployment = machine.host, machine.deployment
+    own = host.run("cat /etc/hosts").stdout
+    try:
+        host.run(f"echo '127.0.0.1 localhost\n127.0.1.1 {host.domain} verify' >/etc/hosts")
+        run = deployment.run("-y")
+        assert run.changed == ["Configure Sydent", "Run Sydent"] and "refuses" not in run.output, run.output
+        answer = host.run(FORGED.format(name=host.domain)).stdout
+        assert "did not include 'sub'" in answer, answer
+        assert deployment.run("-y").changed == []
+        # An address that is not allowed: the same is said when nothing is changed.
+        host.run("sed -i s/127.0.1.1/127.0.0.1/ /etc/hosts")
+        assert re.search(
+            rf"--> verify: {host.domain} is 127\.0\.0\.1 .* Sydent refuses .*hosts", deployment.run("--dry").output
+        )
+    finally:
+        host.run("cat >/etc/hosts", stdin=own)
+    assert deployment.run("-y").changed == ["Configure Sydent", "Run Sydent"]
+
+
+def test_an_address_that_leads_nowhere_is_reported(machine: Machine) -> None:
+    """On a machine without IPv6 whose names have AAAA records: at every port of everybody's."""
+    address = machine.host.address6
+    # So that this computer need not wait for each connection to time out.
+    route = ["unreachable", address, "metric", "1"]
+    machine.host.run("ip -6 address flush dev host0 scope global")
+    subprocess.run(["ip", "-6", "route", "add", *route], check=True)
+    try:
+        status, output = machine.deployment.verify("tests/host/test_from_outside.py")
+    finally:
+        subprocess.run(["ip", "-6", "route", "delete", *route], check=True)
+        machine.host.run("networkctl reconfigure host0")
+    report = _unwrapped(output)
+    assert status == 1, output
+    assert f"matrix.verify.test resolves to {address}, but this machine has {machine.host.address}" in report, output
+    places = ("verify.test:80", "matrix.verify.test:443", "turn.verify.test:5349", "turn:turn.verify.test:3478 by udp")
+    for place in (*places, "turn:turn.verify.test:3478 by tcp", "turns:turn.verify.test:5349 by tcp"):
+        assert f" {place} at {address}: " in report, f"{place} is not in\n{output}"
+    wrong = report.partition("things are wrong")[2]
+    assert f" at {machine.host.address}" not in wrong, output
+
+
+def test_a_computer_without_ipv6_is_no_fault_of_the_machine(machine: Machine) -> None:
+    rule = ["to", machine.host.address6, "unreachable"]
+    subprocess.run(["ip", "-6", "rule", "add", *rule], check=True)
+    try:
+        status, output = machine.deployment.verify("tests/host/test_from_outside.py")
+    finally:
+        subprocess.run(["ip", "-6", "rule", "delete", *rule], check=True)
+    assert status == 0, output
+    for place in ("verify.test:80", "verify.test:443", "turn:turn.verify.test:3478 by udp"):
+        line = f" {place} was not checked at {machine.host.address6}: this computer has no IPv6"
+        assert line in re.sub(r"\s+", " ", output), output
 
 
 def test_every_fault_of_a_machine_is_reported(machine: Machine) -> None:

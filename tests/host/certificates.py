@@ -18,22 +18,40 @@ class Presented:
     verdict: str
 
 
-def presented(host: Host, port: int, name: str, datagrams: bool = False, authority: str = "") -> Presented:
-    """A handshake with this machine, over TLS or (datagrams) DTLS.
+def presented(
+    host: Host, port: int, name: str, datagrams: bool = False, authority: str = "", address: str = "127.0.0.1"
+) -> Presented:
+    """A handshake from this machine with an address, its own by default, over TLS or (datagrams) DTLS.
 
     authority: path of a file with the authority of a private issuer, in addition to those that the machine trusts.
     """
     command = "timeout 10 openssl s_client -connect %s -servername %s -verify_hostname %s </dev/null 2>&1"
-    words = [f"127.0.0.1:{port}", name, name]
+    words = [f"[{address}]:{port}" if ":" in address else f"{address}:{port}", name, name]
     if authority:
         command, words = command.replace(" </", " -CAfile %s </"), [*words, authority]
     if datagrams:
         command = command.replace("s_client", "s_client -dtls")
     output = str(host.run(command, *words).stdout)
+    refused = re.search(r"BIO_connect:([^:]+):", output)
+    last = (output.strip().splitlines() or ["no answer within 10 s"])[-1]
     pem = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", output, re.DOTALL)
     verdict = re.search(r"Verif(?:y return code|ication)[^:]*: (.*)", output)
     certificate = x509.load_pem_x509_certificate(pem[0].encode()) if pem else None
-    return Presented(certificate, verdict[1].strip() if verdict else output.strip().splitlines()[-1])
+    return Presented(certificate, verdict[1].strip() if verdict else refused[1].lower() if refused else last)
+
+
+def valid_names(certificate: x509.Certificate) -> list[str]:
+    """The names that a certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.DNSName)
+
+
+def is_for(certificate: x509.Certificate, name: str) -> bool:
+    """Whether a certificate is for the name."""
+    return bool({name, f"*.{name.partition('.')[2]}"} & set(valid_names(certificate)))
 
 
 def certificate_problem(certificate: x509.Certificate, name: str) -> str:
@@ -42,13 +60,8 @@ def certificate_problem(certificate: x509.Certificate, name: str) -> str:
     Caddy renews a certificate when a third of its lifetime is left, whether that is 90 days or 12 hours. With less than a
     quarter left, and less than a week, the renewal must have failed.
     """
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        valid_for = names.get_values_for_type(x509.DNSName)
-    except x509.ExtensionNotFound:
-        valid_for = []
-    if name not in valid_for and f"*.{name.partition('.')[2]}" not in valid_for:
-        return f"its certificate is for {', '.join(valid_for) or 'nobody'}"
+    if not is_for(certificate, name):
+        return f"its certificate is for {', '.join(valid_names(certificate)) or 'nobody'}"
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     now = datetime.datetime.now(datetime.UTC)
     if now < begin:

@@ -93,8 +93,9 @@ class Machine:
     def state(self) -> MachineState:
         """The state of the machine, as a deploy sees it."""
         fact, unreachable = MachineFact(), ""
+        names = dict.fromkeys(name for _, name in self._settings_with(MachineState()).reached)
         try:
-            result = self._connection(sudo=False).run(fact.question())
+            result = self._connection(sudo=False).run(fact.question(names))
         except RuntimeError as error:
             unreachable = getattr(error.args[0], "stderr", "").strip() or str(error)
         if unreachable:
@@ -116,6 +117,9 @@ class Machine:
     @cached_property
     def settings(self) -> Settings:
         """The settings of this machine."""
+        return self._settings_with(self.state)
+
+    def _settings_with(self, state: MachineState) -> Settings:
         neighbours = {
             other.name: Neighbour(other.data.get("address") or other.data.get("ssh_hostname") or other.name)
             for other in self.inventory.machines
@@ -126,7 +130,7 @@ class Machine:
             self.inventory.deployment,
             self.inventory.groups,
             self.name,
-            self.state,
+            state,
             neighbours,
             self.data.get("ssh_hostname"),
         )

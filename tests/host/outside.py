@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import http.client
 import ipaddress
 import shlex
 import socket
@@ -9,6 +10,7 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cryptography import x509
@@ -31,6 +33,18 @@ print(username, base64.b64encode(hmac.digest(secret, username.encode(), "sha1"))
 """
 
 
+# The addresses of a name by DNS, of both families, whether the machine has IPv6 or not. Its /etc/hosts is not used: others do
+# not have it. systemd-resolved would answer from it, so that the name servers behind it are asked.
+RESOLVE = """
+resolve="getent -A -s hosts:dns ahosts"
+behind=/run/systemd/resolve/resolv.conf
+if grep -qs "^nameserver 127.0.0.5[34]" /etc/resolv.conf && grep -qs ^nameserver "$behind"; then
+    resolve="unshare --mount sh -c 'mount --bind $behind /etc/resolv.conf && exec $resolve \\"\\$1\\"' sh"
+fi
+eval "$resolve %s"
+"""
+
+
 class NoRoute(Exception):
     """This computer has no route to the address: it has no IPv6."""
 
@@ -44,8 +58,8 @@ class Handshake:
 
 
 def addresses_of(host: Host, name: str) -> list[str]:
-    """The addresses of a name by the machine's name servers, IPv4 first. Its /etc/hosts is not used: others do not have it."""
-    lines = host.run("getent -s hosts:dns ahosts %s", name).stdout.splitlines()
+    """The addresses of a name by the machine's name servers, IPv4 first."""
+    lines = host.run(RESOLVE, name).stdout.splitlines()
     found = {ipaddress.ip_address(line.split()[0].partition("%")[0]) for line in lines if line.strip()}
     return [str(address) for address in sorted(found, key=lambda address: (address.version, address.packed))]
 
@@ -67,8 +81,49 @@ def trusted_by(host: Host) -> Iterator[Path]:
         yield Path(file.name)
 
 
+def check_route(address: str) -> None:
+    """Raises NoRoute. Without a packet: a router's answer that it has no route is a fault of the address."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        try:
+            datagrams.connect((address, 9))
+        except OSError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise NoRoute(address) from None
+
+
+@cache
+def connection_problem(address: str, port: int) -> str:
+    """Why a client gets no TCP connection; empty if it gets one. Asked once: several names have the same address.
+
+    Raises NoRoute.
+    """
+    check_route(address)
+    try:
+        socket.create_connection((address, port), timeout=TIMEOUT).close()
+    except OSError as error:
+        return f"this computer gets no connection: {error.strerror or error}"
+    return ""
+
+
+def http_problem(address: str, name: str) -> str:
+    """Why a client gets no answer to an HTTP request without TLS for the name; empty if it gets one. Raises NoRoute."""
+    if problem := connection_problem(address, 80):
+        return problem
+    connection = http.client.HTTPConnection(address, 80, timeout=TIMEOUT)
+    try:
+        connection.request("GET", "/", headers={"Host": name})
+        connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        return f"no answer to an HTTP request: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    return ""
+
+
 def handshake(address: str, port: int, name: str, authorities: Path | None) -> Handshake:
     """A client's TLS handshake. authorities: file of the authorities to trust; None: accept any. Raises NoRoute."""
+    if problem := connection_problem(address, port):
+        return Handshake(None, problem)
     context = ssl.create_default_context(cafile=str(authorities) if authorities else None)
     if not authorities:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -84,8 +139,6 @@ def handshake(address: str, port: int, name: str, authorities: Path | None) -> H
     except ssl.SSLError as error:
         return Handshake(None, f"no TLS: {(error.reason or str(error)).lower().replace('_', ' ')}")
     except OSError as error:
-        if error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
-            raise NoRoute(address) from None
         return Handshake(None, f"this computer gets no connection: {error.strerror or error}")
 
 

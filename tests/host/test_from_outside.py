@@ -7,6 +7,7 @@ import datetime
 import json
 import shlex
 import ssl
+from collections.abc import Mapping, Sequence
 
 import pytest
 from cryptography import x509
@@ -23,7 +24,9 @@ from tests.host.outside import (
     NoRoute,
     address_of,
     addresses_of,
+    check_route,
     handshake,
+    http_problem,
     is_same_machine,
     issued_credentials,
     trusted_by,
@@ -106,9 +109,30 @@ def test_every_name_and_port_presents_its_certificate(host: Host, settings: Sett
                     note("certificates", f"{place}: {_described(shown.certificate)}")
                 if problem:
                     wrong.setdefault((place, problem), []).append(address)
-    lines = [f"{place} at {' and '.join(addresses)}: {problem}" for (place, problem), addresses in wrong.items()]
+    lines = _listed(wrong)
     advice = "are the ports open in every firewall? Where a certificate is wrong, see journalctl -u caddy -u coturn"
     assert not lines, "\n".join([*lines, advice])
+
+
+def _listed(wrong: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
+    """A line for each place and its problem, with the addresses that have it."""
+    return [f"{place} at {' and '.join(addresses)}: {problem}" for (place, problem), addresses in wrong.items()]
+
+
+def test_port_80_answers_at_every_address(host: Host, settings: Settings, note: Note) -> None:
+    """For certificate authorities, and for people who type a name."""
+    wrong: dict[tuple[str, str], list[str]] = {}
+    for name in dict.fromkeys(served.domain for served in settings.served if settings.here("caddy")):
+        for address in addresses_of(host, name):
+            try:
+                problem = http_problem(address, name)
+            except NoRoute:
+                note("certificates", f"{name}:80 was not checked at {address}: this computer has no IPv6")
+                continue
+            if problem:
+                wrong.setdefault((f"{name}:80", problem), []).append(address)
+    lines = _listed(wrong)
+    assert not lines, "\n".join([*lines, "is the port open in every firewall? Caddy needs it to obtain certificates"])
 
 
 def _described(certificate: x509.Certificate) -> str:
@@ -153,23 +177,33 @@ def test_relay_gives_an_allocation(
     # Its certificate is checked by another test.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        with relay(found[0], transport, credentials, context=context, name=name) as client:
-            relayed, _ = client.allocate(ipv6=":" in found[0])
-    except RefusedError as refused:
-        if refused.code == 401:
-            pytest.fail(f"the relay {name} refuses the credentials that Synapse hands out: {DEPLOY}")
-        pytest.fail(f"{place} refuses: {refused}; see journalctl -u coturn")
-    except (OSError, AssertionError) as error:
-        pytest.fail(
-            f"{place}: {error or type(error).__name__}; are the ports of the README open in every firewall on the way from "
-            "this computer? See journalctl -u coturn"
-        )
-    assert relayed in found, (
-        f"{place} allocates addresses at {relayed}, but {name} resolves to {', '.join(found)}: callers cannot reach them; if the "
-        "machine is behind NAT, set external_ip to its public IPv4 address"
-    )
-    note("calls", f"{place}: allocation at {relayed}")
+    wrong = []
+    for address in found:
+        at = f"{place} at {address}"
+        try:
+            check_route(address)
+            with relay(address, transport, credentials, context=context, name=name) as client:
+                relayed, _ = client.allocate(ipv6=":" in address)
+        except NoRoute:
+            note("calls", f"{place} was not checked at {address}: this computer has no IPv6")
+        except RefusedError as refused:
+            if refused.code == 401:
+                pytest.fail(f"the relay {name} refuses the credentials that Synapse hands out: {DEPLOY}")
+            wrong.append(f"{at} refuses: {refused}; see journalctl -u coturn")
+        except (OSError, AssertionError) as error:
+            wrong.append(
+                f"{at}: {error or type(error).__name__}; are the ports of the README open in every firewall on the way from "
+                "this computer? See journalctl -u coturn"
+            )
+        else:
+            # A machine has many addresses with IPv6, and behind NAT none with IPv4 that callers could use.
+            if relayed not in found and not (":" in relayed and relayed in machine.state.addresses):
+                wrong.append(
+                    f"{at} allocates addresses at {relayed}, but {name} resolves to {', '.join(found)}: callers cannot reach "
+                    "them; if the machine is behind NAT, set external_ip to its public IPv4 address"
+                )
+            note("calls", f"{place}: allocation at {relayed}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_mail_server_accepts_this_machine(host: Host, settings: Settings, note: Note) -> None:

@@ -8,6 +8,7 @@ from testinfra.host import Host
 from operations.machine import MARKER
 from operations.preflight import LATER_DISK
 from settings import Settings
+from tests.host.certificates import is_for, presented
 from tests.host.machines import Machine
 from tests.host.report import Note
 from tests.host.services import ask
@@ -25,6 +26,24 @@ def test_it_belongs_to_this_deployment(host: Host, settings: Settings) -> None:
     assert name == settings.server_name, (
         f"this machine serves {name}, not {settings.server_name}: is it the right inventory?"
     )
+
+
+def test_its_services_reach_each_other_by_name(machine: Machine, host: Host, settings: Settings) -> None:
+    """At the addresses that this machine has for the names, from /etc/hosts or DNS."""
+    wrong = list(settings.unreachable)
+    for name in dict.fromkeys(name for _, name in settings.reached):
+        for address in machine.state.names.get(name, ()):
+            found = presented(host, 443, name, address=address)
+            # A machine without IPv6 uses the other addresses.
+            if found.certificate is None and "unreachable" not in found.verdict:
+                wrong.append(f"this machine gets no connection to {name} at {address}, port 443: {found.verdict}")
+            elif found.certificate and not is_for(found.certificate, name):
+                wrong.append(f"{name} is {address} on this machine, and another name is served there")
+    advice = (
+        "see `getent ahosts NAME` there: /etc/hosts, then DNS. Behind NAT without hairpinning, write the address of the "
+        "machine with Caddy into /etc/hosts, and add it to private_networks"
+    )
+    assert not wrong, "\n".join([*wrong, advice])
 
 
 def test_there_is_disk_space_for_the_next_deploy(machine: Machine, note: Note) -> None:

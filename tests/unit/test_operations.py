@@ -337,6 +337,8 @@ def test_machine_state_is_parsed() -> None:
             "memory 3910",
             "disk 20000",
             "addresses 192.0.2.1 2001:db8::1 ",
+            "name matrix.x.test 127.0.1.1 fe80::1%eth0 ",
+            "name x.test ",
             "postgresql 15",
             "postgresql 9",
             'deployment {"server_name": "x.test", "vault": "1"}',
@@ -345,6 +347,7 @@ def test_machine_state_is_parsed() -> None:
         ]
     )
     assert (state.user, state.root, state.processors, state.memory) == ("admin", True, 3, 3910)
+    assert state.names == {"matrix.x.test": ("127.0.1.1", "fe80::1"), "x.test": ()}
     assert state.postgresql == ("9", "15")
     assert state.deployment == {"server_name": "x.test", "vault": "1"}
     web, relay = state.listeners
@@ -355,10 +358,14 @@ def test_machine_state_is_parsed() -> None:
 def test_machine_state_of_this_computer() -> None:
     """The command must work in a POSIX shell."""
     answer = subprocess.run(
-        ["sh", "-c", question_command(Machine().question())], capture_output=True, text=True, check=True
+        ["sh", "-c", question_command(Machine().question(["localhost", "none.invalid"]))],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     state = Machine().process(answer.stdout.splitlines())
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
+    assert "127.0.0.1" in state.names["localhost"] and state.names["none.invalid"] == ()
 
 
 def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -509,7 +509,6 @@ def test_an_upload_that_goes_wrong_leaves_the_old_version_running(
     make: Callable[[str], ReleaseFile],
     release: Release,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     old, new = make("v1"), make("v2")
     machine.run(old)

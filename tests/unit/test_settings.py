@@ -89,7 +89,44 @@ def test_server_name_must_be_a_domain(name: object) -> None:
     assert len(line.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["x.test", "a-b.x.test", "1.x.test", "xn--bcher-kva.test"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("müller.test", "this one is written xn--mller-kva.test"),
+        ("Müller.test", "this one is written xn--mller-kva.test"),
+        ("mu\u0308ller.test", "this one is written xn--mller-kva.test"),
+        ("matrix.faß.test", "this one is written matrix.xn--fa-hia.test"),
+        ("xn--9s9hnf.test", "IDNA 2008 does not allow this one: Codepoint U+1F9E1"),
+        ("xn--mller-kva.xn--9s9hnf.test", "IDNA 2008 does not allow this one: Codepoint U+1F9E1"),
+        ("\U0001f4a9.test", "IDNA 2008 does not allow this one: Codepoint U+1F4A9"),
+        ("xn--x.test", "IDNA 2008 does not allow this one: Invalid A-label"),
+        ("xn--.test", None),
+        ("ab--cd.test", "IDNA 2008 does not allow this one: Label has disallowed hyphens"),
+        ("x.test.", None),
+        ("x.123", None),
+        ("x.0x7f", None),
+        ("mu_ller.test", None),
+    ],
+)
+def test_names_that_no_program_connects_to_are_refused(name: str, why: str | None) -> None:
+    for setting in ("server_name", "matrix_domain", "turn_domain", "smtp_host", "address"):
+        line = refusal(**{setting: name})
+        assert line.startswith(f"group_data/prod.py: {setting} = {name!r} is not allowed: it must be ")
+        assert line.partition("; ")[2].startswith(why or "") and bool(why) == ("; " in line)
+        assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("setting", ["admin_email", "mail_from"])
+def test_domain_of_a_mail_address_must_be_encoded(setting: str) -> None:
+    assert "an e-mail address" in (line := refusal(**{setting: "me@müller.test"})) and "xn--mller-kva.test" in line
+    assert "IDNA 2008 does not allow this one" in refusal(**{setting: "me@xn--9s9hnf.test"})
+    for address in ("me@xn--mller-kva.test", "Me+tag@Mail.X.test"):
+        assert getattr(chosen(**{setting: address}), setting) == address
+
+
+@pytest.mark.parametrize(
+    "name", ["x.test", "a-b.x.test", "1.x.test", "xn--bcher-kva.test", "xn--mgbh0fb.xn--fa-hia.test"]
+)
 def test_domains_that_are_allowed(name: str) -> None:
     assert chosen(server_name=name).server_name == name
 
@@ -242,6 +279,54 @@ def test_domains_follow_the_server_name(tmp_path: Path) -> None:
     domains = tuple(made.domain(role) for role in (SYNAPSE, SYDENT, SLIDING_SYNC, COTURN))
     assert domains == ("matrix.x.test", "identity.x.test", "sliding.x.test", "turn.x.test")
     assert settings(tmp_path, matrix_domain="chat.y.test").view(Synapse).public_url == "https://chat.y.test/"
+
+
+NAMES = ("x.test", "matrix.x.test", "identity.x.test")
+
+
+def at(name: str, *addresses: str) -> MachineState:
+    """A machine on which one of the names has these addresses, and the others public ones."""
+    names = {**dict.fromkeys(NAMES, ("8.8.8.8", "2606:4700::1", "64:ff9b::808:808")), name: addresses}
+    return MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("8.8.8.8",), names=names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("addresses", "advice"),
+    [
+        (["8.8.8.8"], None),
+        (["127.0.1.1"], None),
+        (["127.0.0.1"], "take the name out of that line of /etc/hosts"),
+        (["::1"], "take the name out of that line of /etc/hosts"),
+        (["fe80::1"], "take the name out of that line of /etc/hosts"),
+        (["10.1.2.3"], 'add "10.1.2.3/32" to private_networks'),
+        (["fd00::1", "8.8.8.8"], 'add "fd00::1/128" to private_networks'),
+        (["172.16.0.1"], None),
+        ([], "has no address on this machine"),
+    ],
+)
+def test_names_that_a_service_cannot_reach_are_reported(
+    tmp_path: Path, name: str, addresses: list[str], advice: str | None
+) -> None:
+    """Sydent and Synapse take no part of an answer that has a private address."""
+    made = settings(tmp_path, machine=at(name, *addresses), private_networks=["172.16.0.0/16"])
+    if advice is None:
+        assert made.unreachable == []
+    else:
+        [line] = made.unreachable
+        assert name in line and advice in line
+        assert ("Synapse" if name == "identity.x.test" else "Sydent") in line
+    alone = {"postgres": ["one"], "synapse": ["one"]}
+    assert settings(tmp_path, alone, machine=at(name, *addresses)).unreachable == []
+
+
+def test_the_installers_line_in_hosts_allows_no_more_than_it_has_to(tmp_path: Path) -> None:
+    """An address of the loopback is allowed only where one of our own names has it."""
+    assert settings(tmp_path).view(Sydent).ip_allowlist == ()
+    made = settings(tmp_path, machine=at("x.test", "127.0.1.1"))
+    assert (made.view(Sydent).ip_allowlist, made.view(Synapse).private_networks) == (("127.0.1.1/32",), ())
+    made = settings(tmp_path, machine=at("identity.x.test", "127.0.1.1"))
+    assert (made.view(Sydent).ip_allowlist, made.view(Synapse).private_networks) == ((), ("127.0.1.1/32",))
 
 
 @pytest.mark.parametrize(("size", "count"), [("1K", 1024), ("50M", 50 * 1024**2), ("2G", 2 * 1024**3)])
