@@ -34,6 +34,8 @@ class MachineState:
     marker_damaged: whether MARKER exists, but does not name a deployment and a vault.
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
+    interfaces: each lasting address that is not local, with its interface, such as [("eth0", "192.0.2.7")].
+    outgoing: interface and address with which the machine connects to the world, for each family that it does so with.
     """
 
     user: str = ""
@@ -54,6 +56,8 @@ class MachineState:
     clusters: tuple[tuple[str, int], ...] = ()
     units: frozenset[str] = frozenset()
     database_port: int = 5432
+    interfaces: tuple[tuple[str, str], ...] = ()
+    outgoing: tuple[tuple[str, str], ...] = ()
 
 
 class Machine(Fact[MachineState]):
@@ -77,6 +81,7 @@ class Machine(Fact[MachineState]):
         listeners: list[Listener] = []
         releases: list[str] = []
         units: list[str] = []
+        on: dict[str, list[tuple[str, str]]] = {"interface": [], "outgoing": []}
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
@@ -85,6 +90,9 @@ class Machine(Fact[MachineState]):
                 units.append(value)
             elif key == "installed":
                 releases.append(value)
+            elif key in on:
+                interface, _, address = value.partition(" ")
+                on[key].append((interface, address))
             elif key == "cluster":
                 cluster, _, cluster_port = value.partition(" ")
                 if cluster_port.isdigit():
@@ -116,6 +124,8 @@ class Machine(Fact[MachineState]):
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             database_port=int({**values, **(marker or {})}.get("database_port", "5432")),
+            interfaces=tuple(on["interface"]),
+            outgoing=tuple(on["outgoing"]),
         )
 
 

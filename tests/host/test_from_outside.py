@@ -62,7 +62,8 @@ print(json.dumps(found))
 
 
 def test_names_resolve_to_this_machine(machine: Machine, host: Host, settings: Settings, note: Note) -> None:
-    own = [*machine.state.addresses, *([external] if (external := settings.section(Relay).external_ip) else [])]
+    chosen = settings.section(Relay)
+    own = [*machine.state.addresses, *filter(None, (chosen.external_ip, chosen.external_ipv6))]
     wrong, leading = [], {}
     if machine.local:
         note("from outside", "checked from the machine itself (@local): firewalls in front of it are not noticed")
@@ -167,7 +168,7 @@ def test_relay_gives_an_allocation(
         )
     assert relayed in found, (
         f"{place} allocates addresses at {relayed}, but {name} resolves to {', '.join(found)}: callers cannot reach them; if the "
-        "machine is behind NAT, set external_ip to its public IPv4 address"
+        "machine is behind NAT or has several addresses, set external_ip (external_ipv6) to its public one"
     )
     note("calls", f"{place}: allocation at {relayed}")
 

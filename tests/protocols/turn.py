@@ -105,11 +105,14 @@ class Relay:
         """The address that the relay sees us at: plain STUN, which needs no credentials."""
         return self._request(BINDING, {}).address(MAPPED)
 
-    def allocate(self, *, ipv6: bool = False, protocol: int = socket.IPPROTO_UDP) -> Address:
-        """Make an allocation; returns its address at the relay. protocol: TCP for RFC 6062. Raises RefusedError."""
+    def allocate(self, *, ipv6: bool = False, ipv4: bool = False, protocol: int = socket.IPPROTO_UDP) -> Address:
+        """Make an allocation; returns its address at the relay.
+
+        ipv6, ipv4: the family to ask for; neither: the relay chooses. protocol: TCP for RFC 6062. Raises RefusedError.
+        """
         attributes = {TRANSPORT: struct.pack(">Bxxx", protocol), LIFETIME: struct.pack(">I", 600)}
-        if ipv6:
-            attributes[FAMILY] = b"\2\0\0\0"
+        if ipv6 or ipv4:
+            attributes[FAMILY] = b"\2\0\0\0" if ipv6 else b"\1\0\0\0"
         try:
             answer = self._request(ALLOCATE, attributes)
         except RefusedError as refused:

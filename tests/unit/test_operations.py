@@ -337,6 +337,9 @@ def test_machine_state_is_parsed() -> None:
             "memory 3910",
             "disk 20000",
             "addresses 192.0.2.1 2001:db8::1 ",
+            "interface eth0 192.0.2.1",
+            "interface docker0 172.17.0.1",
+            "outgoing eth0 192.0.2.1",
             "postgresql 15",
             "postgresql 9",
             'deployment {"server_name": "x.test", "vault": "1"}',
@@ -345,6 +348,8 @@ def test_machine_state_is_parsed() -> None:
         ]
     )
     assert (state.user, state.root, state.processors, state.memory) == ("admin", True, 3, 3910)
+    assert state.interfaces == (("eth0", "192.0.2.1"), ("docker0", "172.17.0.1"))
+    assert state.outgoing == (("eth0", "192.0.2.1"),)
     assert state.postgresql == ("9", "15")
     assert state.deployment == {"server_name": "x.test", "vault": "1"}
     web, relay = state.listeners
