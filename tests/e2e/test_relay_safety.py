@@ -178,6 +178,41 @@ def test_a_restart_of_coturn_restores_its_packet_filter(deployed: Deployed) -> N
     deployed.host.run("until ss -Hlun sport = :3478 | grep -q .; do sleep 0.05; done")
 
 
+def test_the_packet_filters_survive_a_firewall(deployed: Deployed) -> None:
+    """Debian's nftables.service takes all tables away whenever it does something. By hand, a deploy brings them back."""
+    host, tables = deployed.host, {"matrix_metal_ports", "matrix_metal_relay"}
+
+    def found() -> set[str]:
+        return set(host.run("nft list tables").stdout.split()) & tables
+
+    host.run(
+        "cp -p /etc/nftables.conf /run/nftables.saved; "
+        "printf 'flush ruleset\\ntable inet filter {\\n}\\n' >/etc/nftables.conf"
+    )
+    try:
+        for verb in ("start", "reload", "restart", "stop"):
+            host.run(f"systemctl {verb} nftables")
+            assert found() == tables, f"systemctl {verb} nftables"
+    finally:
+        host.run("mv /run/nftables.saved /etc/nftables.conf")
+    loading = ["Keep the local ports for their services", "Keep the relay from this machine's services"]
+    started = host.run("systemctl show --value -p InvocationID coturn").stdout
+    for damage in (
+        "flush ruleset",
+        "add rule inet matrix_metal_relay input accept",
+        "delete table inet matrix_metal_ports",
+    ):
+        host.run(f"nft '{damage}'")
+        wanted = (
+            loading
+            if damage == "flush ruleset"
+            else [each for each in loading if ("relay" in each) == ("relay" in damage)]
+        )
+        assert deployed.deployment.run("-y").changed == wanted, damage
+        assert found() == tables, damage
+    assert host.run("systemctl show --value -p InvocationID coturn").stdout == started, "calls were ended"
+
+
 def test_allocations_of_one_user_are_limited(outside: Outside) -> None:
     """New credentials do not raise the limit, and other users still get allocations."""
     server, now = outside.server_name, int(time.time())

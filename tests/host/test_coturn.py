@@ -10,13 +10,14 @@ import pytest
 from cryptography import x509
 from testinfra.host import Host
 
+from operations.filters import RELAY
 from roles import COTURN
 from settings import Settings
 from settings.coturn import Coturn
 from settings.fields import PRIVATE
 from tests.host.certificates import certificate_problem, presented
 from tests.host.report import Note
-from tests.host.services import DEPLOY, Service, ServiceTests, ask
+from tests.host.services import DEPLOY, Service, ServiceTests, ask, table_of
 from tests.protocols import turn
 
 CAP_DAC_READ_SEARCH = 1 << 2
@@ -210,15 +211,14 @@ def test_signals_no_other_process(service: Service, host: Host) -> None:
 
 def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None:
     """It has to reach itself, at the machine's own addresses: the packet filter blocks the other services there."""
-    shown = host.run("nft list table inet matrix_metal_relay").stdout
+    shown = table_of(host, RELAY)
     groups = ask(host, "stat -c %%G %s", f"/proc/{service.pid}").split()
     marked = re.search(
         r'oifname "lo" meta skgid \S+ udp sport 49152-65535 udp dport 0-49151 meta mark set (\w+)$', shown, re.MULTILINE
     )
     dropped = marked and re.search(rf'iifname "lo" meta mark {marked[1]} .*drop$', shown, re.MULTILINE)
     assert dropped and groups == ["turnserver"], (
-        "UDP services of this machine can be reached through the relay, the packet filter's rule is missing (`nft flush "
-        "ruleset`?): systemctl restart coturn"
+        f"UDP services of this machine can be reached through the relay: {DEPLOY}"
     )
 
 

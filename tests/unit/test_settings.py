@@ -252,6 +252,19 @@ def test_sizes(size: str, count: int) -> None:
     assert size_in_bytes(size) == count
 
 
+def test_local_ports_belong_to_their_services(tmp_path: Path) -> None:
+    """Whoever has no Caddy has a reverse proxy of another user."""
+    roles = {"sydent": ["one"], "synapse": ["one"], "postgres": ["one"], "caddy": ["one"]}
+    with_caddy, without = settings(tmp_path, roles), settings(tmp_path, {**roles, "caddy": ["two"]})
+    assert {port.number: (port.owner, port.callers) for port in with_caddy.local_ports} == {
+        8008: ("matrix-synapse", None),
+        8090: ("sydent", ("caddy",)),
+    }
+    assert all(port.callers is None for port in without.local_ports)
+    assert "nftables" in with_caddy.packages
+    assert settings(tmp_path, {"postgres": ["one"]}).local_ports == []
+
+
 def machine_with(*, outgoing: Sequence[str] = ("10.9.9.9",), **interfaces: Sequence[str]) -> MachineState:
     """outgoing: the addresses with which it connects to the world, of its first interface."""
     first, lasting = next(iter(interfaces)), [(name, each) for name, some in interfaces.items() for each in some]
