@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -256,5 +257,5 @@ def test_local_users_connect_only_to_what_is_for_them(deployed: Deployed) -> Non
     """Sydent's old API sends mails for whoever reaches it. Synapse is for the administrator's application services as well."""
     urls = "http://127.0.0.1:8008/health http://127.0.0.1:8090/_matrix/identity/api/v1"
     get = f"for url in {urls}; do curl -sm 5 -o /dev/null -w '%{{http_code}} ' $url; done; true"
-    assert deployed.host.run(f'runuser -u nobody -- sh -c "{get}"').stdout.split() == ["200", "000"]
+    assert deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(get)}").stdout.split() == ["200", "000"]
     assert deployed.host.run(get).stdout.split() == ["200", "200"]
