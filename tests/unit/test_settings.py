@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from operations.machine import MachineState
+from operations.preflight import _nothing_to_relay_from
 from roles import COTURN, ROLES, SLIDING_SYNC, SYDENT, SYNAPSE
 from settings import Choices, SettingError, Settings, choices_from, mistakes
 from settings.caddy import Caddy
@@ -324,9 +325,28 @@ def test_relay_uses_the_public_addresses(
     assert list(settings(tmp_path, machine=machine, **chosen).view(Coturn).relayed) == relayed
 
 
-def test_relay_needs_an_address_of_a_family_that_is_set(tmp_path: Path) -> None:
-    machine = machine_with(eth0=["10.9.9.9"])
-    assert settings(tmp_path, machine=machine, external_ipv6="2001:db8::9").view(Coturn).missing == ("IPv6",)
+@pytest.mark.parametrize(
+    ("machine", "chosen", "message"),
+    [
+        (
+            machine_with(eth0=["10.9.9.9"]),
+            {"external_ipv6": "2001:db8::9"},
+            "external_ipv6 is set, but the machine has no IPv6",
+        ),
+        (
+            machine_with(eth0=["2001:db8::7"], outgoing=["2001:db8::7"]),
+            {"external_ip": "203.0.113.9"},
+            "external_ip is set",
+        ),
+        (MachineState(release="13", addresses=("127.0.0.2", "fe80::1")), {}, "has no address but local ones"),
+        (machine_with(eth0=["10.9.9.9"]), {"external_ip": "203.0.113.9"}, None),
+    ],
+)
+def test_relay_needs_an_address_of_each_family_that_is_set(
+    tmp_path: Path, machine: MachineState, chosen: dict[str, Any], message: str | None
+) -> None:
+    lines = _nothing_to_relay_from(settings(tmp_path, machine=machine, **chosen))
+    assert [message in line for line in lines if message] == ([True] if message else []) and len(lines) == bool(message)
 
 
 def test_relays_name_is_no_longer_than_coturn_takes(tmp_path: Path) -> None:
