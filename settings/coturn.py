@@ -129,8 +129,7 @@ def _as_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
 
 def _relayed(machine: MachineState, version: int, external: str | None) -> Relayed | None:
     """What the relay uses of one version of IP. external: the address that the settings name."""
-    own = [address for address in machine.addresses if _is(address, version)]
-    if external in own:
+    if external in (*machine.addresses, *(address for _, address in machine.interfaces)):
         return Relayed(external)
     found = _public_address(machine, version)
     return Relayed(found, external) if found else None

@@ -317,6 +317,11 @@ def machine_with(*, outgoing: Sequence[str] = ("10.9.9.9",), **interfaces: Seque
             [("10.9.9.9", "203.0.113.9"), ("fd00::7", "2001:db8::9")],
         ),
         (machine_with(eth0=["10.9.9.9"], eth1=["10.8.8.8"]), {"external_ip": "10.8.8.8"}, [("10.8.8.8", None)]),
+        (
+            MachineState(release="13", addresses=("10.9.9.9",), interfaces=(("lo", "198.51.100.7"),)),
+            {"external_ip": "198.51.100.7"},
+            [("198.51.100.7", None)],
+        ),
     ],
 )
 def test_relay_uses_the_public_addresses(
