@@ -12,6 +12,9 @@ local.include("tasks/machine.py")
 if settings.packages:
     local.include("tasks/packages.py")
 
+if settings.local_ports:
+    local.include("tasks/ports.py")
+
 if settings.here("postgres"):
     local.include("tasks/postgres.py")
 if database_server(settings):

@@ -31,6 +31,8 @@ class Port(NamedTuple):
     """A port, or all from `number` to `last`, that a unit listens on.
 
     unit: the one that listens. when: the setting that has to be True for it; "remote": other machines use the database.
+    callers: for a port that only this machine may reach, the roles that connect to it: nobody else may, but root. None: every
+    local user may.
     """
 
     protocol: Protocol
@@ -39,6 +41,7 @@ class Port(NamedTuple):
     unit: str
     last: int | None = None
     when: str | None = None
+    callers: tuple[RoleName, ...] | None = None
 
     @property
     def numbers(self) -> range:
@@ -240,6 +243,7 @@ SYNAPSE = Role(
         ),
     ),
     listens=(
+        # For application services and tools of the administrator's: Caddy connects to the sockets.
         Port("tcp", 8008, "machine", "matrix-synapse.service"),
         Port("tcp", 8448, "everybody", "caddy.service", when="federation_port_8448"),
     ),
@@ -270,7 +274,8 @@ SYDENT = Role(
             errors=r" - (ERROR|CRITICAL) - |^Traceback",
         ),
     ),
-    listens=(Port("tcp", 8090, "machine", "sydent.service"),),
+    # Its old API sends mails for whoever asks: Caddy lets nobody reach that.
+    listens=(Port("tcp", 8090, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),
     secrets=(
         VaultEntry("sydent_signing_key", "ed25519", "Sydent signs identity associations with it", "clients pin it"),
@@ -296,7 +301,7 @@ SLIDING_SYNC = Role(
             errors=r'\b(FTL|PNC)\b|^panic:|"level":"(fatal|panic)"',
         ),
     ),
-    listens=(Port("tcp", 8009, "machine", "sliding-sync.service"),),
+    listens=(Port("tcp", 8009, "machine", "sliding-sync.service", callers=("caddy",)),),
     domain=Domain("sliding_sync_domain", "sliding", "the Sliding Sync proxy, if you want it"),
     database=Database("syncv3", "sliding-sync"),
     secrets=(

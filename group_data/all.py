@@ -77,8 +77,11 @@ mail_from = None
 
 # --- relay for calls (role coturn) -----------------------------------------------------------------------------------
 
-# Public IPv4 address of the relay's machine if it is behind 1:1 NAT. None: the public address is its own.
+# The relay's public IPv4 address, if it is not the one with which the machine connects to the world: another of the machine's
+# addresses, or the router's if the machine is behind 1:1 NAT. None: the one with which it connects, or a public one beside it.
 external_ip = None
+# The same for IPv6.
+external_ipv6 = None
 
 # --- Sliding Sync proxy (role sliding_sync), for old clients only ----------------------------------------------------
 

@@ -12,6 +12,8 @@ virtualenvs.build_started and in_use, for pip.venv and pip.packages
     Locked with hashes, extras included. Built in the background, and switched to once complete.
 releases.installed, for files.download and files.unarchive
     Checked before it is installed. Unsafe archives are refused. The previous version is kept.
+filters.Filter, for iptables
+    A table of nftables with a unit that loads it. What a firewall takes away is loaded again.
 databases.cluster_exists and exist, for postgres.role and postgres.database
     PostgreSQL is sent a verifier of a password, and only when it differs. A database with other properties is refused, never
     changed.

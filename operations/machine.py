@@ -36,6 +36,8 @@ class MachineState:
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
     names: domain name -> its addresses as the machine's programs get them, from /etc/hosts or DNS; none if it has none there.
+    interfaces: each lasting address that is not local, with its interface, such as [("eth0", "192.0.2.7")].
+    outgoing: interface and address with which the machine connects to the world, for each family that it does so with.
     """
 
     user: str = ""
@@ -57,6 +59,8 @@ class MachineState:
     units: frozenset[str] = frozenset()
     database_port: int = 5432
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    interfaces: tuple[tuple[str, str], ...] = ()
+    outgoing: tuple[tuple[str, str], ...] = ()
 
 
 class Machine(Fact[MachineState]):
@@ -81,6 +85,7 @@ class Machine(Fact[MachineState]):
         releases: list[str] = []
         units: list[str] = []
         names: dict[str, tuple[str, ...]] = {}
+        on: dict[str, list[tuple[str, str]]] = {"interface": [], "outgoing": []}
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
@@ -93,6 +98,9 @@ class Machine(Fact[MachineState]):
                 name, *found = value.split()
                 # Link-local addresses have an interface behind them.
                 names[name] = tuple(address.partition("%")[0] for address in found)
+            elif key in on:
+                interface, _, address = value.partition(" ")
+                on[key].append((interface, address))
             elif key == "cluster":
                 cluster, _, cluster_port = value.partition(" ")
                 if cluster_port.isdigit():
@@ -125,6 +133,8 @@ class Machine(Fact[MachineState]):
             clusters=tuple(ports),
             database_port=int({**values, **(marker or {})}.get("database_port", "5432")),
             names=names,
+            interfaces=tuple(on["interface"]),
+            outgoing=tuple(on["outgoing"]),
         )
 
 

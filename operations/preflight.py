@@ -14,6 +14,7 @@ from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.caddy import given_files
+from settings.coturn import Coturn
 from settings.postgres import Postgres
 from settings.synapse import Synapse
 from vault import VaultError
@@ -56,6 +57,7 @@ def checked_settings(host: Host) -> Settings:
             list(settings.views)
             mistakes = (
                 list(_of_another_deployment(settings))
+                or _nothing_to_relay_from(settings)
                 or _database_left_behind(settings)
                 or _unusable_certificates(host, settings)
             )
@@ -99,6 +101,20 @@ def _database_left_behind(settings: Settings) -> list[str]:
         f"Synapse has its database {where}, and on {server.name}, where it is to be now (PostgreSQL's cluster "
         f"{there.view(Postgres).cluster}), there is none or an empty one: "
         'move it first (README, "Several machines")'
+    ]
+
+
+def _nothing_to_relay_from(settings: Settings) -> list[str]:
+    """A line for each address family that the relay is to have and the machine has not."""
+    if not settings.here("coturn"):
+        return []
+    relay = settings.view(Coturn)
+    if not relay.relayed and not relay.missing:
+        return ["has no address but local ones, so coturn has none to relay calls from"]
+    return [
+        f"{relay.SETTINGS[family]} is set, but the machine has no {family} address to relay calls from: give it one, or leave "
+        "the setting out"
+        for family in relay.missing
     ]
 
 

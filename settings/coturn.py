@@ -1,38 +1,59 @@
 """coturn, the relay for calls."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
 from operations.certificates import Served
+from operations.machine import MachineState
 from roles import COTURN
 from settings.deployment import Settings, View
-from settings.fields import Chosen, IPv4
+from settings.fields import PRIVATE, Chosen, IPv4, IPv6
 from settings.issuers import Issuer
 from settings.networks import BLOCKED_NETWORKS
 from vault import Secret
 
 PLAIN, TLS = 3478, 5349
+# coturn cuts a longer realm, which is the relay's name: then no credentials are accepted.
+LONGEST_NAME = 127
 
 
 class Choices(Chosen):
     """The settings of the relay."""
 
     external_ip: IPv4 | None = Field(description="an IPv4 address, such as 198.51.100.7")
+    external_ipv6: IPv6 | None = Field(description="an IPv6 address, such as 2001:db8::7")
+
+
+class Relayed(NamedTuple):
+    """An address of the machine that the relay sends from. public: what clients are told instead, behind 1:1 NAT."""
+
+    address: str
+    public: str | None = None
+
+    @property
+    def told(self) -> str:
+        """The address that clients get."""
+        return self.public or self.address
 
 
 @dataclass(frozen=True)
 class Coturn(View):
-    """issuer: of its domain's certificate. watched: the files that are written last when the certificate is renewed."""
+    """issuer: of its domain's certificate. watched: the files that are written last when the certificate is renewed.
+
+    relayed: an address for each family that it relays. missing: the families for which the settings name an address and the
+    machine has none.
+    """
 
     domain: str
     shared_secret: Secret
     issuer: Issuer
     watched: tuple[str, ...]
-    external_ip: str | None
+    relayed: tuple[Relayed, ...]
+    missing: tuple[str, ...]
     denied_ranges: tuple[tuple[str, str], ...]
     allowed_ranges: tuple[tuple[str, str], ...]
     plain_port: int = PLAIN
@@ -41,21 +62,26 @@ class Coturn(View):
     last_relayed: int = COTURN.listens[-1].numbers[-1]
     reloader: str = "coturn-certificate"
 
+    SETTINGS: ClassVar[Mapping[str, str]] = {"IPv4": "external_ip", "IPv6": "external_ipv6"}
+
     @classmethod
     def of(cls, settings: Settings) -> Self:
         domain, issuer = settings.domain(COTURN), settings.issuer(for_relay=True)
         certificate, key = issuer.paths(domain)
-        external = settings.section(Choices).external_ip
+        chosen = settings.section(Choices)
+        external = {4: chosen.external_ip, 6: chosen.external_ipv6}
+        relayed = {version: _relayed(settings.machine, version, told) for version, told in external.items()}
+        found = tuple(each for each in relayed.values() if each)
         # Both users of a call may use this relay, so it must be allowed to reach itself, even at a private address.
-        own = [external] if external else []
-        own += [address for address in settings.machine.addresses if not _only_local(address)]
+        own = [address for each in found for address in (each.public, each.address) if address]
         return cls(
             domain=domain,
             shared_secret=settings.vault.get("turn_shared_secret"),
             issuer=issuer,
             # Caddy writes the certificate, the key, and then the .json file; an administrator writes files in any order.
             watched=(certificate, key) if issuer.kind == "files" else (f"{certificate.removesuffix('.crt')}.json",),
-            external_ip=external,
+            relayed=found,
+            missing=tuple(f"IPv{version}" for version, each in relayed.items() if external[version] and not each),
             denied_ranges=tuple(map(_range, BLOCKED_NETWORKS)),
             allowed_ranges=tuple(map(_range, dict.fromkeys([*own, *settings.choices.private_networks]))),
         )
@@ -101,9 +127,43 @@ def _as_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     return str(address)
 
 
-def _only_local(address: str) -> bool:
+def _relayed(machine: MachineState, version: int, external: str | None) -> Relayed | None:
+    """What the relay uses of one version of IP. external: the address that the settings name."""
+    if external in (*machine.addresses, *(address for _, address in machine.interfaces)):
+        return Relayed(external)
+    found = _public_address(machine, version)
+    return Relayed(found, external) if found else None
+
+
+def _public_address(machine: MachineState, version: int) -> str | None:
+    """The address at which the world reaches the machine: not one of a bridge for containers, or of a tunnel.
+
+    It is the one with which the machine connects to the world; if that is private, a public one that the machine has as well. In
+    a version of IP in which it has no way to the world, it still relays in the networks at the interface that has one.
+    """
+    lasting = [(interface, address) for interface, address in machine.interfaces if _is(address, version)]
+    outgoing = next((each for each in machine.outgoing if _is(each[1], version)), None)
+    if outgoing:
+        interface, source = outgoing
+        beside = [address for name, address in lasting if name == interface]
+        # IPv6 may connect with a temporary address.
+        first = source if not beside or source in (address for _, address in lasting) else beside[0]
+        candidates = [first, *beside, *(address for _, address in lasting)]
+        return next((address for address in candidates if not _is_private(address)), first)
+    if machine.outgoing:
+        return next((address for name, address in lasting if name == machine.outgoing[0][0]), None)
+    found = [address for _, address in lasting] or [each for each in machine.addresses if _is(each, version)]
+    return found[0] if found else None
+
+
+def _is(address: str, version: int) -> bool:
     ip = ipaddress.ip_address(address)
-    return ip.is_loopback or ip.is_link_local
+    return ip.version == version and not (ip.is_loopback or ip.is_link_local)
+
+
+def _is_private(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return any(ip in network for network in PRIVATE)
 
 
 VIEW = Coturn

@@ -75,6 +75,18 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class LocalPort:
+    """A TCP port that only this machine may reach. owner: the user who may listen on it.
+
+    callers: the users who may connect to it, besides root; None: everybody on the machine.
+    """
+
+    number: int
+    owner: str
+    callers: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class Mail:
     """How mails are sent. tls: "none", "starttls" or "tls". host: None if no mail server is configured."""
 
@@ -268,6 +280,19 @@ class Settings:
                 )
         return lines
 
+    @property
+    def local_ports(self) -> list[LocalPort]:
+        """The TCP ports that only this machine may reach."""
+        users = {unit.name: unit.user for role in ROLES.values() for unit in role.units}
+        found = []
+        for port in (port for role in self.played for port in self.listens(role)):
+            if (port.protocol, port.reach) == ("tcp", "machine"):
+                # Without Caddy here, a reverse proxy of the administrator's connects, as a user that we do not know.
+                known = port.callers is not None and all(map(self.here, port.callers))
+                callers = [ROLES[each].units[0].user for each in port.callers or ()]
+                found.append(LocalPort(port.number, users[port.unit], tuple(callers) if known else None))
+        return found
+
     # The machine.
 
     @property
@@ -279,7 +304,7 @@ class Settings:
     def packages(self) -> list[str]:
         """Debian's packages that this machine's roles need."""
         needed = [package.format(version=self.postgresql) for role in self.played for package in role.packages]
-        return list(dict.fromkeys(needed))
+        return list(dict.fromkeys([*needed, *(["nftables"] if self.local_ports else [])]))
 
     @property
     def masked(self) -> list[str]:

@@ -81,7 +81,18 @@ def _network(value: str) -> str:
 
 
 def _ipv4(value: str) -> str:
-    return str(ipaddress.IPv4Address(value))
+    return _reachable(ipaddress.IPv4Address(value))
+
+
+def _ipv6(value: str) -> str:
+    return _reachable(ipaddress.IPv6Address(value))
+
+
+def _reachable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """An address that other machines can have connections with."""
+    if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
+        raise ValueError
+    return str(address)
 
 
 def _printable(value: str) -> str:
@@ -95,6 +106,7 @@ Host = Annotated[str, AfterValidator(_host)]
 Https = Annotated[str, AfterValidator(_https)]
 Network = Annotated[str, AfterValidator(_network)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
+IPv6 = Annotated[str, AfterValidator(_ipv6)]
 UserName = Annotated[str, AfterValidator(_printable)]
 MailAddress = Annotated[str, AfterValidator(_mail_address)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[KMG]$")]

@@ -4,7 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
-from roles import ROLES
+from roles import COTURN, ROLES
+from settings.coturn import LONGEST_NAME
 from settings.deployment import Settings
 from settings.synapse import Choices as Homeserver
 
@@ -79,6 +80,12 @@ def _choices(settings: Settings) -> Iterator[str]:
             return
     if choices.tls == "acme" and settings.exists("caddy") and not (choices.admin_email or choices.acme.email):
         yield f'{where}: admin_email is missing: the certificate authority wants an address (tls = "acme")'
+    relay = settings.domain(COTURN)
+    if settings.exists("coturn") and len(relay) > LONGEST_NAME:
+        yield (
+            f"{where}: turn_domain is {relay}, which has {len(relay)} characters, and coturn takes at most {LONGEST_NAME}: "
+            "set it to a shorter name"
+        )
     homeserver = settings.section(Homeserver)
     if homeserver.federation_port_8448 and not homeserver.federation:
         yield f"{where}: federation_port_8448 is True, but federation is False: there is nothing to serve on that port"

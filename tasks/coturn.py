@@ -4,13 +4,13 @@ from pyinfra import host
 
 from operations import certificates, files, units
 from operations.files import Copy, Directory, Template
+from operations.filters import RELAY
 from roles import COTURN
 from settings import settings_of
 from settings.coturn import Coturn
 
 coturn = settings_of(host).view(Coturn)
 CONFIGURATION = "/etc/turnserver.conf"
-FILTER = "/etc/turnserver.nft"
 OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
 ALONE = "/usr/local/sbin/run-alone"
 
@@ -27,17 +27,25 @@ files.present(
             OVERRIDE,
             "coturn/override.conf",
             mode="644",
-            values={"coturn": coturn, "configuration": CONFIGURATION, "packet_filter": FILTER, "alone": ALONE},
+            values={"coturn": coturn, "configuration": CONFIGURATION, "packet_filter": RELAY.path, "alone": ALONE},
         ),
-        Template(FILTER, "coturn/turnserver.nft", mode="644", values={"coturn": coturn}),
+        Template(RELAY.path, "coturn/turnserver.nft", mode="644", values={"coturn": coturn}),
+        *RELAY.entries,
     ],
 )
 units.running(
     name="Run coturn",
     unit="coturn.service",
-    reads=[CONFIGURATION, OVERRIDE, FILTER, ALONE],
+    reads=[CONFIGURATION, OVERRIDE, RELAY.path, ALONE],
     # It runs without TLS when it cannot read its certificate; tasks/certificates.py checks that, at the end.
     ready=COTURN.units[0].health,
+)
+units.running(
+    name="Keep the relay from this machine's services",
+    unit=RELAY.unit,
+    # coturn loads the filter when it starts. This loads it again without a restart, which would end calls.
+    reads=[RELAY.path, RELAY.drop_in],
+    ready=RELAY.works,
 )
 files.present(
     name="Reload coturn on renewal",

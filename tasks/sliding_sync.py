@@ -19,13 +19,6 @@ releases.installed(
 files.present(
     name="Configure the Sliding Sync proxy",
     entries=[
-        Directory("/etc/sysusers.d", mode="755"),
-        Template(
-            "/etc/sysusers.d/sliding-sync.conf",
-            "sliding_sync/sysusers.conf",
-            mode="644",
-            check="systemd-sysusers {}",
-        ),
         Directory("/etc/sliding-sync", mode="750"),
         Template(ENVIRONMENT, "sliding_sync/environment", mode="600", values={"sliding_sync": sliding_sync}),
     ],

@@ -27,8 +27,6 @@ virtualenvs.in_use(name="Install Sydent", virtualenv=sydent.virtualenv)
 files.present(
     name="Configure Sydent",
     entries=[
-        Directory("/etc/sysusers.d", mode="755"),
-        Template("/etc/sysusers.d/sydent.conf", "sydent/sysusers.conf", mode="644", check="systemd-sysusers {}"),
         Directory("/etc/sydent", mode="750", **OWNED),
         Directory("/var/lib/sydent", mode="750", user="sydent", group="sydent"),
         Directory(sydent.templates_path, mode="755"),

@@ -46,10 +46,6 @@ configuration = [
 files.present(
     name="Configure Synapse",
     entries=[
-        Directory("/etc/sysusers.d", mode="755"),
-        Template(
-            "/etc/sysusers.d/matrix-synapse.conf", "synapse/sysusers.conf", mode="644", check="systemd-sysusers {}"
-        ),
         Directory(HOME, mode="750", **OWNED),
         Directory(f"{HOME}/conf.d", mode="750", **OWNED),
         Directory(f"{HOME}/secrets", mode="750", **OWNED),

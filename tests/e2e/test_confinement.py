@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -31,6 +32,18 @@ terminal = os.openpty()
 open(directory + "/ready", "w")
 while True:
     time.sleep(600)
+"""
+# A web server at an address and a port, as any local user may run one.
+PAGE = """
+import http.server, socket, sys
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"not the service")
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+Server((sys.argv[1], int(sys.argv[2])), Page).serve_forever()
 """
 # One runs as root, one as our services do: in a user namespace of its own, which belongs to root.
 NEIGHBOURS = {"neighbour": "", "confined-neighbour": "-p DynamicUser=yes -p PrivateUsers=yes"}
@@ -214,3 +227,44 @@ def test_a_service_that_was_taken_over_reaches_no_other(running: Machine, unit: 
     assert reached, "it does not even reach its own files"
     wrong = sorted(each for each in reached if not unit.allows(each))
     assert not wrong, f"{name} can reach: {wrong}"
+
+
+def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
+    """While the service is stopped, a user can listen on its port, but neither Caddy nor root gets that user's answer."""
+    host = deployed.host
+    ports = {
+        port.number: port.unit
+        for role in ROLES.values()
+        for port in role.listens
+        if (port.protocol, port.reach) == ("tcp", "machine")
+    }
+    units, places = " ".join(ports.values()), [(at, port) for at in ("127.0.0.1", "[::1]") for port in ports]
+    site = f"identity.{host.domain}"
+    gets = [
+        *(f"{user}curl -sm 2 http://{at}:{port}/" for at, port in places for user in ("", "runuser -u caddy -- ")),
+        f"curl -skm 2 --resolve {site}:443:127.0.0.1 https://{site}/_matrix/identity/v2",
+    ]
+    host.run(f"systemctl stop {units}", timeout=60)
+    try:
+        for number, (at, port) in enumerate(places):
+            page = f"/usr/bin/python3 -Ic '{PAGE}' {at.strip('[]')} {port}"
+            host.run(f"systemd-run --quiet --collect --unit=page-{number} -p User=nobody {page}")
+            host.run(f"until ss -Hlnt src '{at}' sport = :{port} | grep -q .; do sleep 0.1; done")
+        got = host.run(f"for get in {' '.join(map(repr, gets))}; do $get & done; wait; echo the end").stdout
+        counted = host.run("nft list table inet matrix_metal_ports").stdout
+    finally:
+        host.run("systemctl stop 'page-*'", check=False)
+        host.run(f"systemctl start {units}; until {SLIDING_SYNC.units[0].health}; do sleep 0.1; done", timeout=180)
+    assert got == "the end\n"
+    for port in ports:
+        assert re.search(rf"sport {port} counter packets [1-9].* drop", counted), (
+            f"nobody answered on {port}: {counted}"
+        )
+
+
+def test_local_users_connect_only_to_what_is_for_them(deployed: Deployed) -> None:
+    """Sydent's old API sends mails for whoever reaches it. Synapse is for the administrator's application services as well."""
+    urls = "http://127.0.0.1:8008/health http://127.0.0.1:8090/_matrix/identity/api/v1"
+    get = f"for url in {urls}; do curl -sm 5 -o /dev/null -w '%{{http_code}} ' $url; done; true"
+    assert deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(get)}").stdout.split() == ["200", "000"]
+    assert deployed.host.run(get).stdout.split() == ["200", "200"]

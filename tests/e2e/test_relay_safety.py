@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 
 import pytest
 
@@ -177,6 +178,41 @@ def test_a_restart_of_coturn_restores_its_packet_filter(deployed: Deployed) -> N
     deployed.host.run("until ss -Hlun sport = :3478 | grep -q .; do sleep 0.05; done")
 
 
+def test_the_packet_filters_survive_a_firewall(deployed: Deployed) -> None:
+    """Debian's nftables.service takes all tables away whenever it does something. By hand, a deploy brings them back."""
+    host, tables = deployed.host, {"matrix_metal_ports", "matrix_metal_relay"}
+
+    def found() -> set[str]:
+        return set(host.run("nft list tables").stdout.split()) & tables
+
+    host.run(
+        "cp -p /etc/nftables.conf /run/nftables.saved; "
+        "printf 'flush ruleset\\ntable inet filter {\\n}\\n' >/etc/nftables.conf"
+    )
+    try:
+        for verb in ("start", "reload", "restart", "stop"):
+            host.run(f"systemctl {verb} nftables")
+            assert found() == tables, f"systemctl {verb} nftables"
+    finally:
+        host.run("mv /run/nftables.saved /etc/nftables.conf")
+    loading = ["Keep the local ports for their services", "Keep the relay from this machine's services"]
+    started = host.run("systemctl show --value -p InvocationID coturn").stdout
+    for damage in (
+        "flush ruleset",
+        "add rule inet matrix_metal_relay input accept",
+        "delete table inet matrix_metal_ports",
+    ):
+        host.run(f"nft '{damage}'")
+        wanted = (
+            loading
+            if damage == "flush ruleset"
+            else [each for each in loading if ("relay" in each) == ("relay" in damage)]
+        )
+        assert deployed.deployment.run("-y").changed == wanted, damage
+        assert found() == tables, damage
+    assert host.run("systemctl show --value -p InvocationID coturn").stdout == started, "calls were ended"
+
+
 def test_allocations_of_one_user_are_limited(outside: Outside) -> None:
     """New credentials do not raise the limit, and other users still get allocations."""
     server, now = outside.server_name, int(time.time())
@@ -200,6 +236,51 @@ def test_allocations_of_one_user_are_limited(outside: Outside) -> None:
         time.sleep(0.5)
 
 
+@pytest.fixture
+def bridge(deployed: Deployed) -> Iterator[Host]:
+    """The machine with a bridge for containers, which has addresses of both families."""
+    deployed.host.run(
+        "ip link add docker0 type bridge && ip address add 172.17.0.1/16 dev docker0 && "
+        "ip address add fd17::1/64 dev docker0 nodad && ip link set docker0 up"
+    )
+    yield deployed.host
+    deployed.host.run("ip link del docker0; systemctl restart coturn")
+
+
+def test_relay_gives_out_no_address_of_a_bridge(
+    deployed: Deployed, bridge: Host, outside: Outside, credentials: Credentials
+) -> None:
+    """Nor does a deploy take note of the bridge: Docker makes one for each network, and the relay must not restart for that."""
+    assert deployed.deployment.run("-y").changed == []
+    bridge.run("systemctl restart coturn")
+    for over_ipv6, wanted in product((False, True), ({}, {"ipv4": True}, {"ipv6": True})):
+        ipv6 = "ipv6" in wanted or (over_ipv6 and not wanted)
+        own = bridge.address6 if ipv6 else bridge.address
+        # coturn takes its addresses in turn.
+        for _ in range(3):
+            with _connected(outside, "udp", credentials, over_ipv6) as client:
+                assert client.allocate(**wanted)[0] == own, f"{wanted} over {'IPv6' if over_ipv6 else 'IPv4'}"
+
+
+def test_relay_without_ipv4_refuses_it(deployed: Deployed, outside: Outside, credentials: Credentials) -> None:
+    """Instead of giving out 127.0.0.1. The lines for a machine without IPv4 are a unit test's."""
+    host = deployed.host
+    host.run(
+        "cp -p /etc/turnserver.conf /run/turnserver.saved; sed -i '/^relay-ip=.*[.]/d' /etc/turnserver.conf; "
+        "systemctl restart coturn"
+    )
+    try:
+        for over_ipv6 in (False, True):
+            with _connected(outside, "udp", credentials, over_ipv6) as client:
+                with pytest.raises(RefusedError) as refused:
+                    client.allocate(ipv4=True)
+                assert refused.value.code == 440, str(refused.value)
+        with _connected(outside, "udp", credentials, ipv6=True) as client:
+            assert client.allocate()[0] == host.address6
+    finally:
+        host.run("mv /run/turnserver.saved /etc/turnserver.conf; systemctl restart coturn")
+
+
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 def test_relay_refuses_tcp_allocations(outside: Outside, credentials: Credentials, transport: str) -> None:
     """TCP allocations (RFC 6062) would let a user reach TCP services through the relay."""
@@ -210,9 +291,9 @@ def test_relay_refuses_tcp_allocations(outside: Outside, credentials: Credential
 
 
 def test_relay_behind_nat_gives_out_the_external_address(
-    deployed: Deployed, outside: Outside, credentials: Credentials, testbed: Testbed
+    deployed: Deployed, bridge: Host, outside: Outside, credentials: Credentials, testbed: Testbed
 ) -> None:
-    """1:1 NAT: the relay has a private address, and clients get the router's."""
+    """1:1 NAT: the relay has several private addresses, and clients get the router's. For IPv6 they get the relay's own."""
     inside = deployed.host
     router = testbed.up(own("router"))
     settings = deployed.deployment.directory / "group_data" / f"{deployed.deployment.name}.py"
@@ -263,6 +344,8 @@ END
                 assert (data, sender) == (b"there", relayed)
                 peer.sendto(b"and back", relayed)
                 assert client.receive() == (peer.getsockname(), b"and back")
+        with _connected(outside, "udp", credentials, ipv6=True) as client:
+            assert client.allocate()[0] == inside.address6
     finally:
         inside.run(
             f"ip route replace {subnet} dev host0 src {inside.address}; ip route del {router.address} dev host0 || true",

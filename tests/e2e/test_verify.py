@@ -50,6 +50,11 @@ FAULTS = {
     "-keyout turn.verify.test.key -out turn.verify.test.crt 2>/dev/null; systemctl restart coturn": [
         r"turn\.verify\.test:5349 at [0-9.]+ and .*: its certificate expired on"
     ],
+    # A relay that chooses its addresses itself, and takes that of a bridge for containers.
+    "ip link add docker0 type bridge; ip address add 172.17.0.1/16 dev docker0; ip link set docker0 up; "
+    "sed -i '/^relay-ip=/d; /^allocation-default/d' /etc/turnserver.conf; systemctl restart coturn": [
+        r"clients that connect to fd[0-9a-f:]+ are relayed at .*172\.17\.0\.1"
+    ],
     # A firewall that blocks what it should not.
     "nft 'add table inet firewall; add chain inet firewall input { type filter hook input priority 0; }; "
     "add rule inet firewall input ip6 nexthdr tcp tcp dport 443 reject with tcp reset'": [

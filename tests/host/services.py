@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from operations.filters import PORTS, Filter
 from operations.virtualenvs import REQUIREMENTS
 from roles import ROLES, Port, Role
 from settings import Settings
+from settings.deployment import LocalPort
 
 DEPLOY = "run the deploy again"
 _PROPERTIES = (
@@ -37,6 +39,7 @@ class Service:
 
     user, exposure, reads, rereads, errors, recoveries, enabled: as in `roles.Unit`. secrets: files and directories that other
     users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
+    local_ports: those of them on which nobody else may listen.
     """
 
     host: Host
@@ -51,6 +54,7 @@ class Service:
     depends_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
     ports: Sequence[Port] = ()
+    local_ports: Sequence[LocalPort] = ()
 
     @classmethod
     def of(cls, host: Host, settings: Settings, role: Role) -> "Service":
@@ -80,6 +84,7 @@ class Service:
                 for port in settings.listens(each)
                 if port.unit.format(version=version) == name
             ],
+            local_ports=[port for port in settings.local_ports if port.owner == unit.user],
         )
 
     @cached_property
@@ -138,6 +143,20 @@ class Service:
     def log_end(self, lines: int = 20) -> str:
         """The end of its log, with systemd's messages about it."""
         return str(self.host.run(f"journalctl --no-pager -q -n {lines} -o short-iso -u %s", self.unit).stdout)
+
+
+def table_of(host: Host, filter: Filter) -> str:
+    """A packet filter as the kernel has it; asserts that it is the one that was loaded, and that it is loaded at boot."""
+    found = host.run(filter.works)
+    assert found.rc == 0, (
+        f"the packet filter {filter.table} is missing or was changed (`nft flush ruleset`?): {DEPLOY}, or "
+        f"`systemctl restart {filter.unit}`"
+    )
+    enabled = host.run("systemctl is-enabled %s", filter.unit).stdout.strip()
+    assert enabled == "enabled", (
+        f"{filter.unit} is {enabled or 'not there'}, so the next boot will not load it: {DEPLOY}"
+    )
+    return ask(host, "nft list table inet %s", filter.table)
 
 
 def _properties(host: Host, unit: str) -> dict[str, str]:
@@ -241,6 +260,21 @@ class ServiceTests:
             f"{service.unit} does not listen on {', '.join(f'{each.protocol} {each.number}' for each in missing)}: "
             f"{DEPLOY}; see journalctl -u {service.unit}"
         )
+
+    def test_nobody_else_can_take_its_ports(self, service: Service) -> None:
+        """Of those that only this machine may reach: a local user could listen there while the service restarts."""
+        if not service.local_ports:
+            return
+        shown, uid = table_of(service.host, PORTS), ask(service.host, "id -u %s", service.user).strip()
+        for port in service.local_ports:
+            answered = rf"tcp sport {port.number} meta skuid {uid} return\s+tcp sport {port.number} counter .*drop"
+            connected = rf"tcp dport {port.number} meta skuid .* return\s+tcp dport {port.number} counter .*reject"
+            assert re.search(answered, shown), (
+                f"any local user can listen on port {port.number} while {service.unit} restarts, and gets its requests: {DEPLOY}"
+            )
+            assert port.callers is None or re.search(connected, shown), (
+                f"any local user can connect to {service.unit} on port {port.number}: {DEPLOY}"
+            )
 
     def test_logs_no_errors(self, service: Service) -> None:
         # Only recent errors count, and not those from a restart of a unit that it depends on.

@@ -1,17 +1,24 @@
 """coturn, the relay for calls: it answers, with its certificate, and is confined although it runs as root."""
 
+import ipaddress
+import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from testinfra.host import Host
 
+from operations.filters import RELAY
 from roles import COTURN
 from settings import Settings
 from settings.coturn import Coturn
+from settings.fields import PRIVATE
 from tests.host.certificates import certificate_problem, presented
-from tests.host.services import DEPLOY, Service, ServiceTests, ask
+from tests.host.report import Note
+from tests.host.services import DEPLOY, Service, ServiceTests, ask, table_of
+from tests.protocols import turn
 
 CAP_DAC_READ_SEARCH = 1 << 2
 # Files and directories that may hold secrets, and a shell script that prints which of its arguments are not empty.
@@ -35,6 +42,24 @@ for attempt in range(3):
         break
     except TimeoutError:
         pass
+"""
+# Prints, as JSON, which address a client gets that connects to each of the arguments. Several allocations for each: an address
+# may be one of which coturn takes each in turn. The credentials are signed on the machine, so the secret stays there.
+ALLOCATE = f"""
+{Path(turn.__file__).read_text()}
+import json, sys, time
+with open("/etc/turnserver.conf") as lines:
+    secret = next(line.strip().partition("=")[2] for line in lines if line.startswith("static-auth-secret="))
+credentials, told = Credentials.signed(f"{{int(time.time()) + 60}}:verification", secret), {{}}
+for place in sys.argv[1:]:
+    told[place] = []
+    for attempt in range(4):
+        with relay(place, "udp", credentials) as client:
+            try:
+                told[place].append(client.allocate()[0])
+            except (RefusedError, OSError) as error:
+                told[place].append(str(error))
+print(json.dumps(told))
 """
 
 
@@ -112,6 +137,33 @@ def test_relays_only_with_credentials(host: Host, settings: Settings) -> None:
     assert realm == settings.domain(COTURN), f"its realm is {realm!r} instead of {settings.domain(COTURN)}: {DEPLOY}"
 
 
+def test_gives_clients_the_public_address(host: Host, settings: Settings, note: Note) -> None:
+    """In each address family, and not that of a bridge for containers, of the loopback or of the inside of a router."""
+    relayed = settings.view(Coturn).relayed
+    assert relayed, "the machine has no address that calls could be relayed from"
+    places = " ".join(each.address for each in relayed)
+    told = json.loads(ask(host, f"python3 -Ic {shlex.quote(ALLOCATE)} {places}"))
+    wrong = [
+        f"clients that connect to {each.address} are relayed at {' and '.join(sorted(set(told[each.address])))}, not at "
+        f"{each.told}: {DEPLOY}, or set external_ip or external_ipv6 if it is another address of the machine"
+        for each in relayed
+        if set(told[each.address]) != {each.told}
+    ]
+    assert not wrong, "\n".join(wrong)
+    reachable = [*map(ipaddress.ip_network, settings.choices.private_networks)]
+    inside = [
+        each.told
+        for each in relayed
+        if any(ipaddress.ip_address(each.told) in network for network in PRIVATE)
+        and not any(ipaddress.ip_address(each.told) in network for network in reachable)
+    ]
+    assert not inside, (
+        f"calls are relayed at {' and '.join(inside)}, which nobody outside can reach: set external_ip (external_ipv6) to the "
+        "public address, or name the network in private_networks if all users are there"
+    )
+    note("calls", f"relayed at {', '.join(each.told for each in relayed)}")
+
+
 def test_has_no_capability_but_to_read(service: Service) -> None:
     status = ask(service.host, "cat %s", f"/proc/{service.pid}/status")
     for kind in ("CapEff", "CapPrm", "CapBnd"):
@@ -159,15 +211,14 @@ def test_signals_no_other_process(service: Service, host: Host) -> None:
 
 def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None:
     """It has to reach itself, at the machine's own addresses: the packet filter blocks the other services there."""
-    shown = host.run("nft list table inet matrix_metal_relay").stdout
+    shown = table_of(host, RELAY)
     groups = ask(host, "stat -c %%G %s", f"/proc/{service.pid}").split()
     marked = re.search(
         r'oifname "lo" meta skgid \S+ udp sport 49152-65535 udp dport 0-49151 meta mark set (\w+)$', shown, re.MULTILINE
     )
     dropped = marked and re.search(rf'iifname "lo" meta mark {marked[1]} .*drop$', shown, re.MULTILINE)
     assert dropped and groups == ["turnserver"], (
-        "UDP services of this machine can be reached through the relay, the packet filter's rule is missing (`nft flush "
-        "ruleset`?): systemctl restart coturn"
+        f"UDP services of this machine can be reached through the relay: {DEPLOY}"
     )
 
 

@@ -65,7 +65,8 @@ print(json.dumps(found))
 
 
 def test_names_resolve_to_this_machine(machine: Machine, host: Host, settings: Settings, note: Note) -> None:
-    own = [*machine.state.addresses, *([external] if (external := settings.section(Relay).external_ip) else [])]
+    chosen = settings.section(Relay)
+    own = [*machine.state.addresses, *filter(None, (chosen.external_ip, chosen.external_ipv6))]
     wrong, leading = [], {}
     if machine.local:
         note("from outside", "checked from the machine itself (@local): firewalls in front of it are not noticed")
@@ -196,11 +197,11 @@ def test_relay_gives_an_allocation(
                 "this computer? See journalctl -u coturn"
             )
         else:
-            # A machine has many addresses with IPv6, and behind NAT none with IPv4 that callers could use.
-            if relayed not in found and not (":" in relayed and relayed in machine.state.addresses):
+            if relayed not in found:
                 wrong.append(
                     f"{at} allocates addresses at {relayed}, but {name} resolves to {', '.join(found)}: callers cannot reach "
-                    "them; if the machine is behind NAT, set external_ip to its public IPv4 address"
+                    "them; if the machine is behind NAT or has several addresses, set external_ip (external_ipv6) to its "
+                    "public one"
                 )
             note("calls", f"{place}: allocation at {relayed}")
     assert not wrong, "\n".join(wrong)

@@ -105,20 +105,36 @@ class Relay:
         """The address that the relay sees us at: plain STUN, which needs no credentials."""
         return self._request(BINDING, {}).address(MAPPED)
 
-    def allocate(self, *, ipv6: bool = False, protocol: int = socket.IPPROTO_UDP) -> Address:
-        """Make an allocation; returns its address at the relay. protocol: TCP for RFC 6062. Raises RefusedError."""
+    def allocate(self, *, ipv6: bool = False, ipv4: bool = False, protocol: int = socket.IPPROTO_UDP) -> Address:
+        """Make an allocation; returns its address at the relay.
+
+        ipv6, ipv4: the family to ask for; neither: the relay chooses. protocol: TCP for RFC 6062. Raises RefusedError.
+        """
         attributes = {TRANSPORT: struct.pack(">Bxxx", protocol), LIFETIME: struct.pack(">I", 600)}
-        if ipv6:
-            attributes[FAMILY] = b"\2\0\0\0"
+        if ipv6 or ipv4:
+            attributes[FAMILY] = b"\2\0\0\0" if ipv6 else b"\1\0\0\0"
         try:
-            answer = self._request(ALLOCATE, attributes)
+            answer = self._signed(ALLOCATE, attributes)
+        except RefusedError as refused:
+            # The relay remembers an allocation of a while ago from the same port: RFC 8656, 7.4 says to take another one.
+            if refused.code != 437 or self.stream:
+                raise
+            used, self.connection = self.connection, socket.socket(self.connection.family, socket.SOCK_DGRAM)
+            self.connection.settimeout(WAIT)
+            self.connection.connect(used.getpeername())
+            used.close()
+            answer = self._signed(ALLOCATE, attributes)
+        self.allocated = True
+        return answer.address(RELAYED)
+
+    def _signed(self, method: int, attributes: object) -> Message:
+        try:
+            return self._request(method, attributes)
         except RefusedError as refused:
             # The first answer has the realm and the nonce to sign with.
             if refused.code != 401 or not self.credentials:
                 raise
-            answer = self._request(ALLOCATE, attributes)
-        self.allocated = True
-        return answer.address(RELAYED)
+            return self._request(method, attributes)
 
     def permit(self, peer: str) -> None:
         """Create a permission for a peer. Raises RefusedError."""

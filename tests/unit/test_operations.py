@@ -339,6 +339,9 @@ def test_machine_state_is_parsed() -> None:
             "addresses 192.0.2.1 2001:db8::1 ",
             "name matrix.x.test 127.0.1.1 fe80::1%eth0 ",
             "name x.test ",
+            "interface eth0 192.0.2.1",
+            "interface docker0 172.17.0.1",
+            "outgoing eth0 192.0.2.1",
             "postgresql 15",
             "postgresql 9",
             'deployment {"server_name": "x.test", "vault": "1"}',
@@ -348,6 +351,8 @@ def test_machine_state_is_parsed() -> None:
     )
     assert (state.user, state.root, state.processors, state.memory) == ("admin", True, 3, 3910)
     assert state.names == {"matrix.x.test": ("127.0.1.1", "fe80::1"), "x.test": ()}
+    assert state.interfaces == (("eth0", "192.0.2.1"), ("docker0", "172.17.0.1"))
+    assert state.outgoing == (("eth0", "192.0.2.1"),)
     assert state.postgresql == ("9", "15")
     assert state.deployment == {"server_name": "x.test", "vault": "1"}
     web, relay = state.listeners

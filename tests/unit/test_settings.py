@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from operations.machine import MachineState
+from operations.preflight import _nothing_to_relay_from
 from roles import COTURN, ROLES, SLIDING_SYNC, SYDENT, SYNAPSE
 from settings import Choices, SettingError, Settings, choices_from, mistakes
 from settings.caddy import Caddy
@@ -172,6 +173,9 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("mail_from", "a@x.test\nBcc: b@x.test", "an e-mail address"),
         ("external_ip", "2001:db8::1", "an IPv4 address"),
         ("external_ip", "198.51.100", "an IPv4 address"),
+        ("external_ip", "127.0.0.1", "an IPv4 address"),
+        ("external_ipv6", "198.51.100.7", "an IPv6 address"),
+        ("external_ipv6", "fe80::1", "an IPv6 address"),
         ("acme", {}, "acme['directory'] is missing"),
         ("acme", {"directory": "http://ca.x.test"}, "the https URL"),
         ("acme", "letsencrypt", "a dictionary such as"),
@@ -334,9 +338,121 @@ def test_sizes(size: str, count: int) -> None:
     assert size_in_bytes(size) == count
 
 
+def test_local_ports_belong_to_their_services(tmp_path: Path) -> None:
+    """Whoever has no Caddy has a reverse proxy of another user."""
+    roles = {"sydent": ["one"], "synapse": ["one"], "postgres": ["one"], "caddy": ["one"]}
+    with_caddy, without = settings(tmp_path, roles), settings(tmp_path, {**roles, "caddy": ["two"]})
+    assert {port.number: (port.owner, port.callers) for port in with_caddy.local_ports} == {
+        8008: ("matrix-synapse", None),
+        8090: ("sydent", ("caddy",)),
+    }
+    assert all(port.callers is None for port in without.local_ports)
+    assert "nftables" in with_caddy.packages
+    assert settings(tmp_path, {"postgres": ["one"]}).local_ports == []
+
+
+def machine_with(*, outgoing: Sequence[str] = ("10.9.9.9",), **interfaces: Sequence[str]) -> MachineState:
+    """outgoing: the addresses with which it connects to the world, of its first interface."""
+    first, lasting = next(iter(interfaces)), [(name, each) for name, some in interfaces.items() for each in some]
+    return MachineState(
+        release="13",
+        addresses=tuple(address for _, address in lasting),
+        interfaces=tuple(lasting),
+        outgoing=tuple((first, address) for address in outgoing),
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "chosen", "relayed"),
+    [
+        # Bridges of containers, whatever family has a way to the world.
+        (
+            machine_with(
+                eth0=["198.51.100.7", "2001:db8::7"], docker0=["172.17.0.1", "fd17::1"], outgoing=["198.51.100.7"]
+            ),
+            {},
+            [("198.51.100.7", None), ("2001:db8::7", None)],
+        ),
+        (
+            machine_with(eth0=["198.51.100.7"], docker0=["fd17::1"], outgoing=["198.51.100.7"]),
+            {},
+            [("198.51.100.7", None)],
+        ),
+        # IPv6 only.
+        (
+            machine_with(eth0=["2001:db8::7"], docker0=["172.17.0.1"], outgoing=["2001:db8::7"]),
+            {},
+            [("2001:db8::7", None)],
+        ),
+        # A temporary address is no lasting one; a private one is taken only without a public one.
+        (machine_with(eth0=["2001:db8::7"], outgoing=["2001:db8::ffff"]), {}, [("2001:db8::7", None)]),
+        (machine_with(eth0=["fd00::7", "2001:db8::7"], outgoing=["fd00::7"]), {}, [("2001:db8::7", None)]),
+        (machine_with(eth0=["10.9.9.9"], lo=["198.51.100.7"], docker0=["172.17.0.1"]), {}, [("198.51.100.7", None)]),
+        (machine_with(eth0=["10.9.9.8", "10.9.9.9"], docker0=["172.17.0.1"]), {}, [("10.9.9.9", None)]),
+        (machine_with(eth0=["10.9.9.8"], lo=["10.9.9.9"]), {}, [("10.9.9.9", None)]),
+        # Behind NAT, in one family or both; and one of the machine's own addresses.
+        (
+            machine_with(eth0=["10.9.9.8", "10.9.9.9", "2001:db8::7"], outgoing=["10.9.9.9", "2001:db8::7"]),
+            {"external_ip": "203.0.113.9"},
+            [("10.9.9.9", "203.0.113.9"), ("2001:db8::7", None)],
+        ),
+        (
+            machine_with(eth0=["10.9.9.9", "fd00::7"], outgoing=["10.9.9.9", "fd00::7"]),
+            {"external_ip": "203.0.113.9", "external_ipv6": "2001:db8::9"},
+            [("10.9.9.9", "203.0.113.9"), ("fd00::7", "2001:db8::9")],
+        ),
+        (machine_with(eth0=["10.9.9.9"], eth1=["10.8.8.8"]), {"external_ip": "10.8.8.8"}, [("10.8.8.8", None)]),
+        (
+            MachineState(release="13", addresses=("10.9.9.9",), interfaces=(("lo", "198.51.100.7"),)),
+            {"external_ip": "198.51.100.7"},
+            [("198.51.100.7", None)],
+        ),
+    ],
+)
+def test_relay_uses_the_public_addresses(
+    tmp_path: Path, machine: MachineState, chosen: dict[str, Any], relayed: list[tuple[str, str | None]]
+) -> None:
+    assert list(settings(tmp_path, machine=machine, **chosen).view(Coturn).relayed) == relayed
+
+
+@pytest.mark.parametrize(
+    ("machine", "chosen", "message"),
+    [
+        (
+            machine_with(eth0=["10.9.9.9"]),
+            {"external_ipv6": "2001:db8::9"},
+            "external_ipv6 is set, but the machine has no IPv6",
+        ),
+        (
+            machine_with(eth0=["2001:db8::7"], outgoing=["2001:db8::7"]),
+            {"external_ip": "203.0.113.9"},
+            "external_ip is set",
+        ),
+        (MachineState(release="13", addresses=("127.0.0.2", "fe80::1")), {}, "has no address but local ones"),
+        (machine_with(eth0=["10.9.9.9"]), {"external_ip": "203.0.113.9"}, None),
+    ],
+)
+def test_relay_needs_an_address_of_each_family_that_is_set(
+    tmp_path: Path, machine: MachineState, chosen: dict[str, Any], message: str | None
+) -> None:
+    lines = _nothing_to_relay_from(settings(tmp_path, machine=machine, **chosen))
+    assert [message in line for line in lines if message] == ([True] if message else []) and len(lines) == bool(message)
+
+
+def test_relays_name_is_no_longer_than_coturn_takes(tmp_path: Path) -> None:
+    """coturn cuts a longer realm, and then no client can use the relay."""
+    name = ".".join(["a" * 61, "b" * 58, "x.test"])
+    assert len(name) == 127
+    roles = {"coturn": ["one"], "caddy": ["one"]}
+    assert mistakes(settings(tmp_path, roles, turn_domain=name)) == []
+    [line] = mistakes(settings(tmp_path, roles, turn_domain=f"a{name}"))
+    assert "turn_domain" in line and "at most 127" in line
+    assert mistakes(settings(tmp_path, {"caddy": ["one"]}, turn_domain=f"a{name}")) == []
+
+
 def test_relay_reaches_itself_but_no_private_network(tmp_path: Path) -> None:
     """When both users of a call use this relay, it sends to its own address, which may be private."""
-    machine = MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("10.9.9.9", "127.0.0.1", "fe80::1"))
+    machine = machine_with(eth0=["10.9.9.9", "10.9.9.10"], docker0=["172.17.0.1"])
     coturn = settings(tmp_path, machine=machine, external_ip="198.51.100.7").view(Coturn)
     assert [first for first, _ in coturn.allowed_ranges] == ["198.51.100.7", "10.9.9.9"]
     denied = {first for first, _ in coturn.denied_ranges}
