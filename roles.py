@@ -198,6 +198,9 @@ CADDY = Role(
     ),
 )
 
+# Of the Unix sockets below, and of the units that connect to them. A client's address is what Caddy says, so nobody else may.
+SOCKET_GROUP = "matrix-sockets"
+SLIDING_SYNC_SOCKET = "/run/sliding-sync/proxy.sock"
 # Where Caddy reaches Synapse, on the same machine. Several, because Synapse sets the backlog of each to 50 connections, and more
 # clients may connect at once while Synapse is busy.
 SYNAPSE_SOCKETS = tuple(f"/run/matrix-synapse/{number}.sock" for number in range(1, 9))
@@ -235,7 +238,7 @@ SYNAPSE = Role(
             ),
             exposure=1.5,
             reads=("/etc/matrix-synapse",),
-            private=("/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key"),
+            private=("/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key", "/run/matrix-synapse"),
             errors=rf"^(CRITICAL|ERROR (?!{_ABOUT_OTHERS}))",
         ),
     ),
@@ -291,14 +294,13 @@ SLIDING_SYNC = Role(
         Unit(
             "sliding-sync.service",
             user="sliding-sync",
-            health="curl -qsf --max-time 5 http://127.0.0.1:8009/client/server.json",
+            health=f"curl -qsf --max-time 5 --unix-socket {SLIDING_SYNC_SOCKET} http://localhost/client/server.json",
             exposure=1.5,
             reads=("/etc/sliding-sync",),
-            private=("/etc/sliding-sync",),
+            private=("/etc/sliding-sync", "/run/sliding-sync"),
             errors=r'\b(FTL|PNC)\b|^panic:|"level":"(fatal|panic)"',
         ),
     ),
-    listens=(Port("tcp", 8009, "machine", "sliding-sync.service"),),
     domain=Domain("sliding_sync_domain", "sliding", "the Sliding Sync proxy, if you want it"),
     database=Database("syncv3", "sliding-sync"),
     secrets=(

@@ -4,7 +4,7 @@ from pyinfra import host
 
 from operations import files, releases, units
 from operations.files import Directory, Template
-from roles import SLIDING_SYNC
+from roles import SLIDING_SYNC, SOCKET_GROUP
 from settings import settings_of
 from settings.sliding_sync import SlidingSync
 
@@ -24,6 +24,7 @@ files.present(
             "/etc/sysusers.d/sliding-sync.conf",
             "sliding_sync/sysusers.conf",
             mode="644",
+            values={"socket_group": SOCKET_GROUP},
             check="systemd-sysusers {}",
         ),
         Directory("/etc/sliding-sync", mode="750"),
@@ -37,7 +38,11 @@ files.present(
             "/etc/systemd/system/sliding-sync.service",
             "sliding_sync/sliding-sync.service",
             mode="644",
-            values={"environment": ENVIRONMENT, "program": sliding_sync.release.executable},
+            values={
+                "environment": ENVIRONMENT,
+                "program": sliding_sync.release.executable,
+                "socket_group": SOCKET_GROUP,
+            },
         )
     ],
 )

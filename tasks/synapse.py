@@ -7,7 +7,7 @@ from pyinfra import host
 from operations import deployment, files, units, virtualenvs
 from operations.files import Directory, Template, Text
 from operations.shell import quoted
-from roles import SYNAPSE
+from roles import SOCKET_GROUP, SYNAPSE
 from settings import settings_of
 from settings.networks import BLOCKED_NETWORKS, MULTICAST
 from settings.synapse import Synapse
@@ -48,7 +48,11 @@ files.present(
     entries=[
         Directory("/etc/sysusers.d", mode="755"),
         Template(
-            "/etc/sysusers.d/matrix-synapse.conf", "synapse/sysusers.conf", mode="644", check="systemd-sysusers {}"
+            "/etc/sysusers.d/matrix-synapse.conf",
+            "synapse/sysusers.conf",
+            mode="644",
+            values={"socket_group": SOCKET_GROUP},
+            check="systemd-sysusers {}",
         ),
         Directory(HOME, mode="750", **OWNED),
         Directory(f"{HOME}/conf.d", mode="750", **OWNED),
@@ -68,6 +72,7 @@ files.present(
                 "arguments": ARGUMENTS,
                 "home": HOME,
                 "state": STATE,
+                "socket_group": SOCKET_GROUP,
                 "python": f"{synapse.virtualenv.current}/bin/python",
             },
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roles import SLIDING_SYNC
+from roles import SLIDING_SYNC, SLIDING_SYNC_SOCKET, SYNAPSE_SOCKETS
 from tests.conftest import Deployed
 from tests.testbed import Host
 
@@ -45,14 +45,19 @@ class Unit:
 
 
 # What every local user may do: see that processes exist, and connect to sockets that are open to all.
-ANYBODY = ("existence of *", "ownership of *", "socket *")
+ANYBODY = ("existence of *", "ownership of *", "socket /run/systemd/*", "socket /run/dbus/*", "socket @neighbour")
+# Where Caddy passes requests on, with the addresses of the clients: for Caddy and what it passes them to.
+PASSED_ON = ("socket /run/matrix-synapse/*", "socket /run/sliding-sync/*")
 # Every service that we run; add a new one here.
 UNITS = (
     Unit("coturn.service", ("read /etc/turnserver.conf", "read /var/lib/caddy/.local/share/caddy/certificates")),
-    Unit("caddy.service", (*ANYBODY, "read /etc/caddy/Caddyfile", "read /var/lib/caddy/*")),
-    Unit("matrix-synapse.service", (*ANYBODY, "read /etc/matrix-synapse/*", "read /var/lib/matrix-synapse/*")),
+    Unit("caddy.service", (*ANYBODY, *PASSED_ON, "read /etc/caddy/Caddyfile", "read /var/lib/caddy/*")),
+    Unit(
+        "matrix-synapse.service",
+        (*ANYBODY, *PASSED_ON, "read /etc/matrix-synapse/*", "read /var/lib/matrix-synapse/*"),
+    ),
     # systemd reads its secrets for it.
-    Unit("sliding-sync.service", ANYBODY),
+    Unit("sliding-sync.service", (*ANYBODY, *PASSED_ON)),
     Unit("sydent.service", (*ANYBODY, "read /etc/sydent/*", "read /var/lib/sydent/*")),
     # Debian's own unit: its user is its only confinement.
     Unit(
@@ -86,7 +91,14 @@ WRITABLE = (
     "/run/neighbour",
     "/sys/fs/cgroup/system.slice/neighbour.service/cgroup.freeze",
 )
-SOCKETS = ("/run/systemd/notify", "/run/systemd/private", "/run/dbus/system_bus_socket", "\0neighbour")
+SOCKETS = (
+    "/run/systemd/notify",
+    "/run/systemd/private",
+    "/run/dbus/system_bus_socket",
+    "\0neighbour",
+    SYNAPSE_SOCKETS[0],
+    SLIDING_SYNC_SOCKET,
+)
 
 
 @dataclass(frozen=True)

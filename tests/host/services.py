@@ -209,7 +209,7 @@ class ServiceTests:
 
     def test_keeps_its_secrets(self, service: Service) -> None:
         if service.secrets:
-            command = f"find {' '.join('%s' for _ in service.secrets)} ! -type l -perm /o=rwx"
+            command = f"find {' '.join('%s' for _ in service.secrets)} ! -type l ! -type s -perm /o=rwx"
             exposed = ask(service.host, command, *service.secrets).split()
             assert not exposed, f"every user of the machine may read or change {', '.join(exposed)}: {DEPLOY}"
 
@@ -319,12 +319,16 @@ class Answer:
             raise AssertionError(f"{self}, which is not JSON") from None
 
 
-def get(host: Host, url: str, method: str = "GET", origin: str = "") -> Answer:
+def get(host: Host, url: str, method: str = "GET", origin: str = "", unix_socket: str = "") -> Answer:
     """A request from the machine itself; public names are resolved to the machine, so that DNS and routers do not matter.
+
+    unix_socket: connect to this one instead.
 
     The certificate is not verified here, so that a wrong one fails one test and not all of them.
     """
     command, words = _curl(url.split("/")[2])
+    if unix_socket:
+        command, words = f"{command} --unix-socket %s", [*words, unix_socket]
     done = host.run(f"{command} -i -X %s -H %s %s", *words, method, f"Origin: {origin}" if origin else "Origin:", url)
     head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
     first, *lines = head.splitlines() or [""]
