@@ -40,7 +40,12 @@ files.present(
             check="systemd-sysusers {}",
         ),
         Directory("/etc/systemd/system/caddy.service.d", mode="755"),
-        Template(OVERRIDE, "caddy/override.conf", mode="644", values={"caddy": caddy, "socket_group": SOCKET_GROUP}),
+        Template(
+            OVERRIDE,
+            "caddy/override.conf",
+            mode="644",
+            values={"caddy": caddy, "socket_group": SOCKET_GROUP, "release": settings.machine.release},
+        ),
     ],
 )
 units.running(

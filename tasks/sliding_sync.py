@@ -42,6 +42,7 @@ files.present(
                 "environment": ENVIRONMENT,
                 "program": sliding_sync.release.executable,
                 "socket_group": SOCKET_GROUP,
+                "release": settings.machine.release,
             },
         )
     ],

@@ -73,6 +73,7 @@ files.present(
                 "home": HOME,
                 "state": STATE,
                 "socket_group": SOCKET_GROUP,
+                "release": settings.machine.release,
                 "python": f"{synapse.virtualenv.current}/bin/python",
             },
         )
