@@ -73,7 +73,8 @@ class Unit(NamedTuple):
     when it is reloaded. private: files and directories that other users must not read. errors: a regular expression (PCRE)
     for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over;
     its first group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds
-    once the unit does its work.
+    once the unit does its work. own: files and directories with settings of the administrator's. check: a shell command, run as
+    root, that fails if the unit would not start again with them, and says why in the last line on stderr.
     """
 
     name: str
@@ -87,6 +88,8 @@ class Unit(NamedTuple):
     private: tuple[str, ...] = ()
     errors: str = ""
     recoveries: str = ""
+    own: tuple[str, ...] = ()
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,15 @@ class Role:
         return (*self.secrets, VaultEntry(self.password, "hex", meaning))
 
 
+# PostgreSQL reads its files for these views, and does not use them. A setting that takes effect at its next start is no mistake.
+_CHECK_POSTGRES = (
+    "cd / && wrong=$(PGCLUSTER={version}/main runuser -u postgres -- psql -XAtqc "
+    "\"SELECT sourcefile || ' line ' || sourceline || ': ' || error FROM pg_file_settings "
+    "WHERE error <> 'setting could not be applied' UNION ALL "
+    "SELECT 'pg_hba.conf line ' || line_number || ': ' || error FROM pg_hba_file_rules WHERE error <> ''\") "
+    '&& { [ -z "$wrong" ] || { echo "$wrong" >&2; false; }; }'
+)
+
 POSTGRES = Role(
     name="postgres",
     title="PostgreSQL",
@@ -158,6 +170,8 @@ POSTGRES = Role(
             enabled="enabled-runtime",
             masked=True,
             private=("/var/lib/postgresql/{version}/main",),
+            own=("/etc/postgresql/{version}/main",),
+            check=_CHECK_POSTGRES,
         ),
     ),
     state=("/var/lib/postgresql",),
@@ -215,6 +229,13 @@ _LOOK_UP_ALIAS = (
 # Synapse logs as errors also what goes wrong at other homeservers.
 _ABOUT_OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
 
+SYNAPSE_ARGUMENTS = "--no-secrets-in-config -c /etc/matrix-synapse/homeserver.yaml -c /etc/matrix-synapse/conf.d"
+# Synapse's own check reads every file as the service will.
+CHECK_SYNAPSE = (
+    "cd /var/lib/matrix-synapse && umask 077 && "
+    f"runuser -u matrix-synapse -- /opt/matrix-synapse/current/bin/python -m synapse.config {SYNAPSE_ARGUMENTS} >/dev/null"
+)
+
 SYNAPSE = Role(
     name="synapse",
     title="Synapse",
@@ -240,6 +261,8 @@ SYNAPSE = Role(
             reads=("/etc/matrix-synapse",),
             private=("/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key", "/run/matrix-synapse"),
             errors=rf"^(CRITICAL|ERROR (?!{_ABOUT_OTHERS}))",
+            own=("/etc/matrix-synapse/conf.d",),
+            check=CHECK_SYNAPSE,
         ),
     ),
     state=("/var/lib/matrix-synapse",),

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from roles import SYNAPSE
 from tests.e2e.client import CADDY_ROOT, Outside
 
 pytestmark = pytest.mark.role("caddy", "synapse")
@@ -38,6 +39,22 @@ def test_requests_wait_while_the_homeserver_restarts(outside: Outside, pool: Thr
     restart.result()
     assert during > 1, "no requests were sent while Synapse restarted"
     assert answers == {"200": 100 * during}
+
+
+def test_services_that_crash_are_started_again_at_once(outside: Outside) -> None:
+    host, units = outside.host, ("caddy", "coturn", "matrix-synapse", "sydent", "sliding-sync")
+    names = " ".join(units)
+    show = f"systemctl show -p MainPID,ExecMainStartTimestamp --value {names}"
+    try:
+        begin = float(host.run(f"date +%s.%N; systemctl kill -s KILL {names}").stdout)
+        host.run(f"until [ $({show} | grep -cx 0) = 0 ]; do sleep 0.05; done", timeout=30)
+        started = f'for unit in {names}; do date +%s.%N -d "$({show.replace(names, "$unit")} | tail -n 1)"; done'
+        pauses = dict(zip(units, (float(each) - begin for each in host.run(started).stdout.split()), strict=True))
+        assert all(-1 <= pause < 2.5 for pause in pauses.values()), pauses
+    finally:
+        # They count how often they crashed.
+        host.run(f"systemctl restart {names}", timeout=120)
+        host.run(f"until {SYNAPSE.units[0].health}; do sleep 0.1; done", timeout=60)
 
 
 def test_requests_that_are_too_long_are_refused_at_once(outside: Outside) -> None:

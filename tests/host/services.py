@@ -35,8 +35,8 @@ def ask(host: Host, command: str, *words: str) -> str:
 class Service:
     """A systemd unit.
 
-    user, exposure, reads, rereads, errors, recoveries, enabled: as in `roles.Unit`. secrets: files and directories that other
-    users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
+    user, exposure, reads, rereads, errors, recoveries, enabled, own, check: as in `roles.Unit`. secrets: files and directories
+    that other users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
     """
 
     host: Host
@@ -50,6 +50,8 @@ class Service:
     recoveries: str = ""
     depends_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
+    own: Sequence[str] = ()
+    check: str = ""
     ports: Sequence[Port] = ()
 
     @classmethod
@@ -74,6 +76,8 @@ class Service:
             recoveries=unit.recoveries,
             depends_on=[each.units[0].name.format(version=version) for each in needed],
             enabled=unit.enabled,
+            own=[path.format(version=version) for path in unit.own],
+            check=unit.check.replace("{version}", version),
             ports=[
                 port
                 for each in settings.played
@@ -206,6 +210,20 @@ class ServiceTests:
                 assert not newer, (
                     f"{', '.join(newer)} changed after {service.unit} read it: {DEPLOY} or `systemctl {verb} {service.unit}`"
                 )
+
+    def test_would_start_again(self, service: Service) -> None:
+        if not service.own:
+            return
+        assert service.pid
+        command = f"find {' '.join('%s' for _ in service.own)} -newerct %s"
+        changed = ask(service.host, command, *service.own, f"@{service.started:.6f}").split()
+        if changed:
+            done = service.host.run(service.check)
+            why = (done.stderr.strip().splitlines() or ["its check failed"])[-1].strip()
+            assert done.rc == 0, (
+                f"{service.unit} runs, but would not start again: {why} "
+                f"(changed since it was started: {', '.join(changed)})"
+            )
 
     def test_keeps_its_secrets(self, service: Service) -> None:
         if service.secrets:
