@@ -78,7 +78,8 @@ class Unit(NamedTuple):
     cannot read itself. errors: a regular expression (PCRE)
     for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over;
     its first group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds
-    once the unit does its work.
+    once the unit does its work. own: files and directories with settings of the administrator's. check: a shell command, run as
+    root, that fails if the unit would not start again with them, and says why in the last line on stderr.
     """
 
     name: str
@@ -94,6 +95,8 @@ class Unit(NamedTuple):
     environment: str = ""
     errors: str = ""
     recoveries: str = ""
+    own: tuple[str, ...] = ()
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,15 @@ class Role:
         return (*self.secrets, VaultEntry(self.password, "hex", meaning))
 
 
+# PostgreSQL reads its files for these views, and does not use them. A setting that takes effect at its next start is no mistake.
+_CHECK_POSTGRES = (
+    "cd / && wrong=$(PGCLUSTER={version}/main runuser -u postgres -- psql -XAtqc "
+    "\"SELECT sourcefile || ' line ' || sourceline || ': ' || error FROM pg_file_settings "
+    "WHERE error <> 'setting could not be applied' UNION ALL "
+    "SELECT 'pg_hba.conf line ' || line_number || ': ' || error FROM pg_hba_file_rules WHERE error <> ''\") "
+    '&& { [ -z "$wrong" ] || { echo "$wrong" >&2; false; }; }'
+)
+
 POSTGRES = Role(
     name="postgres",
     title="PostgreSQL",
@@ -163,6 +175,8 @@ POSTGRES = Role(
             enabled="enabled-runtime",
             masked=True,
             private=("/var/lib/postgresql/{version}/main",),
+            own=("/etc/postgresql/{version}/main",),
+            check=_CHECK_POSTGRES,
         ),
     ),
     listens=(Port("tcp", 5432, "deployment", "postgresql@{version}-main.service", when="remote"),),
@@ -201,6 +215,9 @@ CADDY = Role(
     ),
 )
 
+# Of the Unix sockets below, and of the units that connect to them. A client's address is what Caddy says, so nobody else may.
+SOCKET_GROUP = "matrix-sockets"
+SLIDING_SYNC_SOCKET = "/run/sliding-sync/proxy.sock"
 # Where Caddy reaches Synapse, on the same machine. Several, because Synapse sets the backlog of each to 50 connections, and more
 # clients may connect at once while Synapse is busy.
 SYNAPSE_SOCKETS = tuple(f"/run/matrix-synapse/{number}.sock" for number in range(1, 9))
@@ -214,6 +231,13 @@ _LOOK_UP_ALIAS = (
 
 # Synapse logs as errors also what goes wrong at other homeservers.
 _ABOUT_OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
+
+SYNAPSE_ARGUMENTS = "--no-secrets-in-config -c /etc/matrix-synapse/homeserver.yaml -c /etc/matrix-synapse/conf.d"
+# Synapse's own check reads every file as the service will.
+CHECK_SYNAPSE = (
+    "cd /var/lib/matrix-synapse && umask 077 && "
+    f"runuser -u matrix-synapse -- /opt/matrix-synapse/current/bin/python -m synapse.config {SYNAPSE_ARGUMENTS} >/dev/null"
+)
 
 SYNAPSE = Role(
     name="synapse",
@@ -237,9 +261,11 @@ SYNAPSE = Role(
             ),
             exposure=1.5,
             reads=("/etc/matrix-synapse",),
-            private=("/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key"),
+            private=("/etc/matrix-synapse", "/var/lib/matrix-synapse/signing.key", "/run/matrix-synapse"),
             secrets=("/etc/matrix-synapse/conf.d/email.yaml", "/etc/matrix-synapse/secrets"),
             errors=rf"^(CRITICAL|ERROR (?!{_ABOUT_OTHERS}))",
+            own=("/etc/matrix-synapse/conf.d",),
+            check=CHECK_SYNAPSE,
         ),
     ),
     listens=(
@@ -293,15 +319,14 @@ SLIDING_SYNC = Role(
         Unit(
             "sliding-sync.service",
             user="sliding-sync",
-            health="curl -qsf --max-time 5 http://127.0.0.1:8009/client/server.json",
+            health=f"curl -qsf --max-time 5 --unix-socket {SLIDING_SYNC_SOCKET} http://localhost/client/server.json",
             exposure=1.5,
             reads=("/etc/sliding-sync",),
-            private=("/etc/sliding-sync",),
+            private=("/etc/sliding-sync", "/run/sliding-sync"),
             environment="/etc/sliding-sync/environment",
             errors=r'\b(FTL|PNC)\b|^panic:|"level":"(fatal|panic)"',
         ),
     ),
-    listens=(Port("tcp", 8009, "machine", "sliding-sync.service", callers=("caddy",)),),
     domain=Domain("sliding_sync_domain", "sliding", "the Sliding Sync proxy, if you want it"),
     database=Database("syncv3", "sliding-sync"),
     secrets=(

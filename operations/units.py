@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pyinfra.api import StringCommand
 from pyinfra.context import host
 
+from compat import add_final_line
 from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
 
@@ -30,6 +31,9 @@ class UnitState:
     # When each file that it reads was last written or renamed into place; absent ones are left out.
     written: tuple[tuple[str, float], ...] = ()
     ready: bool = False
+    # What the administrator changed since it was started, and why it would not start again with that.
+    own_changed: tuple[str, ...] = ()
+    refused: str = ""
 
     def newer_than(self, moment: float, paths: Sequence[str]) -> bool:
         """Whether one of the files was written after that moment."""
@@ -39,10 +43,18 @@ class UnitState:
 class Unit(Fact[UnitState]):
     """One unit, the files it reads (its own definition included) and whether it answers."""
 
-    def question(self, unit: str, reads: Sequence[str], ready: str | None, slow_to_start: bool = False) -> str:
+    def question(
+        self,
+        unit: str,
+        reads: Sequence[str],
+        ready: str | None,
+        slow_to_start: bool = False,
+        own: Sequence[str] = (),
+        own_check: str = "",
+    ) -> str:
         # An earlier run may not have waited until systemd took the unit for started.
         patience = "25" if slow_to_start else "0"
-        return f"{shell_file('unit')}about {quoted(unit, patience, ready or 'true', *reads)}"
+        return f"{shell_file('unit')}about {quoted(unit, patience, ready or 'true', quoted(*own), own_check, *reads)}"
 
     @staticmethod
     def default() -> UnitState:
@@ -51,11 +63,14 @@ class Unit(Fact[UnitState]):
     def answer(self, lines: list[str]) -> UnitState:
         values: dict[str, str] = {}
         written: list[tuple[str, float]] = []
+        own_changed: list[str] = []
         for line in lines:
             key, _, value = line.partition("=")
             if key == "Written":
                 when, _, path = value.partition(" ")
                 written.append((path, float(when)))
+            elif key == "Changed":
+                own_changed.append(value)
             else:
                 values[key] = value
         return UnitState(
@@ -70,6 +85,8 @@ class Unit(Fact[UnitState]):
             changed=_seconds(values.get("StateChangeTimestamp", "")),
             written=tuple(written),
             ready=values.get("Ready") == "yes",
+            own_changed=tuple(own_changed),
+            refused=values.get("Refused", ""),
         )
 
 
@@ -93,6 +110,8 @@ def running(
     patience: int = 60,
     enabled: bool = True,
     slow_to_start: bool = False,
+    own: Sequence[str] = (),
+    own_check: str = "",
 ) -> Generator[StringCommand, None, None]:
     """The unit runs with the files that are on the machine, starts at boot, and answers.
 
@@ -107,8 +126,19 @@ def running(
     patience: seconds to wait for `ready`.
     enabled: whether to enable it; False for units that their package enables in its own way.
     slow_to_start: it works long before systemd takes it for started: a unit that did not run is waited for by `ready` only.
+    own: files and directories of the administrator's, which it reads when it starts. It is not restarted for them.
+    own_check: shell command that fails with the reason, as the last line on stderr, if the unit would not start again with them.
+        Run only if they were changed since it was started; then the run ends with that line.
     """
-    now: UnitState = ask(Unit, unit=unit, reads=[*reads, *rereads], ready=ready, slow_to_start=slow_to_start)
+    now: UnitState = ask(
+        Unit,
+        unit=unit,
+        reads=[*reads, *rereads],
+        ready=ready,
+        slow_to_start=slow_to_start,
+        own=own,
+        own_check=own_check,
+    )
     definition = [path for path, _ in now.written if path not in (*reads, *rereads)]
     stale = now.definition_changed or now.newer_than(now.started, [*reads, *definition])
     outdated = now.newer_than(now.changed, rereads)
@@ -127,6 +157,11 @@ def running(
     ]
     steps: list[str] = []
     restarts = now.active != "active" or stale
+    if now.refused and not restarts:
+        add_final_line(
+            f"{host.name}: {unit} runs, but would not start again: {now.refused} "
+            f"(changed since it was started: {', '.join(now.own_changed)})"
+        )
     if now.load != "loaded" or now.definition_changed:
         # A mask of `packages.installed` that an interrupted run left behind.
         steps.append(f"systemctl unmask --runtime --quiet --no-reload {name} || true")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from releases import Release
-from roles import SLIDING_SYNC, SYNAPSE
+from roles import SLIDING_SYNC, SLIDING_SYNC_SOCKET, SYNAPSE
 from settings.deployment import Settings, View
 from settings.fields import Chosen, Https, Sha256
 from settings.postgres import DatabaseAccess, database_of
@@ -47,8 +47,7 @@ class SlidingSync(View):
     """homeserver_url: where it reaches Synapse, on the same machine."""
 
     domain: str
-    address: str
-    port: int
+    socket: str
     homeserver_url: str
     database: DatabaseAccess
     secret: Secret
@@ -58,8 +57,7 @@ class SlidingSync(View):
     def of(cls, settings: Settings) -> Self:
         return cls(
             domain=settings.domain(SLIDING_SYNC),
-            address="127.0.0.1",
-            port=SLIDING_SYNC.port,
+            socket=SLIDING_SYNC_SOCKET,
             homeserver_url=f"http://127.0.0.1:{SYNAPSE.port}",
             database=database_of(settings, SLIDING_SYNC),
             secret=settings.vault.get("sliding_sync_secret"),
@@ -79,8 +77,8 @@ class SlidingSync(View):
 
     @property
     def upstreams(self) -> tuple[str, ...]:
-        """Where Caddy reaches it."""
-        return (f"{self.address}:{self.port}",)
+        """Where Caddy reaches it, in the syntax of the Caddyfile."""
+        return (f"unix/{self.socket}",)
 
     @property
     def web_names(self) -> Sequence[str]:

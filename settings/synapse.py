@@ -103,9 +103,19 @@ class Synapse(View):
         return size_in_bytes(self.max_upload_size)
 
     @property
+    def upstream_that_counts(self) -> tuple[str, ...]:
+        """Where Caddy sends all requests that each listener counts for itself, in the syntax of the Caddyfile."""
+        return (f"unix/{self.sockets[0]}",)
+
+    @property
+    def upstream_of_sync(self) -> tuple[str, ...]:
+        """Where Caddy sends all requests of /sync."""
+        return (f"unix/{self.sockets[1]}",)
+
+    @property
     def upstreams(self) -> tuple[str, ...]:
-        """Where Caddy reaches it, in the syntax of the Caddyfile."""
-        return tuple(f"unix/{path}" for path in self.sockets)
+        """Where Caddy sends all others. Not to that of /sync, which has to accept many connections at once after a restart."""
+        return tuple(f"unix/{path}" for path in self.sockets if f"unix/{path}" not in self.upstream_of_sync)
 
     @property
     def web_names(self) -> Sequence[str]:

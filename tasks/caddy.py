@@ -4,7 +4,7 @@ from pyinfra import host
 
 from operations import certificates, files, units
 from operations.files import Copy, Directory, Template
-from roles import CADDY
+from roles import CADDY, SOCKET_GROUP
 from settings import settings_of
 from settings.caddy import Caddy
 from settings.issuers import STORE
@@ -31,8 +31,21 @@ files.present(
 files.present(
     name="Confine Caddy",
     entries=[
+        Directory("/etc/sysusers.d", mode="755"),
+        Template(
+            "/etc/sysusers.d/matrix-caddy.conf",
+            "caddy/sysusers.conf",
+            mode="644",
+            values={"socket_group": SOCKET_GROUP},
+            check="systemd-sysusers {}",
+        ),
         Directory("/etc/systemd/system/caddy.service.d", mode="755"),
-        Template(OVERRIDE, "caddy/override.conf", mode="644", values={"caddy": caddy}),
+        Template(
+            OVERRIDE,
+            "caddy/override.conf",
+            mode="644",
+            values={"caddy": caddy, "socket_group": SOCKET_GROUP, "release": settings.machine.release},
+        ),
     ],
 )
 units.running(

@@ -9,7 +9,8 @@ from roles import COTURN
 from settings import settings_of
 from settings.coturn import Coturn
 
-coturn = settings_of(host).view(Coturn)
+settings = settings_of(host)
+coturn = settings.view(Coturn)
 CONFIGURATION = "/etc/turnserver.conf"
 OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
 ALONE = "/usr/local/sbin/run-alone"
@@ -27,7 +28,13 @@ files.present(
             OVERRIDE,
             "coturn/override.conf",
             mode="644",
-            values={"coturn": coturn, "configuration": CONFIGURATION, "packet_filter": RELAY.path, "alone": ALONE},
+            values={
+                "coturn": coturn,
+                "configuration": CONFIGURATION,
+                "packet_filter": RELAY.path,
+                "alone": ALONE,
+                "release": settings.machine.release,
+            },
         ),
         Template(RELAY.path, "coturn/turnserver.nft", mode="644", values={"coturn": coturn}),
         *RELAY.entries,

@@ -6,6 +6,7 @@ from operations import files, units
 from operations.files import Directory, Template
 from operations.filters import PORTS
 from operations.templating import TEMPLATES
+from roles import SOCKET_GROUP
 from settings import settings_of
 
 settings = settings_of(host)
@@ -19,10 +20,12 @@ files.present(
                 f"/etc/sysusers.d/{role.units[0].user}.conf",
                 f"{role.name}/sysusers.conf",
                 mode="644",
+                values={"socket_group": SOCKET_GROUP},
                 check="systemd-sysusers {}",
             )
             for role in settings.played
-            if (TEMPLATES / role.name / "sysusers.conf.j2").exists()
+            # Debian's packages make the users of theirs.
+            if (TEMPLATES / role.name / "sysusers.conf.j2").exists() and not role.units[0].masked
         ),
     ],
 )

@@ -45,5 +45,7 @@ units.running(
     enabled=False,
     # pg_ctlcluster waits for two seconds after the cluster has started.
     slow_to_start=True,
+    own=[path.format(version=postgres.version) for path in POSTGRES.units[0].own],
+    own_check=POSTGRES.units[0].check.replace("{version}", postgres.version),
 )
 databases.exist(name="Create the databases", cluster=postgres.cluster, databases=postgres.databases)

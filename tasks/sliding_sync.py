@@ -4,7 +4,7 @@ from pyinfra import host
 
 from operations import files, releases, units
 from operations.files import Directory, Template
-from roles import SLIDING_SYNC
+from roles import SLIDING_SYNC, SOCKET_GROUP
 from settings import settings_of
 from settings.sliding_sync import SlidingSync
 
@@ -30,7 +30,12 @@ files.present(
             "/etc/systemd/system/sliding-sync.service",
             "sliding_sync/sliding-sync.service",
             mode="644",
-            values={"environment": ENVIRONMENT, "program": sliding_sync.release.executable},
+            values={
+                "environment": ENVIRONMENT,
+                "program": sliding_sync.release.executable,
+                "socket_group": SOCKET_GROUP,
+                "release": settings.machine.release,
+            },
         )
     ],
 )

@@ -42,7 +42,11 @@ files.present(
             "/etc/systemd/system/sydent.service",
             "sydent/sydent.service",
             mode="644",
-            values={"configuration": CONFIGURATION, "python": f"{sydent.virtualenv.current}/bin/python"},
+            values={
+                "configuration": CONFIGURATION,
+                "python": f"{sydent.virtualenv.current}/bin/python",
+                "release": settings.machine.release,
+            },
         )
     ],
 )

@@ -7,7 +7,7 @@ from pyinfra import host
 from operations import deployment, files, units, virtualenvs
 from operations.files import Directory, Template, Text
 from operations.shell import quoted
-from roles import SYNAPSE
+from roles import CHECK_SYNAPSE, SOCKET_GROUP, SYNAPSE, SYNAPSE_ARGUMENTS
 from settings import settings_of
 from settings.networks import BLOCKED_NETWORKS, MULTICAST
 from settings.synapse import Synapse
@@ -16,7 +16,6 @@ from vault import Secret
 settings = settings_of(host)
 synapse = settings.view(Synapse)
 HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
-ARGUMENTS = f"--no-secrets-in-config -c {HOME}/homeserver.yaml -c {HOME}/conf.d"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}
 SECRETS = {
@@ -61,9 +60,11 @@ files.present(
             "synapse/matrix-synapse.service",
             mode="644",
             values={
-                "arguments": ARGUMENTS,
+                "arguments": SYNAPSE_ARGUMENTS,
                 "home": HOME,
                 "state": STATE,
+                "socket_group": SOCKET_GROUP,
+                "release": settings.machine.release,
                 "python": f"{synapse.virtualenv.current}/bin/python",
             },
         )
@@ -90,15 +91,17 @@ units.running(
     name="Run Synapse",
     unit="matrix-synapse.service",
     reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
-    # Synapse's own program makes the signing key, once; then Synapse's own check reads every file as the service will.
+    # Synapse's own program makes the signing key, once.
     check=(
         f"( cd {STATE} && umask 077 "
         f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
-        f"&& {as_synapse}/python -m synapse.config {ARGUMENTS} >/dev/null )"
+        f"&& {CHECK_SYNAPSE} )"
     ),
     ready=SYNAPSE.units[0].health,
     needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
+    own=SYNAPSE.units[0].own,
+    own_check=SYNAPSE.units[0].check,
 )
 deployment.database_recorded(
     name="Record where Synapse's database is",

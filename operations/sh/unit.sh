@@ -1,12 +1,13 @@
 #!/bin/sh
 # A unit as systemd sees it, a property a line, and what else its state depends on.
 #
-# about UNIT PATIENCE READY PATH...: waits up to PATIENCE times 0.2 s while it starts. "Written=TIME PATH" says when each of the
+# about UNIT PATIENCE READY OWN CHECK PATH...: waits up to PATIENCE times 0.2 s while it starts. "Written=TIME PATH" says when each of the
 # paths, and each file of its own definition, was last written or renamed into place; those that do not exist are left out.
-# "Ready=yes" says that the shell command READY succeeds.
+# "Ready=yes" says that the shell command READY succeeds. "Changed=PATH" names what was changed after the unit was started in the
+# paths OWN (words of shell), and "Refused=WHY" says that then the shell command CHECK failed; the last line that it printed.
 about() {
-  unit=$1 patience=$2 ready=$3
-  shift 3
+  unit=$1 patience=$2 ready=$3 own=$4 check=$5
+  shift 5
   while shown=$(systemctl show "$unit" --timestamp=us+utc -p LoadState -p ActiveState -p UnitFileState -p NeedDaemonReload \
     -p FragmentPath -p DropInPaths -p ExecMainStartTimestamp -p ActiveEnterTimestamp -p StateChangeTimestamp); do
     case $shown in *ActiveState=activating*) [ "$patience" -gt 0 ] || break ;; *) break ;; esac
@@ -18,7 +19,19 @@ about() {
   stat -c 'Written=%.9Z %n' -- "$@" $(printf '%s\n' "$shown" | sed -nE 's/^(FragmentPath|DropInPaths)=//p') 2>/dev/null
   # Asked only of a running unit: a probe of a stopped one may be slow to fail.
   case $shown in
-    *ActiveState=active* | *ActiveState=reloading*) sh -c "$ready" >/dev/null 2>&1 && echo Ready=yes ;;
+    *ActiveState=active* | *ActiveState=reloading*)
+      sh -c "$ready" >/dev/null 2>&1 && echo Ready=yes
+      [ -z "$own" ] || changed
+      ;;
   esac
   true
+}
+changed() {
+  since=$(printf '%s\n' "$shown" | sed -n 's/^ExecMainStartTimestamp=[A-Za-z]* //p')
+  # shellcheck disable=SC2086 # they are several words
+  newer=$(find $own -newerct "$since" 2>/dev/null)
+  if [ -n "$since" ] && [ -n "$newer" ]; then
+    printf '%s\n' "$newer" | sed 's/^/Changed=/'
+    why=$(sh -c "$check" 2>&1 >/dev/null) || printf '%s\n' "$why" | sed '/^[[:space:]]*$/d' | tail -n 1 | sed 's/^[[:space:]]*/Refused=/'
+  fi
 }

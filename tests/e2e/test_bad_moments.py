@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from roles import SYNAPSE
 from tests.e2e.client import CADDY_ROOT, Outside
 
 pytestmark = pytest.mark.role("caddy", "synapse")
@@ -38,6 +39,56 @@ def test_requests_wait_while_the_homeserver_restarts(outside: Outside, pool: Thr
     restart.result()
     assert during > 1, "no requests were sent while Synapse restarted"
     assert answers == {"200": 100 * during}
+
+
+def test_services_that_crash_are_started_again_at_once(outside: Outside) -> None:
+    host, units = outside.host, ("caddy", "coturn", "matrix-synapse", "sydent", "sliding-sync")
+    names = " ".join(units)
+    show = f"systemctl show -p MainPID,ExecMainStartTimestamp --value {names}"
+    try:
+        begin = float(host.run(f"date +%s.%N; systemctl kill -s KILL {names}").stdout)
+        host.run(f"until [ $({show} | grep -cx 0) = 0 ]; do sleep 0.05; done", timeout=30)
+        started = f'for unit in {names}; do date +%s.%N -d "$({show.replace(names, "$unit")} | tail -n 1)"; done'
+        pauses = dict(zip(units, (float(each) - begin for each in host.run(started).stdout.split()), strict=True))
+        assert all(-1 <= pause < 2.5 for pause in pauses.values()), pauses
+    finally:
+        # They count how often they crashed.
+        host.run(f"systemctl restart {names}", timeout=120)
+        host.run(f"until {SYNAPSE.units[0].health}; do sleep 0.1; done", timeout=60)
+
+
+def test_requests_that_are_too_long_are_refused_at_once(outside: Outside) -> None:
+    """Synapse and Sydent close the connection for a line of more than 16 KiB, and Caddy must not send it again and again."""
+    host, refused = outside.host, {"414", "431"}
+    begin = host.run("date +%s.%N").stdout.strip()
+    for service, path in {"matrix": "/_matrix/client/versions", "identity": "/_matrix/identity/v2"}.items():
+        for method in ("GET", "HEAD", "OPTIONS", "POST"):
+            for length in (7000, 12000, 17000, 100_000):
+                found = _statuses_of_long_requests(outside, outside.url(service, path), length, method, "http1.1")
+                wanted = refused if length >= 12000 else {"200", "204", "405"}
+                assert found <= wanted, f"{method} {service}, {length} bytes: {found}"
+        assert _statuses_of_long_requests(outside, outside.url(service, path), 8100, "GET", "http2") <= refused
+    # Go ends an HTTP/2 connection with a header that is longer than the limit which it has announced.
+    url = outside.url("matrix", "/_matrix/client/versions")
+    assert _statuses_of_long_requests(outside, url, 17000, "GET", "http2") <= {*refused, "000"}
+    lines = host.run(f"journalctl -q -o cat -u caddy -u matrix-synapse -u sydent --since @{begin} | wc -l").stdout
+    assert int(lines) < 100, f"{lines} lines in the journal"
+
+
+def _statuses_of_long_requests(outside: Outside, url: str, length: int, method: str, version: str) -> set[str]:
+    """Of one with a URL, and of one with a header, of this many bytes; "000" for no answer."""
+    same = [
+        version,
+        "silent",
+        'output = "/dev/null"',
+        'write-out = "%{http_code} "',
+        f'cacert = "{CADDY_ROOT}"',
+        "max-time = 5",
+    ]
+    same.append("head" if method == "HEAD" else f'request = "{method}"')
+    requests = [[f'url = "{url}?{"a" * length}"'], ["next", f'url = "{url}"', f'header = "X-A: {"a" * length}"']]
+    config = "".join(f"{line}\n" for request in requests for line in (*request, *same))
+    return set(outside.host.run("curl -K - || true", stdin=config).stdout.split())
 
 
 def test_the_journal_has_the_cause_of_a_failed_request_and_no_tokens(outside: Outside) -> None:

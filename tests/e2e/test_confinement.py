@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from roles import ROLES, SLIDING_SYNC, Role, Unit
+from roles import CADDY, ROLES, SLIDING_SYNC, SLIDING_SYNC_SOCKET, SYNAPSE_SOCKETS, Role, Unit
 from settings.issuers import STORE
 from tests.conftest import Deployed
 from tests.testbed import Host
@@ -50,7 +50,14 @@ NEIGHBOURS = {"neighbour": "", "confined-neighbour": "-p DynamicUser=yes -p Priv
 
 
 # What every local user may do: see that processes exist, and connect to sockets that are open to all.
-ANYBODY = ("existence of *", "ownership of *", "socket *")
+ANYBODY = ("existence of *", "ownership of *", "socket /run/systemd/*", "socket /run/dbus/*", "socket @neighbour")
+# Where Caddy passes requests on, with the addresses of the clients: for Caddy and what it passes them to.
+PASSED_ON = (
+    "socket /run/matrix-synapse/*",
+    "socket /run/sliding-sync/*",
+    "read /run/matrix-synapse",
+    "read /run/sliding-sync",
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Service:
         may = [f"read {path}{below}" for path in own for below in ("", "/*")]
         # A service that runs as root must not even see the others.
         may += ANYBODY if unit.user != "root" else ()
+        may += PASSED_ON if role is CADDY or any(path.startswith("/run/") for path in unit.private) else ()
         # Debian's own unit has its user as its only confinement.
         ours = unit.exposure is not None
         return cls(
@@ -108,7 +116,14 @@ WRITABLE = (
     "/run/neighbour",
     "/sys/fs/cgroup/system.slice/neighbour.service/cgroup.freeze",
 )
-SOCKETS = ("/run/systemd/notify", "/run/systemd/private", "/run/dbus/system_bus_socket", "\0neighbour")
+SOCKETS = (
+    "/run/systemd/notify",
+    "/run/systemd/private",
+    "/run/dbus/system_bus_socket",
+    "\0neighbour",
+    SYNAPSE_SOCKETS[0],
+    SLIDING_SYNC_SOCKET,
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import secrets
 import time
@@ -12,7 +13,17 @@ import nio
 import pytest
 
 from tests.conftest import real_proxy
-from tests.e2e.client import TIMEOUT, Account, Outside, expect, expect_json, receive_message, send_message, sync_until
+from tests.e2e.client import (
+    CADDY_ROOT,
+    TIMEOUT,
+    Account,
+    Outside,
+    expect,
+    expect_json,
+    receive_message,
+    send_message,
+    sync_until,
+)
 
 pytestmark = pytest.mark.role("synapse")
 
@@ -192,6 +203,19 @@ def test_a_wrong_password_is_refused(outside: Outside, alice: Account) -> None:
     with outside.http() as http:
         answer = expect_json(http.post(outside.url("matrix", "/_matrix/client/v3/login"), json=body), 403)
     assert answer["errcode"] == "M_FORBIDDEN", answer
+
+
+def test_attempts_to_log_in_are_counted_as_one_homeserver(outside: Outside) -> None:
+    """Synapse allows five from an address before it makes it wait (rc_login), and counts them for each of its listeners."""
+    url, answers = outside.url("matrix", "/_matrix/client/v3/login"), []
+    for number in range(7):
+        user = {"type": "m.id.user", "user": f"nobody-{number}"}
+        body = json.dumps({"type": "m.login.password", "identifier": user, "password": "wrong"})
+        # From an address of its own, so that the other tests are not made to wait.
+        options = f"--cacert {CADDY_ROOT} --interface 127.0.0.77 --connect-to ::127.0.0.1:443"
+        command = f"curl -sS {options} -o /dev/null -w '%{{http_code}}' -d @- {url}"
+        answers.append(outside.host.run(command, stdin=body).stdout)
+    assert answers == [*["403"] * 5, "429", "429"]
 
 
 def _upload(

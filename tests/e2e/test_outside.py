@@ -107,6 +107,35 @@ def test_it_answers_over_ipv6(outside: Outside) -> None:
         assert expect_json(http.get(outside.url("matrix", "/_matrix/client/versions")))["versions"]
 
 
+@pytest.mark.parametrize(
+    "request_line",
+    ["GET / HTTP/1.1", "TRACE / HTTP/1.1", "POST /_matrix/client/versions HTTP/1.1", "CONNECT {host}:443 HTTP/1.1"],
+    ids=lambda line: line.partition(" ")[0],
+)
+def test_names_that_are_not_ours_are_refused(outside: Outside, request_line: str) -> None:
+    """An empty answer with status 200 would make scanners and caches believe that there is something."""
+    ours = f"matrix.{outside.server_name}"
+    for host in (f"other.{outside.server_name}", outside.host.address, "localhost:443", ""):
+        line = request_line.format(host=host.partition(":")[0] or "other.test")
+        for tls, status in ((False, 404), (True, 421)):
+            answer = _answer(outside, f"{line}\r\nHost: {host}\r\n\r\n", tls=tls)
+            assert answer == status, f"{line} for {host!r}, TLS {tls}: {answer}"
+    assert _answer(outside, "GET / HTTP/1.0\r\n\r\n", tls=False) == 404
+    # Our own names still answer, and are no proxy.
+    assert _answer(outside, f"CONNECT {ours}:443 HTTP/1.1\r\nHost: {ours}:443\r\n\r\n", tls=True) == 404
+    assert _answer(outside, f"GET /_matrix/client/versions HTTP/1.1\r\nHost: {ours}\r\n\r\n", tls=True) == 200
+
+
+def _answer(outside: Outside, request: str, *, tls: bool) -> int:
+    """The status of the answer to a request, sent as it is on a connection to one of our names."""
+    with socket.create_connection((outside.host.address, 443 if tls else 80), timeout=30) as plain:
+        name = f"matrix.{outside.server_name}"
+        connection = outside.context().wrap_socket(plain, server_hostname=name) if tls else plain
+        with connection:
+            connection.sendall(request.encode("latin-1"))
+            return int(connection.recv(4096).split()[1])
+
+
 @pytest.mark.parametrize("service", ["other", "www"])
 def test_no_other_name_has_a_certificate(outside: Outside, service: str) -> None:
     name = f"{service}.{outside.server_name}"

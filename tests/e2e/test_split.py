@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from roles import SLIDING_SYNC
 from settings.postgres import DATABASE_AUTHORITY
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
@@ -211,7 +212,7 @@ def test_connections_use_tls_and_scram(split: Split) -> None:
     try:
         end = int(split.db.run(f"stat -c %s {LOG}").stdout)
         split.home.run("systemctl restart matrix-synapse sliding-sync", timeout=180)
-        split.home.run("until curl -sf http://127.0.0.1:8009/client/server.json; do sleep 0.1; done")
+        split.home.run(f"until {SLIDING_SYNC.units[0].health}; do sleep 0.1; done")
         logged = split.db.run(f"tail -c +{end + 1} {LOG}").stdout
     finally:
         query(split.db, "ALTER SYSTEM RESET log_connections; SELECT pg_reload_conf();")

@@ -76,6 +76,13 @@ FAULTS = {
     "for i in $(seq 60); do curl -sf http://127.0.0.1:8008/health >/dev/null && break; sleep 0.5; done": [
         r"PostgreSQL listens on .*:5432 though only this machine uses it"
     ],
+    # Settings of the administrator's that are noticed only at the next start.
+    "echo 'a: [' > /etc/matrix-synapse/conf.d/broken.yaml; chmod 644 /etc/matrix-synapse/conf.d/broken.yaml": [
+        r"matrix-synapse\.service runs, but would not start again: in \S*/conf\.d/broken\.yaml.*, line 2"
+    ],
+    "echo 'workmem = 3' > $(ls -d /etc/postgresql/*/main/conf.d)/zz-broken.conf": [
+        r"main\.service runs, but would not start again: \S*/zz-broken\.conf line 1: unrecognized configuration parameter"
+    ],
 }
 
 
@@ -200,6 +207,24 @@ def test_a_computer_without_ipv6_is_no_fault_of_the_machine(machine: Machine) ->
     for place in ("verify.test:80", "verify.test:443", "turn:turn.verify.test:3478 by udp"):
         line = f" {place} was not checked at {machine.host.address6}: this computer has no IPv6"
         assert line in re.sub(r"\s+", " ", output), output
+
+
+def test_a_deploy_reports_settings_that_a_service_would_not_start_with(machine: Machine) -> None:
+    refused = {
+        "/etc/matrix-synapse/conf.d/mine.yaml": ("enable_registration: true", "You have enabled open registration"),
+        "/etc/postgresql/17/main/conf.d/mine.conf": ("work_mem = much", "line 1: invalid value"),
+    }
+    for path, (text, _) in refused.items():
+        machine.host.run(f"cat > {path}; chmod 644 {path}", stdin=f"{text}\n")
+    try:
+        run = machine.deployment.run("-y")
+    finally:
+        machine.host.run(f"rm {' '.join(refused)}")
+    assert not run.changed
+    lines = [line for line in run.output.splitlines() if "would not start again" in line]
+    assert len(lines) == len(refused), run.output
+    for path, (_, why) in refused.items():
+        assert any(path in line and why in line for line in lines), f"{path} is not in {lines}"
 
 
 def test_every_fault_of_a_machine_is_reported(machine: Machine) -> None:

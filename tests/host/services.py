@@ -37,8 +37,8 @@ def ask(host: Host, command: str, *words: str) -> str:
 class Service:
     """A systemd unit.
 
-    user, exposure, reads, rereads, errors, recoveries, enabled: as in `roles.Unit`. secrets: files and directories that other
-    users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
+    user, exposure, reads, rereads, errors, recoveries, enabled, own, check: as in `roles.Unit`. secrets: files and directories
+    that other users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
     local_ports: those of them on which nobody else may listen.
     """
 
@@ -53,6 +53,8 @@ class Service:
     recoveries: str = ""
     depends_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
+    own: Sequence[str] = ()
+    check: str = ""
     ports: Sequence[Port] = ()
     local_ports: Sequence[LocalPort] = ()
 
@@ -78,6 +80,8 @@ class Service:
             recoveries=unit.recoveries,
             depends_on=[each.units[0].name.format(version=version) for each in needed],
             enabled=unit.enabled,
+            own=[path.format(version=version) for path in unit.own],
+            check=unit.check.replace("{version}", version),
             ports=[
                 port
                 for each in settings.played
@@ -226,9 +230,23 @@ class ServiceTests:
                     f"{', '.join(newer)} changed after {service.unit} read it: {DEPLOY} or `systemctl {verb} {service.unit}`"
                 )
 
+    def test_would_start_again(self, service: Service) -> None:
+        if not service.own:
+            return
+        assert service.pid
+        command = f"find {' '.join('%s' for _ in service.own)} -newerct %s"
+        changed = ask(service.host, command, *service.own, f"@{service.started:.6f}").split()
+        if changed:
+            done = service.host.run(service.check)
+            why = (done.stderr.strip().splitlines() or ["its check failed"])[-1].strip()
+            assert done.rc == 0, (
+                f"{service.unit} runs, but would not start again: {why} "
+                f"(changed since it was started: {', '.join(changed)})"
+            )
+
     def test_keeps_its_secrets(self, service: Service) -> None:
         if service.secrets:
-            command = f"find {' '.join('%s' for _ in service.secrets)} ! -type l -perm /o=rwx"
+            command = f"find {' '.join('%s' for _ in service.secrets)} ! -type l ! -type s -perm /o=rwx"
             exposed = ask(service.host, command, *service.secrets).split()
             assert not exposed, f"every user of the machine may read or change {', '.join(exposed)}: {DEPLOY}"
 
@@ -353,12 +371,16 @@ class Answer:
             raise AssertionError(f"{self}, which is not JSON") from None
 
 
-def get(host: Host, url: str, method: str = "GET", origin: str = "") -> Answer:
+def get(host: Host, url: str, method: str = "GET", origin: str = "", unix_socket: str = "") -> Answer:
     """A request from the machine itself; public names are resolved to the machine, so that DNS and routers do not matter.
+
+    unix_socket: connect to this one instead.
 
     The certificate is not verified here, so that a wrong one fails one test and not all of them.
     """
     command, words = _curl(url.split("/")[2])
+    if unix_socket:
+        command, words = f"{command} --unix-socket %s", [*words, unix_socket]
     done = host.run(f"{command} -i -X %s -H %s %s", *words, method, f"Origin: {origin}" if origin else "Origin:", url)
     head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
     first, *lines = head.splitlines() or [""]

@@ -14,7 +14,7 @@ class TestService(ServiceTests):
 
 def test_answers(host: Host, settings: Settings) -> None:
     proxy = settings.view(SlidingSync)
-    answer = get(host, f"http://{proxy.address}:{proxy.port}/client/server.json")
+    answer = get(host, "http://localhost/client/server.json", unix_socket=proxy.socket)
     assert answer.status == 200, f"{answer}; see journalctl -u sliding-sync"
     assert answer.json().get("server") == proxy.homeserver_url, f"it serves another homeserver, {answer}: {DEPLOY}"
 
