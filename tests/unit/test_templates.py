@@ -328,6 +328,10 @@ def test_units_are_valid_for_systemd(written: Callable[..., Rendered], tmp_path:
             verified.append(str(tmp_path / Path(path).name))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", *verified], capture_output=True, text=True)
     wrong = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "Unknown" in line]
+    # systemd of Debian 12 does not know these, and does not get them; those rendered here are for Debian 13.
+    version = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True).stdout.split()[1]
+    if int(version) < 254:
+        wrong = [line for line in wrong if not re.search("Unknown key '?Restart(Steps|MaxDelaySec)", line)]
     assert len(verified) >= 4
     assert wrong == []
 
