@@ -154,7 +154,7 @@ def postgresql_port(machine: MachineState) -> int:
 
 
 def _unreachable(role: Role, name: str, address: str) -> str:
-    line = f"{name} is {address} on this machine, where {role.title} refuses to connect to:"
+    line = f"{name} is {address} on this machine, an address that {role.title} refuses:"
     if any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in PRIVATE):
         width = ipaddress.ip_address(address).max_prefixlen
         return (

@@ -64,7 +64,7 @@ FAULTS = {
     "echo 127.0.0.1 identity.verify.test >>/etc/hosts; "
     "sed -n 's/^nameserver \\(.*\\)/\\1 matrix.verify.test/p' /etc/resolv.conf >>/etc/hosts": [
         r"this machine gets no connection to matrix\.verify\.test at [0-9.]+, port 443: connection refused",
-        r"identity\.verify\.test is 127\.0\.0\.1 on this machine, where Synapse refuses to connect to: take the name out",
+        r"identity\.verify\.test is 127\.0\.0\.1 on this machine, an address that Synapse refuses: take the name out",
     ],
     # A mail server that does not run.
     "systemctl stop postfix@-.service postfix.service": [
@@ -167,7 +167,7 @@ def test_the_installers_line_in_hosts_does_no_harm(machine: Machine) -> None:
         # An address that is not allowed: the same is said when nothing is changed.
         host.run("sed -i s/127.0.1.1/127.0.0.1/ /etc/hosts")
         assert re.search(
-            rf"--> verify: {host.domain} is 127\.0\.0\.1 .* Sydent refuses .*hosts", deployment.run("--dry").output
+            rf"--> verify: {host.domain} is 127\.0\.0\.1 .* Sydent refuses: .*hosts", deployment.run("--dry").output
         )
     finally:
         host.run("cat >/etc/hosts", stdin=own)
