@@ -18,7 +18,7 @@ databases.exist, for postgres.role and postgres.database
 certificates.*, deployment.*
     The certificates that servers present, and the trust store; the vault, saved before a machine gets a secret; the marker.
 
-`look` collects all questions to a machine into one command, and has `operation` and `ask` for the others; `shell` runs every
-command in the same environment; `refusal` and `preflight` stop a run before anything is touched; `templating` renders templates;
-`machine` describes a machine.
+`lock` lets one run at a time change a machine; `look` collects all questions to it into one command, and has `operation` and
+`ask` for the others; `shell` runs every command in the same environment; `refusal` and `preflight` stop a run before anything is
+touched; `templating` renders templates; `machine` describes a machine.
 """

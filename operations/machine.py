@@ -34,6 +34,8 @@ class MachineState:
     marker_damaged: whether MARKER exists, but does not name a deployment and a vault.
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
+    other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
+        changed it, or "". sessions: how many sessions sshd allows a connection.
     """
 
     user: str = ""
@@ -54,6 +56,9 @@ class MachineState:
     clusters: tuple[tuple[str, int], ...] = ()
     units: frozenset[str] = frozenset()
     database_port: int = 5432
+    other_run: str = ""
+    last_run: str = ""
+    sessions: int = 10
 
 
 class Machine(Fact[MachineState]):
@@ -77,10 +82,13 @@ class Machine(Fact[MachineState]):
         listeners: list[Listener] = []
         releases: list[str] = []
         units: list[str] = []
+        sessions = 10
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)
+            elif key == "sessions":
+                sessions = min(sessions, int(value))
             elif key == "unit":
                 units.append(value)
             elif key == "installed":
@@ -115,6 +123,9 @@ class Machine(Fact[MachineState]):
             listeners=tuple(listeners),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
+            other_run=values.get("other_run", ""),
+            last_run=values.get("last_run", ""),
+            sessions=sessions,
             database_port=int({**values, **(marker or {})}.get("database_port", "5432")),
         )
 

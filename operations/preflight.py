@@ -7,9 +7,10 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import inventory
 
-from compat import add_final_line, installed
+from compat import add_final_line, executes, installed
 from operations.certificates import Unusable
 from operations.databases import Tables
+from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
@@ -50,7 +51,11 @@ def checked_settings(host: Host) -> Settings:
         raise Refused("config.py was not read: run pyinfra in the directory where it lies, and without --config")
     try:
         settings = settings_of(host)
-        mistakes = list(_unsuitable(settings.machine)) or list(_ports_in_use(settings))
+        mistakes = list(_unsuitable(settings.machine))
+        if not mistakes and settings.machine.other_run and executes():
+            # What that run has half done would be reported as mistakes of this one.
+            mistakes = [at_work(settings.machine.other_run)]
+        mistakes = mistakes or list(_ports_in_use(settings))
         if not mistakes:
             # This also finds missing secrets, and a vault that cannot be opened.
             list(settings.views)

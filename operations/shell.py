@@ -89,6 +89,11 @@ def question_command(program: str) -> str:
     return _run(f"echo\necho {quoted(_MARK)}\n{program}")
 
 
+def lasting_command(program: str) -> str:
+    """The same for a program that goes on while it gets lines on its standard input; in bash, whose `read` has a time limit."""
+    return f"{_ENVIRONMENT} bash -c {shlex.quote(f'echo; echo {quoted(_MARK)}; {program}')}"
+
+
 def answer_lines(output: list[str]) -> list[str] | None:
     """The lines printed in answer to a question, without what a profile printed before; None if the command was not run."""
     for number, line in enumerate(output, 1):

@@ -3,6 +3,11 @@
 sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
 # The slowest of all: it goes on beside the others.
 command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }' &
+# Who is changing the machine now, when the last run began (operations/sh/lock.sh), and how many sessions sshd allows.
+# shellcheck disable=SC2016 # root's shell expands it
+$sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
+  cd /run/matrix-metal && [ -s run ] && echo "last_run $(stat -c %.9Y run)" &&
+  { flock -n -s run true || echo "other_run $(cat run)"; }' 2>/dev/null &
 echo "user $(id -un)"
 $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )

@@ -1,6 +1,7 @@
 """Running a deployment again: a second run changes nothing, drift is repaired, interrupted runs are completed."""
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pytest
 from roles import ROLES
 from tests.conftest import Deployed, complete
 from tests.deployment import ROOT, Deployment
+from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
@@ -169,6 +171,46 @@ def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deploy
     assert "NeedDaemonReload=yes" not in shown
     assert "LimitCORE=1\n" not in shown
     assert_nothing_to_do(deployed.deployment)
+
+
+# --- two runs at the same time --------------------------------------------------------------------
+
+LOCK = "/run/matrix-metal/run"
+
+
+def test_second_run_at_the_same_time_is_refused_and_a_dead_one_is_no_obstacle(deployed: Deployed) -> None:
+    host, deployment = deployed.host, deployed.deployment
+    other = Deployment(
+        deployment.directory, [host], {}, {role: [host.name] for role in ROLES}, user="admin", name="other"
+    )
+    other.environment |= deployment.environment
+    settings = deployment.directory / "group_data"
+    (settings / "other.py").write_text((settings / f"{deployment.name}.py").read_text())
+    host.run("echo '# edited by hand' >> /etc/sydent/sydent.conf")
+    before, edited = invocations(host), host.run("sha256sum /etc/sydent/sydent.conf").stdout
+
+    first = deployment.start("-y")
+    try:
+        host.run(f"until [ -e {LOCK} ] && ! flock -n -s {LOCK} true; do sleep 0.02; done", timeout=60)
+        first.send_signal(signal.SIGSTOP)
+        assert_refused(
+            other.run("-y", check=False), f"{host.name}: another run is at work: ", "@", ", since 20", " UTC"
+        )
+        assert other.run("--dry").status == 0
+    finally:
+        first.kill()
+        first.communicate()
+    assert host.run("sha256sum /etc/sydent/sydent.conf").stdout == edited and restarted(before, host) == set()
+
+    # The computer of the first run is gone: nobody waits for it.
+    assert other.run("-y").changed == ["Configure Sydent", "Run Sydent"]
+
+
+def test_other_users_cannot_take_the_locks(deployed: Deployed) -> None:
+    for path in ("/run/matrix-metal", LOCK, "/opt/uv/lock"):
+        assert deployed.host.run(f"[ -e {path} ] && flock -n {path} true").returncode == 0
+        taken = deployed.host.run(f"runuser -u nobody -- flock -n {path} true", check=False)
+        assert taken.returncode and "Permission denied" in taken.stderr, path
 
 
 # --- a machine without a deployment ---------------------------------------------------------------
