@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pyinfra.api import StringCommand
 from pyinfra.context import host
 
+from operations import virtualenvs
 from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
+from operations.virtualenvs import Virtualenv
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def running(
     needs: str | None = None,
     patience: int = 60,
     enabled: bool = True,
+    program: Virtualenv | None = None,
     slow_to_start: bool = False,
 ) -> Generator[StringCommand, None, None]:
     """The unit runs with the files that are on the machine, starts at boot, and answers.
@@ -106,6 +109,7 @@ def running(
         fails, a unit that does not answer is not restarted: that would not help.
     patience: seconds to wait for `ready`.
     enabled: whether to enable it; False for units that their package enables in its own way.
+    program: what it runs, if that is in a virtualenv: built again before the unit is started, if files of it were lost.
     slow_to_start: it works long before systemd takes it for started: a unit that did not run is waited for by `ready` only.
     """
     now: UnitState = ask(Unit, unit=unit, reads=[*reads, *rereads], ready=ready, slow_to_start=slow_to_start)
@@ -150,6 +154,8 @@ def running(
     if not steps:
         host.noop(f"{unit} runs with the files that are on the machine")
         return
+    if program and (restarts or (ready and not now.ready)):
+        yield from virtualenvs.rebuilt_if_damaged(program)
     yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
 
 

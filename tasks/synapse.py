@@ -101,6 +101,7 @@ units.running(
         f"&& {as_synapse}/python -m synapse.config {ARGUMENTS} >/dev/null )"
     ),
     ready=SYNAPSE.units[0].health,
+    program=synapse.virtualenv,
     needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
 )

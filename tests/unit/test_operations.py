@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from operations import files, packages, refusal, units
+from operations import files, packages, refusal, units, virtualenvs
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
 from operations.shell import question_command
 from operations.templating import MASK
 from operations.units import Unit, UnitState
+from operations.virtualenvs import Intact, Virtualenv
 from vault import Secret
 
 
@@ -369,3 +370,42 @@ def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch:
     assert " curl" not in command
     at(monkeypatch, packages, FakeHost({"caddy", "curl"}))
     assert commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"]) == []
+
+
+# --- virtualenvs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "intact"),
+    [
+        ("true", True),
+        ("rm module.py", False),
+        ("truncate -s 1 module.py", False),
+        ("rm -r package", False),
+        ("ln -sfn /nowhere python", False),
+        ("chmod 000 module.py", False),
+        ("rm .complete", False),
+        ("mkdir package/__pycache__ && touch package/__pycache__/x.pyc", True),
+        ("touch package", True),
+    ],
+)
+def test_damage_of_a_virtualenv_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str, intact: bool
+) -> None:
+    monkeypatch.setattr(Virtualenv, "root", str(tmp_path))
+    virtualenv = Virtualenv("x", "sydent", "3.13", imports="x")
+    directory = tmp_path / virtualenv.key
+    (directory / "package").mkdir(parents=True)
+    for name in ("module.py", "package/a.py"):
+        (directory / name).write_text("x = 1\n")
+    (directory / "python").symlink_to("/usr/bin/python3")
+    complete = f'listing=$({virtualenvs._LISTING}); echo "$listing" >.complete'
+    subprocess.run(["sh", "-c", complete], cwd=directory, check=True)
+
+    subprocess.run(["sh", "-c", damage], cwd=directory, check=True)
+
+    fact = Intact()
+    asked = subprocess.run(
+        ["sh", "-c", fact.question(virtualenv)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert fact.answer(asked) is intact
