@@ -12,6 +12,8 @@ virtualenvs.build_started and in_use, for pip.venv and pip.packages
     Locked with hashes, extras included. Built in the background, and switched to once complete.
 releases.installed, for files.download and files.unarchive
     Checked before it is installed. Unsafe archives are refused. The previous version is kept.
+users.restored, for server.user
+    Only for users that were removed: Debian's packages and sysusers.d make them. They get the IDs of their files again.
 databases.exist, for postgres.role and postgres.database
     PostgreSQL is sent a verifier of a password, and only when it differs. A database with other properties is refused, never
     changed.

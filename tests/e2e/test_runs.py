@@ -186,6 +186,29 @@ def test_a_damaged_virtualenv_is_built_again_before_its_unit_is_started(deployed
     assert host.run(HEALTH["sydent"], check=False).returncode == 0
 
 
+def test_removed_users_and_groups_are_restored_with_their_ids(deployed: Deployed) -> None:
+    """One whose service is stopped, and the group of one whose service runs."""
+    host = deployed.host
+    ids = "getent passwd sydent matrix-synapse | cut -d: -f1-4; getent group sydent matrix-synapse"
+    before, started = host.run(ids).stdout, invocations(host)
+    host.run("systemctl stop sydent; userdel sydent; groupdel -f matrix-synapse")
+
+    changed = deployed.deployment.run("-y").changed
+
+    assert changed == ["Restore system users that were removed", "Run Sydent"]
+    assert host.run(ids).stdout == before and restarted(started, host) == {"sydent"}
+    assert host.run(HEALTH["sydent"], check=False).returncode == 0
+
+
+def test_files_of_another_user_id_get_the_user_that_there_is(deployed: Deployed) -> None:
+    """As on a machine whose data came from another one."""
+    host = deployed.host
+    host.run("systemctl stop sydent; chown -R 4711:4711 /var/lib/sydent")
+    assert deployed.deployment.run("-y").changed == ["Restore system users that were removed", "Run Sydent"]
+    assert host.run("find /var/lib/sydent ! -user sydent -o ! -group sydent").stdout == ""
+    assert host.run(HEALTH["sydent"], check=False).returncode == 0
+
+
 # --- two runs at the same time --------------------------------------------------------------------
 
 LOCK = "/run/matrix-metal/run"

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from operations import files, packages, refusal, units, virtualenvs
+from operations import files, packages, refusal, units, users, virtualenvs
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
 from operations.shell import question_command
 from operations.templating import MASK
 from operations.units import Unit, UnitState
+from operations.users import Account
 from operations.virtualenvs import Intact, Virtualenv
 from vault import Secret
 
@@ -370,6 +371,31 @@ def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch:
     assert " curl" not in command
     at(monkeypatch, packages, FakeHost({"caddy", "curl"}))
     assert commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"]) == []
+
+
+# --- users ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "restored"),
+    [
+        ([], False),  # a new machine
+        (["home:/var/lib/x:990:990:x"], True),
+        (["made:x"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "home:/var/lib/x:990:990:UNKNOWN"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:990:990:x"], False),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:991:", "home:/var/lib/x:990:990:UNKNOWN"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:7:990:x"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:990:7:UNKNOWN"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:990:7:backup"], False),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:0:0:root"], False),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "group:also:x:5:y", "home:/var/lib/x:990:990:x"], True),
+    ],
+)
+def test_which_users_are_restored(monkeypatch: pytest.MonkeyPatch, lines: list[str], restored: bool) -> None:
+    at(monkeypatch, users, FakeHost(users.Accounts().answer(lines)))
+    account = Account("x", "X", home="/var/lib/x", unit="x.service", group="also")
+    assert bool(commands(users.restored, accounts=[account])) is restored
 
 
 # --- virtualenvs ----------------------------------------------------------------------------------
