@@ -354,6 +354,24 @@ def test_machine_state_is_parsed() -> None:
     assert (relay.protocol, relay.port, relay.program) == ("udp", 3478, "")
 
 
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "",
+        "[]",
+        "{}",
+        "no JSON",
+        '{"server_name": "x.test", "vault": 1}',
+        '{"server_name": "x.test", "vault": "1", "database_port": "x"}',
+        "[" * 100_000,
+    ],
+)
+def test_damaged_marker_is_noticed(marker: str) -> None:
+    state = Machine().answer([f"deployment {marker}", "secret turn_shared_secret 0f", "server_name x.test"])
+    assert state.deployment is None and state.marker_damaged and state.database_port == 5432
+    assert state.secrets == (("turn_shared_secret", "0f"),) and state.server_name == "x.test"
+
+
 def test_machine_state_of_this_computer(tmp_path: Path) -> None:
     """The command must work in a POSIX shell."""
     answer = subprocess.run(
@@ -361,6 +379,7 @@ def test_machine_state_of_this_computer(tmp_path: Path) -> None:
     )
     state = Machine().process(answer.stdout.splitlines())
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
+    assert not state.marker_damaged and state.secrets == ()
 
 
 def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch: pytest.MonkeyPatch) -> None:
