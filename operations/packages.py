@@ -42,7 +42,13 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
         f"install {fetching} -y --no-install-recommends -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "
         f"{quoted(*missing)}"
     )
-    steps = ["export DEBIAN_FRONTEND=noninteractive", shell_file("apt"), "messages=$(mktemp -d)"]
+    steps = [
+        "export DEBIAN_FRONTEND=noninteractive",
+        shell_file("proxy"),
+        "use_proxy",
+        shell_file("apt"),
+        "messages=$(mktemp -d)",
+    ]
     unmask = f"systemctl unmask --runtime --quiet {quoted(*masked)}; " if masked else ""
     steps.append(f"trap '{unmask}rm -rf \"$messages\"' EXIT")
     if masked:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pyinfra.api import StringCommand
 
 from operations.look import ask, operation
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 # A checksum of the list of a virtualenv's files, which .complete holds: they are not read, which would take seconds. Python may
@@ -96,6 +96,8 @@ class Virtualenv:
                 "export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
                 "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore HOME=/root",
                 f"cd {self.root}/{self.key}.build",
+                # Units do not see the proxy of the machine. In a file, because everybody can read the properties of a unit.
+                ". ./proxy",
                 # One after the other, in the order in which they were begun: the first is waited for first, and each of them
                 # can use all processors. The lock is where only root writes and reads.
                 "umask 077; exec 9>>/opt/uv/lock; chmod 600 /opt/uv/lock; umask 022",
@@ -198,6 +200,8 @@ def _start_build(virtualenv: Virtualenv) -> StringCommand:
         f"rm -rf {quoted(build)}",
         f"mkdir -p {quoted(build)} /opt/uv",
         *(f'IFS= read -r content; printf %s "$content" | base64 -d >{quoted(f"{build}/{name}")}' for name in files),
+        shell_file("proxy"),
+        f"use_proxy; save_proxy {quoted(f'{build}/proxy')}",
         f"systemctl reset-failed --quiet {unit} 2>/dev/null || true",
         f"systemd-run --quiet --collect --no-block --unit={unit} --service-type=exec "
         f"--description={quoted(f'Build the virtualenv of {virtualenv.program}')} sh {quoted(f'{build}/build.sh')}",

@@ -1,5 +1,6 @@
 """When a unit is restarted, reloaded or left alone; which files are changed, and what --diff shows of them."""
 
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from operations import files, packages, refusal, units, users, virtualenvs
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
-from operations.shell import question_command
+from operations.shell import question_command, script, shell_file
 from operations.templating import MASK
 from operations.units import Unit, UnitState
 from operations.users import Account
@@ -390,6 +391,62 @@ def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch:
     assert " curl" not in command
     at(monkeypatch, packages, FakeHost({"caddy", "curl"}))
     assert commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"]) == []
+
+
+# --- proxies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "apt", "wanted"),
+    [
+        ({}, "", {}),
+        ({"https_proxy": "http://a:1"}, "", {"https_proxy": "http://a:1"}),
+        ({"http_proxy": "http://a:1"}, "", {"http_proxy": "http://a:1", "https_proxy": "http://a:1"}),
+        ({"ALL_PROXY": "http://a:1"}, "", {"https_proxy": "http://a:1"}),
+        ({}, 'Acquire::http::Proxy "http://b:2";', {"http_proxy": "http://b:2", "https_proxy": "http://b:2"}),
+        ({"https_proxy": "http://a:1"}, 'Acquire::http::Proxy "http://b:2";', {"https_proxy": "http://a:1"}),
+        (
+            {},
+            'Acquire::http::Proxy "http://b:2"; Acquire::https::Proxy "DIRECT";',
+            {"http_proxy": "http://b:2"},
+        ),
+        ({}, 'Acquire::http::Proxy "DIRECT";', {}),
+        ({"https_proxy": "http://u:it's$x@a:1"}, "", {"https_proxy": "http://u:it's$x@a:1"}),
+    ],
+)
+def test_proxy_of_the_machine_is_used(
+    tmp_path: Path, environment: dict[str, str], apt: str, wanted: dict[str, str]
+) -> None:
+    configuration, saved = tmp_path / "apt.conf", tmp_path / "proxy"
+    configuration.write_text(apt)
+    program = f"set -eu\n{shell_file('proxy')}use_proxy; save_proxy {saved}"
+    given = {"PATH": os.environ["PATH"], "APT_CONFIG": str(configuration), "Dir": "/nowhere", **environment}
+    subprocess.run(["sh", "-c", program], env=given, check=True)
+    assert saved.stat().st_mode & 0o077 == 0
+    shown = subprocess.run(["env", "-i", "sh", "-c", f". {saved}; env"], capture_output=True, text=True, check=True)
+    found = dict(line.split("=", 1) for line in shown.stdout.splitlines())
+    assert {name: found[name] for name in ("http_proxy", "https_proxy") if name in found} == wanted
+    assert found["no_proxy"].startswith("localhost,127.0.0.1,::1")
+
+
+def test_commands_have_the_same_environment_with_a_proxy_which_is_no_argument() -> None:
+    noise = {"LANG": "de_DE.UTF-8", "POSIXLY_CORRECT": "1", "name": "x", "BASH_FUNC_stat%%": "() { echo gotcha; }"}
+    command = str(script("env"))
+    for proxies in ({}, {"https_proxy": "http://u:p@a:1", "no_proxy": "x.test"}):
+        shown = subprocess.run(
+            ["sh", "-c", command],
+            env={"HOME": "/root", "PATH": os.environ["PATH"], **noise, **proxies},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        names = {line.partition("=")[0] for line in shown.splitlines()} - {"PWD", "_", "SHLVL", "OLDPWD"}
+        assert names == {"HOME", "PATH", "LC_ALL", "TZ"} | (
+            {"https_proxy", "no_proxy", "NO_PROXY"} if proxies else set()
+        )
+    assert "no_proxy=localhost,127.0.0.1,::1,x.test\n" in shown
+    # An argument of a program, which everybody can read in the list of processes.
+    assert "https_proxy=" not in command.replace(" no_proxy=", "")
 
 
 # --- users ----------------------------------------------------------------------------------------
