@@ -44,9 +44,10 @@ class Locks:
         """
         jobs = {host: gevent.spawn(_refusal_of, _lock_and_look, host) for host in hosts}
         gevent.joinall(jobs.values())
-        locks = {host: job.value for host, job in jobs.items() if isinstance(job.value, Lock)}
-        if refused := [job.value for job in jobs.values() if isinstance(job.value, Refused)]:
+        answers = {host: job.get() for host, job in jobs.items()}
+        if refused := [answer for answer in answers.values() if isinstance(answer, Refused)]:
             raise refused[0]
+        locks = {host: answer for host, answer in answers.items() if isinstance(answer, Lock)}
         if lines := [line for host, lock in locks.items() if (line := _why_not(host, lock))]:
             raise Refused("\n".join(lines))
         self._held = {host: lock.program for host, lock in locks.items() if lock.program}
