@@ -1,28 +1,30 @@
 """Everything that depends on the internals of pyinfra 3.10, each with the reason. config.py calls it, before anything else.
 
-Three methods of the run's State are wrapped, because pyinfra's command line offers no other hook: config.py is read before
+Four methods of the run's State are wrapped, because pyinfra's command line offers no other hook: config.py is read before
 State.init, which discards callbacks added earlier, and deploy.py is read after every machine has been connected to.
 Two functions that pyinfra calls for each operation are replaced by faster ones.
 `differences` lists what another version of pyinfra has changed; nothing is deployed with such a version.
 """
 
 import inspect
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import pyinfra
-from paramiko import Transport
-from pyinfra.api import util
+from paramiko import SSHException, Transport
+from pyinfra.api import StringCommand, util
 from pyinfra.api.exceptions import DeployError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import OperationMeta
 from pyinfra.api.state import BaseStateCallback, State, StateOperationMeta, StateStage
 from pyinfra.connectors.ssh import SSHConnector
+from pyinfra.connectors.util import make_unix_command_for_host
 from pyinfra.context import ctx_state
 
 RUN_AGAIN = "run the same command again: it goes on where it stopped"
@@ -39,8 +41,18 @@ class Refused(DeployError, CommandLineError):  # type: ignore[misc]
     """The run stops. The text is shown as it is, without a traceback; exit status 1."""
 
 
-def install(check: Callable[[Inventory], None]) -> None:
-    """Add our checks and messages to this run of pyinfra, if it deploys. check: raises Refused before any connection is made.
+class RunLocks(Protocol):
+    """What keeps two runs apart (operations/lock.py). Both raise Refused."""
+
+    def take(self, hosts: list[Host]) -> None: ...
+
+    def check(self) -> None: ...
+
+
+def install(check: Callable[[Inventory], None], locks: RunLocks) -> None:
+    """Add our checks and messages to this run of pyinfra, if it deploys.
+
+    check: raises Refused before any connection is made. locks: taken before anything is changed, if the run changes anything.
 
     It deploys if its arguments end in .py, as pyinfra itself decides. Other commands (exec, fact, debug-inventory) are left
     alone: they are for finding out what is wrong.
@@ -54,7 +66,10 @@ def install(check: Callable[[Inventory], None]) -> None:
             f"pyinfra {pyinfra.__version__} is not the version that this is written for: {'; '.join(changed)}. "
             "Install the versions of requirements.lock: make setup"
         )
-    _Run(_state(), check).begin()
+    given = context.params if context else {}
+    # With --json and without -y it only plans, as with --dry.
+    executes = not given["dry"] and (given["yes"] or not given["json_output"])
+    _Run(_state(), check, locks, executes).begin()
     # For each operation pyinfra reads the source of every function that leads to it, and uses only the numbers of the lines:
     # 3 ms an operation, more than all the rest of preparing it.
     util.stack = partial(inspect.stack, 0)
@@ -64,6 +79,11 @@ def install(check: Callable[[Inventory], None]) -> None:
 def installed() -> bool:
     """Whether `install` has been called for the current run."""
     return any(isinstance(handler, _Run) for handler in _state().callback_handlers)
+
+
+def executes() -> bool:
+    """Whether this run changes machines, after it has asked for confirmation perhaps."""
+    return any(isinstance(handler, _Run) and handler.executes for handler in _state().callback_handlers)
 
 
 def add_final_line(line: str) -> None:
@@ -81,9 +101,9 @@ def _state() -> State:
 class _Run(BaseStateCallback):
     """One run of a deploy: the checks before it, the order of its operations, and its messages at the end."""
 
-    def __init__(self, state: State, check: Callable[[Inventory], None]) -> None:
-        self.state, self.check = state, check
-        self.initialise, self.fail = state.init, state.fail_hosts
+    def __init__(self, state: State, check: Callable[[Inventory], None], locks: RunLocks, executes: bool) -> None:
+        self.state, self.check, self.locks, self.executes = state, check, locks, executes
+        self.initialise, self.fail, self.enter = state.init, state.fail_hosts, state.set_stage
         # Machine -> the operation that failed there last.
         self.operations: dict[Host, str] = {}
         self.failures: list[str] = []
@@ -93,6 +113,7 @@ class _Run(BaseStateCallback):
         self.state.init = self.init  # type: ignore[method-assign]
         self.state.fail_hosts = self.fail_hosts  # type: ignore[method-assign]
         self.state.get_op_order = self.order  # type: ignore[method-assign]
+        self.state.set_stage = self.set_stage  # type: ignore[method-assign]
 
     def init(self, inventory: Inventory, config: Any, initial_limit: list[Host] | None = None) -> None:
         """The machines are known, and none is connected to yet."""
@@ -130,6 +151,16 @@ class _Run(BaseStateCallback):
         database.
         """
         return sorted(self.state.op_meta, key=lambda operation: self.state.op_meta[operation].op_order)
+
+    # One run at a time.
+
+    def set_stage(self, stage: StateStage) -> None:
+        if stage is StateStage.Execute:
+            self.locks.take(list(self.state.inventory.get_active_hosts()))
+        self.enter(stage)
+
+    def operation_start(self, state: State, op_hash: str) -> None:  # type: ignore[override]
+        self.locks.check()
 
     # Messages at the end.
 
@@ -183,6 +214,56 @@ class _Run(BaseStateCallback):
         return f"{what} failed: {why or 'see above'}. When that is fixed, {RUN_AGAIN}"
 
 
+class Beside:
+    """A program that runs on a machine beside the commands of a run, over the same connection, for as long as that lasts.
+
+    sudo: whether root has to run it. Raises Refused if it cannot be started.
+    """
+
+    def __init__(self, host: Host, command: str, sudo: bool) -> None:
+        shell = make_unix_command_for_host(host.state, host, StringCommand(command), _sudo=sudo).get_raw_value()
+        self._read: Callable[[], bytes]
+        self._write: Callable[[bytes], object]
+        self._over: Callable[[], bool]
+        if isinstance(host.connector, SSHConnector):
+            assert host.connector.client is not None
+            transport = host.connector.client.get_transport()
+            assert transport is not None
+            try:
+                channel = transport.open_session()
+                channel.exec_command(shell)
+            except (EOFError, OSError, SSHException) as error:
+                why = connection_error(host) or str(error)
+                raise Refused(f"{host.name} cannot be locked: {why}; nothing was touched") from None
+            self._read, self._write = channel.makefile("rb").readline, channel.sendall
+            self._over = lambda: channel.closed or channel.exit_status_ready()
+        else:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen(shell, shell=True, bufsize=0, **pipes)  # noqa: S602
+            assert process.stdin is not None and process.stdout is not None
+            self._read, self._write = process.stdout.readline, process.stdin.write
+            self._over = lambda: process.poll() is not None
+
+    def read_line(self) -> str:
+        """The next line of its output; "" when there is no more."""
+        try:
+            return bytes(self._read()).decode(errors="replace")
+        except (EOFError, OSError, SSHException):
+            return ""
+
+    def send(self, text: str) -> bool:
+        """Send it a text. Returns whether it still runs."""
+        try:
+            self._write(text.encode())
+        except (EOFError, OSError, SSHException):
+            return False
+        return not self.ended
+
+    @property
+    def ended(self) -> bool:
+        return self._over()
+
+
 def _by_name(hosts: Iterable[Host]) -> list[Host]:
     return sorted(hosts, key=lambda host: str(host.name))
 
@@ -213,6 +294,10 @@ SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (State.add_callback_handler, ("self", "handler")),
     (State.is_host_in_limit, ("self", "host")),
     (State.get_op_meta, ("self", "op_hash")),
+    (State.set_stage, ("self", "stage")),
+    (Inventory.get_active_hosts, ("self",)),
+    (make_unix_command_for_host, ("state", "host", "command", "command_arguments")),
+    (BaseStateCallback.operation_start, ("state", "op_hash")),
     (State.get_op_data_for_host, ("self", "host", "op_hash")),
     (BaseStateCallback.operation_host_error, ("state", "host", "op_hash", "retry_count", "max_retries")),
     (BaseStateCallback.host_disconnect, ("state", "host")),

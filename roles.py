@@ -108,7 +108,7 @@ class Role:
     own_certificate: its unit presents the certificate of its domain itself, as Caddy obtained it.
     routes_on: the role to whose web site it adds routes.
     several: several machines may have it.
-    packages: Debian's, {version} as in units.
+    packages: Debian's, {version} as in units. state: directories with its data; the first is its user's home.
     """
 
     name: RoleName
@@ -122,6 +122,7 @@ class Role:
     routes_on: RoleName | None = None
     several: bool = False
     packages: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
     listens: tuple[Port, ...] = ()
     domain: Domain | None = None
     database: Database | None = None
@@ -179,6 +180,7 @@ POSTGRES = Role(
             check=_CHECK_POSTGRES,
         ),
     ),
+    state=("/var/lib/postgresql",),
     listens=(Port("tcp", 5432, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
@@ -204,6 +206,7 @@ CADDY = Role(
             recoveries=r'"msg":"certificate (?:obtained|renewed) successfully","identifier":"([^"]+)"',
         ),
     ),
+    state=("/var/lib/caddy",),
     listens=(
         Port("tcp", 80, "everybody", "caddy.service"),
         Port("tcp", 443, "everybody", "caddy.service"),
@@ -268,6 +271,7 @@ SYNAPSE = Role(
             check=CHECK_SYNAPSE,
         ),
     ),
+    state=("/var/lib/matrix-synapse",),
     listens=(
         # For application services and tools of the administrator's: Caddy connects to the sockets.
         Port("tcp", 8008, "machine", "matrix-synapse.service"),
@@ -300,6 +304,7 @@ SYDENT = Role(
             errors=r" - (ERROR|CRITICAL) - |^Traceback",
         ),
     ),
+    state=("/var/lib/sydent",),
     # Its old API sends mails for whoever asks: Caddy lets nobody reach that.
     listens=(Port("tcp", 8090, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),

@@ -14,6 +14,8 @@ releases.installed, for files.download and files.unarchive
     Checked before it is installed. Unsafe archives are refused. The previous version is kept.
 filters.Filter, for iptables
     A table of nftables with a unit that loads it. What a firewall takes away is loaded again.
+users.restored, for server.user
+    Only for users that were removed: Debian's packages and sysusers.d make them. They get the IDs of their files again.
 databases.cluster_exists and exist, for postgres.role and postgres.database
     PostgreSQL is sent a verifier of a password, and only when it differs. A database with other properties is refused, never
     changed.
@@ -21,7 +23,7 @@ certificates.*, deployment.*
     The certificates that servers present, and the trust store; the vault, saved before a machine gets a secret; the marker.
 
 `ssh` notices within a minute that a machine is gone; pyinfra waits without end.
-`look` collects all questions to a machine into one command, and has `operation` and `ask` for the others; `shell` runs every
-command in the same environment; `refusal` and `preflight` stop a run before anything is touched; `templating` renders templates;
-`machine` describes a machine.
+`lock` lets one run at a time change a machine; `look` collects all questions to it into one command, and has `operation` and
+`ask` for the others; `shell` runs every command in the same environment; `refusal` and `preflight` stop a run before anything is
+touched; `templating` renders templates; `machine` describes a machine.
 """

@@ -11,16 +11,27 @@ from operations import files
 from operations.files import Text
 from operations.look import operation
 from operations.machine import MARKER
-from vault import Vault
+from operations.refusal import refuse
+from vault import Vault, VaultError
 
 
 @operation()
-def vault_saved(vault: Vault) -> Generator[FunctionCommand, None, None]:
+def vault_saved(vault: Vault) -> Generator[PyinfraCommand, None, None]:
     """Secrets generated in this run are saved in the vault, before any machine gets them."""
     if not vault.unsaved:
         host.noop("no new secrets")
         return
-    yield FunctionCommand(vault.save, (), {})
+    problems: list[str] = []
+    yield FunctionCommand(_save, (vault, problems), {})
+    if problems:
+        yield from refuse(problems[0])
+
+
+def _save(vault: Vault, problems: list[str]) -> None:
+    try:
+        vault.save()
+    except VaultError as error:
+        problems.append(str(error))
 
 
 def marker(server_name: str, vault: Vault, database: tuple[str, int]) -> Text:

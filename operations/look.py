@@ -115,8 +115,14 @@ def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T
     return answer
 
 
-def _ask_all(host: Host, questions: list[Question]) -> dict[Question, Any]:
-    answers = host.get_fact(Answers, questions=[question.shell for question in questions])
+def look_at(host: Host, **arguments: Any) -> None:
+    """Ask all recorded questions of a machine, before its first operation. arguments: pyinfra's, such as _sudo."""
+    look = _this_run().looks.setdefault(host.name, _Look())
+    look.answers = _ask_all(host, list(look.recorded), **arguments)
+
+
+def _ask_all(host: Host, questions: list[Question], **arguments: Any) -> dict[Question, Any]:
+    answers = host.get_fact(Answers, questions=[question.shell for question in questions], **arguments)
     return {
         question: question.fact().answer(answers[number]) if number in answers else question.fact.default()
         for number, question in enumerate(questions)

@@ -1,6 +1,7 @@
 """The state of a machine, asked once per run, before anything is touched."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -32,12 +33,16 @@ class MachineState:
     clusters: all of PostgreSQL's clusters and their ports, such as [("17/main", 5432)].
     units: units that an earlier run has defined, or added a drop-in to.
     deployment: the content of MARKER, written by an earlier run, or None.
-    marker_damaged: whether MARKER exists, but does not name a deployment and a vault.
+    marker_damaged: whether MARKER exists, but does not name a deployment and a vault; marker_is_file: False if it is something
+        else than a file. secrets: if MARKER is missing or damaged, digests (SHA-256) of secrets that an earlier run put on the
+        machine, by their names in the vault; server_name: then the name of the homeserver there, or "".
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
     names: domain name -> its addresses as the machine's programs get them, from /etc/hosts or DNS; none if it has none there.
     interfaces: each lasting address that is not local, with its interface, such as [("eth0", "192.0.2.7")].
     outgoing: interface and address with which the machine connects to the world, for each family that it does so with.
+    other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
+        changed it, or "". sessions: how many sessions sshd allows a connection.
     """
 
     user: str = ""
@@ -51,6 +56,9 @@ class MachineState:
     postgresql: tuple[str, ...] = ()
     deployment: dict[str, str] | None = None
     marker_damaged: bool = False
+    marker_is_file: bool = True
+    secrets: tuple[tuple[str, str], ...] = ()
+    server_name: str = ""
     listeners: tuple[Listener, ...] = field(default=())
     database: str = ""
     processors: int = 0
@@ -61,6 +69,9 @@ class MachineState:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interfaces: tuple[tuple[str, str], ...] = ()
     outgoing: tuple[tuple[str, str], ...] = ()
+    other_run: str = ""
+    last_run: str = ""
+    sessions: int = 10
 
 
 class Machine(Fact[MachineState]):
@@ -86,10 +97,17 @@ class Machine(Fact[MachineState]):
         units: list[str] = []
         names: dict[str, tuple[str, ...]] = {}
         on: dict[str, list[tuple[str, str]]] = {"interface": [], "outgoing": []}
+        secrets: list[tuple[str, str]] = []
+        sessions = 10
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)
+            elif key == "secret":
+                name, _, digest = value.partition(" ")
+                secrets.append((name, digest))
+            elif key == "sessions":
+                sessions = min(sessions, int(value))
             elif key == "unit":
                 units.append(value)
             elif key == "installed":
@@ -128,9 +146,15 @@ class Machine(Fact[MachineState]):
             postgresql=tuple(sorted(clusters, key=int)),
             deployment=marker,
             marker_damaged="deployment" in values and marker is None,
+            marker_is_file=values.get("marker") != "other",
+            secrets=tuple(secrets),
+            server_name=values.get("server_name", ""),
             listeners=tuple(listeners),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
+            other_run=values.get("other_run", ""),
+            last_run=values.get("last_run", ""),
+            sessions=sessions,
             database_port=int({**values, **(marker or {})}.get("database_port", "5432")),
             names=names,
             interfaces=tuple(on["interface"]),
@@ -142,7 +166,9 @@ def _marker(text: str) -> dict[str, str] | None:
     """The content of the marker; None if it is damaged."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    valid = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("server_name", "vault"))
-    return found if valid else None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        return None
+    port = found.get("database_port", "5432")
+    return found if {"server_name", "vault"} <= found.keys() and re.fullmatch(r"[0-9]{1,5}", port) else None

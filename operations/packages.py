@@ -37,4 +37,8 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
     if not missing:
         host.noop("every package is installed")
         return
-    yield script(shell_file("apt"), f"masked={quoted(' '.join(masked))}", f"install_packages {quoted(*missing)}")
+    yield script(
+        *(shell_file("proxy"), "use_proxy", shell_file("apt")),
+        f"masked={quoted(' '.join(masked))}",
+        f"install_packages {quoted(*missing)}",
+    )

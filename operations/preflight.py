@@ -1,5 +1,6 @@
 """Whether a machine can be deployed to. Everything here is checked before any machine is touched."""
 
+import hashlib
 from collections.abc import Iterator
 
 from pyinfra.api.exceptions import ConnectError
@@ -7,9 +8,10 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.context import inventory
 
-from compat import add_final_line, installed
+from compat import add_final_line, executes, installed
 from operations.certificates import Unusable
 from operations.databases import Tables
+from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
@@ -51,7 +53,11 @@ def checked_settings(host: Host) -> Settings:
         raise Refused("config.py was not read: run pyinfra in the directory where it lies, and without --config")
     try:
         settings = settings_of(host)
-        mistakes = list(_unsuitable(settings.machine)) or list(_ports_in_use(settings))
+        mistakes = list(_unsuitable(settings.machine))
+        if not mistakes and settings.machine.other_run and executes():
+            # What that run has half done would be reported as mistakes of this one.
+            mistakes = [at_work(settings.machine.other_run)]
+        mistakes = mistakes or list(_ports_in_use(settings))
         if not mistakes:
             # This also finds missing secrets, and a vault that cannot be opened.
             list(settings.views)
@@ -82,7 +88,7 @@ def checked_settings(host: Host) -> Settings:
 
 def _database_left_behind(settings: Settings) -> list[str]:
     """A line if Synapse would be given a new and empty database instead of the one it has."""
-    if not settings.here("synapse") or not settings.machine.deployment:
+    if not settings.here("synapse") or not (settings.machine.deployment or settings.machine.secrets):
         return []
     server = inventory.get_host(settings.roles["postgres"][0])
     there, database = settings_of(server), settings.view(Synapse).database
@@ -142,7 +148,7 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
     else:
         if machine.memory < MEMORY:
             yield f"has {machine.memory} MiB of memory; at least {MEMORY} MiB are needed"
-        needed = LATER_DISK if machine.deployment else FIRST_DISK
+        needed = LATER_DISK if machine.deployment or machine.secrets else FIRST_DISK
         if machine.disk < needed:
             yield f"has {machine.disk} MiB free for /opt and /var; at least {needed} MiB are needed"
 
@@ -168,21 +174,35 @@ def _ports_in_use(settings: Settings) -> Iterator[str]:
 
 
 def _of_another_deployment(settings: Settings) -> Iterator[str]:
-    earlier = settings.machine.deployment
-    if settings.machine.marker_damaged:
-        yield (
-            f"{MARKER} does not say which deployment the machine belongs to; if it is this one, with "
-            f"{settings.vault_path}, move the file away (mv {MARKER} /root) and run again"
-        )
-    if earlier is None:
+    machine = settings.machine
+    if not machine.marker_is_file:
+        yield f"{MARKER} should be a file and is not; move it away (mv {MARKER} /root) and run again"
         return
-    if earlier["server_name"] != settings.server_name:
+    # A marker that is missing or damaged is written again, if the machine has secrets of this vault.
+    server_name = machine.deployment["server_name"] if machine.deployment else machine.server_name
+    known = machine.deployment or machine.secrets
+    same_vault = machine.deployment["vault"] == settings.vault.id if machine.deployment else _has_secret_of(settings)
+    if known and server_name and server_name != settings.server_name:
         yield (
-            f"was deployed as {earlier['server_name']}, and server_name is now {settings.server_name}: "
+            f"was deployed as {server_name}, and server_name is now {settings.server_name}: "
             f"it cannot be changed, because it is part of every user, room and signature ({MARKER})"
         )
-    if earlier["vault"] != settings.vault.id:
+    if known and not same_vault:
         yield (
             f"was deployed with another vault than {settings.vault_path}: its secrets would be lost; "
             "restore the vault and key it was deployed with"
         )
+    if machine.marker_damaged and not known:
+        yield (
+            f"{MARKER} does not say which deployment the machine belongs to; if it is this one, with "
+            f"{settings.vault_path}, move the file away (mv {MARKER} /root) and run again"
+        )
+
+
+def _has_secret_of(settings: Settings) -> bool:
+    """Whether the machine has a secret of this vault; one is enough, because others may have been changed in the vault."""
+    return any(
+        hashlib.sha256(settings.vault.get(name).reveal().encode()).hexdigest() == digest
+        for name, digest in settings.machine.secrets
+        if settings.vault.has(name)
+    )

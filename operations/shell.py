@@ -13,14 +13,26 @@ from pyinfra.api.exceptions import FactProcessError
 T = TypeVar("T")
 
 # The environment of every command, in place of that of the machine and the user's profile: we do not want to parse decimal
-# commas, translated words and local times. Proxies are kept, but never used for the machine itself.
+# commas, translated words and local times. Proxies are kept, but never used for the machine itself. Their addresses may hold
+# passwords, so they are not arguments of `env`: the other variables are removed one by one instead.
 _PROXIES = ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _NO_PROXY = "localhost,127.0.0.1,::1"
-_ENVIRONMENT = " ".join(
+_FIXED = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TZ=UTC"
+_ENVIRONMENT = "\n".join(
     [
-        'env -i HOME="${HOME:-/}" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TZ=UTC',
-        *(f'${{{name}:+{name}="${name}"}}' for name in _PROXIES),
-        *(f'{name}="{_NO_PROXY}${{{name}:+,${name}}}"' for name in ("no_proxy", "NO_PROXY")),
+        "clean() {",
+        f'  if [ "{"".join(f"${{{name}:-}}" for name in _PROXIES)}" ]; then',
+        "    for name in $(/usr/bin/env | /usr/bin/cut -d= -f1); do",
+        f"      case $name in HOME | no_proxy | NO_PROXY | {' | '.join(_PROXIES)} | [0-9]* | *[!A-Za-z_0-9]*) ;;",
+        '        *) unset "$name" ;; esac',
+        "    done",
+        f'    export HOME="${{HOME:-/}}" {_FIXED}',
+        *(f'    export {name}="{_NO_PROXY}${{{name}:+,${name}}}"' for name in ("no_proxy", "NO_PROXY")),
+        '    exec "$@"',
+        "  fi",
+        f'  exec env -i HOME="${{HOME:-/}}" {_FIXED} "$@"',
+        "}",
+        "clean",
     ]
 )
 # Printed before an answer: everything above it was printed by the user's profile.
@@ -104,6 +116,11 @@ class YesOrNo(Fact[bool]):
 def question_command(program: str) -> str:
     """The command that runs a shell program in our environment, and marks where its output begins."""
     return _run(f"echo\necho {quoted(_MARK)}\n{program}")
+
+
+def lasting_command(program: str) -> str:
+    """The same for a program that goes on while it gets lines on its standard input; in bash, whose `read` has a time limit."""
+    return f"{_ENVIRONMENT} bash -c {shlex.quote(f'echo; echo {quoted(_MARK)}; {program}')}"
 
 
 def answer_lines(output: list[str]) -> list[str] | None:

@@ -14,8 +14,10 @@ from pyinfra.api import StringCommand
 from pyinfra.context import host
 
 from compat import add_final_line
+from operations import virtualenvs
 from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
+from operations.virtualenvs import Virtualenv
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def running(
     needs: str | None = None,
     patience: int = 60,
     enabled: bool = True,
+    program: Virtualenv | None = None,
     slow_to_start: bool = False,
     own: Sequence[str] = (),
     own_check: str = "",
@@ -125,6 +128,7 @@ def running(
         fails, a unit that does not answer is not restarted: that would not help.
     patience: seconds to wait for `ready`.
     enabled: whether to enable it; False for units that their package enables in its own way.
+    program: what it runs, if that is in a virtualenv: built again before the unit is started, if files of it were lost.
     slow_to_start: it works long before systemd takes it for started: a unit that did not run is waited for by `ready` only.
     own: files and directories of the administrator's, which it reads when it starts. It is not restarted for them.
     own_check: shell command that fails with the reason, as the last line on stderr, if the unit would not start again with them.
@@ -185,6 +189,8 @@ def running(
     if not steps:
         host.noop(f"{unit} runs with the files that are on the machine")
         return
+    if program and (restarts or (ready and not now.ready)):
+        yield from virtualenvs.rebuilt_if_damaged(program)
     yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
 
 

@@ -15,9 +15,21 @@ from pathlib import Path
 from pyinfra.api import StringCommand
 
 from operations.look import ask, operation
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
+# A checksum of the list of a virtualenv's files, which .complete holds: they are not read, which would take seconds. Python may
+# write into __pycache__ again, if somebody runs it as root.
+_LISTING = (
+    r"find . -name __pycache__ -prune -o -path ./.complete -o -type d -printf 'd %m %U %P\n' "
+    r"-o -printf '%y %m %U %s %T@ %l %P\n' | LC_ALL=C sort | sha256sum"
+)
+# For the virtualenvs of version 0.1.0, whose .complete is empty: each file that a package recorded must have its size.
+_RECORDED = """import importlib.metadata, sys
+for package in importlib.metadata.distributions():
+    for file in package.files or ():
+        if file.size is not None and file.locate().stat().st_size != file.size:
+            sys.exit(1)"""
 _UV = REQUIREMENTS / "uv.txt"
 _BUILD = REQUIREMENTS / "build.txt"
 
@@ -84,22 +96,28 @@ class Virtualenv:
                 "export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
                 "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore HOME=/root",
                 f"cd {self.root}/{self.key}.build",
+                # Units do not see the proxy of the machine. In a file, because everybody can read the properties of a unit.
+                ". ./proxy",
                 # One after the other, in the order in which they were begun: the first is waited for first, and each of them
                 # can use all processors. The lock is where only root writes and reads.
-                "umask 077; exec 9>>/opt/uv/lock; umask 022",
+                "umask 077; exec 9>>/opt/uv/lock; chmod 600 /opt/uv/lock; umask 022",
                 "flock 9",
-                f"if [ ! -e {uv}/.complete ]; then",
+                # uv and pip have locks of their own, which everybody could take: in the virtualenv, and perhaps in /tmp.
+                'mkdir -m 700 tmp; export TMPDIR="$PWD/tmp"',
+                f"if [ ! -e {uv}/.complete ] || ! {uv}/bin/uv --version >/dev/null 2>&1; then",
                 f"  rm -rf {uv}; python3 -m venv {uv}",
                 f"  {uv}/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt",
                 f"  touch {uv}/.complete",
                 "fi",
                 f"venv={self.root}/{self.key}",
-                'rm -rf "$venv"',
+                'rm -rf "$venv"; mkdir -m 700 "$venv"',
                 f'{uv}/bin/uv venv -q --python /usr/bin/python3 "$venv"',
                 f'{uv}/bin/uv pip install -q --python "$venv" --require-hashes --compile-bytecode --no-cache '
                 f"{self._options()} -r requirements.txt",
                 f'"$venv/bin/python" -c "import {self.imports}"',
-                'touch "$venv/.complete"',
+                'cd "$venv"; rm -f .lock; chmod 755 .',
+                f"listing=$({_LISTING})",
+                'echo "$listing" >.complete',
                 f"rm -rf {self.root}/{self.key}.build",
             ]
         )
@@ -144,6 +162,24 @@ class Builds(Fact[dict[str, BuildState]]):
         }
 
 
+class Intact(Fact[bool]):
+    """Whether all files of a virtualenv are as they were when it was complete, and its module can be imported."""
+
+    def question(self, virtualenv: Virtualenv) -> str:
+        recorded = f"./bin/python -c {quoted(_RECORDED)} && ./bin/python -c {quoted(f'import {virtualenv.imports}')}"
+        return (
+            f"cd {quoted(f'{virtualenv.root}/{virtualenv.key}')} && {{ read -r complete <.complete || true; }} && "
+            f'if [ "$complete" ]; then [ "$complete" = "$({_LISTING})" ]; else {recorded}; fi && echo intact; true'
+        )
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def answer(self, lines: list[str]) -> bool:
+        return lines == ["intact"]
+
+
 def _states(*virtualenvs: Virtualenv) -> list[BuildState]:
     found: dict[str, BuildState] = ask(Builds, virtualenvs=virtualenvs)
     return [found.get(virtualenv.program, BuildState()) for virtualenv in virtualenvs]
@@ -164,6 +200,8 @@ def _start_build(virtualenv: Virtualenv) -> StringCommand:
         f"rm -rf {quoted(build)}",
         f"mkdir -p {quoted(build)} /opt/uv",
         *(f'IFS= read -r content; printf %s "$content" | base64 -d >{quoted(f"{build}/{name}")}' for name in files),
+        shell_file("proxy"),
+        f"use_proxy; save_proxy {quoted(f'{build}/proxy')}",
         f"systemctl reset-failed --quiet {unit} 2>/dev/null || true",
         f"systemd-run --quiet --collect --no-block --unit={unit} --service-type=exec "
         f"--description={quoted(f'Build the virtualenv of {virtualenv.program}')} sh {quoted(f'{build}/build.sh')}",
@@ -201,6 +239,16 @@ def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringComma
         f"for old in *-py3.*; do case $old in {key}|{quoted(state.current or virtualenv.key)}|*.build) ;; "
         '*) rm -rf -- "$old" ;; esac; done',
     )
+
+
+def rebuilt_if_damaged(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringCommand, None, None]:
+    """Commands for an operation that is about to start the program: build the virtualenv again if files of it were lost.
+
+    It is not done in every run, because to look takes a tenth of a second, and more if the files are not in memory.
+    """
+    if not ask(Intact, virtualenv=virtualenv):
+        yield _start_build(virtualenv)
+        yield _wait(virtualenv, patience)
 
 
 def _wait(virtualenv: Virtualenv, patience: int) -> StringCommand:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from operations.certificates import BUNDLE, Served
 from operations.machine import MachineState
+from operations.users import Account
 from operations.virtualenvs import Virtualenv
 from roles import POSTGRES, ROLES, Port, Role, RoleName
 from settings.fields import A_DOMAIN, PRIVATE, Chosen, Domain, Host, MailAddress, Network, UserName
@@ -310,6 +311,24 @@ class Settings:
     def masked(self) -> list[str]:
         """Units that a package would start before they are configured."""
         return [unit.name.format(version=self.postgresql) for role in self.played for unit in role.units if unit.masked]
+
+    @property
+    def accounts(self) -> list[Account]:
+        """The system users of its roles. Debian's packages and the roles' tasks make them."""
+        return [
+            Account(
+                unit.user,
+                title=role.title.removeprefix("the "),
+                home=role.state[0] if role.state else "/",
+                unit=unit.name.format(version=self.postgresql),
+                # As postgresql-common has it. The group reads the key of the certificate that Debian's configuration names.
+                **({"shell": "/bin/bash", "group": "ssl-cert"} if role is POSTGRES else {}),
+                paths=("/etc/postgresql", "/var/log/postgresql", "/run/postgresql") if role is POSTGRES else unit.reads,
+            )
+            for role in self.played
+            for unit in role.units
+            if unit.user != "root"
+        ]
 
     @property
     def left_over(self) -> list[tuple[Role, list[str]]]:

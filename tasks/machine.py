@@ -2,7 +2,7 @@
 
 from pyinfra import host
 
-from operations import deployment, files, packages, virtualenvs
+from operations import deployment, files, packages, users, virtualenvs
 from operations.files import Directory
 from roles import PACKAGES
 from settings import settings_of
@@ -21,6 +21,8 @@ files.present(
         ),
     ],
 )
+
+users.restored(name="Restore system users that were removed", accounts=settings.accounts)
 
 packages.installed(
     name="Install Python and the certificate authorities",

@@ -60,4 +60,5 @@ units.running(
         *settings.private_authorities,
     ],
     ready=SYDENT.units[0].health,
+    program=sydent.virtualenv,
 )

@@ -98,6 +98,7 @@ units.running(
         f"&& {CHECK_SYNAPSE} )"
     ),
     ready=SYNAPSE.units[0].health,
+    program=synapse.virtualenv,
     needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
     own=SYNAPSE.units[0].own,

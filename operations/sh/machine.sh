@@ -8,6 +8,11 @@ command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk 
 for name in $names; do
   echo "name $name $(timeout 5 getent -A ahosts "$name" | awk '!seen[$1]++ { printf "%s ", $1 }')" &
 done
+# Who is changing the machine now, when the last run began (operations/sh/lock.sh), and how many sessions sshd allows.
+# shellcheck disable=SC2016 # root's shell expands it
+$sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
+  cd /run/matrix-metal && [ -s run ] && echo "last_run $(stat -c %.9Y run)" &&
+  { flock -n -s run true || echo "other_run $(cat run)"; }' 2>/dev/null &
 echo "user $(id -un)"
 $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )
@@ -29,7 +34,29 @@ done
 for cluster in /etc/postgresql/*/main; do
   [ -e "$cluster/postgresql.conf" ] && echo "postgresql $(basename "$(dirname "$cluster")")"
 done
-[ -e "$marker" ] && echo "deployment $(tr -d '\n' 2>/dev/null <"$marker")"
+found=
+if [ -e "$marker" ] || [ -L "$marker" ]; then
+  { [ -f "$marker" ] && [ ! -L "$marker" ]; } || echo "marker other"
+  reader=; [ -r "$marker" ] || reader=$sudo
+  found=$($reader head -c 4096 "$marker" 2>/dev/null | tr -cd '\040-\176')
+  echo "deployment $found"
+fi
+# Without a marker the machine's secrets show which vault it was deployed with. Only digests leave it: -vvv prints what is asked.
+# shellcheck disable=SC2016 # root's shell expands it
+case $found in
+  '{'*'"server_name": "'*'"vault": "'*'"}') ;;
+  *) $sudo sh -c '
+    secret() { value=$(cat); [ -z "$value" ] || echo "secret $1 $(printf %s "$value" | sha256sum | cut -d " " -f 1)"; }
+    cd /etc
+    sed -n "s/^server_name: \"\(.*\)\"$/server_name \1/p" matrix-synapse/homeserver.yaml
+    for name in registration_shared_secret macaroon_secret_key form_secret; do
+      [ ! -e matrix-synapse/secrets/$name ] || secret synapse_$name <matrix-synapse/secrets/$name
+    done
+    sed -n "s/^static-auth-secret=//p" turnserver.conf | secret turn_shared_secret
+    sed -n "s/^ed25519.signingkey = //p" sydent/sydent.conf | secret sydent_signing_key
+    sed -n "s/^SYNCV3_SECRET=\"\{0,1\}\([0-9a-f]*\).*/\1/p" sliding-sync/environment | secret sliding_sync_secret
+    ' 2>/dev/null ;;
+esac
 # The marker of version 0.1.0 does not name the database.
 grep -qs '"database"' "$marker" || $sudo sed -n '/^database:/,/^$/ { s/^    host: "\(.*\)"$/database \1/p; s/^    port: \([0-9]*\)$/database_port \1/p }' \
   /etc/matrix-synapse/homeserver.yaml 2>/dev/null

@@ -357,7 +357,27 @@ def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed
     (tmp_path / "lost" / "trial.lock").write_bytes(mine.vault.with_suffix(".lock").read_bytes())
     assert_refused(lost.run("-y", check=False), "was deployed with another vault", str(lost.vault))
     assert not lost.vault.exists()
-    assert host.run(f"find {directories} -newercm {STAMP}").stdout == ""
+    # Its marker is damaged: the secrets on the machine show which vault is its own.
+    marker = host.run("cat /etc/matrix-metal/deployment.json").stdout
+    host.run("head -c 99 /dev/urandom > /etc/matrix-metal/deployment.json")
+    assert_refused(lost.run("-y", check=False), "was deployed with another vault", str(lost.vault))
+    host.run("rm /etc/matrix-metal/deployment.json")
+    assert_refused(renamed.run("-y", check=False), f"was deployed as {host.domain}", "other.test")
+    host.run(f"touch {STAMP}; sleep 0.02; echo '[]' > /etc/matrix-metal/deployment.json")
+    assert mine.run("-y").changed == ["Mark the machine as part of this deployment"]
+    assert host.run("cat /etc/matrix-metal/deployment.json").stdout == marker
+    changed = host.run(f"find {directories} -type f -newercm {STAMP}").stdout.split()
+    assert changed == ["/etc/matrix-metal/deployment.json"]
+
+
+@pytest.mark.parametrize("damage", ["echo '[]' > {}", "echo '{{}}' > {}", "head -c 99 /dev/urandom > {}", "mkdir {}"])
+def test_damaged_marker_of_a_machine_without_secrets_is_refused(fresh: Fresh, damage: str) -> None:
+    deployment, marker = fresh.deployment(), "/etc/matrix-metal/deployment.json"
+    fresh.host.run(f"mkdir /etc/matrix-metal; {damage.format(marker)}; sleep 0.02; touch {STAMP}; sleep 0.02")
+    try:
+        assert_refused_without_changes(fresh, deployment, f"refusals13: {marker} ", f"away (mv {marker} /root)")
+    finally:
+        fresh.host.run("rm -r /etc/matrix-metal")
 
 
 # --- release binary -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Running a deployment again: a second run changes nothing, drift is repaired, interrupted runs are completed."""
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pytest
 from roles import ROLES
 from tests.conftest import Deployed, complete
 from tests.deployment import ROOT, Deployment
+from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
@@ -151,6 +153,83 @@ def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deploy
     assert "NeedDaemonReload=yes" not in shown
     assert "LimitCORE=1\n" not in shown
     assert_nothing_to_do(deployed.deployment)
+
+
+def test_a_damaged_virtualenv_is_built_again_before_its_unit_is_started(deployed: Deployed) -> None:
+    host = deployed.host
+    if host.release != "trixie":
+        pytest.skip("the same on both, and it takes half a minute")
+    host.run(": > $(ls /opt/sydent/current/lib/python3*/site-packages/sydent/sydent.py)")
+    # The program that runs is not stopped for it.
+    assert deployed.deployment.run("-y").changed == []
+    host.run("systemctl restart sydent; systemctl stop sydent")
+
+    assert deployed.deployment.run("-y").changed == ["Run Sydent"]
+    assert host.run(HEALTH["sydent"], check=False).returncode == 0
+
+
+def test_removed_users_and_groups_are_restored_with_their_ids(deployed: Deployed) -> None:
+    """One whose service is stopped, and the group of one whose service runs."""
+    host = deployed.host
+    ids = "getent passwd sydent matrix-synapse | cut -d: -f1-4; getent group sydent matrix-synapse"
+    before, started = host.run(ids).stdout, invocations(host)
+    host.run("systemctl stop sydent; userdel sydent; groupdel -f matrix-synapse")
+
+    changed = deployed.deployment.run("-y").changed
+
+    assert changed == ["Restore system users that were removed", "Run Sydent"]
+    assert host.run(ids).stdout == before and restarted(started, host) == {"sydent"}
+    assert host.run(HEALTH["sydent"], check=False).returncode == 0
+
+
+def test_files_of_another_user_id_get_the_user_that_there_is(deployed: Deployed) -> None:
+    """As on a machine whose data came from another one."""
+    host = deployed.host
+    host.run("systemctl stop sydent; chown -R 4711:4711 /var/lib/sydent")
+    assert deployed.deployment.run("-y").changed == ["Restore system users that were removed", "Run Sydent"]
+    assert host.run("find /var/lib/sydent ! -user sydent -o ! -group sydent").stdout == ""
+    assert host.run(HEALTH["sydent"], check=False).returncode == 0
+
+
+# --- two runs at the same time --------------------------------------------------------------------
+
+LOCK = "/run/matrix-metal/run"
+
+
+def test_second_run_at_the_same_time_is_refused_and_a_dead_one_is_no_obstacle(deployed: Deployed) -> None:
+    host, deployment = deployed.host, deployed.deployment
+    other = Deployment(
+        deployment.directory, [host], {}, {role: [host.name] for role in ROLES}, user="admin", name="other"
+    )
+    other.environment |= deployment.environment
+    settings = deployment.directory / "group_data"
+    (settings / "other.py").write_text((settings / f"{deployment.name}.py").read_text())
+    host.run("echo '# edited by hand' >> /etc/sydent/sydent.conf")
+    before, edited = invocations(host), host.run("sha256sum /etc/sydent/sydent.conf").stdout
+
+    first = deployment.start("-y")
+    try:
+        host.run(f"until [ -e {LOCK} ] && ! flock -n -s {LOCK} true; do sleep 0.02; done", timeout=60)
+        first.send_signal(signal.SIGSTOP)
+        assert_refused(
+            other.run("-y", check=False), f"{host.name}: another run is at work: ", "@", ", since 20", " UTC"
+        )
+    finally:
+        first.kill()
+        first.communicate()
+    assert host.run("sha256sum /etc/sydent/sydent.conf").stdout == edited and restarted(before, host) == set()
+
+    # The computer of the first run is gone: nobody waits for it.
+    assert other.run("-y").changed == ["Configure Sydent", "Run Sydent"]
+
+
+def test_other_users_cannot_take_the_locks(deployed: Deployed) -> None:
+    for path in ("/run/matrix-metal", LOCK, "/opt/uv/lock"):
+        assert deployed.host.run(f"[ -e {path} ] && flock -n {path} true").returncode == 0
+        taken = deployed.host.run(f"runuser -u nobody -- flock -n {path} true", check=False)
+        assert taken.returncode and "Permission denied" in taken.stderr, path
+    # uv makes its lock in a virtualenv writable for everybody.
+    assert deployed.host.run("find /opt /run/matrix-metal -type f -perm /022").stdout == ""
 
 
 # --- a machine without a deployment ---------------------------------------------------------------

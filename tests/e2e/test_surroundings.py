@@ -11,6 +11,7 @@ from roles import ROLES
 from tests.conftest import complete, own
 from tests.deployment import ROOT, Deployment
 from tests.e2e.test_refusals import assert_refused
+from tests.standin.proxy import PASSWORD, Proxy
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
@@ -45,6 +46,26 @@ class Machine:
         """Write the user's .bashrc."""
         home = "/root" if self.deployment.user == "root" else f"/home/{self.deployment.user}"
         self.host.inside(["sh", "-c", f"cat >{home}/.bashrc <<'END'\n{text}\nEND"])
+
+
+# Nothing but this address and port is reached.
+ONLY_PROXY = """
+table inet only_proxy {{
+    chain output {{
+        type filter hook output priority 0
+        oif lo accept
+        ct state established,related accept
+        ip daddr {address} tcp dport {port} accept
+        reject
+    }}
+}}
+"""
+# Prints the proxy's password if an ordinary user finds it. The brackets keep it from finding its own command line.
+SPY = """
+while sleep 0.01; do
+    cat /proc/[0-9]*/cmdline; systemctl show matrix-metal-build-sydent.service
+done 2>/dev/null | grep -ao '{pattern}' >/tmp/found
+"""
 
 
 @pytest.fixture(scope="module", params=["trixie", "bookworm"], ids=["debian13", "debian12"])
@@ -118,3 +139,23 @@ def test_other_login_shells_work_or_are_refused(machine: Machine) -> None:
         assert_refused(machine.deployment.run("-y", check=False), "gives no answer")
     finally:
         machine.host.inside(["usermod", "-s", "/bin/bash", user])
+
+
+def test_a_machine_that_only_a_proxy_connects_is_deployed(machine: Machine, testbed: Testbed) -> None:
+    """A package, uv and a virtualenv are missing; sudo does not pass the proxy on. Nobody sees the proxy's password."""
+    host = machine.host
+    if machine.deployment.user == "root":
+        pytest.skip("the same without sudo, and it takes half a minute")
+    host.run("systemctl stop sydent; rm -r /opt/sydent /opt/uv/*; apt-get purge -qq -y python3-venv; apt-get clean")
+    with Proxy(testbed.network.address) as proxy:
+        host.run(f"echo 'http_proxy=\"{proxy.url}\"' >>/etc/environment")
+        host.run("nft -f -", stdin=ONLY_PROXY.format(address=testbed.network.address, port=proxy.port))
+        spy = SPY.format(pattern=f"[{PASSWORD[0]}]{PASSWORD[1:]}")
+        host.run("cat >/tmp/spy; systemd-run --quiet --unit=spy --uid=nobody sh /tmp/spy", stdin=spy)
+        try:
+            changed = machine.deployment.run("-y").changed
+        finally:
+            host.run("systemctl stop spy; nft delete table inet only_proxy; sed -i /http_proxy/d /etc/environment")
+    assert {"Install Python and the certificate authorities", "Install Sydent", "Run Sydent"} <= set(changed)
+    assert {"pypi.org", "files.pythonhosted.org"} <= proxy.asked
+    assert host.run("cat /tmp/found").stdout == ""

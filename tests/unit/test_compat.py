@@ -6,10 +6,15 @@ import sys
 import pyinfra
 import pytest
 from paramiko import SSHException, Transport
-from pyinfra.api.state import State
+from pyinfra.api.config import Config
+from pyinfra.api.connect import connect_all, disconnect_all
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State, StateStage
 
 import compat
-from compat import cause, differences
+from compat import Beside, cause, differences
+from operations import lock
+from operations.shell import answer_lines, lasting_command
 from operations.ssh import KeepaliveTransport
 from tests.deployment import ROOT
 
@@ -69,3 +74,24 @@ def test_sending_on_a_closed_connection_raises_an_ssh_error(monkeypatch: pytest.
     closed = KeepaliveTransport.__new__(KeepaliveTransport)
     with pytest.raises(SSHException, match="cut"):
         closed._send_user_message(None)
+
+
+def test_a_program_beside_the_run_lasts_until_its_input_ends() -> None:
+    """With @local, on this computer. In bash, behind what a profile prints, and with the environment of all commands."""
+    state = State(Inventory((["@local"], {})), Config())  # type: ignore[no-untyped-call]
+    state.current_stage = StateStage.Prepare
+    connect_all(state)
+    command = lasting_command('echo "held $LC_ALL"; while read -r -t 5 line; do echo "got $line"; done')
+    program = Beside(next(iter(state.inventory)), f"echo Welcome; {command}", sudo=False)
+    lines: list[str] = []
+    while not answer_lines(lines):
+        lines.append(program.read_line())
+    assert answer_lines(lines) == ["held C.UTF-8\n"]
+    assert program.send("alive\n") and program.read_line() == "got alive\n" and not program.ended
+    disconnect_all(state)
+
+
+def test_who_is_one_printable_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "an\nna\x1b[31m")
+    monkeypatch.setattr("socket.gethostname", lambda: "laptop")
+    assert lock.who() == "anna[31m@laptop"

@@ -1,5 +1,6 @@
 """When a unit is restarted, reloaded or left alone; which files are changed, and what --diff shows of them."""
 
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from operations import files, packages, refusal, units
+from operations import files, packages, refusal, units, users, virtualenvs
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
-from operations.shell import question_command
+from operations.shell import question_command, script, shell_file
 from operations.templating import MASK
 from operations.units import Unit, UnitState
+from operations.users import Account
+from operations.virtualenvs import Intact, Virtualenv
 from vault import Secret
 
 
@@ -360,6 +363,24 @@ def test_machine_state_is_parsed() -> None:
     assert (relay.protocol, relay.port, relay.program) == ("udp", 3478, "")
 
 
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "",
+        "[]",
+        "{}",
+        "no JSON",
+        '{"server_name": "x.test", "vault": 1}',
+        '{"server_name": "x.test", "vault": "1", "database_port": "x"}',
+        "[" * 100_000,
+    ],
+)
+def test_damaged_marker_is_noticed(marker: str) -> None:
+    state = Machine().answer([f"deployment {marker}", "secret turn_shared_secret 0f", "server_name x.test"])
+    assert state.deployment is None and state.marker_damaged and state.database_port == 5432
+    assert state.secrets == (("turn_shared_secret", "0f"),) and state.server_name == "x.test"
+
+
 def test_machine_state_of_this_computer() -> None:
     """The command must work in a POSIX shell."""
     answer = subprocess.run(
@@ -371,6 +392,7 @@ def test_machine_state_of_this_computer() -> None:
     state = Machine().process(answer.stdout.splitlines())
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
     assert "127.0.0.1" in state.names["localhost"] and state.names["none.invalid"] == ()
+    assert not state.marker_damaged and state.secrets == ()
 
 
 def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,3 +402,123 @@ def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch:
     assert "\nmasked=caddy.service\ninstall_packages caddy" in command and " curl" not in command
     at(monkeypatch, packages, FakeHost({"caddy", "curl"}))
     assert commands(packages.installed, packages=["caddy", "curl"], masked=["caddy.service"]) == []
+
+
+# --- proxies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "apt", "wanted"),
+    [
+        ({}, "", {}),
+        ({"https_proxy": "http://a:1"}, "", {"https_proxy": "http://a:1"}),
+        ({"http_proxy": "http://a:1"}, "", {"http_proxy": "http://a:1", "https_proxy": "http://a:1"}),
+        ({"ALL_PROXY": "http://a:1"}, "", {"https_proxy": "http://a:1"}),
+        ({}, 'Acquire::http::Proxy "http://b:2";', {"http_proxy": "http://b:2", "https_proxy": "http://b:2"}),
+        ({"https_proxy": "http://a:1"}, 'Acquire::http::Proxy "http://b:2";', {"https_proxy": "http://a:1"}),
+        (
+            {},
+            'Acquire::http::Proxy "http://b:2"; Acquire::https::Proxy "DIRECT";',
+            {"http_proxy": "http://b:2"},
+        ),
+        ({}, 'Acquire::http::Proxy "DIRECT";', {}),
+        ({"https_proxy": "http://u:it's$x@a:1"}, "", {"https_proxy": "http://u:it's$x@a:1"}),
+    ],
+)
+def test_proxy_of_the_machine_is_used(
+    tmp_path: Path, environment: dict[str, str], apt: str, wanted: dict[str, str]
+) -> None:
+    configuration, saved = tmp_path / "apt.conf", tmp_path / "proxy"
+    configuration.write_text(apt)
+    program = f"set -eu\n{shell_file('proxy')}use_proxy; save_proxy {saved}"
+    given = {"PATH": os.environ["PATH"], "APT_CONFIG": str(configuration), "Dir": "/nowhere", **environment}
+    subprocess.run(["sh", "-c", program], env=given, check=True)
+    assert saved.stat().st_mode & 0o077 == 0
+    shown = subprocess.run(["env", "-i", "sh", "-c", f". {saved}; env"], capture_output=True, text=True, check=True)
+    found = dict(line.split("=", 1) for line in shown.stdout.splitlines())
+    assert {name: found[name] for name in ("http_proxy", "https_proxy") if name in found} == wanted
+    assert found["no_proxy"].startswith("localhost,127.0.0.1,::1")
+
+
+def test_commands_have_the_same_environment_with_a_proxy_which_is_no_argument() -> None:
+    noise = {"LANG": "de_DE.UTF-8", "POSIXLY_CORRECT": "1", "name": "x", "BASH_FUNC_stat%%": "() { echo gotcha; }"}
+    command = str(script("env"))
+    for proxies in ({}, {"https_proxy": "http://u:p@a:1", "no_proxy": "x.test"}):
+        shown = subprocess.run(
+            ["sh", "-c", command],
+            env={"HOME": "/root", "PATH": os.environ["PATH"], **noise, **proxies},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        names = {line.partition("=")[0] for line in shown.splitlines()} - {"PWD", "_", "SHLVL", "OLDPWD"}
+        assert names == {"HOME", "PATH", "LC_ALL", "TZ"} | (
+            {"https_proxy", "no_proxy", "NO_PROXY"} if proxies else set()
+        )
+    assert "no_proxy=localhost,127.0.0.1,::1,x.test\n" in shown
+    # An argument of a program, which everybody can read in the list of processes.
+    assert "https_proxy=" not in command.replace(" no_proxy=", "")
+
+
+# --- users ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "restored"),
+    [
+        ([], False),  # a new machine
+        (["home:/var/lib/x:990:990:x"], True),
+        (["made:x"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "home:/var/lib/x:990:990:UNKNOWN"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:990:990:x"], False),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:991:", "home:/var/lib/x:990:990:UNKNOWN"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:7:990:x"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:990:7:UNKNOWN"], True),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:990:7:backup"], False),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:0:0:root"], False),
+        (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "group:also:x:5:y", "home:/var/lib/x:990:990:x"], True),
+    ],
+)
+def test_which_users_are_restored(monkeypatch: pytest.MonkeyPatch, lines: list[str], restored: bool) -> None:
+    at(monkeypatch, users, FakeHost(users.Accounts().answer(lines)))
+    account = Account("x", "X", home="/var/lib/x", unit="x.service", group="also")
+    assert bool(commands(users.restored, accounts=[account])) is restored
+
+
+# --- virtualenvs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "intact"),
+    [
+        ("true", True),
+        ("rm module.py", False),
+        ("truncate -s 1 module.py", False),
+        ("rm -r package", False),
+        ("ln -sfn /nowhere python", False),
+        ("chmod 000 module.py", False),
+        ("rm .complete", False),
+        ("mkdir package/__pycache__ && touch package/__pycache__/x.pyc", True),
+        ("touch package", True),
+    ],
+)
+def test_damage_of_a_virtualenv_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str, intact: bool
+) -> None:
+    monkeypatch.setattr(Virtualenv, "root", str(tmp_path))
+    virtualenv = Virtualenv("x", "sydent", "3.13", imports="x")
+    directory = tmp_path / virtualenv.key
+    (directory / "package").mkdir(parents=True)
+    for name in ("module.py", "package/a.py"):
+        (directory / name).write_text("x = 1\n")
+    (directory / "python").symlink_to("/usr/bin/python3")
+    complete = f'listing=$({virtualenvs._LISTING}); echo "$listing" >.complete'
+    subprocess.run(["sh", "-c", complete], cwd=directory, check=True)
+
+    subprocess.run(["sh", "-c", damage], cwd=directory, check=True)
+
+    fact = Intact()
+    asked = subprocess.run(
+        ["sh", "-c", fact.question(virtualenv)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert fact.answer(asked) is intact

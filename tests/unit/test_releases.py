@@ -22,6 +22,7 @@ from operations import releases
 from releases import Release, ReleaseError, ReleaseFile, contents, download, record, store
 from releases.download import Timeouts
 from settings.sliding_sync import VERSION
+from tests.standin.proxy import Proxy
 from tests.standin.release_server import ReleaseServer
 from tests.unit.installing import HERE, PATH, THERE, Machine, installed_files, program, sum_of
 
@@ -125,6 +126,16 @@ def test_it_is_downloaded_once_and_each_architecture_gets_its_own(release: Relea
     assert len(server.requests) == requests
     other = store.resolve(replace(release, arch=THERE, url=str(release.url).replace(HERE, THERE)))
     assert other.sha256 == sum_of(program(THERE))
+
+
+def test_the_proxy_of_this_computer_is_used(
+    release: Release, server: ReleaseServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Proxy("127.0.0.1") as proxy, (tmp_path / "file").open("wb") as file:
+        for name, value in {"https_proxy": proxy.url, "no_proxy": "", "NO_PROXY": ""}.items():
+            monkeypatch.setenv(name, value)
+        download.download(str(release.url), file, Timeouts())
+        assert proxy.asked == {"127.0.0.1"}
 
 
 def test_machines_prepared_in_parallel_share_one_download(release: Release, server: ReleaseServer) -> None:

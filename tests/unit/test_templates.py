@@ -23,7 +23,18 @@ from pyinfra.api.config import Config
 from pyinfra.context import ctx_config
 
 import settings as settings_module
-from operations import certificates, databases, deployment, files, packages, preflight, releases, templating, units
+from operations import (
+    certificates,
+    databases,
+    deployment,
+    files,
+    packages,
+    preflight,
+    releases,
+    templating,
+    units,
+    users,
+)
 from operations import virtualenvs as virtualenvs_module
 from operations.files import File
 from operations.machine import MachineState
@@ -92,7 +103,17 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Re
         def ignore(*args: object, **kwargs: object) -> None:
             pass
 
-        for module in (certificates, databases, deployment, files, packages, releases, units, virtualenvs_module):
+        for module in (
+            certificates,
+            databases,
+            deployment,
+            files,
+            packages,
+            releases,
+            units,
+            users,
+            virtualenvs_module,
+        ):
             for name, value in vars(module).items():
                 if getattr(value, "is_idempotent", None) is not None:
                     monkeypatch.setattr(module, name, ignore)

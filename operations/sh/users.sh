@@ -1,0 +1,43 @@
+#!/bin/sh
+# Service users that somebody removed, or that have other IDs than their files.
+#
+# restore NAME TITLE HOME SHELL GROUP UNIT PATH...: the user NAME and its group exist, with the IDs of the files if those are free;
+# otherwise the files get the new ones. GROUP: another group that it is to be in, or "". UNIT runs as the user: it is stopped while
+# files change their owner. PATH: files and directories that belong to the user or the group; the first that exists says the IDs.
+restore() {
+  name=$1 title=$2 home=$3 shell=$4 also=$5 unit=$6
+  shift 6
+  uid=0 gid=0
+  for path; do
+    [ -e "$path" ] || continue
+    [ "$uid" != 0 ] || uid=$(stat -L -c %u "$path")
+    [ "$gid" != 0 ] || gid=$(stat -L -c %g "$path")
+  done
+  if ! getent group "$name" >/dev/null; then
+    # A group that is removed stays the first group of its user.
+    gid_wanted=$(getent passwd "$name" | cut -d: -f4)
+    new_group "${gid_wanted:-$gid}"
+  fi
+  if ! getent passwd "$name" >/dev/null; then
+    id=; { [ "$uid" = 0 ] || getent passwd "$uid" >/dev/null; } || id="--uid $uid"
+    # shellcheck disable=SC2086 # an option and its value, or nothing
+    useradd --system $id --gid "$name" --home-dir "$home" --no-create-home --shell "$shell" --comment "$title" "$name"
+  fi
+  { [ "$also" ] && getent group "$also" >/dev/null && usermod --append --groups "$also" "$name"; } || true
+  [ "$(id -g "$name")" = "$(getent group "$name" | cut -d: -f3)" ] || usermod --gid "$name" "$name"
+  { [ "$uid" = 0 ] || [ "$uid" = "$(id -u "$name")" ]; } && { [ "$gid" = 0 ] || [ "$gid" = "$(id -g "$name")" ]; } && return
+  systemctl stop "$unit" 2>/dev/null || true
+  for path; do
+    [ -e "$path" ] || continue
+    # What is in a directory first: if this is interrupted, the directory still says what has to be changed.
+    [ "$gid" = 0 ] || find "$path/" -depth -gid "$gid" -execdir chgrp -h "$name" {} +
+    [ "$uid" = 0 ] || find "$path/" -depth -uid "$uid" -execdir chown -h "$name" {} +
+  done
+}
+new_group() {
+  if [ "$1" != 0 ] && ! getent group "$1" >/dev/null; then
+    groupadd --system --gid "$1" "$name"
+  else
+    groupadd --system "$name"
+  fi
+}
