@@ -151,8 +151,9 @@ class Role:
 # PostgreSQL reads its files for these views, and does not use them. A setting that takes effect at its next start is no mistake.
 _CHECK_POSTGRES = (
     "cd / && wrong=$(PGCLUSTER={version}/main runuser -u postgres -- psql -XAtqc "
-    "\"SELECT sourcefile || ' line ' || sourceline || ': ' || error FROM pg_file_settings "
-    "WHERE error <> 'setting could not be applied' UNION ALL "
+    "\"SELECT sourcefile || ' line ' || sourceline || ': ' || coalesce(name || ': ', '') || error FROM pg_file_settings "
+    "WHERE error <> '' AND NOT (error = 'setting could not be applied' "
+    "AND name IN (SELECT name FROM pg_settings WHERE context = 'postmaster')) UNION ALL "
     "SELECT 'pg_hba.conf line ' || line_number || ': ' || error FROM pg_hba_file_rules WHERE error <> ''\") "
     '&& { [ -z "$wrong" ] || { echo "$wrong" >&2; false; }; }'
 )
