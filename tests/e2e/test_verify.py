@@ -81,7 +81,8 @@ FAULTS = {
         r"matrix-synapse\.service runs, but would not start again: in \S*/conf\.d/broken\.yaml.*, line 2"
     ],
     "echo 'workmem = 3' > $(ls -d /etc/postgresql/*/main/conf.d)/zz-broken.conf": [
-        r"main\.service runs, but would not start again: \S*/zz-broken\.conf line 1: workmem: unrecognized configuration parameter"
+        r"main\.service runs, but would not start again: \S*/zz-broken\.conf line 1: workmem: unrecognized configuration "
+        "parameter"
     ],
 }
 
