@@ -4,6 +4,7 @@ Inventory checks, ports, domains, databases, secrets, Debian packages, units, th
 are derived from these records, and written nowhere else.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -219,6 +220,9 @@ CADDY = Role(
     ),
 )
 
+# Ports that more than one line below, or another file, is about.
+SYNAPSE_PORT, SYDENT_PORT, FEDERATION_PORT, RELAY_PORT, RELAY_TLS_PORT = 8008, 8090, 8448, 3478, 5349
+
 # Of the Unix sockets below, and of the units that connect to them. A client's address is what Caddy says, so nobody else may.
 SOCKET_GROUP = "matrix-sockets"
 SLIDING_SYNC_SOCKET = "/run/sliding-sync/proxy.sock"
@@ -229,7 +233,8 @@ SYNAPSE_SOCKETS = tuple(f"/run/matrix-synapse/{number}.sock" for number in range
 # To look up a room alias Synapse needs its database. After a restart of PostgreSQL each broken connection fails one request, and
 # Synapse keeps ten connections at most.
 _LOOK_UP_ALIAS = (
-    "curl -qs --max-time 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:8008/_matrix/client/v3/directory/room/%23$(date +%s):"
+    f"curl -qs --max-time 5 -o /dev/null -w '%{{http_code}}' http://127.0.0.1:{SYNAPSE_PORT}"
+    "/_matrix/client/v3/directory/room/%23$(date +%s):"
     r'$(sed -n "s/^server_name: \"\(.*\)\"$/\1/p" /etc/matrix-synapse/homeserver.yaml)'
 )
 
@@ -257,7 +262,7 @@ SYNAPSE = Role(
             # On every listener: a conf.d file of the administrator's may have replaced them. And with its database: /health
             # answers 200 without it.
             health=(
-                "curl -qsf --fail-early --max-time 5 http://127.0.0.1:8008/health "
+                f"curl -qsf --fail-early --max-time 5 http://127.0.0.1:{SYNAPSE_PORT}/health "
                 + " ".join(
                     f"--next -sf --max-time 5 --unix-socket {path} http://localhost/health" for path in SYNAPSE_SOCKETS
                 )
@@ -275,8 +280,8 @@ SYNAPSE = Role(
     state=("/var/lib/matrix-synapse",),
     listens=(
         # For application services and tools of the administrator's: Caddy connects to the sockets.
-        Port("tcp", 8008, "machine", "matrix-synapse.service"),
-        Port("tcp", 8448, "everybody", "caddy.service", when="federation_port_8448"),
+        Port("tcp", SYNAPSE_PORT, "machine", "matrix-synapse.service"),
+        Port("tcp", FEDERATION_PORT, "everybody", "caddy.service", when="federation_port_8448"),
     ),
     domain=Domain("matrix_domain", "matrix", "Synapse"),
     database=Database("synapse", "matrix-synapse", first_filled=("schema_version", "users", "events")),
@@ -296,7 +301,7 @@ SYDENT = Role(
         Unit(
             "sydent.service",
             user="sydent",
-            health="curl -qsf --max-time 5 http://127.0.0.1:8090/_matrix/identity/v2",
+            health=f"curl -qsf --max-time 5 http://127.0.0.1:{SYDENT_PORT}/_matrix/identity/v2",
             exposure=1.5,
             reads=("/etc/sydent",),
             # Not all of /etc/sydent: the texts of its mails are readable by everybody, in a directory that others cannot enter.
@@ -307,7 +312,7 @@ SYDENT = Role(
     ),
     state=("/var/lib/sydent",),
     # Its old API sends mails for whoever asks: Caddy lets nobody reach that.
-    listens=(Port("tcp", 8090, "machine", "sydent.service", callers=("caddy",)),),
+    listens=(Port("tcp", SYDENT_PORT, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),
     secrets=(
         VaultEntry("sydent_signing_key", "ed25519", "Sydent signs identity associations with it", "clients pin it"),
@@ -357,7 +362,7 @@ COTURN = Role(
             "coturn.service",
             user="root",
             # It runs without TLS when it cannot read the certificate; a TLS handshake at the end of the deploy checks that.
-            health="ss -Hlun sport = :3478 | grep -q .",
+            health=f"ss -Hlun sport = :{RELAY_PORT} | grep -q .",
             exposure=2.0,
             masked=True,
             reads=("/etc/turnserver.conf",),
@@ -368,7 +373,7 @@ COTURN = Role(
     listens=(
         *(
             Port(protocol, number, "everybody", "coturn.service")
-            for number in (3478, 5349)
+            for number in (RELAY_PORT, RELAY_TLS_PORT)
             for protocol in ("tcp", "udp")
         ),
         Port("udp", 49152, "everybody", "coturn.service", last=65535),
@@ -376,6 +381,12 @@ COTURN = Role(
     domain=Domain("turn_domain", "turn", "coturn"),
     secrets=(VaultEntry("turn_shared_secret", "token", "Synapse signs TURN credentials with it, coturn checks them"),),
 )
+
+
+def any_version(text: str) -> str:
+    """A name or path of a record as a pattern that fits whatever its {names} stand for."""
+    return re.sub(r"\{\w+\}", "*", text)
+
 
 ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, SYDENT, SLIDING_SYNC, COTURN)}
 

@@ -12,7 +12,7 @@ from bench.figures import Figure
 from bench.trial import every_role, fresh_host, load, say
 from operations.virtualenvs import REQUIREMENTS
 from roles import PACKAGES, ROLES
-from settings.deployment import POSTGRESQL_OF_DEBIAN
+from settings.postgres import OF_DEBIAN
 from tests.testbed import RELEASES, Host
 
 FLOOR = Path(__file__).parent / "floor.sh"
@@ -82,7 +82,7 @@ def _floor(host: Host) -> float:
 
 def _packages(host: Host) -> list[str]:
     """The Debian packages of a machine with every role."""
-    version = POSTGRESQL_OF_DEBIAN[str(RELEASES[host.release])]
+    version = OF_DEBIAN[str(RELEASES[host.release])]
     needed = [*PACKAGES, *(package for role in ROLES.values() for package in role.packages)]
     return list(dict.fromkeys(package.format(version=version) for package in needed))
 

@@ -10,7 +10,7 @@ from typing import Any
 from bench.figures import Figure
 from bench.trial import say
 from roles import ROLES
-from settings.deployment import POSTGRESQL_OF_DEBIAN
+from settings.postgres import OF_DEBIAN
 from tests.testbed import RELEASES, Host
 
 IDLE = 60  # seconds
@@ -33,7 +33,7 @@ def measure(host: Host) -> Iterator[Figure]:
     _use_homeserver(host)
     say(f"{host.name} ({host.release}) idles for {IDLE} s")
     time.sleep(IDLE)
-    version = POSTGRESQL_OF_DEBIAN[str(RELEASES[host.release])]
+    version = OF_DEBIAN[str(RELEASES[host.release])]
     units = [unit.name.format(version=version) for role in ROLES.values() for unit in role.units]
     shown = host.run(f"sh -euc {shlex.quote(SCRIPT)} sh {' '.join(units)}").stdout
     sizes = {unit: int(size) / 1024 for unit, size in map(str.split, shown.splitlines())}

@@ -17,6 +17,7 @@ from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.caddy import given_files
 from settings.coturn import Coturn
+from settings.deployment import PYTHON_OF_DEBIAN
 from settings.postgres import Postgres
 from settings.synapse import Synapse
 from vault import VaultError
@@ -141,7 +142,7 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
         )
     elif not machine.root:
         yield f"connected as {machine.user}, who is not root and has no sudo without a password; use either"
-    elif machine.distribution != "debian" or machine.release not in ("12", "13"):
+    elif machine.distribution != "debian" or machine.release not in PYTHON_OF_DEBIAN:
         yield f"runs {machine.distribution} {machine.release}; only Debian 13 and 12 are supported"
     elif machine.architecture not in ("amd64", "arm64"):
         yield f"is {machine.architecture}; only amd64 and arm64 are supported"
@@ -155,10 +156,9 @@ def _unsuitable(machine: MachineState) -> Iterator[str]:
 
 def _ports_in_use(settings: Settings) -> Iterator[str]:
     """A line for each port that another program listens on."""
-    version = settings.postgresql
     for role in settings.played:
         for port in settings.listens(role):
-            unit = port.unit.format(version=version)
+            unit = settings.written(port.unit)
             # The relay's port range is not checked: other programs may use single ports of it.
             foreign = [
                 listener

@@ -15,7 +15,8 @@ from pyinfra.context import inventory
 from operations.machine import Machine, MachineState
 from roles import ROLES
 from settings.choices import Choices, choices_from
-from settings.deployment import POSTGRESQL_PORT, Neighbour, SettingError, Settings, postgresql_port
+from settings.deployment import Neighbour, SettingError, Settings
+from settings.postgres import port_on
 from settings.rules import misspelt_roles, mistakes
 
 __all__ = ["Choices", "Neighbour", "SettingError", "Settings", "choices_from", "chosen_for", "mistakes", "settings_of"]
@@ -60,7 +61,7 @@ def _neighbour_of(host: Host, other: Host) -> Neighbour:
     return Neighbour(
         address,
         _machine_of(other).addresses if client else (),
-        postgresql_port(_machine_of(other)) if server else POSTGRESQL_PORT,
+        port_on(_machine_of(other)) if server else None,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from operations.certificates import Served
-from roles import CADDY, ROLES
+from roles import CADDY, FEDERATION_PORT, ROLES
 from settings.deployment import ROOT, Settings, View, view_of
 from settings.issuers import Issuer
 
@@ -42,7 +42,9 @@ class Caddy(View):
             processors=max(1, settings.machine.processors // 2),
             sites=_sites(others),
             domains=tuple(name for _, view in others for name in view.web_names),
-            federation_port=next((each.port for _, view in others for each in view.served if each.port == 8448), None),
+            federation_port=next(
+                (each.port for _, view in others for each in view.served if each.port == FEDERATION_PORT), None
+            ),
         )
 
     @property

@@ -9,14 +9,13 @@ from pydantic import Field
 
 from operations.certificates import Served
 from operations.machine import MachineState
-from roles import COTURN
+from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT
 from settings.deployment import Settings, View
 from settings.fields import PRIVATE, Chosen, IPv4, IPv6
 from settings.issuers import Issuer
 from settings.networks import BLOCKED_NETWORKS
 from vault import Secret
 
-PLAIN, TLS = 3478, 5349
 # coturn cuts a longer realm, which is the relay's name: then no credentials are accepted.
 LONGEST_NAME = 127
 
@@ -56,8 +55,8 @@ class Coturn(View):
     missing: tuple[str, ...]
     denied_ranges: tuple[tuple[str, str], ...]
     allowed_ranges: tuple[tuple[str, str], ...]
-    plain_port: int = PLAIN
-    tls_port: int = TLS
+    plain_port: int = RELAY_PORT
+    tls_port: int = RELAY_TLS_PORT
     first_relayed: int = COTURN.listens[-1].numbers[0]
     last_relayed: int = COTURN.listens[-1].numbers[-1]
     reloader: str = "coturn-certificate"
@@ -107,9 +106,9 @@ class Coturn(View):
 def turn_uris(domain: str) -> tuple[str, ...]:
     """The relay's URIs for clients."""
     return (
-        f"turn:{domain}:{PLAIN}?transport=udp",
-        f"turn:{domain}:{PLAIN}?transport=tcp",
-        f"turns:{domain}:{TLS}?transport=tcp",
+        f"turn:{domain}:{RELAY_PORT}?transport=udp",
+        f"turn:{domain}:{RELAY_PORT}?transport=tcp",
+        f"turns:{domain}:{RELAY_TLS_PORT}?transport=tcp",
     )
 
 

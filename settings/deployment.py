@@ -2,7 +2,7 @@
 
 import importlib
 import ipaddress
-import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -16,7 +16,7 @@ from operations.certificates import BUNDLE, Served
 from operations.machine import MachineState
 from operations.users import Account
 from operations.virtualenvs import Virtualenv
-from roles import POSTGRES, ROLES, Port, Role, RoleName
+from roles import ROLES, Port, Role, RoleName, Unit, any_version
 from settings.fields import A_DOMAIN, PRIVATE, Chosen, Domain, Host, MailAddress, Network, UserName
 from settings.issuers import Certificates, Issuer
 from settings.networks import DEBIANS_OWN, is_refused
@@ -24,9 +24,7 @@ from vault import Secret, Vault
 
 ROOT = Path(__file__).parent.parent
 
-POSTGRESQL_PORT = POSTGRES.listens[0].number
-# Debian release -> the version that it has.
-POSTGRESQL_OF_DEBIAN = {"12": "15", "13": "17"}
+# Debian release -> the version of Python that it has. Other releases are refused.
 PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
 
 # One vault for the whole run, so that all machines get the same generated secrets.
@@ -57,12 +55,12 @@ class Common(Certificates):
 class Neighbour:
     """Another machine of the deployment. address: where we reach it. addresses: all its own, for its incoming connections.
 
-    database_port: where its PostgreSQL listens.
+    database_port: where its PostgreSQL listens, if that was asked.
     """
 
     address: str
     addresses: tuple[str, ...] = ()
-    database_port: int = POSTGRESQL_PORT
+    database_port: int | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -113,6 +111,22 @@ class View:
         return {}
 
     @classmethod
+    def placeholders(cls, machine: MachineState) -> Mapping[str, str]:
+        """What the {names} of its record stand for on this machine."""
+        return {}
+
+    @classmethod
+    def port_of(cls, port: Port, machine: MachineState) -> Port:
+        """A port of its record as it is on this machine."""
+        return port
+
+    @classmethod
+    def account(cls, role: Role, unit: Unit, name: str) -> Account:
+        """The system user of its unit, which is called so on this machine."""
+        home = role.state[0] if role.state else "/"
+        return Account(unit.user, title=role.title.removeprefix("the "), home=home, unit=name, paths=unit.reads)
+
+    @classmethod
     def reaches(cls, settings: "Settings") -> Sequence[str]:
         """Names of the deployment that it connects to on port 443, as clients do, but at no private address unless allowed."""
         return ()
@@ -139,19 +153,6 @@ class View:
 
 V = TypeVar("V", bound=View)
 C = TypeVar("C", bound=Chosen)
-
-
-def postgresql_version(machine: MachineState) -> str:
-    """The version of the existing cluster: an upgrade of Debian installs a newer PostgreSQL, but leaves the data in the old."""
-    return machine.postgresql[-1] if machine.postgresql else POSTGRESQL_OF_DEBIAN.get(machine.release, "17")
-
-
-def postgresql_port(machine: MachineState) -> int:
-    """The port of our cluster; if there is none yet, the port that Debian gives to a new one: the first that is free."""
-    clusters = dict(machine.clusters)
-    taken = {*clusters.values(), *(each.port for each in machine.listeners if each.protocol == "tcp")}
-    free = next(port for port in itertools.count(POSTGRESQL_PORT) if port not in taken)
-    return clusters.get(f"{postgresql_version(machine)}/main", POSTGRESQL_PORT if machine.postgresql else free)
 
 
 def _unreachable(role: Role, name: str, address: str) -> str:
@@ -245,7 +246,7 @@ class Settings:
             self.exists(user.name) and not self.here(user.name) for user in ROLES.values() if user.database is not None
         )
         return [
-            port._replace(number=postgresql_port(self.machine)) if port.when == "remote" else port
+            view_of(role.name).port_of(port, self.machine)
             for port in role.listens
             if (port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when)))
             and all(
@@ -296,35 +297,30 @@ class Settings:
 
     # The machine.
 
-    @property
-    def postgresql(self) -> str:
-        """PostgreSQL's major version, which {version} stands for in the records."""
-        return postgresql_version(self.machine)
+    @cached_property
+    def _placeholders(self) -> Mapping[str, str]:
+        return {key: value for role in ROLES for key, value in view_of(role).placeholders(self.machine).items()}
+
+    def written(self, text: str) -> str:
+        """A name, path or command of a record as it is on this machine."""
+        return re.sub(r"\{(\w+)\}", lambda found: self._placeholders.get(found[1], found[0]), text)
 
     @property
     def packages(self) -> list[str]:
         """Debian's packages that this machine's roles need."""
-        needed = [package.format(version=self.postgresql) for role in self.played for package in role.packages]
+        needed = [self.written(package) for role in self.played for package in role.packages]
         return list(dict.fromkeys([*needed, *(["nftables"] if self.local_ports else [])]))
 
     @property
     def masked(self) -> list[str]:
         """Units that a package would start before they are configured."""
-        return [unit.name.format(version=self.postgresql) for role in self.played for unit in role.units if unit.masked]
+        return [self.written(unit.name) for role in self.played for unit in role.units if unit.masked]
 
     @property
     def accounts(self) -> list[Account]:
         """The system users of its roles. Debian's packages and the roles' tasks make them."""
         return [
-            Account(
-                unit.user,
-                title=role.title.removeprefix("the "),
-                home=role.state[0] if role.state else "/",
-                unit=unit.name.format(version=self.postgresql),
-                # As postgresql-common has it. The group reads the key of the certificate that Debian's configuration names.
-                **({"shell": "/bin/bash", "group": "ssl-cert"} if role is POSTGRES else {}),
-                paths=("/etc/postgresql", "/var/log/postgresql", "/run/postgresql") if role is POSTGRES else unit.reads,
-            )
+            view_of(role.name).account(role, unit, self.written(unit.name))
             for role in self.played
             for unit in role.units
             if unit.user != "root"
@@ -335,7 +331,7 @@ class Settings:
         """Roles that this machine has from an earlier run and no longer plays, with their units."""
         found = []
         for role in ROLES.values():
-            patterns = [unit.name.format(version="*") for unit in role.units]
+            patterns = [any_version(unit.name) for unit in role.units]
             units = sorted(name for name in self.machine.units if any(fnmatch(name, pattern) for pattern in patterns))
             if units and not self.here(role.name):
                 found.append((role, units))

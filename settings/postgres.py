@@ -1,15 +1,36 @@
 """PostgreSQL, and how each role that has a database reaches it."""
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Self
 
 from operations.databases import Database
-from roles import POSTGRES, ROLES, Role
-from settings.deployment import POSTGRESQL_PORT, SettingError, Settings, View, postgresql_port
+from operations.machine import MachineState
+from operations.users import Account
+from roles import POSTGRES, ROLES, Port, Role, Unit
+from settings.deployment import SettingError, Settings, View
 from vault import Secret
+
+PORT = POSTGRES.listens[0].number
+# Debian release -> the version of PostgreSQL that it has.
+OF_DEBIAN = {"12": "15", "13": "17"}
 
 # The copy of the database server's certificate on a machine that uses the database of another one.
 DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
+
+
+def version_on(machine: MachineState) -> str:
+    """The version of the existing cluster: an upgrade of Debian installs a newer PostgreSQL, but leaves the data in the old."""
+    return machine.postgresql[-1] if machine.postgresql else OF_DEBIAN.get(machine.release, max(OF_DEBIAN.values()))
+
+
+def port_on(machine: MachineState) -> int:
+    """The port of our cluster; if there is none yet, the port that Debian gives to a new one: the first that is free."""
+    clusters = dict(machine.clusters)
+    taken = {*clusters.values(), *(each.port for each in machine.listeners if each.protocol == "tcp")}
+    free = next(port for port in itertools.count(PORT) if port not in taken)
+    return clusters.get(f"{version_on(machine)}/main", PORT if machine.postgresql else free)
 
 
 @dataclass(frozen=True)
@@ -26,13 +47,13 @@ class DatabaseAccess:
     host: str = "/run/postgresql"
     password: Secret | None = None
     authority: str | None = None
-    port: int = POSTGRESQL_PORT
+    port: int = PORT
 
     @property
     def dsn(self) -> str:
         """The connection string for libpq and lib/pq. It holds the password: for secret files only."""
         words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
-        if self.port != POSTGRESQL_PORT:
+        if self.port != PORT:
             words["port"] = str(self.port)
         if self.password and self.authority:
             words |= {"sslmode": "verify-full", "sslrootcert": self.authority, "password": self.password.reveal()}
@@ -77,8 +98,8 @@ class Postgres(View):
         users = [role for role in ROLES.values() if role.database and settings.exists(role.name)]
         remote = [role for role in users if not settings.here(role.name)]
         return cls(
-            version=settings.postgresql,
-            port=postgresql_port(settings.machine),
+            version=version_on(settings.machine),
+            port=port_on(settings.machine),
             shared_buffers=_between(32, memory // 4, 8192),
             effective_cache_size=_between(128, memory, 65536),
             maintenance_work_mem=_between(16, memory // 16, 1024),
@@ -100,6 +121,20 @@ class Postgres(View):
             ),
             address=settings.address,
         )
+
+    @classmethod
+    def placeholders(cls, machine: MachineState) -> Mapping[str, str]:
+        return {"version": version_on(machine)}
+
+    @classmethod
+    def port_of(cls, port: Port, machine: MachineState) -> Port:
+        return port._replace(number=port_on(machine))
+
+    @classmethod
+    def account(cls, role: Role, unit: Unit, name: str) -> Account:
+        # As postgresql-common has it. The group reads the key of the certificate that Debian's configuration names.
+        paths = ("/etc/postgresql", "/var/log/postgresql", "/run/postgresql")
+        return replace(super().account(role, unit, name), shell="/bin/bash", group="ssl-cert", paths=paths)  # noqa: S604
 
     @property
     def cluster(self) -> str:
@@ -125,9 +160,9 @@ def database_of(settings: Settings, role: Role) -> DatabaseAccess:
         raise ValueError(role.name)
     name, user = role.database.name, role.database.owner
     if settings.roles["postgres"] == settings.roles[role.name]:
-        return DatabaseAccess(name, user, port=postgresql_port(settings.machine))
+        return DatabaseAccess(name, user, port=port_on(settings.machine))
     server, password = settings.neighbour("postgres"), _password(settings, role)
-    return DatabaseAccess(name, user, server.address, password, DATABASE_AUTHORITY, server.database_port)
+    return DatabaseAccess(name, user, server.address, password, DATABASE_AUTHORITY, server.database_port or PORT)
 
 
 def database_server(settings: Settings) -> str | None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
-from roles import COTURN, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
+from roles import COTURN, FEDERATION_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
 from settings.fields import Chosen, Size, size_in_bytes
@@ -72,7 +72,7 @@ class Synapse(View):
             form_secret=vault.get("synapse_form_secret"),
             registration=choices.registration,
             federation=choices.federation,
-            federation_port=8448 if choices.federation_port_8448 else None,
+            federation_port=FEDERATION_PORT if choices.federation_port_8448 else None,
             max_upload_size=choices.max_upload_size,
             private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,

@@ -37,8 +37,8 @@ def ask(host: Host, command: str, *words: str) -> str:
 class Service:
     """A systemd unit.
 
-    user, exposure, reads, rereads, errors, recoveries, enabled, own, check: as in `roles.Unit`. secrets: files and directories
-    that other users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
+    user, exposure, reads, rereads, errors, recoveries, enabled, health, own, check: as in `roles.Unit`. secrets: files and
+    directories that other users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
     local_ports: those of them on which nobody else may listen.
     """
 
@@ -53,6 +53,7 @@ class Service:
     recoveries: str = ""
     depends_on: Sequence[str] = ()
     enabled: str = field(default="enabled")
+    health: str = ""
     own: Sequence[str] = ()
     check: str = ""
     ports: Sequence[Port] = ()
@@ -61,10 +62,9 @@ class Service:
     @classmethod
     def of(cls, host: Host, settings: Settings, role: Role) -> "Service":
         """The service of a role, as its record says."""
-        version = settings.postgresql
         [unit] = role.units
-        name = unit.name.format(version=version)
-        private = [path.format(version=version) for path in unit.private]
+        name = settings.written(unit.name)
+        private = list(map(settings.written, unit.private))
         if role.own_certificate:
             private.append(settings.issuer(for_relay=True).paths(settings.domain(role))[1])
         needed = [ROLES[each] for each in role.needs if settings.here(each)]
@@ -78,15 +78,16 @@ class Service:
             secrets=private,
             errors=unit.errors,
             recoveries=unit.recoveries,
-            depends_on=[each.units[0].name.format(version=version) for each in needed],
+            depends_on=[settings.written(each.units[0].name) for each in needed],
             enabled=unit.enabled,
-            own=[path.format(version=version) for path in unit.own],
-            check=unit.check.replace("{version}", version),
+            health=settings.written(unit.health),
+            own=list(map(settings.written, unit.own)),
+            check=settings.written(unit.check),
             ports=[
                 port
                 for each in settings.played
                 for port in settings.listens(each)
-                if port.unit.format(version=version) == name
+                if settings.written(port.unit) == name
             ],
             local_ports=[port for port in settings.local_ports if port.owner == unit.user],
         )
@@ -189,6 +190,13 @@ class ServiceTests:
         assert (state["ActiveState"], state["SubState"]) == ("active", "running"), (
             f"{service.unit} is {state['ActiveState']} ({state['SubState']}): see journalctl -u {service.unit}, "
             f"then {DEPLOY} or `systemctl restart {service.unit}`"
+        )
+
+    def test_works(self, service: Service) -> None:
+        assert service.pid
+        done = service.host.run("sh -c %s", service.health)
+        assert done.rc == 0, (
+            f"{service.unit} runs, but does not do its work: see journalctl -u {service.unit}, then {DEPLOY}"
         )
 
     def test_starts_at_boot(self, service: Service) -> None:
