@@ -38,8 +38,8 @@ class Service:
     """A systemd unit.
 
     user, exposure, reads, rereads, errors, recoveries, enabled, health, own, check: as in `roles.Unit`. secrets: files and
-    directories that other users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to listen on.
-    local_ports: those of them on which nobody else may listen.
+    directories that other users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to
+    listen on. local_ports: those of them on which nobody else may listen.
     """
 
     host: Host
