@@ -18,12 +18,6 @@ from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
-# A checksum of the list of a virtualenv's files, which .complete holds: they are not read, which would take seconds. Python may
-# write into __pycache__ again, if somebody runs it as root.
-_LISTING = (
-    r"find . -name __pycache__ -prune -o -path ./.complete -o -type d -printf 'd %m %U %P\n' "
-    r"-o -printf '%y %m %U %s %T@ %l %P\n' | LC_ALL=C sort | sha256sum"
-)
 # For the virtualenvs of version 0.1.0, whose .complete is empty: each file that a package recorded must have its size.
 _RECORDED = """import importlib.metadata, sys
 for package in importlib.metadata.distributions():
@@ -83,44 +77,15 @@ class Virtualenv:
             options += " --build-constraints build.txt"
         return options
 
+    @property
+    def shell(self) -> str:
+        """operations/sh/virtualenv.sh, for this one."""
+        return f"venv={quoted(f'{self.root}/{self.key}')}\n{shell_file('virtualenv')}"
+
     def build_script(self) -> str:
-        """What the transient unit runs. It starts with an empty directory each time, and creates .complete at its end."""
+        """What the transient unit runs."""
         uv = f"/opt/uv/{hashlib.sha256(_UV.read_bytes()).hexdigest()[:12]}"
-        return "\n".join(
-            [
-                "set -eu",
-                "umask 022",
-                # Units inherit the machine's language.
-                "export LC_ALL=C.UTF-8",
-                # pip and uv do not use the machine's certificate authorities by default.
-                "export PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
-                "export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore HOME=/root",
-                f"cd {self.root}/{self.key}.build",
-                # Units do not see the proxy of the machine. In a file, because everybody can read the properties of a unit.
-                ". ./proxy",
-                # One after the other, in the order in which they were begun: the first is waited for first, and each of them
-                # can use all processors. The lock is where only root writes and reads.
-                "umask 077; exec 9>>/opt/uv/lock; chmod 600 /opt/uv/lock; umask 022",
-                "flock 9",
-                # uv and pip have locks of their own, which everybody could take: in the virtualenv, and perhaps in /tmp.
-                'mkdir -m 700 tmp; export TMPDIR="$PWD/tmp"',
-                f"if [ ! -e {uv}/.complete ] || ! {uv}/bin/uv --version >/dev/null 2>&1; then",
-                f"  rm -rf {uv}; python3 -m venv {uv}",
-                f"  {uv}/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt",
-                f"  touch {uv}/.complete",
-                "fi",
-                f"venv={self.root}/{self.key}",
-                'rm -rf "$venv"; mkdir -m 700 "$venv"',
-                f'{uv}/bin/uv venv -q --python /usr/bin/python3 "$venv"',
-                f'{uv}/bin/uv pip install -q --python "$venv" --require-hashes --compile-bytecode --no-cache '
-                f"{self._options()} -r requirements.txt",
-                f'"$venv/bin/python" -c "import {self.imports}"',
-                'cd "$venv"; rm -f .lock; chmod 755 .',
-                f"listing=$({_LISTING})",
-                'echo "$listing" >.complete',
-                f"rm -rf {self.root}/{self.key}.build",
-            ]
-        )
+        return f"{self.shell}uv={uv} imports={quoted(self.imports)} options={quoted(self._options())}\nbuild\n"
 
 
 @dataclass(frozen=True)
@@ -168,8 +133,8 @@ class Intact(Fact[bool]):
     def question(self, virtualenv: Virtualenv) -> str:
         recorded = f"./bin/python -c {quoted(_RECORDED)} && ./bin/python -c {quoted(f'import {virtualenv.imports}')}"
         return (
-            f"cd {quoted(f'{virtualenv.root}/{virtualenv.key}')} && {{ read -r complete <.complete || true; }} && "
-            f'if [ "$complete" ]; then [ "$complete" = "$({_LISTING})" ]; else {recorded}; fi && echo intact; true'
+            f'{virtualenv.shell}cd "$venv" && {{ read -r complete <.complete || true; }} && '
+            f'if [ "$complete" ]; then [ "$complete" = "$(listing)" ]; else {recorded}; fi && echo intact; true'
         )
 
     @staticmethod
@@ -230,15 +195,7 @@ def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringComma
         if not state.building:
             yield _start_build(virtualenv)
         yield _wait(virtualenv, patience)
-    root, key = quoted(virtualenv.root), quoted(virtualenv.key)
-    yield script(
-        f"cd {root}",
-        f"ln -sfn {key} current.new",
-        "mv -fT current.new current",
-        # Virtualenvs are large: keep this one and the previous one.
-        f"for old in *-py3.*; do case $old in {key}|{quoted(state.current or virtualenv.key)}|*.build) ;; "
-        '*) rm -rf -- "$old" ;; esac; done',
-    )
+    yield script(virtualenv.shell, f"switch {quoted(state.current or virtualenv.key)}")
 
 
 def rebuilt_if_damaged(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringCommand, None, None]:
@@ -252,13 +209,4 @@ def rebuilt_if_damaged(virtualenv: Virtualenv, patience: int = 900) -> Generator
 
 
 def _wait(virtualenv: Virtualenv, patience: int) -> StringCommand:
-    unit, complete = shlex.quote(virtualenv.unit), quoted(f"{virtualenv.root}/{virtualenv.key}/.complete")
-    return script(
-        f"end=$(( $(date +%s) + {patience} ))",
-        f"while systemctl is-active {unit} | grep -qE '^(active|activating)$' && [ $(date +%s) -lt $end ]; do sleep 0.2; done",
-        f"if [ ! -e {complete} ]; then",
-        f"  echo {quoted(f'{virtualenv.program}: the virtualenv could not be built; the end of its log:')} >&2",
-        f"  journalctl -u {unit} -n 20 --no-pager -o cat >&2 || true",
-        "  exit 1",
-        "fi",
-    )
+    return script(virtualenv.shell, f"await_build {quoted(virtualenv.unit)} {patience} {quoted(virtualenv.program)}")

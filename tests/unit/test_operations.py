@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from operations import files, packages, refusal, units, users, virtualenvs
+from operations import files, packages, refusal, units, users
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
 from operations.shell import question_command, script, shell_file
@@ -512,7 +512,7 @@ def test_damage_of_a_virtualenv_is_noticed(
     for name in ("module.py", "package/a.py"):
         (directory / name).write_text("x = 1\n")
     (directory / "python").symlink_to("/usr/bin/python3")
-    complete = f'listing=$({virtualenvs._LISTING}); echo "$listing" >.complete'
+    complete = f'{virtualenv.shell}complete=$(listing); echo "$complete" >.complete'
     subprocess.run(["sh", "-c", complete], cwd=directory, check=True)
 
     subprocess.run(["sh", "-c", damage], cwd=directory, check=True)
