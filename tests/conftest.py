@@ -35,7 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --role: the tests in files named after the role, and those that are marked `role` with it."""
+    """With --role: the tests in files named after the role, and those that are marked `role` with it.
+
+    The file that takes longest for itself comes first, so that it is not what one process still does when the others are done.
+    """
+    items.sort(key=lambda item: item.path.name != "test_ways.py")
     if role := config.getoption("--role"):
         chosen = [
             item

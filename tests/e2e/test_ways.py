@@ -37,10 +37,18 @@ class Machines:
     jump: Host
     directory: Path
 
+    @property
+    def networks(self) -> list[str]:
+        """Private, and the relay's users are there."""
+        return [str(self.target.bed.network.subnet), str(self.target.bed.network.subnet6)]
+
     def deployment(self, **data: object) -> Deployment:
         """The same deployment by an inventory with this host data. name: the machine's name in it."""
         deployment = Deployment(
-            self.directory, [self.target], {"server_name": self.target.domain, "tls": "internal"}, name="home"
+            self.directory,
+            [self.target],
+            {"server_name": self.target.domain, "tls": "internal", "private_networks": self.networks},
+            name="home",
         )
         name = str(data.pop("name", self.target.name))
         deployment.inventory.write_text("".join(f"{role} = [({name!r}, {data!r})]\n" for role in ROLES))
@@ -128,7 +136,7 @@ def test_deploy_and_verify_on_the_machine_itself(machines: Machines) -> None:
     host.run(f"cat > {CHECKOUT}/inventories/home.py", stdin="".join(f'{role} = ["@local"]\n' for role in ROLES))
     host.run(
         f"cat > {CHECKOUT}/group_data/home.py",
-        stdin=f'server_name = "{host.domain}"\nprivate_networks = []\ntls = "internal"\n',
+        stdin=f'server_name = "{host.domain}"\nprivate_networks = {machines.networks}\ntls = "internal"\n',
     )
     run_on_the_machine(host, "make setup")
 
@@ -362,7 +370,7 @@ def test_run_that_fails_on_one_of_two_machines(machines: Machines) -> None:
     deployment = Deployment(
         machines.directory,
         [working, failing],
-        {"server_name": working.domain, "tls": "internal"},
+        {"server_name": working.domain, "tls": "internal", "private_networks": machines.networks},
         {"postgres": [failing.name], "caddy": [working.name], "coturn": [working.name]},
         name="home",
     )
