@@ -14,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from roles import ROLES
 from settings.sliding_sync import VERSION
+from tests.built import built, keep, remove_built
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -86,6 +87,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     for host in Testbed().hosts():
         if host.name in made:
             host.down()
+    remove_built(Testbed())
     config.stash[MADE].unlink()
 
 
@@ -180,9 +182,10 @@ def fleet(
     directories = {release: tmp_path_factory.mktemp(name) for release, name in COMPLETE.items()}
 
     def deploy(release: str) -> Deployed:
-        host = testbed.up(own(COMPLETE[release]), release=release)
+        host = testbed.up(own(COMPLETE[release]), release=release, layers=built(testbed, release))
         deployment = complete(testbed, host, directories[release], release_page)
         deployment.run("-y")
+        keep(host)
         return Deployed(host, deployment)
 
     fleet = Fleet(deploy)

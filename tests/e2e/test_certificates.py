@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 from cryptography import x509
 
+from tests.built import built
 from tests.deployment import Deployment, Run
 from tests.protocols.turn import Credentials, relay
 from tests.testbed import Host, Testbed
@@ -132,7 +133,7 @@ def acme(testbed: Testbed) -> Iterator[Acme]:
 
 @pytest.fixture(scope="module")
 def site(testbed: Testbed, acme: Acme, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    host = testbed.up("cert13")
+    host = testbed.up("cert13", layers=built(testbed, "trixie"))
     host.run(f"cat >{TRUSTED_ROOT}", stdin=acme.authority.pem)
     deployment = Deployment(tmp_path_factory.mktemp("cert13"), [host], {}, {role: [host.name] for role in ROLES})
     vault = Vault.open(deployment.vault)

@@ -10,6 +10,7 @@ import nio
 import pytest
 
 from roles import ROLES
+from tests.built import built
 from tests.conftest import Deployed, own
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json, send_message
@@ -249,8 +250,9 @@ def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> 
 
 @pytest.fixture(params=list(VERSIONS), ids=["debian13", "debian12"])
 def fresh(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Host]:
-    """A host to which nothing has been deployed."""
-    host = testbed.up(own(f"clusters{13 if request.param == 'trixie' else 12}"), release=request.param)
+    """A host on which no cluster was created."""
+    name = own(f"clusters{13 if request.param == 'trixie' else 12}")
+    host = testbed.up(name, release=request.param, layers=built(testbed, request.param))
     yield host
     host.down()
 

@@ -22,6 +22,7 @@ import pytest
 from roles import CADDY, COTURN, POSTGRES, RELAYED, SLIDING_SYNC, SYNAPSE, Port, Role
 from roles import ROLES as ALL_ROLES
 from settings.postgres import DATABASE_AUTHORITY, PORT
+from tests.built import built
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
 from tests.e2e.client import TIMEOUT, Account, Outside, expect_json, new_user
@@ -93,7 +94,7 @@ def split(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with ThreadPoolExecutor() as pool:
         begun = [
             pool.submit(testbed.up, "split-db", release="bookworm"),
-            pool.submit(testbed.up, "split"),
+            pool.submit(testbed.up, "split", layers=built(testbed, "trixie")),
             # The homeserver's machine owns all other names below split.test.
             pool.submit(testbed.up, "split-relay", names=["turn.split.test"]),
         ]

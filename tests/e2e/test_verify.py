@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.built import built
 from tests.conftest import complete
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
@@ -98,7 +99,7 @@ def machine(
     testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
     """A machine for these tests alone, with a mail server and nftables."""
-    host = testbed.up("verify")
+    host = testbed.up("verify", layers=built(testbed, "trixie"))
     deployment = complete(testbed, host, tmp_path_factory.mktemp("verify"), release_page)
     with (deployment.directory / "group_data" / f"{deployment.name}.py").open("a") as settings:
         settings.write(f"smtp_host = 'mail.{host.domain}'\nsmtp_port = 25\nsmtp_tls = 'none'\n")

@@ -81,6 +81,7 @@ class _Record:
     root: str
     number: int
     names: tuple[str, ...]
+    layers: tuple[str, ...] = ()
 
 
 class Testbed:
@@ -129,10 +130,19 @@ class Testbed:
         """The address that the hosts' name server gives for a name. Raises TestbedError when it knows none."""
         return self.network.resolve(name, ipv6=ipv6)
 
-    def up(self, name: str, *, release: str = "trixie", names: Iterable[str] = (), wipe: bool = True) -> Host:
+    def up(
+        self,
+        name: str,
+        *,
+        release: str = "trixie",
+        names: Iterable[str] = (),
+        layers: Iterable[Path] = (),
+        wipe: bool = True,
+    ) -> Host:
         """A running host, ready for SSH.
 
-        It owns `<name>.test` and all names below, and `names` (`*.example.test` means all below that one). With
+        It owns `<name>.test` and all names below, and `names` (`*.example.test` means all below that one). `layers` are
+        directories whose content a new host has beside Debian's; they are only read, and must stay as they are. With
         `wipe`, it is always a fresh one; without, it keeps its disk, release and names, and may be running already.
         Raises TestbedError.
         """
@@ -156,7 +166,7 @@ class Testbed:
             else:
                 self.network.ensure()
                 if not host:
-                    host = self._create(name, release, asked)
+                    host = self._create(name, release, asked, tuple(map(str, layers)))
                     self._note(name)
                 self._serve_names()
                 host._launch()
@@ -200,11 +210,12 @@ class Testbed:
     def _find(self, name: str) -> Host | None:
         try:
             record = json.loads((self.directory / "hosts" / name / "host.json").read_text())
-            return Host(self, _Record(**{**record, "names": tuple(record["names"])}))
+            lists = {key: tuple(record[key]) for key in ("names", "layers")}
+            return Host(self, _Record(**{**record, **lists}))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _create(self, name: str, release: str, names: tuple[str, ...]) -> Host:
+    def _create(self, name: str, release: str, names: tuple[str, ...], layers: tuple[str, ...]) -> Host:
         root = ensure_root(self.directory / "roots", release)
         taken = {host.number for host in self.hosts()}
         # The same host gets the same address each time, if it is free.
@@ -212,7 +223,7 @@ class Testbed:
         free = [n for n in (NUMBERS[(first + i) % len(NUMBERS)] for i in range(len(NUMBERS))) if n not in taken]
         if not free:
             raise TestbedError("no address is left on the hosts' bridge: remove hosts with `down --all`")
-        host = Host(self, _Record(name, release, root.name, free[0], names))
+        host = Host(self, _Record(name, release, root.name, free[0], names, layers))
         host._write_disk()
         host._save(host.record)
         return host
@@ -405,6 +416,12 @@ class Host:
         with local.open("wb") as target:
             self._copy(subprocess.run(command, stdout=target, stderr=subprocess.PIPE), local, remote)
 
+    def copy_directories(self, directories: Iterable[str], local: Path) -> None:
+        """Copy directories of the running host into `local`, with their paths, owners, modes and times. Raises TestbedError."""
+        root = f"/proc/{self.container.init}/root"
+        paths = [path.removeprefix("/") for path in directories]
+        run(["env", f"--chdir={root}", "cp", "-a", "--parents", *paths, local], timeout=300)
+
     def _copy(self, done: subprocess.CompletedProcess[bytes], local: Path, remote: str) -> None:
         if done.returncode:
             reason = last_line(done.stderr.decode(errors="replace"))
@@ -499,7 +516,8 @@ class Host:
         return self.container.attach(command, timeout=timeout)
 
     def _launch(self) -> None:
-        self.container.launch(self.bed.directory / "roots" / self.record.root, self.bed.bridge)
+        root = self.bed.directory / "roots" / self.record.root
+        self.container.launch([*map(Path, self.record.layers), root], self.bed.bridge)
 
     def _delete(self) -> None:
         self.kill()

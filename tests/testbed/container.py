@@ -21,12 +21,12 @@ from .tools import TestbedError, last_line, run
 # is started in, which then may have no process of its own: so each boot gets a new group.
 LAUNCH = """\
 set -e
-directory=$1 root=$2 machine=$3 group=/sys/fs/cgroup/$4
+directory=$1 lower=$2 machine=$3 group=/sys/fs/cgroup/$4
 shift 4
 cd "$directory"
 mkdir -p upper work merged
 rm -rf work/work/incompat
-mount -t overlay -o "lowerdir=$root,upperdir=upper,workdir=work,volatile,redirect_dir=on" "$machine" merged
+mount -t overlay -o "lowerdir=$lower,upperdir=upper,workdir=work,volatile,redirect_dir=on" "$machine" merged
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p "$group/launcher"
 echo $$ > "$group/launcher/cgroup.procs"
@@ -102,14 +102,19 @@ class Container:
                         return True
         return False
 
-    def launch(self, root: Path, bridge: str) -> None:
-        """Boot, detached from this process, and return once the boot has begun. Raises TestbedError."""
+    def launch(self, lower: Sequence[Path], bridge: str) -> None:
+        """Boot, detached from this process, and return once the boot has begun. Raises TestbedError.
+
+        lower: what its disk has before anything is written to it; of two files of the same path, the first counts.
+        """
         self.kill()
         # The kernel removes a dead container's end of the cable a little later than its processes.
         run(["ip", "link", "delete", self.cable], check=False)
         (self.directory / "pid").unlink(missing_ok=True)
         group = self._group()
-        script: list[str | Path] = [self.directory, os.path.relpath(root, self.directory), self.machine]
+        # Relative, because the kernel takes no more than a page of options.
+        layers = ":".join(os.path.relpath(path, self.directory) for path in lower)
+        script: list[str | Path] = [self.directory, layers, self.machine]
         script += [f"{group.parent.name}/{group.name}"]
         inner: list[str | Path] = ["sh", "-c", LAUNCH, "sh", *script, *OPTIONS, f"--network-bridge={bridge}"]
         command: list[str | Path] = ["setsid", "--fork", "unshare", "--mount", "--propagation=private", *inner]
