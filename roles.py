@@ -163,6 +163,9 @@ _CHECK_POSTGRES = (
     '&& { [ -z "$wrong" ] || { echo "$wrong" >&2; false; }; }'
 )
 
+# Unless other clusters came first.
+POSTGRES_PORT = 5432
+
 POSTGRES = Role(
     name="postgres",
     title="PostgreSQL",
@@ -187,7 +190,7 @@ POSTGRES = Role(
         ),
     ),
     state=("/var/lib/postgresql",),
-    listens=(Port("tcp", 5432, "deployment", "postgresql@{version}-main.service", when="remote"),),
+    listens=(Port("tcp", POSTGRES_PORT, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
 CADDY = Role(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from operations.shell import Fact, answer_lines, quoted, shell_file
+from roles import POSTGRES_PORT
 
 MARKER = "/etc/matrix-metal/deployment.json"
 
@@ -65,7 +66,7 @@ class MachineState:
     releases: frozenset[str] = frozenset()
     clusters: tuple[tuple[str, int], ...] = ()
     units: frozenset[str] = frozenset()
-    database_port: int = 5432
+    database_port: int = POSTGRES_PORT
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interfaces: tuple[tuple[str, str], ...] = ()
     outgoing: tuple[tuple[str, str], ...] = ()
@@ -155,7 +156,7 @@ class Machine(Fact[MachineState]):
             other_run=values.get("other_run", ""),
             last_run=values.get("last_run", ""),
             sessions=sessions,
-            database_port=int({**values, **(marker or {})}.get("database_port", "5432")),
+            database_port=int({**values, **(marker or {})}.get("database_port", str(POSTGRES_PORT))),
             names=names,
             interfaces=tuple(on["interface"]),
             outgoing=tuple(on["outgoing"]),
@@ -170,5 +171,5 @@ def _marker(text: str) -> dict[str, str] | None:
         return None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         return None
-    port = found.get("database_port", "5432")
+    port = found.get("database_port", str(POSTGRES_PORT))
     return found if {"server_name", "vault"} <= found.keys() and re.fullmatch(r"[0-9]{1,5}", port) else None

@@ -8,11 +8,10 @@ from typing import Self
 from operations.databases import Database
 from operations.machine import MachineState
 from operations.users import Account
-from roles import POSTGRES, ROLES, Port, Role, Unit
+from roles import POSTGRES, POSTGRES_PORT, ROLES, Port, Role, Unit
 from settings.deployment import SettingError, Settings, View
 from vault import Secret
 
-PORT = POSTGRES.listens[0].number
 # Debian release -> the version of PostgreSQL that it has.
 OF_DEBIAN = {"12": "15", "13": "17"}
 
@@ -29,8 +28,8 @@ def port_on(machine: MachineState) -> int:
     """The port of our cluster; if there is none yet, the port that Debian gives to a new one: the first that is free."""
     clusters = dict(machine.clusters)
     taken = {*clusters.values(), *(each.port for each in machine.listeners if each.protocol == "tcp")}
-    free = next(port for port in itertools.count(PORT) if port not in taken)
-    return clusters.get(f"{version_on(machine)}/main", PORT if machine.postgresql else free)
+    free = next(port for port in itertools.count(POSTGRES_PORT) if port not in taken)
+    return clusters.get(f"{version_on(machine)}/main", POSTGRES_PORT if machine.postgresql else free)
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,19 @@ class DatabaseAccess:
     host: str = "/run/postgresql"
     password: Secret | None = None
     authority: str | None = None
-    port: int = PORT
+    port: int = POSTGRES_PORT
+
+    @property
+    def other_port(self) -> int | None:
+        """The port, if it is not PostgreSQL's usual one."""
+        return self.port if self.port != POSTGRES_PORT else None
 
     @property
     def dsn(self) -> str:
         """The connection string for libpq and lib/pq. It holds the password: for secret files only."""
         words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
-        if self.port != PORT:
-            words["port"] = str(self.port)
+        if self.other_port:
+            words["port"] = str(self.other_port)
         if self.password and self.authority:
             words |= {"sslmode": "verify-full", "sslrootcert": self.authority, "password": self.password.reveal()}
         escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items()}
@@ -162,7 +166,9 @@ def database_of(settings: Settings, role: Role) -> DatabaseAccess:
     if settings.roles["postgres"] == settings.roles[role.name]:
         return DatabaseAccess(name, user, port=port_on(settings.machine))
     server, password = settings.neighbour("postgres"), _password(settings, role)
-    return DatabaseAccess(name, user, server.address, password, DATABASE_AUTHORITY, server.database_port or PORT)
+    return DatabaseAccess(
+        name, user, server.address, password, DATABASE_AUTHORITY, server.database_port or POSTGRES_PORT
+    )
 
 
 def database_server(settings: Settings) -> str | None:

@@ -22,7 +22,7 @@ UDP, TCP, TLS, ANY = ("turn:", "?transport=udp"), ("turn:", "?transport=tcp"), (
 EXCHANGED = 256 * 1024
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(testbed: Testbed) -> Iterator[Host]:
     """A machine with Chromium, for all deployments."""
     host = testbed.up(own("call-client"))
@@ -73,7 +73,7 @@ def _two_callers(client: Host, outside: Outside) -> Iterator[Callers]:
         yield Callers(pages, room)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def callers(client: Host, outside: Outside) -> Iterator[Callers]:
     with _two_callers(client, outside) as callers:
         yield callers

@@ -66,7 +66,7 @@ def credentials(outside: Outside, alice: Account) -> Credentials:
     return Credentials(answer["username"], answer["password"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def other_machine(testbed: Testbed) -> Iterator[Host]:
     """A machine with Debian's TURN client and turnutils_peer, which sends back what it receives."""
     host = testbed.up(own("relay-client"))

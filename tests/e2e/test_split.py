@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from roles import CADDY, COTURN, POSTGRES, RELAYED, SLIDING_SYNC, SYNAPSE, Port, Role
+from roles import CADDY, COTURN, POSTGRES, POSTGRES_PORT, RELAYED, SLIDING_SYNC, SYNAPSE, Port, Role
 from roles import ROLES as ALL_ROLES
-from settings.postgres import DATABASE_AUTHORITY, PORT
+from settings.postgres import DATABASE_AUTHORITY
 from tests.built import built
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
@@ -171,15 +171,15 @@ def test_only_the_homeserver_reaches_the_databases_port(split: Split, ipv6: bool
     assert_filtered(split.db, split.relay, ipv6)
     address = split.db.address6 if ipv6 else split.db.address
     # The port does answer the homeserver.
-    assert split.home.run(f"timeout 5 bash -c '</dev/tcp/{address}/{PORT}'", check=False).returncode == 0
+    assert split.home.run(f"timeout 5 bash -c '</dev/tcp/{address}/{POSTGRES_PORT}'", check=False).returncode == 0
 
 
 def assert_filtered(db: Host, other: Host, ipv6: bool = False) -> None:
     """Neither the controller nor another machine gets an answer: its packets are dropped."""
     address = db.address6 if ipv6 else db.address
     with pytest.raises(TimeoutError):
-        socket.create_connection((address, PORT), timeout=2).close()
-    attempt = other.run(f"timeout 2 bash -c '</dev/tcp/{address}/{PORT}'", check=False)
+        socket.create_connection((address, POSTGRES_PORT), timeout=2).close()
+    attempt = other.run(f"timeout 2 bash -c '</dev/tcp/{address}/{POSTGRES_PORT}'", check=False)
     assert attempt.returncode == 124, f"{other.name} gets an answer: {attempt.returncode} {attempt.stderr}"
 
 
