@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.figures import Figure
 from bench.trial import say
-from roles import ROLES
+from roles import ROLES, SYNAPSE_PORT
 from settings.postgres import OF_DEBIAN
 from tests.testbed import RELEASES, Host
 
@@ -47,7 +47,7 @@ def _use_homeserver(host: Host) -> None:
     password = secrets.token_urlsafe()
     host.run(
         "/opt/matrix-synapse/current/bin/register_new_matrix_user -c /etc/matrix-synapse/homeserver.yaml "
-        f"--user bench --password {password} --no-admin http://127.0.0.1:8008"
+        f"--user bench --password {password} --no-admin http://127.0.0.1:{SYNAPSE_PORT}"
     )
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bench"}, "password": password}
     token = _call(host, "POST", "login", login)["access_token"]

@@ -1,7 +1,7 @@
 """How many requests per second reach Synapse through Caddy, against how many reach it directly.
 
 wrk runs on the host itself, with CONNECTIONS kept-alive HTTP/1.1 connections, and sends the same requests alternately to
-http://127.0.0.1:8008 and to https://matrix.<name> (TLS, Caddy, the same Synapse). Synapse is one Python process and so
+Synapse's port of 127.0.0.1 and to https://matrix.<name> (TLS, Caddy, the same Synapse). Synapse is one Python process and so
 limited to one core; wrk and Caddy run on the others. With fewer than three cores they compete, and the CPU that wrk itself
 spends on TLS counts against Caddy.
 """
@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from bench.figures import Figure
 from bench.trial import load, say
+from roles import SYNAPSE_PORT
 from tests.e2e.client import Outside, new_user
 from tests.testbed import Host
 
@@ -33,7 +34,7 @@ def measure(host: Host) -> Iterator[Figure]:
     host.run("DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends wrk", timeout=300)
     with TemporaryDirectory(prefix="bench-") as directory:
         token = new_user(Outside(host, Path(directory)), "web").access_token
-    ways = {"directly": "http://127.0.0.1:8008", "through Caddy": f"https://matrix.{host.domain}"}
+    ways = {"directly": f"http://127.0.0.1:{SYNAPSE_PORT}", "through Caddy": f"https://matrix.{host.domain}"}
     for path in PATHS:
         rates: dict[str, list[float]] = {way: [] for way in ways}
         shares: dict[str, list[float]] = {unit: [] for unit in UNITS}

@@ -22,6 +22,7 @@ import nio
 from aiohttp.abc import AbstractResolver, ResolveResult
 from nio.store import SqliteMemoryStore, SqliteStore
 
+from roles import SYNAPSE_PORT
 from tests.testbed import Host, Testbed
 
 CADDY_ROOT = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
@@ -191,7 +192,7 @@ def register(host: Host, user: str, password: str) -> None:
     host.run(
         f'umask 077; file=$(mktemp); trap "rm -f $file" EXIT; cat > $file; '
         f"{REGISTER} -c /etc/matrix-synapse/homeserver.yaml --user {user} --password-file $file --no-admin "
-        "http://127.0.0.1:8008",
+        f"http://127.0.0.1:{SYNAPSE_PORT}",
         stdin=password,
     )
 

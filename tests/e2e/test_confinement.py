@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from roles import CADDY, ROLES, SLIDING_SYNC, SLIDING_SYNC_SOCKET, SYNAPSE_SOCKETS, Role, Unit
+from roles import (
+    CADDY,
+    ROLES,
+    SLIDING_SYNC,
+    SLIDING_SYNC_SOCKET,
+    SYDENT_PORT,
+    SYNAPSE_PORT,
+    SYNAPSE_SOCKETS,
+    Role,
+    Unit,
+)
 from settings.issuers import STORE
 from tests.conftest import Deployed
 from tests.testbed import Host
@@ -279,7 +289,7 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
 
 def test_local_users_connect_only_to_what_is_for_them(deployed: Deployed) -> None:
     """Sydent's old API sends mails for whoever reaches it. Synapse is for the administrator's application services as well."""
-    urls = "http://127.0.0.1:8008/health http://127.0.0.1:8090/_matrix/identity/api/v1"
+    urls = f"http://127.0.0.1:{SYNAPSE_PORT}/health http://127.0.0.1:{SYDENT_PORT}/_matrix/identity/api/v1"
     get = f"for url in {urls}; do curl -sm 5 -o /dev/null -w '%{{http_code}} ' $url; done; true"
     assert deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(get)}").stdout.split() == ["200", "000"]
     assert deployed.host.run(get).stdout.split() == ["200", "200"]

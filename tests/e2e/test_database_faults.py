@@ -9,14 +9,15 @@ import httpx
 import nio
 import pytest
 
-from roles import ROLES
+from roles import ROLES, SYNAPSE_PORT
+from settings.postgres import OF_DEBIAN
 from tests.built import built
 from tests.conftest import Deployed, own
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json, send_message
-from tests.testbed import Host, Testbed
+from tests.testbed import RELEASES, Host, Testbed
 
-VERSIONS = {"trixie": "17", "bookworm": "15"}
+VERSIONS = {name: OF_DEBIAN[number] for name, number in RELEASES.items()}
 # Seconds within which a killed database serves again.
 RECOVERY = 10
 
@@ -192,11 +193,14 @@ def test_database_that_cannot_start_is_reported_soon_with_its_own_error(deployed
 def test_homeserver_without_its_database_is_reported_and_not_restarted(deployed: Deployed, host: Host) -> None:
     """Its unit is active and it answers requests for its versions, but every message fails."""
     wait_for(host, "active")
-    before = host.run("systemctl show -p InvocationID matrix-synapse").stdout
+    before, synapse = (
+        host.run("systemctl show -p InvocationID matrix-synapse").stdout,
+        f"http://127.0.0.1:{SYNAPSE_PORT}",
+    )
     disconnect = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'matrix-synapse'"
     query(host, f'ALTER ROLE "matrix-synapse" NOLOGIN; {disconnect}')
     try:
-        host.run("curl -sf http://127.0.0.1:8008/health && curl -sf http://127.0.0.1:8008/_matrix/client/versions")
+        host.run(f"curl -sf {synapse}/health && curl -sf {synapse}/_matrix/client/versions")
         run = deployed.deployment.run("-y", check=False)
         assert run.status == 1
         assert 'role "matrix-synapse" is not permitted to log in' in run.output, run.output

@@ -76,6 +76,22 @@ def test_packages_are_available_after_an_update_and_not_before(host: Host) -> No
     assert "Candidate: 4" in host.run("apt-cache policy coturn").stdout
 
 
+def test_directories_of_a_host_are_a_layer_of_another(bed: Testbed, new: Host, tmp_path: Path) -> None:
+    new.run("install -d -m 750 -o admin /opt/made && echo first >/opt/made/file && touch -d 2020-01-01 /opt/made/*")
+    new.copy_directories(["/opt/made"], tmp_path)
+    host = bed.up("tb-layered", layers=[tmp_path])
+    try:
+        about = "stat -c '%n %a %U %Y' /opt /opt/made /opt/made/file; cat /opt/made/file"
+        assert host.run(about).stdout == new.run(about).stdout
+        host.run("echo second >/opt/made/file; sync")
+        host.kill()
+        host.start()
+        assert host.run("cat /opt/made/file").stdout == "second\n"
+    finally:
+        host.down()
+    assert (tmp_path / "opt/made/file").read_text() == "first\n"
+
+
 def test_hosts_find_one_another_by_name(bed: Testbed, new: Host, old: Host) -> None:
     for name in ("tb-new.test", "any.tb-new.test", "much.further.tb-new.test", "tb-exact.test", "a.tb-below.test"):
         assert old.run(f"getent ahostsv4 {name}").stdout.split()[0] == new.address == bed.resolve(name)
