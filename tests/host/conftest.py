@@ -113,7 +113,8 @@ WHILE_STOPPED = ("test_runs", "test_starts_at_boot", "test_keeps_its_secrets", "
 @pytest.fixture(autouse=True)
 def _services(request: pytest.FixtureRequest, services: dict[str, Service]) -> list[Service]:
     """The services that a test is about. If one does not run, test_runs fails for it, and most other tests are skipped."""
-    tested = [request.getfixturevalue("service")] if hasattr(request.cls, "test_runs") else [*services.values()]
+    of_every_service = request.cls and issubclass(request.cls, ServiceTests)
+    tested = [request.getfixturevalue("service")] if of_every_service else [*services.values()]
     for service in tested:
         if service.properties["MainPID"] == "0" and request.node.originalname not in WHILE_STOPPED:
             pytest.skip(f"{service.unit} does not run")

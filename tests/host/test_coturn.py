@@ -30,19 +30,19 @@ NOT_EMPTY = (
     'for p; do if [ -d "$p" ]; then [ -z "$(ls -A "$p" 2>/dev/null)" ]; else [ ! -s "$p" ]; fi || echo "$p"; done'
 )
 # A Python program that sends one TURN request to this machine and prints the answer in hexadecimal.
-ASK = """
+ASK = f"""
 import os, socket, struct, sys
 kind, attributes = int(sys.argv[1], 16), bytes.fromhex(sys.argv[2])
 link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 link.settimeout(2)
 for attempt in range(3):
-    link.sendto(struct.pack("!HHI", kind, len(attributes), 0x2112A442) + os.urandom(12) + attributes, ("127.0.0.1", %d))
+    link.sendto(struct.pack("!HHI", kind, len(attributes), 0x2112A442) + os.urandom(12) + attributes, ("127.0.0.1", {RELAY_PORT}))
     try:
         print(link.recv(2048).hex())
         break
     except TimeoutError:
         pass
-""".replace("%d", str(RELAY_PORT))
+"""
 # Prints, as JSON, which address a client gets that connects to each of the arguments. Several allocations for each: an address
 # may be one of which coturn takes each in turn. The credentials are signed on the machine, so the secret stays there.
 ALLOCATE = f"""

@@ -210,7 +210,8 @@ class Testbed:
     def _find(self, name: str) -> Host | None:
         try:
             record = json.loads((self.directory / "hosts" / name / "host.json").read_text())
-            lists = {key: tuple(record[key]) for key in ("names", "layers")}
+            # Hosts of earlier versions have no layers.
+            lists = {key: tuple(record.get(key, ())) for key in ("names", "layers")}
             return Host(self, _Record(**{**record, **lists}))
         except (OSError, ValueError, KeyError, TypeError):
             return None
