@@ -8,9 +8,10 @@ interrupted or kept secret meanwhile take empty hosts, and so does the first com
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
-from tests.testbed import RELEASES, Host, Testbed
+from tests.testbed import Host, Testbed
 
 # The virtualenvs, and the lists of Debian's packages.
 DIRECTORIES = ("/opt/matrix-synapse", "/opt/sydent", "/opt/uv", "/var/lib/apt/lists")
@@ -45,8 +46,8 @@ def keep(host: Host) -> None:
 
 
 def remove_built(testbed: Testbed) -> None:
-    """At the end of a run. Hosts with these layers must have ended."""
-    for release in RELEASES:
-        if layer := _layer(testbed, release):
-            for path in layer.parent.glob(f"{layer.name}*"):
-                shutil.rmtree(path, ignore_errors=True)
+    """At the end of a run, and what runs left that were killed a day ago. Hosts with these layers must have ended."""
+    run = Path(os.environ["TESTBED_MADE"]).name
+    for path in testbed.directory.glob("testbed-made-*"):
+        if path.name.startswith(run) or time.time() - path.stat().st_mtime > 24 * 60 * 60:
+            shutil.rmtree(path, ignore_errors=True)
