@@ -71,16 +71,16 @@ class Database(NamedTuple):
 class Unit(NamedTuple):
     """A systemd unit. {version} in its texts stands for PostgreSQL's major version.
 
-    user: the user it runs as. exposure: the highest exposure that `systemd-analyze security` may report, from 0 to 10; None:
-    we do not confine it. enabled: its UnitFileState. masked: its Debian package would start it at once, with a sample
-    configuration. reads: files and directories with its configuration, read when it starts. rereads: those that it also reads
-    when it is reloaded. private: files and directories that other users must not read. secrets: files with secrets of the vault,
-    and directories of such files, that the unit reads. environment: a file with secrets that systemd reads for it, and that it
-    cannot read itself. errors: a regular expression (PCRE)
-    for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over;
-    its first group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds
-    once the unit does its work. own: files and directories with settings of the administrator's. check: a shell command, run as
-    root, that fails if the unit would not start again with them, and says why in the last line on stderr.
+    title: what it is called, in a role with several. user: the user it runs as. exposure: the highest exposure that
+    `systemd-analyze security` may report, from 0 to 10; None: we do not confine it. enabled: its UnitFileState. masked: its
+    Debian package would start it at once, with a sample configuration. reads: files and directories with its configuration,
+    read when it starts. rereads: those that it also reads when it is reloaded. private: files and directories that other
+    users must not read. secrets: files with secrets of the vault, and directories of such files, that the unit reads.
+    environment: a file with secrets that systemd reads for it, and that it cannot read itself. errors: a regular expression
+    (PCRE) for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is
+    over; its first group is the name that the error was about. health: a shell command, run as root on the machine, that
+    succeeds once the unit does its work. own: files and directories with settings of the administrator's. check: a shell
+    command, run as root, that fails if the unit would not start again with them, and says why in the last line on stderr.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Unit(NamedTuple):
     recoveries: str = ""
     own: tuple[str, ...] = ()
     check: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ class Role:
     domain: Domain | None = None
     database: Database | None = None
     secrets: tuple[VaultEntry, ...] = ()
+
+    def title_of(self, unit: Unit) -> str:
+        """What one of its units is called: its own title, or that of the role."""
+        return unit.title or self.title
 
     @property
     def local_ports(self) -> tuple[int, ...]:

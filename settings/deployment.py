@@ -124,7 +124,8 @@ class View:
     def account(cls, role: Role, unit: Unit, name: str) -> Account:
         """The system user of its unit, which is called so on this machine."""
         home = role.state[0] if role.state else "/"
-        return Account(unit.user, title=role.title.removeprefix("the "), home=home, unit=name, paths=unit.reads)
+        title = role.title_of(unit).removeprefix("the ")
+        return Account(unit.user, title=title, home=home, unit=name, paths=unit.reads)
 
     @classmethod
     def reaches(cls, settings: "Settings") -> Sequence[str]:

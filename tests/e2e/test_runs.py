@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from roles import ROLES
+from roles import ROLES, Unit
 from tests.conftest import Deployed, complete
 from tests.deployment import ROOT, Deployment
 from tests.e2e.test_refusals import assert_refused
@@ -16,17 +16,23 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
 
-# Unit, without its version and suffix -> its role.
-ROLE_OF = {unit.name.partition(".")[0].partition("@")[0]: role for role in ROLES.values() for unit in role.units}
 UNITS = " ".join(unit.name.format(version="*") for role in ROLES.values() for unit in role.units)
-RUN = {unit: f"Run {role.title}" for unit, role in ROLE_OF.items()}
+
+
+def short(unit: Unit) -> str:
+    """Its name without version and suffix."""
+    return unit.name.partition(".")[0].partition("@")[0]
+
+
+RUN = {short(unit): f"Run {role.title_of(unit)}" for role in ROLES.values() for unit in role.units}
 # In the order of deploy.py.
 IN_ORDER = [
-    f"Run {ROLES[role].title}"
+    RUN[short(unit)]
     for role in re.findall(r"tasks/(\w+)\.py", (ROOT / "deploy.py").read_text())
     if role in ROLES
+    for unit in ROLES[role].units
 ]
-HEALTH = {unit: role.units[0].health for unit, role in ROLE_OF.items()}
+HEALTH = {short(unit): unit.health for role in ROLES.values() for unit in role.units}
 
 
 def invocations(host: Host) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roles import ROLES
+from roles import ROLES, Role
 
 ROOT = Path(__file__).parent.parent.parent
 TASKS = [ROOT / "deploy.py", *sorted((ROOT / "tasks").glob("*.py"))]
@@ -69,6 +69,19 @@ def test_names_of_operations_are_unique() -> None:
         if keyword.arg == "name"
     ]
     assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
+def test_every_unit_is_run_by_an_operation_with_its_title(role: Role) -> None:
+    names = [
+        ast.literal_eval(keyword.value)
+        for name, call in calls(ROOT / "tasks" / f"{role.name}.py")
+        if name == "units.running"
+        for keyword in call.keywords
+        if keyword.arg == "name"
+    ]
+    expected = [f"Run {role.title_of(unit)}" for unit in role.units]
+    assert [name for name in names if name in expected] == expected and len(set(expected)) == len(expected)
 
 
 @by_name
