@@ -70,6 +70,10 @@ FAULTS = {
     "systemctl stop postfix@-.service postfix.service": [
         r"the mail server mail\.verify\.test:25 cannot be reached from this machine: .*refused; is smtp_host right"
     ],
+    # A damaged marker.
+    "echo '[]' > /etc/matrix-metal/deployment.json": [
+        r"deployment\.json does not say which deployment the machine belongs to: run the deploy again"
+    ],
     # A database that listens on all addresses.
     "echo \"listen_addresses = '*'\" > $(ls -d /etc/postgresql/*/main/conf.d)/zz-mine.conf; "
     "chmod 644 /etc/postgresql/*/main/conf.d/zz-mine.conf; systemctl restart 'postgresql@*'; "
