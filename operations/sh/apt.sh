@@ -17,6 +17,12 @@ apt() {
 }
 # Why packages cannot be fetched: the first error that names an address.
 fetch_error() { sed -nE 's/^(E|W|Error|Warning): Failed to fetch ([^ ]+) +(.*)$/\2: \3/p' "$1" | head -n 1; }
+# The first error of another kind: a repository that is not there, not signed or too old, or a line that apt does not understand.
+source_error() { sed -nE 's/^(E|Error): (.*)$/\2/p' "$1" | head -n 1; }
+# Packages that dpkg has not completed; those of somebody else stop every installation as well.
+incomplete_packages() {
+  dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' | sed -nE 's/^(half-.*|unpacked|triggers-.*) //p' | xargs
+}
 # install_packages PACKAGE...: without their recommendations, in one transaction. $masked: units that stay masked meanwhile.
 install_packages() {
   export DEBIAN_FRONTEND=noninteractive
@@ -37,10 +43,17 @@ install_packages() {
     update_lists
     if install_once "$@"; then return 0; fi
   fi
+  cat "$messages/update" "$messages/install" >&2
   why=$(fetch_error "$messages/install")
   [ "$why" ] || why=$(fetch_error "$messages/update")
-  cat "$messages/update" "$messages/install" >&2
-  [ -z "$why" ] || echo "packages cannot be fetched, a mirror of this machine does not answer as it should: $why" >&2
+  if [ "$why" ]; then
+    echo "packages cannot be fetched, a mirror of this machine does not answer as it should: $why" >&2
+  elif grep -q 'Sub-process .* returned an error' "$messages/install"; then
+    echo "dpkg could not complete a package ($(incomplete_packages)), see above; dpkg --configure -a on the machine tries again" >&2
+  elif grep -qE 'has no installation candidate|Unable to locate package|list of sources could not' "$messages/install"; then
+    why=$(source_error "$messages/update")
+    echo "packages cannot be found: ${why:-the archive of Debian is not among the sources of this machine (/etc/apt/sources.list)}" >&2
+  fi
   return 1
 }
 # A repository that does not answer may not be needed; the installation fails if it is.

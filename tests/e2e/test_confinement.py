@@ -293,3 +293,15 @@ def test_local_users_connect_only_to_what_is_for_them(deployed: Deployed) -> Non
     get = f"for url in {urls}; do curl -sm 5 -o /dev/null -w '%{{http_code}} ' $url; done; true"
     assert deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(get)}").stdout.split() == ["200", "000"]
     assert deployed.host.run(get).stdout.split() == ["200", "200"]
+
+
+def test_local_users_do_not_escape_the_rate_limits(deployed: Deployed) -> None:
+    """Synapse counts attempts to log in by address, and on this port it must not believe what a client says about its own."""
+    attempt = (
+        "curl -s -o /dev/null -w '%{http_code} ' -H \"X-Forwarded-For: 203.0.113.$number\" "
+        '-d "{\\"type\\": \\"m.login.password\\", \\"user\\": \\"nobody-$number\\", \\"password\\": \\"wrong\\"}" '
+        "http://127.0.0.1:8008/_matrix/client/v3/login"
+    )
+    attempts = f"for number in $(seq 7); do {attempt}; done"
+    answers = deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(attempts)}").stdout.split()
+    assert set(answers[:-1]) <= {"403", "429"} and answers[-1] == "429", answers

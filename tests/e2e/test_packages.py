@@ -75,20 +75,41 @@ def test_a_run_waits_for_another_package_manager(installation: Installation, loc
     assert host.run(f"dpkg-query --show --showformat '${{db:Status-Status}}' {LOCKS[lock]}").stdout == "installed"
 
 
-def test_a_mirror_that_cannot_be_reached_is_reported(installation: Installation) -> None:
+# What a machine's sources of packages are -> how the last line of the run goes on.
+SOURCES = {
+    "deb http://127.0.0.1:9/debian stable main": "packages cannot be fetched, a mirror of this machine does not answer as it "
+    "should: http://127.0.0.1:9/debian",
+    "deb file:/nowhere ./": "packages cannot be found: The repository 'file:/nowhere ./ Release' does not have a Release file.",
+}
+# A package of somebody else's that cannot be configured.
+BROKEN = """
+mkdir -p /run/broken/DEBIAN && cd /run/broken
+printf 'Package: broken\nVersion: 1\nArchitecture: all\nMaintainer: M <m@example.org>\nDescription: D\n' >DEBIAN/control
+printf '#!/bin/sh\nexit 1\n' >DEBIAN/postinst && chmod 755 DEBIAN/postinst
+dpkg-deb -b . /run/broken.deb && dpkg -i /run/broken.deb || true
+"""
+
+
+def test_why_a_package_cannot_be_installed_is_reported(installation: Installation) -> None:
     host = installation.host
     installation.environment["PACKAGE"] = "cowsay"
-    host.run(
-        "mkdir /run/sources && cp -a /etc/apt/sources.list* /run/sources/ && rm -rf /etc/apt/sources.list.d/* "
-        "/var/lib/apt/lists/* /etc/apt/apt.conf.d/*proxy*; . /etc/os-release; "
-        'echo "deb http://127.0.0.1:9/debian $VERSION_CODENAME main" > /etc/apt/sources.list'
-    )
-    try:
+
+    def assert_reported(why: str) -> None:
         run = installation.run("-y", check=False)
         last = run.output.strip().splitlines()[-1]
         assert run.status == 1
-        assert f"{host.name}: Install it failed: packages cannot be fetched, a mirror of this machine" in last
-        assert "http://127.0.0.1:9/debian" in last and "run the same command again" in last
+        assert f"{host.name}: Install it failed: {why}" in last and "run the same command again" in last, last
+
+    host.run(
+        "mkdir /run/sources && cp -a /etc/apt/sources.list* /run/sources/ && rm -rf /etc/apt/sources.list.d/* /etc/apt/apt.conf.d/*proxy*"
+    )
+    try:
+        for line, why in SOURCES.items():
+            host.run("rm -rf /var/lib/apt/lists/*; cat >/etc/apt/sources.list", stdin=f"{line}\n")
+            assert_reported(why)
     finally:
         host.run("rm -rf /etc/apt/sources.list*; cp -a /run/sources/* /etc/apt/")
+    host.run(BROKEN)
+    assert_reported("dpkg could not complete a package (broken)")
+    host.run("dpkg --purge broken; dpkg --purge cowsay")
     assert installation.run("-y").changed == ["Install it"]

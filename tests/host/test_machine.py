@@ -1,6 +1,5 @@
 """What every machine needs, whatever its roles."""
 
-import json
 import time
 
 from testinfra.host import Host
@@ -11,7 +10,7 @@ from settings import Settings
 from tests.host.certificates import is_for, presented
 from tests.host.machines import Machine
 from tests.host.report import Note
-from tests.host.services import ask
+from tests.host.services import DEPLOY, ask
 
 
 def test_no_unit_has_failed(host: Host) -> None:
@@ -19,10 +18,11 @@ def test_no_unit_has_failed(host: Host) -> None:
     assert not failed, f"{', '.join(failed)} failed: see `systemctl status {failed[0]}` and `journalctl -u {failed[0]}`"
 
 
-def test_it_belongs_to_this_deployment(host: Host, settings: Settings) -> None:
-    found = host.run("cat %s", MARKER)
-    assert found.rc == 0, f"nothing was deployed to this machine: pyinfra {settings.deployment} deploy.py"
-    name = json.loads(found.stdout)["server_name"]
+def test_it_belongs_to_this_deployment(machine: Machine, settings: Settings) -> None:
+    state = machine.state
+    assert not state.marker_damaged, f"{MARKER} does not say which deployment the machine belongs to: {DEPLOY}"
+    assert state.deployment, f"nothing was deployed to this machine: pyinfra {settings.deployment} deploy.py"
+    name = state.deployment["server_name"]
     assert name == settings.server_name, (
         f"this machine serves {name}, not {settings.server_name}: is it the right inventory?"
     )
