@@ -25,6 +25,8 @@ if settings.here("coturn"):
     local.include("tasks/coturn.py")
 if settings.here("synapse"):
     local.include("tasks/synapse.py")
+if settings.here("mas"):
+    local.include("tasks/mas.py")
 if settings.here("sydent"):
     local.include("tasks/sydent.py")
 if settings.here("sliding_sync"):

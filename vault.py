@@ -18,12 +18,16 @@ import os
 import re
 import secrets
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 import whole_file
 from roles import VaultEntry, entries
@@ -112,6 +116,14 @@ class Vault:
         _known(name)
         return name in self._values
 
+    def generated(self, name: str) -> bool:
+        """Whether the secret was made by this run, and is not saved yet."""
+        return self.has(name) and name not in self._saved
+
+    def names(self) -> list[str]:
+        """The secrets that it can hold, and of those with a name of the administrator's, the ones that it does."""
+        return [name for name in dict.fromkeys([*SECRETS, *self._values]) if not name.endswith("*")]
+
     def get(self, name: str) -> Secret:
         """The secret. Where it is missing, a generated one is made, in memory, and a given one is a VaultError."""
         known = _known(name)
@@ -135,6 +147,8 @@ class Vault:
             )
         if known.kind == "ed25519" and not re.fullmatch(r"ed25519 \w+ [A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]", value):
             raise VaultError(f"{name}: the value must look like: ed25519 0 <32 bytes in base64, without padding>")
+        if known.kind == "rsa" and not _is_rsa_key(value):
+            raise VaultError(f"{name}: the value must be an RSA key of at least 2048 bits, as base64 of PKCS #8 in DER")
         if self._values.get(name) != secret:
             self._may_change(name, "set", force)
             self._values[name] = secret
@@ -162,9 +176,10 @@ class Vault:
         self._key, self._stored, self._saved = key, token, dict(self._values)
 
     def _may_change(self, name: str, verb: str, force: bool) -> None:
-        if SECRETS[name].keep and name in self._values and not force:
+        keep = _known(name).keep
+        if keep and name in self._values and not force:
             command = f"python vault.py {verb} {self._deployment} {name} --force"
-            raise VaultError(f"{name} must not change: {SECRETS[name].keep}; if that is what you want: {command}")
+            raise VaultError(f"{name} must not change: {keep}; if that is what you want: {command}")
 
     @property
     def _deployment(self) -> str:
@@ -181,15 +196,36 @@ def path_for(deployment: str, directory: Path) -> Path:
 
 
 def _known(name: str) -> VaultEntry:
-    if name in SECRETS:
-        return SECRETS[name]
+    for entry in SECRETS.values():
+        if name == entry.name or (entry.name.endswith("*") and re.fullmatch(f"{entry.name[:-1]}[a-z][a-z0-9-]*", name)):
+            return entry._replace(name=name)
     # A name that is similar to none may be a secret value in the wrong place: it is not repeated.
     if near := difflib.get_close_matches(name, SECRETS, n=1):
         raise VaultError(f"there is no secret named {name!r}: did you mean {near[0]}?")
     raise VaultError(f"there is no secret of that name: there are {', '.join(SECRETS)}")
 
 
+def _is_rsa_key(value: str) -> bool:
+    try:
+        key = serialization.load_der_private_key(base64.b64decode(value, validate=True), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return isinstance(key, rsa.RSAPrivateKey) and key.key_size >= 2048
+
+
+def pem(key: Secret) -> Secret:
+    """A secret of kind "rsa" as the file that programs read."""
+    lines = textwrap.wrap(key.reveal(), 64)
+    return Secret("\n".join(("-----BEGIN PRIVATE KEY-----", *lines, "-----END PRIVATE KEY-----", "")))
+
+
 def _generate(kind: str) -> Secret:
+    if kind == "rsa":
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        der = key.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return Secret(base64.b64encode(der).decode())
     if kind == "ed25519":  # as signedjson writes it, with the key's version, which is 0 in every Sydent
         return Secret("ed25519 0 " + base64.b64encode(os.urandom(32)).decode().rstrip("="))
     return Secret(secrets.token_hex(32) if kind == "hex" else secrets.token_urlsafe(48))
@@ -234,9 +270,10 @@ def _os_errors(path: Path) -> Iterator[None]:
 
 def _show(vault: Vault, name: str | None) -> None:
     if name is None:
-        for each, known in SECRETS.items():
+        for each in vault.names():
+            known = _known(each)
             print(f"{each:36}{known.kind:9}{'set' if vault.has(each) else 'not set':9}{known.meaning}")
-    elif not vault.has(name) and SECRETS[name].kind != "given":
+    elif not vault.has(name) and _known(name).kind != "given":
         raise VaultError(f"{name} is not set in {vault.path} yet: the first deployment makes it")
     else:  # UTF-8 whatever the terminal's encoding: an encoding error would quote the value
         sys.stdout.buffer.write(vault.get(name).reveal().encode() + b"\n")

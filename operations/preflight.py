@@ -10,10 +10,11 @@ from pyinfra.context import inventory
 
 from compat import add_final_line, executes, installed
 from operations.certificates import Unusable
-from operations.databases import Tables
+from operations.databases import Accounts, Tables
 from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
+from roles import MAS
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.caddy import given_files
 from settings.coturn import Coturn
@@ -66,6 +67,8 @@ def checked_settings(host: Host) -> Settings:
                 list(_of_another_deployment(settings))
                 or _nothing_to_relay_from(settings)
                 or _database_left_behind(settings)
+                or _lost_encryption(settings)
+                or _accounts_left_behind(settings)
                 or _unusable_certificates(host, settings)
             )
     except (SettingError, VaultError) as error:
@@ -109,6 +112,64 @@ def _database_left_behind(settings: Settings) -> list[str]:
         f"{there.view(Postgres).cluster}), there is none or an empty one: "
         'move it first (README, "Several machines")'
     ]
+
+
+MAS_UNIT = MAS.units[0].name
+
+
+def _lost_encryption(settings: Settings) -> list[str]:
+    """A line if MAS would get another secret than the one that it has encrypted its data with."""
+    name = "mas_encryption_secret"
+    if not settings.here("mas"):
+        return []
+    on_machine, in_vault = dict(settings.machine.secrets).get(name), settings.vault.get(name)
+    lost = settings.vault.generated(name) and MAS_UNIT in settings.machine.units
+    replaced = on_machine and on_machine != hashlib.sha256(in_vault.reveal().encode()).hexdigest()
+    if not lost and not replaced:
+        return []
+    have = "does not have it" if settings.vault.generated(name) else "has another"
+    return [
+        f"MAS has encrypted what is in its database with {name}, and {settings.vault_path} {have}: restore that file from a "
+        "backup" + (", or set it to what is in /etc/mas/secrets/encryption there" if on_machine else "")
+    ]
+
+
+def _accounts_left_behind(settings: Settings) -> list[str]:
+    """A line if accounts would be lost by giving Synapse's to MAS, or MAS's to Synapse."""
+    wanted, installed_before = settings.exists("mas"), MAS_UNIT in settings.machine.units
+    known = settings.machine.deployment or settings.machine.secrets
+    if not settings.here("synapse") or not known or wanted == installed_before:
+        return []
+    server = inventory.get_host(settings.roles["postgres"][0])
+    there = settings_of(server)
+    if not there.machine.postgresql:
+        return []
+    counts: dict[str, int] = server.get_fact(
+        Accounts,
+        cluster=there.view(Postgres).cluster,
+        databases=[("synapse", "deactivated = 0 AND appservice_id IS NULL"), ("mas", "deactivated_at IS NULL")],
+        _sudo=there.machine.user != "root",
+    )
+    if counts.keys() < {"synapse", "mas"}:
+        return [
+            f"whether Synapse or MAS has accounts cannot be found out: PostgreSQL on {server.name} does not answer; "
+            "start it and run again"
+        ]
+    if wanted and counts["synapse"] and not counts["mas"]:
+        return [
+            f"Synapse has {_accounts(counts['synapse'])}, and the Matrix Authentication Service would know none of their "
+            f"passwords and sessions. This moves them: python manage.py {settings.deployment} mas migrate"
+        ]
+    if not wanted and counts["mas"]:
+        return [
+            f"the Matrix Authentication Service has {_accounts(counts['mas'])}, which Synapse cannot take back: "
+            f"give the role mas to {settings.name} again (inventories/{settings.deployment}.py)"
+        ]
+    return []
+
+
+def _accounts(number: int) -> str:
+    return f"{number} account{'' if number == 1 else 's'}"
 
 
 def _nothing_to_relay_from(settings: Settings) -> list[str]:
