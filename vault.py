@@ -172,7 +172,7 @@ class Vault:
 
     def command(self, verb: Command, name: str = "") -> str:
         """The command line that shows, sets or rotates a secret of this vault."""
-        if self.path.parent.name == "inventories":
+        if self.path.parent.name == "inventories" and self.path.with_suffix(".py").exists():
             return f"python manage.py {self.path.stem} secrets {verb} {name}".rstrip()
         return f"python vault.py {verb} {self.path} {name}".rstrip()
 

@@ -126,11 +126,11 @@ def create(
             line = f"{user_id} exists already" + (", and is deactivated" if found.deactivated else "")
             if not exists_ok:
                 raise Refused(line)
-            return report(f"{line}; nothing was changed.", found, as_json, created=False)
+            return report(f"{line}; nothing was changed.", found, as_json, changed=False)
         chosen = password.get(user_id)
         homeserver.create(user_id, chosen, admin, display_name)
         text = f"{user_id} was made" + (", a server administrator." if admin else ".")
-        report(text, existing(homeserver, user_id), as_json, created=True, **password.shown(chosen))
+        report(text, existing(homeserver, user_id), as_json, changed=True, **password.shown(chosen))
 
 
 @accounts.command(name="list")

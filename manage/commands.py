@@ -42,8 +42,11 @@ def run(arguments: list[str]) -> int:
     """Run a command; returns the exit status."""
     try:
         cli.main(arguments, prog_name=f"python {Path(sys.argv[0]).name}", standalone_mode=False)
-    except click.UsageError as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "manage.py"
+        click.echo(f"manage: {error.format_message().rstrip('.')}; see {command} --help", err=True)
     except (Refused, SettingError, VaultError, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"manage: {text}", err=True)

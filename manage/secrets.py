@@ -11,7 +11,10 @@ from manage.machines import ROOT, Deployment
 
 @click.group()
 def secrets() -> None:
-    """The secrets of the deployment, which are encrypted in its vault; no machine is connected to."""
+    """The secrets of the deployment, in its vault.
+
+    No machine is connected to: a deploy brings them there.
+    """
 
 
 name_of_secret = click.argument("secret", nargs=-1)

@@ -108,7 +108,8 @@ class Synapse:
             return None
         if is_service(found):
             raise Refused(f"{user_id} is the account that these commands use themselves: leave it as it is")
-        return _account(found)
+        # Seconds here, milliseconds in the list.
+        return _account({**found, "creation_ts": found["creation_ts"] * 1000})
 
     def all(self) -> Sequence[Account]:
         return [_account(each) for each in self._users() if not is_service(each)]

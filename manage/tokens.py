@@ -29,7 +29,10 @@ class Duration(click.ParamType[timedelta]):
 
 @click.group()
 def tokens() -> None:
-    """Registration tokens: with one, people make accounts themselves, if registration = "token"."""
+    """Registration tokens, for people who make accounts themselves.
+
+    They are asked for one if registration = "token".
+    """
 
 
 @tokens.command()

@@ -51,7 +51,7 @@ def send(
     content: Any = None,
     form: str | None = None,
 ) -> Answer:
-    """Send a request to the unit's program. content: its JSON; form: or its URL-encoded fields. Raises Refused without an answer."""
+    """Send a request to the unit's program. content: its JSON; form: its URL-encoded fields. Raises Refused without an answer."""
     data, kind = form, "application/x-www-form-urlencoded"
     if content is not None:
         data, kind = json.dumps(content), "application/json"
