@@ -163,6 +163,18 @@ class Deployment:
         )
         return done.returncode, done.stdout + done.stderr
 
+    def manage(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run manage.py on this deployment, in another directory. stdin: None: there is none."""
+        return subprocess.run(
+            [sys.executable, str(self.root / "manage.py"), str(self.inventory), *arguments],
+            cwd=self.directory,
+            env=self._environ(),
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
     def _environ(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name != "MATRIX_VAULT_KEY"}
         return {**inherited, **self.environment}
