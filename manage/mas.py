@@ -15,10 +15,9 @@ from compat import Refused
 from manage.homeserver import Account, Session, Token
 from manage.machines import Machine
 from manage.web import Answer, send
+from roles import MAS_INTERNAL_PORT
+from settings.mas import ADMIN_CLIENT
 
-# The listener of MAS for this machine, what MAS calls us, and the secret.
-PORT = 8081
-CLIENT = "0000000MATR1XMETA1MANAGE00"
 CLIENT_SECRET = "mas_admin_client_secret"  # noqa: S105
 # How many items one answer may list.
 PAGE = 1000
@@ -41,11 +40,11 @@ class Mas:
     def _send(
         self, method: str, path: str, authorization: str, content: Any = None, form: Mapping[str, str] | None = None
     ) -> Answer:
-        url, headers = f"http://127.0.0.1:{PORT}{path}", {"Authorization": authorization}
+        url, headers = f"http://127.0.0.1:{MAS_INTERNAL_PORT}{path}", {"Authorization": authorization}
         return send(self.machine, "mas", method, url, headers, content, urlencode(form) if form else None)
 
     def _client(self) -> str:
-        pair = f"{CLIENT}:{self.machine.settings.vault.get(CLIENT_SECRET).reveal()}"
+        pair = f"{ADMIN_CLIENT}:{self.machine.settings.vault.get(CLIENT_SECRET).reveal()}"
         return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def _ask(self, method: str, path: str, content: Any = None, missing: bool = False) -> Any:
