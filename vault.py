@@ -1,9 +1,11 @@
 """Every secret of one deployment, encrypted in `inventories/<name>.vault`.
 
-    python vault.py show prod                   names, meanings, whether set; never values
-    python vault.py show prod smtp_password     one value
-    python vault.py set prod smtp_password      asked for without echo, or the first line of standard input
-    python vault.py rotate prod turn_shared_secret
+    python manage.py prod secrets show                   names, meanings, whether set; never values
+    python manage.py prod secrets show smtp_password     one value
+    python manage.py prod secrets set smtp_password      asked for without echo, or the first line of standard input
+    python manage.py prod secrets rotate turn_shared_secret
+
+`python vault.py show prod` and so on do the same, without reading the inventory; a path that ends in .vault may be given.
 
 The key is in the environment, `MATRIX_VAULT_KEY`, or else in `inventories/<name>.key`, made with the vault.
 """
@@ -22,7 +24,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.fernet import Fernet, InvalidToken
@@ -35,7 +37,9 @@ from roles import VaultEntry, entries
 KEY_VARIABLE = "MATRIX_VAULT_KEY"
 MAKE_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 FORMAT = 1
+TOO_MANY = "too many arguments; a value is asked for, because arguments end up in the shell's history"
 
+Command = Literal["show", "set", "rotate"]
 
 SECRETS: dict[str, VaultEntry] = {entry.name: entry for entry in entries()}
 
@@ -129,7 +133,7 @@ class Vault:
         known = _known(name)
         if name not in self._values:
             if known.kind == "given":
-                raise VaultError(f"{name} is not set in {self.path}: python vault.py set {self._deployment} {name}")
+                raise VaultError(f"{name} is not set in {self.path}: {self.command('set', name)}")
             self._values[name] = _generate(known.kind)
         return self._values[name]
 
@@ -157,7 +161,7 @@ class Vault:
         """Put a new generated value in the place of the old one."""
         known = _known(name)
         if known.kind == "given":
-            raise VaultError(f"{name} is not generated but given: python vault.py set {self._deployment} {name}")
+            raise VaultError(f"{name} is not generated but given: {self.command('set', name)}")
         self._may_change(name, "rotate", force)
         self._values[name] = _generate(known.kind)
 
@@ -175,15 +179,17 @@ class Vault:
             whole_file.replace(self.path, token)
         self._key, self._stored, self._saved = key, token, dict(self._values)
 
-    def _may_change(self, name: str, verb: str, force: bool) -> None:
+    def _may_change(self, name: str, verb: Command, force: bool) -> None:
         keep = _known(name).keep
         if keep and name in self._values and not force:
-            command = f"python vault.py {verb} {self._deployment} {name} --force"
+            command = f"{self.command(verb, name)} --force"
             raise VaultError(f"{name} must not change: {keep}; if that is what you want: {command}")
 
-    @property
-    def _deployment(self) -> str:
-        return self.path.stem if self.path.parent.name == "inventories" else str(self.path)
+    def command(self, verb: Command, name: str = "") -> str:
+        """The command line that shows, sets or rotates a secret of this vault."""
+        if self.path.parent.name == "inventories" and self.path.with_suffix(".py").exists():
+            return f"python manage.py {self.path.stem} secrets {verb} {name}".rstrip()
+        return f"python vault.py {verb} {self.path} {name}".rstrip()
 
 
 def path_for(deployment: str, directory: Path) -> Path:
@@ -288,18 +294,14 @@ def _asked_for(name: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def _run(command: str, deployment: str, name: str | None, force: bool) -> None:
-    path = path_for(deployment, Path("inventories"))
-    inventory, key_file = path.with_suffix(".py"), path.with_suffix(".key")
-    if not deployment.endswith(".vault") and not path.exists() and not inventory.exists():
-        # A misspelt deployment would otherwise get a new vault and a new key.
-        near = difflib.get_close_matches(deployment, [file.stem for file in path.parent.glob("*.py")], n=1)
-        raise VaultError(f"there is no {inventory}" + (f": did you mean {near[0]}?" if near else ""))
+def run(command: Command, path: Path, inventory: Path, name: str | None, force: bool) -> None:
+    """Do what a command line asks for. path: the vault. inventory: whose deployment it belongs to. Raises VaultError."""
+    key_file = path.with_suffix(".key")
     vault = Vault.open(path)
     if command == "show":
         return _show(vault, name)
     if name is None:
-        raise VaultError(f"which secret? python vault.py show {deployment} lists them")
+        raise VaultError(f"which secret? {vault.command('show')} lists them")
     if command == "set":
         vault.set(name, _asked_for(name), force)
     else:
@@ -311,6 +313,16 @@ def _run(command: str, deployment: str, name: str | None, force: bool) -> None:
     print(f"{name} is in {path}. Now run: pyinfra {inventory} deploy.py")
 
 
+def _run(command: Command, deployment: str, name: str | None, force: bool) -> None:
+    path = path_for(deployment, Path("inventories"))
+    inventory = path.with_suffix(".py")
+    if not deployment.endswith(".vault") and not path.exists() and not inventory.exists():
+        # A misspelt deployment would otherwise get a new vault and a new key.
+        near = difflib.get_close_matches(deployment, [file.stem for file in path.parent.glob("*.py")], n=1)
+        raise VaultError(f"there is no {inventory}" + (f": did you mean {near[0]}?" if near else ""))
+    run(command, path, inventory, name, force)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("show", "set", "rotate"))
@@ -320,9 +332,7 @@ def main() -> None:
     arguments, unexpected = parser.parse_known_args()
     try:
         if unexpected:  # not repeated: it may well be the value
-            raise VaultError(
-                "too many arguments; a value is asked for, because arguments end up in the shell's history"
-            )
+            raise VaultError(TOO_MANY)
         _run(**vars(arguments))
     except VaultError as error:
         sys.exit(f"vault: {error}")

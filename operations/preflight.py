@@ -14,7 +14,6 @@ from operations.databases import Accounts, Tables
 from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
-from roles import MAS
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.caddy import given_files
 from settings.coturn import Coturn
@@ -114,48 +113,38 @@ def _database_left_behind(settings: Settings) -> list[str]:
     ]
 
 
-MAS_UNIT = MAS.units[0].name
-
-
 def _lost_encryption(settings: Settings) -> list[str]:
     """A line if MAS would get another secret than the one that it has encrypted its data with."""
     name = "mas_encryption_secret"
     if not settings.here("mas"):
         return []
     on_machine, in_vault = dict(settings.machine.secrets).get(name), settings.vault.get(name)
-    lost = settings.vault.generated(name) and MAS_UNIT in settings.machine.units
+    missing = settings.vault.generated(name)
     replaced = on_machine and on_machine != hashlib.sha256(in_vault.reveal().encode()).hexdigest()
-    if not lost and not replaced:
+    if not replaced and not (missing and settings.machine.delegated):
         return []
-    have = "does not have it" if settings.vault.generated(name) else "has another"
     return [
-        f"MAS has encrypted what is in its database with {name}, and {settings.vault_path} {have}: restore that file from a "
-        "backup" + (", or set it to what is in /etc/mas/secrets/encryption there" if on_machine else "")
+        f"MAS has encrypted what is in its database with {name}, and {settings.vault_path} "
+        f"{'does not have it' if missing else 'has another'}: restore that file from a backup"
+        + (", or set the secret to what is in /etc/mas/secrets/encryption there" if on_machine else "")
     ]
 
 
 def _accounts_left_behind(settings: Settings) -> list[str]:
     """A line if accounts would be lost by giving Synapse's to MAS, or MAS's to Synapse."""
-    wanted, installed_before = settings.exists("mas"), MAS_UNIT in settings.machine.units
+    wanted, delegated = settings.exists("mas"), settings.machine.delegated
     known = settings.machine.deployment or settings.machine.secrets
-    if not settings.here("synapse") or not known or wanted == installed_before:
+    if settings.migration == "move" and (not wanted or delegated):
+        where = f"inventories/{settings.deployment}.py"
+        return ["MAS has the accounts already" if wanted else f"{where} gives no machine the role mas: add it first"]
+    if not settings.here("synapse") or not known or wanted == delegated or settings.migration:
         return []
-    server = inventory.get_host(settings.roles["postgres"][0])
-    there = settings_of(server)
-    if not there.machine.postgresql:
-        return []
-    counts: dict[str, int] = server.get_fact(
-        Accounts,
-        cluster=there.view(Postgres).cluster,
-        databases=[("synapse", "deactivated = 0 AND appservice_id IS NULL"), ("mas", "deactivated_at IS NULL")],
-        _sudo=there.machine.user != "root",
-    )
-    if counts.keys() < {"synapse", "mas"}:
+    counts = accounts_of(settings)
+    if counts is None:
         return [
-            f"whether Synapse or MAS has accounts cannot be found out: PostgreSQL on {server.name} does not answer; "
-            "start it and run again"
+            "whether Synapse or MAS has accounts cannot be found out, because PostgreSQL does not answer: start it and run again"
         ]
-    if wanted and counts["synapse"] and not counts["mas"]:
+    if wanted and counts["synapse"]:
         return [
             f"Synapse has {_accounts(counts['synapse'])}, and the Matrix Authentication Service would know none of their "
             f"passwords and sessions. This moves them: python manage.py {settings.deployment} mas migrate"
@@ -166,6 +155,23 @@ def _accounts_left_behind(settings: Settings) -> list[str]:
             f"give the role mas to {settings.name} again (inventories/{settings.deployment}.py)"
         ]
     return []
+
+
+def accounts_of(settings: Settings) -> dict[str, int] | None:
+    """How many accounts of people Synapse and MAS have; None if PostgreSQL does not answer."""
+    server = inventory.get_host(settings.roles["postgres"][0])
+    there = settings_of(server)
+    if not there.machine.postgresql:
+        return {"synapse": 0, "mas": 0}
+    # The last condition is about the account with which manage.py asks Synapse.
+    people = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+)?:'"
+    counts: dict[str, int] = server.get_fact(
+        Accounts,
+        cluster=there.view(Postgres).cluster,
+        databases=[("synapse", people), ("mas", "deactivated_at IS NULL")],
+        _sudo=there.machine.user != "root",
+    )
+    return counts if counts.keys() >= {"synapse", "mas"} else None
 
 
 def _accounts(number: int) -> str:

@@ -4,11 +4,12 @@ from typing import Any
 
 from pyinfra import host
 
-from operations import files, releases, units
+from operations import accounts, files, releases, units
 from operations.files import Directory, Template, Text
-from roles import CHECK_MAS, MAS, MAS_ARGUMENTS, MAS_CONFIGURATION, SOCKET_GROUP
+from roles import CHECK_MAS, MAS, MAS_ARGUMENTS, MAS_CONFIGURATION, SOCKET_GROUP, SYNAPSE
 from settings import settings_of
 from settings.mas import Mas
+from settings.postgres import Postgres, database_of
 from vault import Secret
 
 settings = settings_of(host)
@@ -57,6 +58,18 @@ files.present(
         )
     ],
 )
+if settings.migration == "move":
+    synapse = database_of(settings, SYNAPSE)
+    accounts.moved(
+        name="Move Synapse's accounts to the Matrix Authentication Service",
+        configuration=MAS_CONFIGURATION,
+        host=synapse.host,
+        port=synapse.port,
+        database=synapse.name,
+        owner=synapse.user,
+        cluster=settings.view(Postgres).cluster if settings.here("postgres") else None,
+        passwords=None if settings.here("postgres") else "/etc/matrix-synapse/secrets/postgresql",
+    )
 units.running(
     name="Run the Matrix Authentication Service",
     unit="mas.service",
