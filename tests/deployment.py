@@ -138,6 +138,19 @@ class Deployment:
             raise AssertionError(f"pyinfra exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return run
 
+    def manage(self, *words: str, stdin: str = "") -> tuple[int, str]:
+        """Exit status and output of manage.py."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", str(self.inventory), *words],
+            cwd=self.root,
+            env=self._environ(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        return done.returncode, done.stdout + done.stderr
+
     def verify(self, tests: str = "tests/host") -> tuple[int, str]:
         """Exit status and output of `pytest tests/host --inventory`, or of some of these tests."""
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tests, "--inventory"]

@@ -1,6 +1,7 @@
 """Release archives with stand-ins in them."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,12 @@ MAS_SHARE = {
     "templates/stand-in.html": b"",
     "translations/en.json": b"{}",
 }
+
+
+def real_mas() -> Path | None:
+    """The archive of the real MAS, if MAS_BINARY names it; None: the stand-in is deployed."""
+    named = os.environ.get("MAS_BINARY")
+    return Path(named).expanduser().resolve() if named else None
 
 
 def mas_archive(directory: Path) -> Path:
