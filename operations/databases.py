@@ -172,7 +172,7 @@ class Accounts(Fact[dict[str, int]]):
             # A table that does not exist must not be read at all.
             count = (
                 "SELECT CASE WHEN to_regclass('public.users') IS NULL THEN '0' ELSE "
-                f"(xpath('/row/n/text()', query_to_xml('{counted}', false, true, '')))[1]::text END"
+                f"(xpath('/row/n/text()', query_to_xml($sql${counted}$sql$, false, true, '')))[1]::text END"
             )
             lines.append(
                 f'case "$(ask postgres {quoted(exists)})" in 0) echo "{database} 0";; 1) '

@@ -8,23 +8,22 @@ from dataclasses import dataclass
 
 import pytest
 
-from roles import ROLES
 from tests.conftest import Deployed, complete
-from tests.deployment import ROOT, Deployment
+from tests.deployment import EVERYTHING, ROOT, Deployment
 from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
 
 # Unit, without its version and suffix -> its role.
-ROLE_OF = {unit.name.partition(".")[0].partition("@")[0]: role for role in ROLES.values() for unit in role.units}
-UNITS = " ".join(unit.name.format(version="*") for role in ROLES.values() for unit in role.units)
+ROLE_OF = {unit.name.partition(".")[0].partition("@")[0]: role for role in EVERYTHING.values() for unit in role.units}
+UNITS = " ".join(unit.name.format(version="*") for role in EVERYTHING.values() for unit in role.units)
 RUN = {unit: f"Run {role.title}" for unit, role in ROLE_OF.items()}
 # In the order of deploy.py.
 IN_ORDER = [
-    f"Run {ROLES[role].title}"
+    f"Run {EVERYTHING[role].title}"
     for role in re.findall(r"tasks/(\w+)\.py", (ROOT / "deploy.py").read_text())
-    if role in ROLES
+    if role in EVERYTHING
 ]
 HEALTH = {unit: role.units[0].health for unit, role in ROLE_OF.items()}
 
@@ -199,7 +198,7 @@ LOCK = "/run/matrix-metal/run"
 def test_second_run_at_the_same_time_is_refused_and_a_dead_one_is_no_obstacle(deployed: Deployed) -> None:
     host, deployment = deployed.host, deployed.deployment
     other = Deployment(
-        deployment.directory, [host], {}, {role: [host.name] for role in ROLES}, user="admin", name="other"
+        deployment.directory, [host], {}, {role: [host.name] for role in EVERYTHING}, user="admin", name="other"
     )
     other.environment |= deployment.environment
     settings = deployment.directory / "group_data"
@@ -417,7 +416,7 @@ def test_half_created_database_of_synapse_is_created_again(empty: Empty) -> None
 
 
 def test_a_role_removed_from_the_inventory_is_reported(deployed: Deployed) -> None:
-    deployment, everything = deployed.deployment, {role: [deployed.host.name] for role in ROLES}
+    deployment, everything = deployed.deployment, {role: [deployed.host.name] for role in EVERYTHING}
     try:
         deployment.assign({role: names for role, names in everything.items() if role != "sydent"})
         last = deployment.run("--dry").output.strip().splitlines()[-1]

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from roles import ROLES, Unit
+from roles import Unit
 from tests.conftest import complete
-from tests.deployment import Deployment, Run
+from tests.deployment import EVERYTHING, Deployment, Run
 from tests.e2e.watching import HIDDEN, command_lines
 from tests.protocols.turn import Credentials
 from tests.standin.release_server import ReleaseServer
@@ -36,7 +36,7 @@ SPECIAL_SECRETS = [
     "sliding_sync_secret",
     "smtp_password",
 ]
-UNITS = [unit for role in ROLES.values() for unit in role.units]
+UNITS = [unit for role in EVERYTHING.values() for unit in role.units]
 
 
 @dataclass(frozen=True)
