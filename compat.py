@@ -17,15 +17,15 @@ from typing import Any, Protocol
 import click
 import pyinfra
 from paramiko import SSHException, Transport
-from pyinfra.api import StringCommand, util
-from pyinfra.api.exceptions import DeployError, PyinfraError
+from pyinfra.api import Config, StringCommand, util
+from pyinfra.api.exceptions import ConnectError, DeployError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import OperationMeta
 from pyinfra.api.state import BaseStateCallback, State, StateOperationMeta, StateStage
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.util import make_unix_command_for_host
-from pyinfra.context import ctx_state
+from pyinfra.context import ctx_config, ctx_inventory, ctx_state
 
 RUN_AGAIN = "run the same command again: it goes on where it stopped"
 
@@ -121,28 +121,8 @@ class _Run(BaseStateCallback):
         self.state.add_callback_handler(self)  # type: ignore[no-untyped-call]
         self.check(inventory)
         for host in inventory:
-            if self.state.is_host_in_limit(host) and isinstance(host.connector, SSHConnector):
-                self._check_ssh_options(host, host.connector)
-
-    def _check_ssh_options(self, host: Host, connector: SSHConnector) -> None:
-        """Read the key, and ask for its passphrase: with a key that cannot be used, pyinfra ends with gevent's traceback.
-
-        pyinfra takes a missing ssh_config_file for an empty one, and would connect to a host with the alias as its name.
-        """
-        configuration = connector.data["ssh_config_file"]
-        if configuration and not Path(configuration).is_file():
-            raise Refused(
-                f"{host.name} cannot be reached: there is no ssh_config_file {configuration}; nothing was touched"
-            )
-        try:
-            connector.make_paramiko_kwargs()
-        except PyinfraError as error:
-            raise Refused(f"{host.name} cannot be reached: {error}; nothing was touched") from None
-        except EOFError:
-            raise Refused(
-                f"{host.name} cannot be reached: its ssh_key has a passphrase, and there is no terminal to ask for it: "
-                "set ssh_key_password, or use an SSH agent; nothing was touched"
-            ) from None
+            if self.state.is_host_in_limit(host):
+                _check_ssh_options(host)
 
     def order(self) -> list[str]:
         """Operations in the order of deploy.py and the tasks, across all machines.
@@ -212,6 +192,76 @@ class _Run(BaseStateCallback):
         meta = self.state.get_op_data_for_host(host, operation).operation_meta if operation else None
         why = cause(meta.stderr_lines) if meta and meta.is_complete() else ""
         return f"{what} failed: {why or 'see above'}. When that is fixed, {RUN_AGAIN}"
+
+
+def _check_ssh_options(host: Host) -> None:
+    """Read the key, and ask for its passphrase: with a key that cannot be used, pyinfra ends with gevent's traceback.
+
+    pyinfra takes a missing ssh_config_file for an empty one, and would connect to a host with the alias as its name.
+    """
+    connector = host.connector
+    if not isinstance(connector, SSHConnector):
+        return
+    configuration = connector.data["ssh_config_file"]
+    if configuration and not Path(configuration).is_file():
+        raise Refused(
+            f"{host.name} cannot be reached: there is no ssh_config_file {configuration}; nothing was touched"
+        )
+    try:
+        connector.make_paramiko_kwargs()
+    except PyinfraError as error:
+        raise Refused(f"{host.name} cannot be reached: {error}; nothing was touched") from None
+    except EOFError:
+        raise Refused(
+            f"{host.name} cannot be reached: its ssh_key has a passphrase, and there is no terminal to ask for it: "
+            "set ssh_key_password, or use an SSH agent; nothing was touched"
+        ) from None
+
+
+# --- without a deploy (manage.py) -----------------------------------------------------------------
+
+
+def read_inventory(path: Path) -> Inventory:
+    """The machines of an inventory with their group data, as pyinfra's command line reads them. None is connected to.
+
+    The current directory must be that of deploy.py. Raises Refused.
+    """
+    from pyinfra_cli.inventory import make_inventory
+
+    config: Config = Config()  # type: ignore[no-untyped-call]
+    state = State()
+    ctx_config.set(config)  # type: ignore[no-untyped-call]
+    ctx_state.set(state)  # type: ignore[no-untyped-call]
+    try:
+        machines: Inventory = make_inventory(str(path), cwd=str(Path.cwd()))
+    except Exception as error:  # an inventory is a program, which may raise anything
+        raise Refused(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    state.init(machines, config)
+    ctx_inventory.set(machines)  # type: ignore[no-untyped-call]
+    return machines
+
+
+def connect(host: Host) -> None:
+    """Connect to a machine as a deploy does. Raises Refused."""
+    _check_ssh_options(host)
+    try:
+        host.connect(show_errors=False, raise_exceptions=True)
+    except ConnectError as error:
+        raise Refused(f"{host.name} cannot be reached: {error.args[0]}") from None
+
+
+def answer_of(host: Host, command: str, stdin: str) -> tuple[bool, list[str], list[str]]:
+    """Run a command on a machine that was connected to: whether it succeeded, and the lines of its output and of its errors.
+
+    stdin: text without control characters but newlines; the place for secrets. Raises Refused if the connection ends.
+    """
+    try:
+        done, output = host.run_shell_command(StringCommand(command), _stdin=[stdin])
+    except (EOFError, OSError, SSHException) as error:
+        raise Refused(f"{host.name} does not answer: {connection_error(host) or error}") from None
+    if why := connection_error(host):
+        raise Refused(f"{host.name} does not answer: {why}")
+    return done, output.stdout_lines, output.stderr_lines
 
 
 class Beside:
@@ -302,6 +352,7 @@ SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (BaseStateCallback.operation_host_error, ("state", "host", "op_hash", "retry_count", "max_retries")),
     (BaseStateCallback.host_disconnect, ("state", "host")),
     (SSHConnector.make_paramiko_kwargs, ("self",)),
+    (Host.connect, ("self", "reason", "show_errors", "raise_exceptions")),
     (OperationMeta.is_complete, ("self",)),
     (util.stack, ("context",)),
     (util.getframeinfo, ("frame", "context")),

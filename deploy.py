@@ -17,12 +17,17 @@ if settings.local_ports:
 
 if settings.here("postgres"):
     local.include("tasks/postgres.py")
+if settings.here("postgres") and settings.migration == "move":
+    local.include("tasks/accounts_backup.py")
 if database_server(settings):
     local.include("tasks/database_client.py")
 if settings.here("caddy"):
     local.include("tasks/caddy.py")
 if settings.here("coturn"):
     local.include("tasks/coturn.py")
+# Before Synapse, which asks it about every token.
+if settings.here("mas"):
+    local.include("tasks/mas.py")
 if settings.here("synapse"):
     local.include("tasks/synapse.py")
 if settings.here("sydent"):
@@ -31,3 +36,5 @@ if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
 if settings.served:
     local.include("tasks/certificates.py")
+if settings.migration == "back":
+    local.include("tasks/accounts_back.py")

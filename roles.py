@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-RoleName = Literal["postgres", "caddy", "synapse", "sydent", "sliding_sync", "coturn"]
+RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn"]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
 Reach = Literal["everybody", "deployment", "machine"]
 
 
 class VaultEntry(NamedTuple):
-    """A secret. kind: "given" by the administrator; the others are generated.
+    """A secret. kind: "given" by the administrator; the others are generated. A name ends in * if there may be several.
 
     keep: why it must not change once it has been used.
     """
 
     name: str
-    kind: Literal["token", "hex", "ed25519", "given"]
+    kind: Literal["token", "hex", "ed25519", "rsa", "given"]
     meaning: str
     keep: str = ""
 
@@ -306,6 +306,63 @@ SYNAPSE = Role(
     ),
 )
 
+# Where Synapse asks MAS about tokens; where root asks whether MAS works, and administers accounts.
+MAS_PORT, MAS_INTERNAL_PORT = 8080, 8081
+MAS_SOCKET = "/run/mas/web.sock"
+MAS_CONFIGURATION = ("/etc/mas/config.yaml", "/etc/mas/local.yaml")
+MAS_ARGUMENTS = " ".join(f"--config {path}" for path in MAS_CONFIGURATION)
+# What its own check does not notice: a newline at the end of the encryption secret, and a policy that it cannot read.
+CHECK_MAS = (
+    'cd / && if [ -z "$(tail -c 1 /etc/mas/secrets/encryption)" ]; then '
+    'echo "/etc/mas/secrets/encryption must not be empty or end in a newline" >&2; false; fi '
+    "&& runuser -u mas -- head -c 1 /opt/mas/current/share/policy.wasm >/dev/null "
+    f"&& runuser -u mas -- /opt/mas/current/mas-cli config check {MAS_ARGUMENTS} >/dev/null"
+)
+
+MAS = Role(
+    name="mas",
+    title="the Matrix Authentication Service",
+    purpose="accounts in Element X: creating them, logging in on a web page, signing in with another provider",
+    leave_out="you create all accounts yourself, and nobody signs in with another provider",
+    needs=("postgres", "synapse"),
+    beside=("synapse",),
+    routes_on="synapse",
+    units=(
+        Unit(
+            "mas.service",
+            user="mas",
+            # It answers 500 without its database.
+            health=f"curl -qsf --max-time 5 -o /dev/null http://127.0.0.1:{MAS_INTERNAL_PORT}/health",
+            exposure=1.5,
+            reads=("/etc/mas",),
+            private=("/etc/mas", "/run/mas"),
+            secrets=("/etc/mas/config.yaml", "/etc/mas/secrets"),
+            errors=r"\bERROR\b|panicked at",
+            # The administrator's is local.yaml, which need not be there.
+            own=("/etc/mas",),
+            check=CHECK_MAS,
+        ),
+    ),
+    listens=(
+        Port("tcp", MAS_PORT, "machine", "mas.service", callers=("synapse",)),
+        Port("tcp", MAS_INTERNAL_PORT, "machine", "mas.service", callers=()),
+    ),
+    domain=Domain("auth_domain", "auth", "the Matrix Authentication Service"),
+    database=Database("mas", "mas"),
+    secrets=(
+        VaultEntry(
+            "mas_encryption_secret",
+            "hex",
+            "MAS encrypts cookies and keys in its database with it",
+            "MAS cannot read what it has encrypted in its database without it",
+        ),
+        VaultEntry("mas_signing_key", "rsa", "MAS signs identity tokens with it", "clients and applications pin it"),
+        VaultEntry("mas_synapse_secret", "token", "with which MAS and Synapse recognise each other"),
+        VaultEntry("mas_admin_client_secret", "token", "with which manage.py administers MAS"),
+        VaultEntry("sso_client_secret_*", "given", "of MAS at the provider with that ID in the setting `sso`"),
+    ),
+)
+
 SYDENT = Role(
     name="sydent",
     title="Sydent",
@@ -402,7 +459,7 @@ def any_version(text: str) -> str:
     return re.sub(r"\{\w+\}", "*", text)
 
 
-ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, SYDENT, SLIDING_SYNC, COTURN)}
+ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN)}
 
 # Debian's packages that every machine needs, whatever its roles.
 PACKAGES = ("ca-certificates", "curl", "openssl", "python3-venv")

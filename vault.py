@@ -1,9 +1,11 @@
 """Every secret of one deployment, encrypted in `inventories/<name>.vault`.
 
-    python vault.py show prod                   names, meanings, whether set; never values
-    python vault.py show prod smtp_password     one value
-    python vault.py set prod smtp_password      asked for without echo, or the first line of standard input
-    python vault.py rotate prod turn_shared_secret
+    python manage.py prod secrets show                   names, meanings, whether set; never values
+    python manage.py prod secrets show smtp_password     one value
+    python manage.py prod secrets set smtp_password      asked for without echo, or the first line of standard input
+    python manage.py prod secrets rotate turn_shared_secret
+
+`python vault.py show prod` and so on do the same, without reading the inventory; a path that ends in .vault may be given.
 
 The key is in the environment, `MATRIX_VAULT_KEY`, or else in `inventories/<name>.key`, made with the vault.
 """
@@ -18,12 +20,16 @@ import os
 import re
 import secrets
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 import whole_file
 from roles import VaultEntry, entries
@@ -31,7 +37,9 @@ from roles import VaultEntry, entries
 KEY_VARIABLE = "MATRIX_VAULT_KEY"
 MAKE_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 FORMAT = 1
+TOO_MANY = "too many arguments; a value is asked for, because arguments end up in the shell's history"
 
+Command = Literal["show", "set", "rotate"]
 
 SECRETS: dict[str, VaultEntry] = {entry.name: entry for entry in entries()}
 
@@ -112,12 +120,20 @@ class Vault:
         _known(name)
         return name in self._values
 
+    def generated(self, name: str) -> bool:
+        """Whether the secret was made by this run, and is not saved yet."""
+        return self.has(name) and name not in self._saved
+
+    def names(self) -> list[str]:
+        """The secrets that it can hold, and of those with a name of the administrator's, the ones that it does."""
+        return [name for name in dict.fromkeys([*SECRETS, *self._values]) if not name.endswith("*")]
+
     def get(self, name: str) -> Secret:
         """The secret. Where it is missing, a generated one is made, in memory, and a given one is a VaultError."""
         known = _known(name)
         if name not in self._values:
             if known.kind == "given":
-                raise VaultError(f"{name} is not set in {self.path}: python vault.py set {self._deployment} {name}")
+                raise VaultError(f"{name} is not set in {self.path}: {self.command('set', name)}")
             self._values[name] = _generate(known.kind)
         return self._values[name]
 
@@ -135,6 +151,8 @@ class Vault:
             )
         if known.kind == "ed25519" and not re.fullmatch(r"ed25519 \w+ [A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]", value):
             raise VaultError(f"{name}: the value must look like: ed25519 0 <32 bytes in base64, without padding>")
+        if known.kind == "rsa" and not _is_rsa_key(value):
+            raise VaultError(f"{name}: the value must be an RSA key of at least 2048 bits, as base64 of PKCS #8 in DER")
         if self._values.get(name) != secret:
             self._may_change(name, "set", force)
             self._values[name] = secret
@@ -143,7 +161,7 @@ class Vault:
         """Put a new generated value in the place of the old one."""
         known = _known(name)
         if known.kind == "given":
-            raise VaultError(f"{name} is not generated but given: python vault.py set {self._deployment} {name}")
+            raise VaultError(f"{name} is not generated but given: {self.command('set', name)}")
         self._may_change(name, "rotate", force)
         self._values[name] = _generate(known.kind)
 
@@ -161,14 +179,17 @@ class Vault:
             whole_file.replace(self.path, token)
         self._key, self._stored, self._saved = key, token, dict(self._values)
 
-    def _may_change(self, name: str, verb: str, force: bool) -> None:
-        if SECRETS[name].keep and name in self._values and not force:
-            command = f"python vault.py {verb} {self._deployment} {name} --force"
-            raise VaultError(f"{name} must not change: {SECRETS[name].keep}; if that is what you want: {command}")
+    def _may_change(self, name: str, verb: Command, force: bool) -> None:
+        keep = _known(name).keep
+        if keep and name in self._values and not force:
+            command = f"{self.command(verb, name)} --force"
+            raise VaultError(f"{name} must not change: {keep}; if that is what you want: {command}")
 
-    @property
-    def _deployment(self) -> str:
-        return self.path.stem if self.path.parent.name == "inventories" else str(self.path)
+    def command(self, verb: Command, name: str = "") -> str:
+        """The command line that shows, sets or rotates a secret of this vault."""
+        if self.path.parent.name == "inventories" and self.path.with_suffix(".py").exists():
+            return f"python manage.py {self.path.stem} secrets {verb} {name}".rstrip()
+        return f"python vault.py {verb} {self.path} {name}".rstrip()
 
 
 def path_for(deployment: str, directory: Path) -> Path:
@@ -181,15 +202,36 @@ def path_for(deployment: str, directory: Path) -> Path:
 
 
 def _known(name: str) -> VaultEntry:
-    if name in SECRETS:
-        return SECRETS[name]
+    for entry in SECRETS.values():
+        if name == entry.name or (entry.name.endswith("*") and re.fullmatch(f"{entry.name[:-1]}[a-z][a-z0-9-]*", name)):
+            return entry._replace(name=name)
     # A name that is similar to none may be a secret value in the wrong place: it is not repeated.
     if near := difflib.get_close_matches(name, SECRETS, n=1):
         raise VaultError(f"there is no secret named {name!r}: did you mean {near[0]}?")
     raise VaultError(f"there is no secret of that name: there are {', '.join(SECRETS)}")
 
 
+def _is_rsa_key(value: str) -> bool:
+    try:
+        key = serialization.load_der_private_key(base64.b64decode(value, validate=True), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return isinstance(key, rsa.RSAPrivateKey) and key.key_size >= 2048
+
+
+def pem(key: Secret) -> Secret:
+    """A secret of kind "rsa" as the file that programs read."""
+    lines = textwrap.wrap(key.reveal(), 64)
+    return Secret("\n".join(("-----BEGIN PRIVATE KEY-----", *lines, "-----END PRIVATE KEY-----", "")))
+
+
 def _generate(kind: str) -> Secret:
+    if kind == "rsa":
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        der = key.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return Secret(base64.b64encode(der).decode())
     if kind == "ed25519":  # as signedjson writes it, with the key's version, which is 0 in every Sydent
         return Secret("ed25519 0 " + base64.b64encode(os.urandom(32)).decode().rstrip("="))
     return Secret(secrets.token_hex(32) if kind == "hex" else secrets.token_urlsafe(48))
@@ -234,9 +276,10 @@ def _os_errors(path: Path) -> Iterator[None]:
 
 def _show(vault: Vault, name: str | None) -> None:
     if name is None:
-        for each, known in SECRETS.items():
+        for each in vault.names():
+            known = _known(each)
             print(f"{each:36}{known.kind:9}{'set' if vault.has(each) else 'not set':9}{known.meaning}")
-    elif not vault.has(name) and SECRETS[name].kind != "given":
+    elif not vault.has(name) and _known(name).kind != "given":
         raise VaultError(f"{name} is not set in {vault.path} yet: the first deployment makes it")
     else:  # UTF-8 whatever the terminal's encoding: an encoding error would quote the value
         sys.stdout.buffer.write(vault.get(name).reveal().encode() + b"\n")
@@ -251,18 +294,14 @@ def _asked_for(name: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def _run(command: str, deployment: str, name: str | None, force: bool) -> None:
-    path = path_for(deployment, Path("inventories"))
-    inventory, key_file = path.with_suffix(".py"), path.with_suffix(".key")
-    if not deployment.endswith(".vault") and not path.exists() and not inventory.exists():
-        # A misspelt deployment would otherwise get a new vault and a new key.
-        near = difflib.get_close_matches(deployment, [file.stem for file in path.parent.glob("*.py")], n=1)
-        raise VaultError(f"there is no {inventory}" + (f": did you mean {near[0]}?" if near else ""))
+def run(command: Command, path: Path, inventory: Path, name: str | None, force: bool) -> None:
+    """Do what a command line asks for. path: the vault. inventory: whose deployment it belongs to. Raises VaultError."""
+    key_file = path.with_suffix(".key")
     vault = Vault.open(path)
     if command == "show":
         return _show(vault, name)
     if name is None:
-        raise VaultError(f"which secret? python vault.py show {deployment} lists them")
+        raise VaultError(f"which secret? {vault.command('show')} lists them")
     if command == "set":
         vault.set(name, _asked_for(name), force)
     else:
@@ -274,6 +313,16 @@ def _run(command: str, deployment: str, name: str | None, force: bool) -> None:
     print(f"{name} is in {path}. Now run: pyinfra {inventory} deploy.py")
 
 
+def _run(command: Command, deployment: str, name: str | None, force: bool) -> None:
+    path = path_for(deployment, Path("inventories"))
+    inventory = path.with_suffix(".py")
+    if not deployment.endswith(".vault") and not path.exists() and not inventory.exists():
+        # A misspelt deployment would otherwise get a new vault and a new key.
+        near = difflib.get_close_matches(deployment, [file.stem for file in path.parent.glob("*.py")], n=1)
+        raise VaultError(f"there is no {inventory}" + (f": did you mean {near[0]}?" if near else ""))
+    run(command, path, inventory, name, force)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("show", "set", "rotate"))
@@ -283,9 +332,7 @@ def main() -> None:
     arguments, unexpected = parser.parse_known_args()
     try:
         if unexpected:  # not repeated: it may well be the value
-            raise VaultError(
-                "too many arguments; a value is asked for, because arguments end up in the shell's history"
-            )
+            raise VaultError(TOO_MANY)
         _run(**vars(arguments))
     except VaultError as error:
         sys.exit(f"vault: {error}")

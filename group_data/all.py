@@ -13,6 +13,7 @@ server_name = None
 
 # Domain names of the services. None: the name in brackets. Each needs a DNS record that points to its machine.
 matrix_domain = None  # [matrix.<server_name>] the homeserver
+auth_domain = None  # [auth.<server_name>] the Matrix Authentication Service
 identity_domain = None  # [identity.<server_name>] Sydent
 sliding_sync_domain = None  # [sliding.<server_name>] the Sliding Sync proxy
 turn_domain = None  # [turn.<server_name>] coturn
@@ -50,7 +51,7 @@ turn_acme = None
 
 # --- homeserver (role synapse) ---------------------------------------------------------------------------------------
 
-# Who may register an account: "closed": only you, on the machine. "token": who has a registration token. "open": everybody.
+# Who may register an account: "closed": only you do it for others. "token": who has a registration token. "open": everybody.
 registration = "closed"
 
 # Whether to federate with other homeservers: True or False.
@@ -63,9 +64,31 @@ federation_port_8448 = False
 # Largest file that users may upload, such as "50M" (mebibytes) or "1G".
 max_upload_size = "50M"
 
-# --- mail (roles synapse, sydent) ------------------------------------------------------------------------------------
+# --- accounts (role mas) ---------------------------------------------------------------------------------------------
 
-# Mail server for outgoing mail. None: Sydent tries the machine's own on port 25, Synapse sends no mail.
+# Other providers that people can sign in with, by OpenID Connect: a list of dictionaries of
+#   id          a name of your own for it, which must stay: lower-case letters, digits and hyphens
+#   issuer      https URL that the provider names as its issuer, with or without / at the end as there
+#   client_id   what the provider calls this client; the client secret is the vault's sso_client_secret_<id>
+#   name        what people read on the button
+#   brand       for its logo: None, "apple", "google", "facebook", "github", "gitlab" or "twitter"
+#   scope       ["openid profile email"]
+# Who signs in for the first time gets an account with the user name that the provider says (preferred_username), whatever
+# `registration` is; it is refused if somebody else has that name. `manage.py <inventory> mas callbacks` shows where the provider
+# must send people back.
+sso: list[dict[str, str]] = []
+
+# Path on the controller of the release archive (tar.gz). None: download upstream's release for the machine's architecture.
+mas_archive = None
+# Expected SHA-256 per architecture, {"amd64": "...", "arm64": "..."}. Not given: the first download is recorded in
+# inventories/<inventory>.lock, and every later one must match it.
+mas_sha256: dict[str, str] = {}
+# Where releases are downloaded from (https), for a mirror of your own.
+mas_releases = "https://github.com/element-hq/matrix-authentication-service/releases/download"
+
+# --- mail (roles synapse, mas, sydent) -------------------------------------------------------------------------------
+
+# Mail server for outgoing mail. None: Sydent tries the machine's own on port 25, Synapse and MAS send no mail.
 smtp_host = None
 smtp_port = 587
 # "starttls", "tls" (from the start, usually port 465) or "none".

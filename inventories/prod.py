@@ -10,6 +10,9 @@ postgres = [_machine]
 synapse = [_machine]
 caddy = [_machine]
 
+# Accounts for Element X: creating them there, logging in on a web page.
+mas = [_machine]
+
 # Relay for calls of Element Web and the classic apps.
 coturn = [_machine]
 

@@ -158,6 +158,37 @@ class Tables(Fact[int]):
         return int(lines[0]) if lines and lines[0].isdigit() else 0
 
 
+class Accounts(Fact[dict[str, int]]):
+    """How many accounts of people Synapse and MAS have in their databases; nothing of a database that does not answer.
+
+    Those that Synapse has for MAS's accounts count for both. Deactivated ones, and those of application services, do not count.
+    """
+
+    def question(self, cluster: str, databases: Sequence[tuple[str, str]]) -> str:
+        lines = [f'ask() {{ ( {as_postgres(cluster)} psql -XAtq -d "$1" -c "$2" ); }} 2>/dev/null']
+        for database, condition in databases:
+            exists = f"SELECT count(*) FROM pg_database WHERE datname = '{database}'"  # noqa: S608 - a record's name
+            counted = f"SELECT count(*) AS n FROM users WHERE {condition}"  # noqa: S608 - no input of anybody's
+            # A table that does not exist must not be read at all.
+            count = (
+                "SELECT CASE WHEN to_regclass('public.users') IS NULL THEN '0' ELSE "
+                f"(xpath('/row/n/text()', query_to_xml($sql${counted}$sql$, false, true, '')))[1]::text END"
+            )
+            lines.append(
+                f'case "$(ask postgres {quoted(exists)})" in 0) echo "{database} 0";; 1) '
+                f'echo "{database} $(ask {database} {quoted(count)})";; esac'
+            )
+        return "\n".join(lines)
+
+    @staticmethod
+    def default() -> dict[str, int]:
+        return {}
+
+    def answer(self, lines: list[str]) -> dict[str, int]:
+        found = dict(line.split(" ", 1) for line in lines if " " in line)
+        return {database: int(count) for database, count in found.items() if count.isdigit()}
+
+
 @operation()
 def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringCommand, None, None]:
     """The databases and the roles that own them exist in the cluster.

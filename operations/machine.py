@@ -35,8 +35,10 @@ class MachineState:
     units: units that an earlier run has defined, or added a drop-in to.
     deployment: the content of MARKER, written by an earlier run, or None.
     marker_damaged: whether MARKER exists, but does not name a deployment and a vault; marker_is_file: False if it is something
-        else than a file. secrets: if MARKER is missing or damaged, digests (SHA-256) of secrets that an earlier run put on the
-        machine, by their names in the vault; server_name: then the name of the homeserver there, or "".
+        else than a file. secrets: digests (SHA-256) of secrets that an earlier run put on the machine, by their names in the
+        vault: MAS's encryption secret, and others if MARKER is missing or damaged; server_name: then the name of the homeserver
+        there, or "".
+    delegated: whether an earlier run has told Synapse that the Matrix Authentication Service has the accounts.
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
     names: domain name -> its addresses as the machine's programs get them, from /etc/hosts or DNS; none if it has none there.
@@ -73,6 +75,7 @@ class MachineState:
     other_run: str = ""
     last_run: str = ""
     sessions: int = 10
+    delegated: bool = False
 
 
 class Machine(Fact[MachineState]):
@@ -160,6 +163,7 @@ class Machine(Fact[MachineState]):
             names=names,
             interfaces=tuple(on["interface"]),
             outgoing=tuple(on["outgoing"]),
+            delegated=values.get("delegated") == "yes",
         )
 
 

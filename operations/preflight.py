@@ -10,7 +10,7 @@ from pyinfra.context import inventory
 
 from compat import add_final_line, executes, installed
 from operations.certificates import Unusable
-from operations.databases import Tables
+from operations.databases import Accounts, Tables
 from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
@@ -66,6 +66,8 @@ def checked_settings(host: Host) -> Settings:
                 list(_of_another_deployment(settings))
                 or _nothing_to_relay_from(settings)
                 or _database_left_behind(settings)
+                or _lost_encryption(settings)
+                or _accounts_left_behind(settings)
                 or _unusable_certificates(host, settings)
             )
     except (SettingError, VaultError) as error:
@@ -77,7 +79,8 @@ def checked_settings(host: Host) -> Settings:
         ) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
-    for role, units in settings.left_over:
+    # When accounts are given back, the run itself takes MAS away.
+    for role, units in settings.left_over if settings.migration != "back" else ():
         add_final_line(
             f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
             f"{role.name}. If it is not needed any more, stop it there: systemctl disable --now {' '.join(units)}"
@@ -109,6 +112,71 @@ def _database_left_behind(settings: Settings) -> list[str]:
         f"{there.view(Postgres).cluster}), there is none or an empty one: "
         'move it first (README, "Several machines")'
     ]
+
+
+def _lost_encryption(settings: Settings) -> list[str]:
+    """A line if MAS would get another secret than the one that it has encrypted its data with."""
+    name = "mas_encryption_secret"
+    if not settings.here("mas"):
+        return []
+    on_machine, in_vault = dict(settings.machine.secrets).get(name), settings.vault.get(name)
+    missing = settings.vault.generated(name)
+    replaced = on_machine and on_machine != hashlib.sha256(in_vault.reveal().encode()).hexdigest()
+    if not replaced and not (missing and settings.machine.delegated):
+        return []
+    return [
+        f"MAS has encrypted what is in its database with {name}, and {settings.vault_path} "
+        f"{'does not have it' if missing else 'has another'}: restore that file from a backup"
+        + (", or set the secret to what is in /etc/mas/secrets/encryption there" if on_machine else "")
+    ]
+
+
+def _accounts_left_behind(settings: Settings) -> list[str]:
+    """A line if accounts would be lost by giving Synapse's to MAS, or MAS's to Synapse."""
+    wanted, delegated = settings.exists("mas"), settings.machine.delegated
+    known = settings.machine.deployment or settings.machine.secrets
+    if settings.migration == "move" and (not wanted or delegated):
+        where = f"inventories/{settings.deployment}.py"
+        return ["MAS has the accounts already" if wanted else f"{where} gives no machine the role mas: add it first"]
+    if not settings.here("synapse") or not known or wanted == delegated or settings.migration:
+        return []
+    counts = accounts_of(settings)
+    if counts is None:
+        return [
+            "whether Synapse or MAS has accounts cannot be found out, because PostgreSQL does not answer: start it and run again"
+        ]
+    if wanted and counts["synapse"]:
+        return [
+            f"Synapse has {_accounts(counts['synapse'])}, and the Matrix Authentication Service would know none of their "
+            f"passwords and sessions. This moves them: python manage.py {settings.deployment} mas migrate"
+        ]
+    if not wanted and counts["mas"]:
+        return [
+            f"the Matrix Authentication Service has {_accounts(counts['mas'])}, which Synapse cannot take back: "
+            f"give the role mas to {settings.name} again (inventories/{settings.deployment}.py)"
+        ]
+    return []
+
+
+def accounts_of(settings: Settings) -> dict[str, int] | None:
+    """How many accounts of people Synapse and MAS have; None if PostgreSQL does not answer."""
+    server = inventory.get_host(settings.roles["postgres"][0])
+    there = settings_of(server)
+    if not there.machine.postgresql:
+        return {"synapse": 0, "mas": 0}
+    # The last condition is about the account with which manage.py asks Synapse.
+    people = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+)?:'"
+    counts: dict[str, int] = server.get_fact(
+        Accounts,
+        cluster=there.view(Postgres).cluster,
+        databases=[("synapse", people), ("mas", "deactivated_at IS NULL")],
+        _sudo=there.machine.user != "root",
+    )
+    return counts if counts.keys() >= {"synapse", "mas"} else None
+
+
+def _accounts(number: int) -> str:
+    return f"{number} account{'' if number == 1 else 's'}"
 
 
 def _nothing_to_relay_from(settings: Settings) -> list[str]:

@@ -6,6 +6,7 @@
 one module per role what its templates need. Every mistake is found here, before any machine is touched.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyinfra.context import inventory
 from operations.machine import Machine, MachineState
 from roles import ROLES
 from settings.choices import Choices, choices_from
-from settings.deployment import Neighbour, SettingError, Settings
+from settings.deployment import MIGRATION_VARIABLE, Migration, Neighbour, SettingError, Settings
 from settings.postgres import port_on
 from settings.rules import misspelt_roles, mistakes
 
@@ -36,12 +37,30 @@ def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neigh
     if misspelt := misspelt_roles(set(groups) - {deployment, "all"}):
         raise SettingError("\n".join(f"inventories/{deployment}.py: {line}" for line in misspelt))
     data: dict[str, Any] = host.data.dict()  # type: ignore[no-untyped-call]
+    migration = _migration()
     settings = Settings(
-        choices_from(data, deployment), deployment, groups, host.name, machine, neighbours, data.get("ssh_hostname")
+        choices_from(data, deployment),
+        deployment,
+        {name: machines for name, machines in groups.items() if migration != "back" or name != "mas"},
+        host.name,
+        machine,
+        neighbours,
+        data.get("ssh_hostname"),
+        migration=migration,
     )
     if wrong := mistakes(settings):
         raise SettingError("\n".join(wrong))
     return settings
+
+
+def _migration() -> Migration:
+    match os.environ.get(MIGRATION_VARIABLE, ""):
+        case ("" | "move" | "back") as known:
+            return known
+        case other:
+            raise SettingError(
+                f"{MIGRATION_VARIABLE} = {other!r} is not allowed: it is for `manage.py NAME mas migrate`"
+            )
 
 
 def settings_of(host: Host) -> Settings:

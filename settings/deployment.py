@@ -31,6 +31,11 @@ PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
 _vault = cache(Vault.open)
 
 
+# What `manage.py NAME mas migrate` has a run do, in the environment: move the accounts; or be as without the role.
+MIGRATION_VARIABLE = "MATRIX_METAL_MIGRATION"
+Migration = Literal["", "move", "back"]
+
+
 class SettingError(Exception):
     """Settings that cannot be deployed. The text has one line per mistake: what, where, what is allowed."""
 
@@ -177,6 +182,7 @@ class Settings:
     """The settings of one machine of a deployment.
 
     choices: the validated group data. roles: role -> its machines. name: this machine. machine: its state.
+    migration: whether this run gives Synapse's accounts to the Matrix Authentication Service, or puts everything back.
     """
 
     def __init__(
@@ -189,6 +195,7 @@ class Settings:
         neighbours: Mapping[str, Neighbour] | None = None,
         connected_at: str | None = None,
         inventories: Path = ROOT / "inventories",
+        migration: Migration = "",
     ) -> None:
         self.choices = choices
         self.deployment = deployment
@@ -198,6 +205,7 @@ class Settings:
         self.neighbours = neighbours or {}
         self.connected_at = connected_at or name
         self.inventories = inventories
+        self.migration = migration
         self._views: dict[type[View], View] = {}
 
     def section(self, kind: type[C]) -> C:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from roles import COTURN, ROLES
 from settings.coturn import LONGEST_NAME
 from settings.deployment import Settings
+from settings.mas import Choices as Accounts
 from settings.synapse import Choices as Homeserver
 
 
@@ -89,5 +90,10 @@ def _choices(settings: Settings) -> Iterator[str]:
     homeserver = settings.section(Homeserver)
     if homeserver.federation_port_8448 and not homeserver.federation:
         yield f"{where}: federation_port_8448 is True, but federation is False: there is nothing to serve on that port"
+    providers = [provider.id for provider in settings.section(Accounts).sso]
+    if providers and not settings.exists("mas"):
+        yield f"{where}: sso has providers to sign in with, which need the role mas, and no machine has it"
+    for provider in sorted({each for each in providers if providers.count(each) > 1}):
+        yield f"{where}: sso has two providers with the id {provider}; each needs its own"
     if choices.tls == "files" and not choices.tls_files:
         yield f'{where}: tls_files is missing: tls = "files" needs {{"certificate": "/path", "key": "/path"}}'

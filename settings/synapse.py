@@ -8,7 +8,7 @@ from pydantic import Field
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
-from roles import COTURN, FEDERATION_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
+from roles import COTURN, FEDERATION_PORT, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
 from settings.fields import Chosen, Size, size_in_bytes
@@ -27,7 +27,10 @@ class Choices(Chosen):
 
 @dataclass(frozen=True)
 class Synapse(View):
-    """well_known_client: content of /.well-known/matrix/client. federation_port: 8448 if federation uses that port as well."""
+    """well_known_client: content of /.well-known/matrix/client. federation_port: 8448 if federation uses that port as well.
+
+    mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
+    """
 
     server_name: str
     domain: str
@@ -42,6 +45,8 @@ class Synapse(View):
     registration_shared_secret: Secret
     macaroon_secret_key: Secret
     form_secret: Secret
+    mas_url: str | None
+    mas_secret: Secret | None
     registration: str
     federation: bool
     federation_port: int | None
@@ -70,6 +75,8 @@ class Synapse(View):
             registration_shared_secret=vault.get("synapse_registration_shared_secret"),
             macaroon_secret_key=vault.get("synapse_macaroon_secret_key"),
             form_secret=vault.get("synapse_form_secret"),
+            mas_url=f"http://127.0.0.1:{MAS_PORT}/" if settings.exists("mas") else None,
+            mas_secret=vault.get("mas_synapse_secret") if settings.exists("mas") else None,
             registration=choices.registration,
             federation=choices.federation,
             federation_port=FEDERATION_PORT if choices.federation_port_8448 else None,

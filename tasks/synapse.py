@@ -23,6 +23,7 @@ SECRETS = {
     "registration_shared_secret": synapse.registration_shared_secret,
     "macaroon_secret_key": synapse.macaroon_secret_key,
     "form_secret": synapse.form_secret,
+    **({"mas": synapse.mas_secret} if synapse.mas_secret else {}),
     **({"turn_shared_secret": synapse.turn_shared_secret} if synapse.turn_shared_secret else {}),
 }
 

@@ -13,19 +13,28 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from roles import ROLES
+from settings import mas
 from settings.sliding_sync import VERSION
 from tests.built import built, keep, remove_built
 from tests.deployment import Deployment
+from tests.standin.archives import mas_archive
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 STAND_IN = Path(__file__).parent / "standin" / "syncv3"
+MAS_RELEASES = "element-hq/matrix-authentication-service/releases/download"
 RELEASE = f"matrix-org/sliding-sync/releases/download/{VERSION}/syncv3_linux_amd64"
 
 
 def real_proxy() -> Path | None:
     """The program of the real Sliding Sync proxy, if SLIDING_SYNC_BINARY names it; None: the stand-in is deployed."""
     named = os.environ.get("SLIDING_SYNC_BINARY")
+    return Path(named).expanduser().resolve() if named else None
+
+
+def real_mas() -> Path | None:
+    """The release archive of the real Matrix Authentication Service, if MAS_BINARY names it; None: the stand-in is deployed."""
+    named = os.environ.get("MAS_BINARY")
     return Path(named).expanduser().resolve() if named else None
 
 
@@ -104,9 +113,14 @@ def testbed() -> Testbed:
 
 
 @pytest.fixture(scope="session")
-def release_page() -> Iterator[ReleaseServer]:
-    """A release page that has the Sliding Sync proxy, or its stand-in."""
-    with ReleaseServer({RELEASE: real_proxy() or STAND_IN}) as server:
+def release_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReleaseServer]:
+    """A release page that has the Sliding Sync proxy and MAS, or their stand-ins."""
+    files = {
+        RELEASE: real_proxy() or STAND_IN,
+        f"{MAS_RELEASES}/{mas.VERSION}/mas-cli-x86_64-linux.tar.gz": real_mas()
+        or mas_archive(tmp_path_factory.mktemp("mas")),
+    }
+    with ReleaseServer(files) as server:
         yield server
 
 
@@ -134,6 +148,7 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
             # The hosts of the testbed have private addresses.
             "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
             "sliding_sync_releases": f"{page.url}/matrix-org/sliding-sync/releases/download",
+            "mas_releases": f"{page.url}/{MAS_RELEASES}",
         },
         user=user,
     )

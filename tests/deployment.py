@@ -16,6 +16,8 @@ from typing import Any
 from roles import ROLES
 from tests.testbed import Host
 
+# What complete deployments of the tests have. With MAS nobody logs in to Synapse with a password: tests/e2e/test_mas.py has it.
+EVERYTHING = {name: role for name, role in ROLES.items() if name != "mas"}
 ROOT = Path(__file__).parent.parent
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 
@@ -54,7 +56,7 @@ def _name(operation: Mapping[str, Any]) -> str:
 class Deployment:
     """An administrator's own directory: <name>.py, group_data/<name>.py, <name>.vault, <name>.key and <name>.lock.
 
-    hosts: the machines; the first plays every role unless roles says otherwise (role -> names of machines).
+    hosts: the machines; the first plays every role of EVERYTHING unless roles says otherwise (role -> names of machines).
     user: the user to connect as: "root", or "admin", who has sudo.
     settings: group data.
     root: the checkout that is deployed; it may be changed between two runs.
@@ -76,7 +78,7 @@ class Deployment:
         self.environment: dict[str, str] = {}
         (directory / "group_data").mkdir(parents=True, exist_ok=True)
         self.choose(**settings)
-        self.assign(roles if roles is not None else {role: [hosts[0].name] for role in ROLES})
+        self.assign(roles if roles is not None else {role: [hosts[0].name] for role in EVERYTHING})
 
     def choose(self, **settings: Any) -> None:
         """Replace the group data."""
@@ -149,6 +151,18 @@ class Deployment:
             timeout=300,
         )
         return done.returncode, done.stdout + done.stderr
+
+    def manage(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run manage.py on this deployment, in another directory. stdin: None: there is none."""
+        return subprocess.run(
+            [sys.executable, str(self.root / "manage.py"), str(self.inventory), *arguments],
+            cwd=self.directory,
+            env=self._environ(),
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
 
     def _environ(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name != "MATRIX_VAULT_KEY"}

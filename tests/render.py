@@ -24,6 +24,7 @@ from operations.files import Directory, Entry, File
 from operations.machine import Machine, MachineState
 from roles import ROLES
 from tests.deployment import ROOT, Deployment
+from tests.standin.archives import mas_archive
 
 INDEX = "files.txt"
 STAND_IN = ROOT / "tests" / "standin" / "syncv3"
@@ -31,7 +32,9 @@ STAND_IN = ROOT / "tests" / "standin" / "syncv3"
 VAULT = {
     "format": 1,
     "id": "0123456789abcdef",
-    "secrets": dict.fromkeys(("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key"), "given"),
+    "secrets": dict.fromkeys(
+        ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key", "sso_client_secret_example"), "given"
+    ),
 }
 
 
@@ -70,6 +73,9 @@ SAMPLES = {
             "federation_port_8448": True,
             "private_networks": ["10.1.0.0/16"],
             "registration": "token",
+            "sso": [
+                {"id": "example", "issuer": "https://id.example.net/", "client_id": "matrix", "name": "Example"},
+            ],
             "smtp_host": "mail.metal.test",
             "smtp_username": "mailer",
         },
@@ -110,7 +116,8 @@ def _run(name: str, directory: Path) -> list[tuple[str, str]]:
     sample = SAMPLES[name]
     with tempfile.TemporaryDirectory() as temporary:
         temporary_directory = Path(temporary)
-        deployment = Deployment(temporary_directory, [], {**SETTINGS, **sample.settings}, roles={}, name="sample")
+        settings = {**SETTINGS, "mas_archive": str(mas_archive(temporary_directory)), **sample.settings}
+        deployment = Deployment(temporary_directory, [], settings, roles={}, name="sample")
         deployment.environment |= {"PYINFRA_FAKE_DELAY": "0", "PYINFRA_FAKE_DELAY_JITTER": "0"}
         key = Fernet.generate_key()
         deployment.vault.with_suffix(".key").touch(mode=0o600)

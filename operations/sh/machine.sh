@@ -11,6 +11,9 @@ done
 # Who is changing the machine now, when the last run began (operations/sh/lock.sh), and how many sessions sshd allows.
 # shellcheck disable=SC2016 # root's shell expands it
 $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
+  # What MAS has encrypted with it is lost with any other: only the digest leaves the machine.
+  [ ! -s /etc/mas/secrets/encryption ] || sha256sum </etc/mas/secrets/encryption | sed "s/^/secret mas_encryption_secret /; s/  -$//"
+  ! grep -qs "^matrix_authentication_service:" /etc/matrix-synapse/homeserver.yaml || echo "delegated yes"
   cd /run/matrix-metal && [ -s run ] && echo "last_run $(stat -c %.9Y run)" &&
   { flock -n -s run true || echo "other_run $(cat run)"; }' 2>/dev/null &
 echo "user $(id -un)"

@@ -3,7 +3,8 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from roles import (
     CADDY,
-    ROLES,
+    MAS_SOCKET,
     SLIDING_SYNC,
     SLIDING_SYNC_SOCKET,
     SYDENT_PORT,
@@ -23,6 +24,7 @@ from roles import (
 )
 from settings.issuers import STORE
 from tests.conftest import Deployed
+from tests.deployment import EVERYTHING
 from tests.testbed import Host
 
 INTRUDER = Path(__file__).with_name("intruder.py")
@@ -62,11 +64,11 @@ NEIGHBOURS = {"neighbour": "", "confined-neighbour": "-p DynamicUser=yes -p Priv
 # What every local user may do: see that processes exist, and connect to sockets that are open to all.
 ANYBODY = ("existence of *", "ownership of *", "socket /run/systemd/*", "socket /run/dbus/*", "socket @neighbour")
 # Where Caddy passes requests on, with the addresses of the clients: for Caddy and what it passes them to.
-PASSED_ON = (
-    "socket /run/matrix-synapse/*",
-    "socket /run/sliding-sync/*",
-    "read /run/matrix-synapse",
-    "read /run/sliding-sync",
+BEHIND_CADDY = (SYNAPSE_SOCKETS[0], SLIDING_SYNC_SOCKET, MAS_SOCKET)
+PASSED_ON = tuple(
+    allowed
+    for directory in (Path(path).parent for path in BEHIND_CADDY)
+    for allowed in (f"socket {directory}/*", f"read {directory}")
 )
 
 
@@ -106,17 +108,13 @@ class Service:
 
 
 # PostgreSQL is the last: its restarts disturb the others.
-SERVICES = [Service.of(role, unit) for role in list(ROLES.values())[::-1] for unit in role.units]
+SERVICES = [Service.of(role, unit) for role in list(EVERYTHING.values())[::-1] for unit in role.units]
 SECRETS = (
     "/etc/shadow",
     "/etc/ssh/ssh_host_*_key",
     "/root",
     *(f"/dev/shm/{name}" for name in NEIGHBOURS),  # noqa: S108
 )
-# Of these also what is in them.
-PRIVATE = [path.format(version="*") for role in ROLES.values() for unit in role.units for path in unit.private]
-# An empty directory or file shows nothing.
-LIST = rf"find {' '.join(PRIVATE)} -maxdepth 1 ! -empty \( -type f -o -type d \)"
 WRITABLE = (
     "/etc",
     "/etc/systemd/system",
@@ -131,26 +129,35 @@ SOCKETS = (
     "/run/systemd/private",
     "/run/dbus/system_bus_socket",
     "\0neighbour",
-    SYNAPSE_SOCKETS[0],
-    SLIDING_SYNC_SOCKET,
 )
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A host with the neighbour services and the intruder's program. pids: process -> PID of all that are attacked."""
+    """A host with the neighbour services and the intruder's program. pids: process -> PID of all that are attacked.
+
+    roles: what the host has.
+    """
 
     host: Host
     pids: dict[str, int]
+    roles: Collection[Role] = tuple(EVERYTHING.values())
+
+    @property
+    def private(self) -> list[str]:
+        """Files and directories that other users must not read."""
+        return [path.format(version="*") for role in self.roles for unit in role.units for path in unit.private]
 
     def write_targets(self, unit: str = "") -> None:
-        """Write down what an intruder in this unit tries to reach."""
+        """Write down what an intruder in this unit tries to reach: of private directories, also what is in them."""
+        # An empty directory or file shows nothing.
+        entries = rf"find {' '.join(self.private)} -maxdepth 1 ! -empty \( -type f -o -type d \)"
         targets = {
             "processes": {name: pid for name, pid in self.pids.items() if name != unit},
             "signalled": [self.pids[name] for name in NEIGHBOURS],
-            "readable": self.host.run(f"ls -d {' '.join(SECRETS)}; {LIST}").stdout.split(),
+            "readable": self.host.run(f"ls -d {' '.join(SECRETS)}; {entries}").stdout.split(),
             "writable": WRITABLE,
-            "sockets": SOCKETS,
+            "sockets": [*SOCKETS, *(path for path in BEHIND_CADDY if str(Path(path).parent) in self.private)],
         }
         self.host.run(f"cat > {TARGETS}; rm -f {self.signal_files}", stdin=json.dumps(targets))
 
@@ -174,18 +181,24 @@ def real_name(host: Host, unit: Service) -> str:
     return host.run(f"systemctl list-units --plain --no-legend '{unit.name}'").stdout.split()[0]
 
 
-@pytest.fixture(scope="module")
-def machine(deployed: Deployed) -> Iterator[Machine]:
-    host = deployed.host
+@contextmanager
+def neighbours(host: Host) -> Iterator[dict[str, int]]:
+    """The host has the neighbour services and the intruder's program. Yields PIDs that are attacked, by name."""
     host.put(INTRUDER, PROGRAM)
     for name, options in NEIGHBOURS.items():
         properties = f"--unit={name} -p RuntimeDirectory={name} {options}"
         host.run(f"systemd-run --quiet --collect {properties} python3 -Ic '{NEIGHBOUR}'")
         host.run(f"until [ -e /run/{name}/ready ]; do sleep 0.05; done")
-    pids = {"PID 1": 1, **{name: main_pid(host, name) for name in NEIGHBOURS}}
-    yield Machine(host, pids)
+    yield {"PID 1": 1, **{name: main_pid(host, name) for name in NEIGHBOURS}}
     host.run(f"systemctl stop {' '.join(NEIGHBOURS)}; rm -f {PROGRAM} {TARGETS}")
     host.run(f"rm -f {' '.join(f'/dev/shm/{name}' for name in NEIGHBOURS)}")  # noqa: S108
+
+
+@pytest.fixture(scope="module")
+def machine(deployed: Deployed) -> Iterator[Machine]:
+    host = deployed.host
+    with neighbours(host) as pids:
+        yield Machine(host, pids)
     # The restarts of PostgreSQL closed their database connections; one request would fail for each.
     host.run("systemctl restart matrix-synapse sliding-sync", timeout=180)
     host.run(f"until {SLIDING_SYNC.units[0].health}; do sleep 0.1; done", timeout=120)
@@ -246,9 +259,13 @@ def test_unconfined_root_reaches_everything_that_is_tried(running: Machine) -> N
 
 @pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name.partition(".")[0].partition("@")[0])
 def test_a_service_that_was_taken_over_reaches_no_other(running: Machine, unit: Service) -> None:
-    name = real_name(running.host, unit)
-    running.write_targets(name)
-    reached = running.reached(run_inside(running.host, unit, name))
+    assert_reaches_no_other(running, unit)
+
+
+def assert_reaches_no_other(machine: Machine, unit: Service) -> None:
+    name = real_name(machine.host, unit)
+    machine.write_targets(name)
+    reached = machine.reached(run_inside(machine.host, unit, name))
     assert reached, "it does not even reach its own files"
     wrong = sorted(each for each in reached if not unit.allows(each))
     assert not wrong, f"{name} can reach: {wrong}"
@@ -259,7 +276,7 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
     host = deployed.host
     ports = {
         port.number: port.unit
-        for role in ROLES.values()
+        for role in EVERYTHING.values()
         for port in role.listens
         if (port.protocol, port.reach) == ("tcp", "machine")
     }

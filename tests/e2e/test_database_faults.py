@@ -9,11 +9,11 @@ import httpx
 import nio
 import pytest
 
-from roles import ROLES, SYNAPSE_PORT
+from roles import SYNAPSE_PORT
 from settings.postgres import OF_DEBIAN
 from tests.built import built
 from tests.conftest import Deployed, own
-from tests.deployment import Deployment
+from tests.deployment import EVERYTHING, Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json, send_message
 from tests.testbed import RELEASES, Host, Testbed
 
@@ -223,7 +223,7 @@ def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> 
     host.run("id shop >/dev/null 2>&1 || useradd --system shop")
     query(host, "CREATE ROLE shop LOGIN")
     query(host, "CREATE DATABASE shop OWNER shop")
-    owners = {role.database.owner: role.database.name for role in ROLES.values() if role.database}
+    owners = {role.database.owner: role.database.name for role in EVERYTHING.values() if role.database}
     databases = [*owners.values(), "shop", "postgres", "template1"]
     try:
         assert deployed.deployment.run("-y").changed == ["Create the databases"]

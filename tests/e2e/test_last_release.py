@@ -7,6 +7,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ from tests.e2e.identity import (
     request_validation,
     validation_link,
 )
+from tests.standin.archives import mas_archive, real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -90,6 +92,16 @@ def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(directory, filter="data")
     return directory
+
+
+def settings(host: Host, release_page: str) -> dict[str, Any]:
+    """The group data."""
+    return {
+        "server_name": host.domain,
+        "tls": "internal",
+        "private_networks": [str(host.bed.network.subnet), str(host.bed.network.subnet6)],
+        "sliding_sync_releases": f"{release_page}/matrix-org/sliding-sync/releases/download",
+    }
 
 
 @dataclass(frozen=True)
@@ -169,12 +181,7 @@ def upgraded(
     deployment = Deployment(
         directory,
         [host],
-        {
-            "server_name": host.domain,
-            "tls": "internal",
-            "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
-            "sliding_sync_releases": f"{release_page.url}/matrix-org/sliding-sync/releases/download",
-        },
+        settings(host, release_page.url),
         roles={role: [host.name] for role in ROLES},
         root=last_release,
     )
@@ -316,3 +323,86 @@ def test_databases_and_secrets_are_kept(upgraded: Upgraded) -> None:
 def test_the_verification_passes(upgraded: Upgraded) -> None:
     status, report = upgraded.deployment.verify()
     assert status == 0, report
+
+
+# The accounts move to the Matrix Authentication Service. This comes last, because nobody can move them back.
+
+WITH_MAS = (*ROLES, "mas")
+
+
+def continues(upgraded: Upgraded, text: str) -> None:
+    """The two users exchange a message in each room, with the sessions and keys that they had before."""
+    users, outside = upgraded.users, upgraded.outside
+
+    async def conversation() -> None:
+        async with (
+            outside.matrix(users.alice, keys=users.keys) as hers,
+            outside.matrix(users.bob, keys=users.keys) as his,
+        ):
+            for each in (hers, his):
+                expect(await each.sync(), nio.SyncResponse)
+            for room in (users.plain, users.encrypted):
+                await send_message(hers, room, text)
+                received = await receive_message(his, room, users.alice.user_id, text)
+                assert received.decrypted == (room == users.encrypted)
+
+    asyncio.run(conversation())
+    name = users.alice.user_id.removeprefix("@").partition(":")[0]
+    assert asyncio.run(outside.log_in(name, users.alice.password)).user_id == users.alice.user_id
+
+
+@pytest.fixture
+def wants_mas(upgraded: Upgraded, release_page: ReleaseServer, tmp_path: Path) -> Upgraded:
+    """The inventory and the group data ask for MAS; nothing was deployed since."""
+    deployment = upgraded.deployment
+    chosen = settings(upgraded.outside.host, release_page.url)
+    deployment.choose(**chosen, mas_archive=str(real_mas() or mas_archive(tmp_path)))
+    deployment.assign({role: [deployment.hosts[0].name] for role in WITH_MAS})
+    return upgraded
+
+
+@pytest.mark.role("mas")
+def test_accounts_are_not_given_to_mas_by_accident(wants_mas: Upgraded) -> None:
+    before = Machine.of(wants_mas.outside.host)
+    run = wants_mas.deployment.run("-y", check=False)
+    assert run.status == 1
+    assert re.search(r"Synapse has \d+ accounts?, .*: python manage.py trial mas migrate$", run.refusal, re.MULTILINE)
+    assert Machine.of(wants_mas.outside.host) == before
+
+
+@pytest.mark.role("mas")
+@pytest.mark.skipif(bool(real_mas()), reason="the real program does not fail")
+def test_a_failed_migration_puts_everything_back(wants_mas: Upgraded) -> None:
+    """The stand-in finds nothing wrong, and takes no account."""
+    host, deployment = wants_mas.outside.host, wants_mas.deployment
+    before = Machine.of(host)
+    done = deployment.manage("mas", "migrate", "--yes")
+    assert done.returncode == 1
+    assert "Synapse has the accounts, as before" in done.stderr.splitlines()[-1], done.stdout + done.stderr
+    after = Machine.of(host)
+    assert after.databases == before.databases and after.own == before.own
+    assert after.files["matrix-synapse.service"] == before.files["matrix-synapse.service"]
+    assert host.run("systemctl is-active mas || true").stdout.strip() == "inactive"
+    assert psql(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == ""
+    continues(wants_mas, "Nothing happened.")
+    deployment.assign({role: [host.name] for role in ROLES})
+    assert deployment.run("-y").changed == []
+
+
+@pytest.mark.role("mas")
+@pytest.mark.skipif(not real_mas(), reason="the stand-in has no accounts: set MAS_BINARY to an archive of the real MAS")
+def test_accounts_sessions_and_encrypted_messages_move_to_mas(wants_mas: Upgraded) -> None:
+    host, deployment = wants_mas.outside.host, wants_mas.deployment
+    done = deployment.manage("mas", "migrate", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    continues(wants_mas, "We have moved.")
+    assert psql(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == "", "MAS keeps rights"
+    assert host.run("ls /var/backups/matrix-metal").stdout.split() == ["synapse-before-mas.dump"]
+    assert deployment.run("-y").changed == []
+    status, report = deployment.verify()
+    assert status == 0, report
+    done = deployment.manage("mas", "migrate", "--yes")
+    assert done.returncode == 1 and "MAS has the accounts already" in done.stderr, done.stdout + done.stderr
+    deployment.assign({role: [host.name] for role in ROLES})
+    run = deployment.run("-y", check=False)
+    assert run.status == 1 and "which Synapse cannot take back: give the role mas to" in run.refusal

@@ -9,14 +9,15 @@ import struct
 
 import pytest
 
-from roles import RELAY_PORT, RELAY_TLS_PORT, RELAYED, ROLES, SYNAPSE_PORT
+from roles import RELAY_PORT, RELAY_TLS_PORT, RELAYED, SYNAPSE_PORT
+from tests.deployment import EVERYTHING
 from tests.e2e.client import Outside, expect_json
 from tests.protocols.turn import relay
 
 pytestmark = pytest.mark.role("caddy")
 
 # What is before the server name in each name of the deployment.
-SERVICES = ["", *(role.domain.prefix for role in ROLES.values() if role.domain)]
+SERVICES = ["", *(role.domain.prefix for role in EVERYTHING.values() if role.domain)]
 UNREACHABLE_PATHS = [
     "/",
     "/index.html",
@@ -54,11 +55,13 @@ IDENTITY_V1 = [
     "validate/msisdn/submitToken",
 ]
 # By default, without the ports that a setting opens.
-OPEN = [port for role in ROLES.values() for port in role.listens if port.reach == "everybody" and port.when is None]
+OPEN = [
+    port for role in EVERYTHING.values() for port in role.listens if port.reach == "everybody" and port.when is None
+]
 OPEN_TCP = {22, *(port.number for port in OPEN if port.protocol == "tcp")}
 OPEN_UDP = {port.number for port in OPEN if port.protocol == "udp" and port.last is None}
 INTERNAL = {2019: "Caddy's administration"} | {
-    port.number: role.title for role in ROLES.values() for port in role.listens if port.reach != "everybody"
+    port.number: role.title for role in EVERYTHING.values() for port in role.listens if port.reach != "everybody"
 }
 
 

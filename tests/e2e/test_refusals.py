@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from roles import ROLES
 from tests.conftest import Deployed
-from tests.deployment import PYINFRA, ROOT, Deployment, Run
+from tests.deployment import EVERYTHING, PYINFRA, ROOT, Deployment, Run
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -91,7 +90,7 @@ def assert_refused_without_changes(fresh: Fresh, deployment: Deployment, *words:
 
 
 def everything_on(name: str, but: tuple[str, ...] = (), **more: list[str]) -> dict[str, list[str]]:
-    return {**{role: [name] for role in ROLES if role not in but}, **more}
+    return {**{role: [name] for role in EVERYTHING if role not in but}, **more}
 
 
 # --- settings -------------------------------------------------------------------------------------

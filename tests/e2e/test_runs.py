@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from roles import ROLES, Unit
+from roles import Unit
 from tests.conftest import Deployed, complete
-from tests.deployment import ROOT, Deployment
+from tests.deployment import EVERYTHING, ROOT, Deployment
 from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
 
-UNITS = " ".join(unit.name.format(version="*") for role in ROLES.values() for unit in role.units)
+UNITS = " ".join(unit.name.format(version="*") for role in EVERYTHING.values() for unit in role.units)
 
 
 def short(unit: Unit) -> str:
@@ -24,15 +24,15 @@ def short(unit: Unit) -> str:
     return unit.name.partition(".")[0].partition("@")[0]
 
 
-RUN = {short(unit): f"Run {role.title_of(unit)}" for role in ROLES.values() for unit in role.units}
+RUN = {short(unit): f"Run {role.title_of(unit)}" for role in EVERYTHING.values() for unit in role.units}
 # In the order of deploy.py.
 IN_ORDER = [
     RUN[short(unit)]
     for role in re.findall(r"tasks/(\w+)\.py", (ROOT / "deploy.py").read_text())
-    if role in ROLES
-    for unit in ROLES[role].units
+    if role in EVERYTHING
+    for unit in EVERYTHING[role].units
 ]
-HEALTH = {short(unit): unit.health for role in ROLES.values() for unit in role.units}
+HEALTH = {short(unit): unit.health for role in EVERYTHING.values() for unit in role.units}
 
 
 def invocations(host: Host) -> dict[str, str]:
@@ -166,7 +166,9 @@ def test_systemd_understands_every_line_of_our_units(deployed: Deployed) -> None
     ours = "grep -rls '^# Written by matrix-metal' /etc/systemd/system --include=*.service --include=*.path --include=*.conf"
     names = f"{ours} | sed 's,^/etc/systemd/system/,,; s,[.]d/.*,,' | sort -u"
     done = deployed.host.run(f"{names}; systemd-analyze verify --man=no $({names}) 2>&1 || true").stdout
-    assert {unit.name for role in ROLES.values() for unit in role.units if "{" not in unit.name} <= set(done.split())
+    assert {unit.name for role in EVERYTHING.values() for unit in role.units if "{" not in unit.name} <= set(
+        done.split()
+    )
     assert [line for line in done.splitlines() if "/etc/systemd/system" in line] == []
 
 
@@ -214,7 +216,7 @@ LOCK = "/run/matrix-metal/run"
 def test_second_run_at_the_same_time_is_refused_and_a_dead_one_is_no_obstacle(deployed: Deployed) -> None:
     host, deployment = deployed.host, deployed.deployment
     other = Deployment(
-        deployment.directory, [host], {}, {role: [host.name] for role in ROLES}, user="admin", name="other"
+        deployment.directory, [host], {}, {role: [host.name] for role in EVERYTHING}, user="admin", name="other"
     )
     other.environment |= deployment.environment
     settings = deployment.directory / "group_data"
@@ -434,7 +436,7 @@ def test_half_created_database_of_synapse_is_created_again(empty: Empty) -> None
 
 
 def test_a_role_removed_from_the_inventory_is_reported(deployed: Deployed) -> None:
-    deployment, everything = deployed.deployment, {role: [deployed.host.name] for role in ROLES}
+    deployment, everything = deployed.deployment, {role: [deployed.host.name] for role in EVERYTHING}
     try:
         deployment.assign({role: names for role, names in everything.items() if role != "sydent"})
         last = deployment.run("--dry").output.strip().splitlines()[-1]

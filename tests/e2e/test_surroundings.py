@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from roles import ROLES
 from tests.conftest import complete, own
-from tests.deployment import ROOT, Deployment
+from tests.deployment import EVERYTHING, ROOT, Deployment
 from tests.e2e.test_refusals import assert_refused
 from tests.standin.proxy import PASSWORD, Proxy
 from tests.standin.release_server import ReleaseServer
@@ -82,7 +81,7 @@ def machine(
     host.reboot()
     user = "root" if request.param == "trixie" else "admin"
     deployment = complete(testbed, host, tmp_path_factory.mktemp("odd"), release_page, user=user)
-    deployment.assign({role: [host.name] for role in ROLES if role != "sliding_sync"})
+    deployment.assign({role: [host.name] for role in EVERYTHING if role != "sliding_sync"})
     yield Machine(host, deployment)
     host.down()
 

@@ -13,6 +13,7 @@ from testinfra.host import Host
 from roles import ROLES, Unit
 from settings import Settings
 from tests.conftest import Deployed
+from tests.deployment import EVERYTHING
 from tests.host.machines import Inventory, InventoryError, Machine
 from tests.host.report import Note, Report
 from tests.host.services import Service, ServiceTests
@@ -48,8 +49,8 @@ def _role(module: Path) -> str | None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """A role that no machine plays is not tested, and not reported as skipped either."""
-    inventory = config.stash.get(INVENTORY, None)
-    unplayed = inventory and _role(collection_path) and not inventory.playing(_role(collection_path))
+    inventory, role = config.stash.get(INVENTORY, None), _role(collection_path)
+    unplayed = role and not (inventory.playing(role) if inventory else role in EVERYTHING)
     return True if unplayed else None
 
 

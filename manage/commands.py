@@ -1,0 +1,61 @@
+"""The command line: `python manage.py NAME NOUN VERB ...`. Exit status 0, or 1 with a line that says why."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from compat import Refused
+from manage.accounts import accounts
+from manage.authentication import mas
+from manage.machines import ROOT, Deployment
+from manage.secrets import secrets
+from manage.tokens import tokens
+from settings import SettingError
+from vault import VaultError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, subcommand_metavar="NOUN VERB ...")
+@click.argument("name")
+@click.pass_context
+def cli(context: click.Context, name: str) -> None:
+    """Everything after the first deploy.
+
+    NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
+    so has each VERB. Nothing is deployed.
+    """
+    context.obj = Deployment(name)
+    # As for a deploy: paths in the inventory are relative to this directory.
+    os.chdir(ROOT)
+
+
+for _noun in (accounts, tokens, mas, secrets):
+    cli.add_command(_noun)
+
+
+def main() -> None:
+    sys.path.append(str(ROOT))
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; returns the exit status."""
+    try:
+        cli.main(arguments, prog_name=f"python {Path(sys.argv[0]).name}", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "manage.py"
+        click.echo(f"manage: {error.format_message().rstrip('.')}; see {command} --help", err=True)
+    except (Refused, SettingError, VaultError, click.ClickException) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"manage: {text}", err=True)
+    except (click.Abort, KeyboardInterrupt, EOFError):
+        click.echo("manage: stopped", err=True)
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough: `list | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        return 0
+    return 1

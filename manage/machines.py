@@ -1,0 +1,99 @@
+"""The machines of a deployment, for commands that deploy nothing: inventory, settings, vault and connection are the deploy's."""
+
+import difflib
+from functools import cached_property
+from pathlib import Path
+
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+
+from compat import Refused, answer_of, cause, connect, read_inventory
+from operations.machine import MachineState
+from operations.preflight import check_choices
+from operations.shell import answer_lines, question_command, quoted
+from roles import RoleName
+from settings import Settings, chosen_for
+
+ROOT = Path(__file__).parent.parent
+# What a command prints on a machine where we cannot become root.
+NOT_ROOT = "not root:"
+
+
+def inventory_path(name: str, root: Path = ROOT) -> Path:
+    """The inventory of a deployment: `prod` is inventories/prod.py; a path is taken as it is. Raises Refused."""
+    if "/" in name or name.endswith(".py"):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise Refused(f"there is no inventory {name}")
+        return path
+    path = root / "inventories" / f"{name}.py"
+    if not path.is_file():
+        there = sorted(file.stem for file in path.parent.glob("*.py"))
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise Refused(f"there is no inventories/{name}.py: {hint}There are: {', '.join(there)}; or give a path")
+    return path
+
+
+class Deployment:
+    """A deployment by its inventory. Nothing is read before it is needed, and no machine connected to."""
+
+    def __init__(self, name: str) -> None:
+        self.path = inventory_path(name)
+        # How it is called on the command line.
+        self.name = name
+
+    @cached_property
+    def machines(self) -> Inventory:
+        """The machines with their group data, which was not checked."""
+        return read_inventory(self.path)
+
+    @property
+    def vault_path(self) -> Path:
+        """Where its secrets are. The other settings may be wrong."""
+        chosen = {str(host.data.vault) for host in self.machines if host.data.vault}
+        return Path(chosen.pop()).expanduser() if chosen else ROOT / "inventories" / f"{self.path.stem}.vault"
+
+    def machine(self, role: RoleName) -> "Machine":
+        """The machine that plays a role, which only one does. Raises Refused, also for mistakes in the settings."""
+        check_choices(self.machines)
+        for host in self.machines:
+            settings = chosen_for(host, MachineState())
+            if settings.here(role):
+                return Machine(host, settings)
+        raise Refused(f"{self.path.name} gives no machine the role {role}, which this needs")
+
+
+class Machine:
+    """A machine of a deployment. The connection is made when it is first needed, as in a deploy."""
+
+    def __init__(self, host: Host, settings: Settings) -> None:
+        self.host, self.settings = host, settings
+        self.name = str(host.name)
+
+    def run(self, program: str, stdin: str = "") -> list[str]:
+        """Run a shell program as root, in the environment of a deploy's commands; returns the lines that it prints.
+
+        stdin is the place for secrets: every user of the machine can read command lines. Raises Refused if it fails.
+        """
+        if not self.host.connected:
+            connect(self.host)
+        as_root = (
+            f'[ "$(id -u)" = 0 ] && exec sh -c {quoted(program)}\n'
+            f'sudo -n true 2>/dev/null || {{ echo "{NOT_ROOT} $(id -un)"; exit 1; }}\n'
+            f"exec sudo -n sh -c {quoted(program)}"
+        )
+        done, printed, errors = answer_of(self.host, question_command(as_root), stdin)
+        lines = answer_lines(printed)
+        if lines is None:
+            raise Refused(f"{self.name}: the user's shell there does not run the commands that it is given")
+        if not done and lines and lines[-1].startswith(NOT_ROOT):
+            user = lines[-1].removeprefix(NOT_ROOT).strip()
+            raise Refused(f"{self.name}: connected as {user}, who is not root and has no sudo without a password")
+        if not done:
+            raise Refused(f"{self.name}: {cause(errors) or 'a command failed there'}")
+        return lines
+
+    def close(self) -> None:
+        if self.host.connected:
+            self.host.disconnect()

@@ -1,0 +1,52 @@
+"""What the commands print: tables for people, JSON for programs."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def print_json(value: Any) -> None:
+    """Print dataclasses, dictionaries and lists of them as JSON. Times are UTC, such as 2027-01-31T12:00:00Z."""
+    click.echo(json.dumps(plain(value), indent=2))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # `id` is for the API where it is not shown.
+        shown = [each.name for each in dataclasses.fields(value) if each.repr]
+        return {name: plain(getattr(value, name)) for name in shown}
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], headed: bool = True) -> None:
+    """Print columns, each as wide as it has to be. headed: with the headings."""
+    lines = [[_cell(each) for each in row] for row in rows]
+    if headed:
+        lines.insert(0, list(headings))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    # People choose their names: control characters would reach the terminal.
+    return "".join(character if character.isprintable() else " " for character in str(value))

@@ -1,0 +1,80 @@
+"""Accounts that move from Synapse to the Matrix Authentication Service, for `manage.py NAME mas migrate`."""
+
+from collections.abc import Generator, Sequence
+from urllib.parse import quote
+
+from pyinfra.api.command import PyinfraCommand
+
+from operations.databases import as_postgres
+from operations.look import operation
+from operations.shell import quoted, script, shell_file
+
+BACKUPS = "/var/backups/matrix-metal"
+
+
+@operation()
+def backed_up(cluster: str, database: str, backup: str) -> Generator[PyinfraCommand, None, None]:
+    """The database is dumped to /var/backups/matrix-metal/<backup>.dump, for pg_restore. Refuses if it does not fit there."""
+    as_superuser, file = as_postgres(cluster), f"{BACKUPS}/{backup}.dump"
+    yield script(
+        f"install -d -m 700 {BACKUPS}",
+        f"needed=$({as_superuser} psql -XAtqc {quoted(f'SELECT pg_database_size({database!r})')})",
+        f'if [ "$(df -B1 --output=avail {BACKUPS} | tail -n 1)" -lt "$needed" ]; then',
+        f'  echo "{BACKUPS} has no space for a backup of the database {database} ($needed bytes)" >&2',
+        "  exit 1",
+        "fi",
+        "umask 077",
+        f"new=$(mktemp {BACKUPS}/.arriving-XXXXXXXXXX)",
+        "trap 'rm -f -- \"$new\"' EXIT",
+        f'( {as_superuser} pg_dump -Fc {quoted(database)} ) >"$new"',
+        'sync "$new"',
+        f'mv -fT "$new" {quoted(file)}',
+    )
+
+
+@operation()
+def emptied(cluster: str, database: str, owner: str) -> Generator[PyinfraCommand, None, None]:
+    """The database is empty: what an interrupted migration has left is removed."""
+    yield script(
+        f"cluster={quoted(cluster)}\n{shell_file('databases')}",
+        "systemctl stop mas.service 2>/dev/null || true",
+        f"as_superuser dropdb --if-exists {quoted(database)}",
+        f"create {quoted(database, owner)}",
+    )
+
+
+@operation()
+def moved(
+    configuration: Sequence[str],
+    host: str,
+    port: int,
+    database: str,
+    owner: str,
+    cluster: str | None,
+    passwords: str | None,
+) -> Generator[PyinfraCommand, None, None]:
+    """MAS has Synapse's accounts, sessions and passwords; Synapse is stopped. If that fails, Synapse goes on with them.
+
+    configuration: MAS's configuration files. host, port, database, owner: of Synapse's database; cluster:
+    where it is, on this machine; passwords: a password file, if it is on another.
+    """
+    user, where = ("mas", quote(host, safe="")) if cluster else (owner, host)
+    options = "" if cluster else "?sslmode=verify-full&sslrootcert=/etc/ssl/certs/matrix-metal-postgresql.pem"
+    yield script(
+        f"configuration={quoted(':'.join(configuration))} cluster={quoted(cluster or '')} passwords={quoted(passwords or '')}",
+        f"borrowed={quoted(owner if cluster else '')}",
+        f"uri={quoted(f'postgresql://{user}@{where}:{port}/{database}{options}')}",
+        shell_file("accounts"),
+        "move",
+    )
+
+
+@operation()
+def put_back(cluster: str | None, database: str) -> Generator[PyinfraCommand, None, None]:
+    """MAS does not run, and has no database. cluster: where that is, on this machine."""
+    yield script(
+        "systemctl disable --now --quiet mas.service 2>/dev/null || true",
+        "rm -f /etc/systemd/system/mas.service",
+        "systemctl daemon-reload",
+        *([f"{as_postgres(cluster)} dropdb --if-exists {quoted(database)}"] if cluster else []),
+    )

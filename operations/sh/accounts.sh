@@ -1,0 +1,52 @@
+#!/bin/sh
+# Accounts from Synapse to MAS. $configuration: MAS's configuration files, with : between them. $uri: Synapse's database.
+# $borrowed: the PostgreSQL role whose rights MAS needs for it, if both are on this machine; $cluster: then, where; $passwords:
+# otherwise, a password file.
+as_superuser() (cd / && exec runuser -u postgres -- env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER="$cluster" "$@")
+
+# A copy that MAS's user may read: of Synapse's settings, not of its secrets.
+settings_copied() {
+  copy=$(runuser -u mas -- mktemp -d)
+  cp /etc/matrix-synapse/homeserver.yaml "$copy"
+  for file in /etc/matrix-synapse/conf.d/*.yaml; do
+    [ "$file" = /etc/matrix-synapse/conf.d/email.yaml ] || [ ! -e "$file" ] || cp "$file" "$copy"
+  done
+  [ -z "$passwords" ] || cp "$passwords" "$copy/passwords"
+  chown -R mas: "$copy"
+  chmod -R u=rwX,go= "$copy"
+}
+
+syn2mas() (
+  cd /
+  export MAS_CONFIG="$configuration"
+  set -- /opt/mas/current/mas-cli syn2mas "$@" --synapse-database-uri "$uri"
+  for file in "$copy"/*.yaml; do set -- "$@" --synapse-config "$file"; done
+  [ -z "$passwords" ] || export PGPASSFILE="$copy/passwords"
+  exec runuser -u mas -- "$@"
+)
+
+returned() {
+  rm -rf -- "$copy"
+  [ -z "$borrowed" ] || as_superuser psql -XAtqc "REVOKE \"$borrowed\" FROM mas"
+}
+
+move() {
+  copy=
+  trap 'returned' EXIT
+  trap 'exit 1' HUP INT PIPE TERM
+  settings_copied
+  [ -z "$borrowed" ] || as_superuser psql -XAtq -v ON_ERROR_STOP=1 -c "GRANT \"$borrowed\" TO mas"
+  code=0
+  syn2mas check || code=$?
+  # 11: warnings only.
+  if [ "$code" != 0 ] && [ "$code" != 11 ]; then
+    echo "MAS cannot take these accounts, see above: nothing was changed" >&2
+    exit 1
+  fi
+  systemctl stop matrix-synapse
+  if ! syn2mas migrate; then
+    systemctl start matrix-synapse
+    echo "MAS could not take the accounts, see above: Synapse goes on with them" >&2
+    exit 1
+  fi
+}
