@@ -136,8 +136,7 @@ Without either, from here:
         https://matrix.demo.test/_matrix/client/versions
 
 Make the first account (it asks for the password):
-    {command("shell demo")} /opt/matrix-synapse/current/bin/register_new_matrix_user \\
-        -c /etc/matrix-synapse/homeserver.yaml -u alice -a http://127.0.0.1:8008
+    .venv/bin/python manage.py {INVENTORY} accounts create alice --admin
 Verify that everything works:   .venv/bin/pytest tests/host --inventory {INVENTORY}
 Look around on the host:        {command("shell demo")}
 Deploy again after a change:    make demo
