@@ -198,8 +198,9 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
     deployment.choose(**CHOSEN)
     deployment.inventory.write_text(f"caddy = [{unreachable}]\n")
     assert "trial.py gives no machine the role synapse" in refusal(deployment, "accounts", "list")
-    deployment.inventory.write_text("caddy = [\n")
-    assert "trial.py cannot be read: SyntaxError" in refusal(deployment, "accounts", "list")
+    for text, error in (("caddy = [\n", "SyntaxError: "), ("import os\nos.environ['NO']\n", "KeyError: 'NO'")):
+        deployment.inventory.write_text(text)
+        assert f"trial.py cannot be read: {error}" in refusal(deployment, "accounts", "list")
 
 
 def test_secrets_are_those_of_the_deployments_vault(tmp_path: Path) -> None:
