@@ -235,7 +235,9 @@ def read_inventory(path: Path) -> Inventory:
     try:
         machines: Inventory = make_inventory(str(path), cwd=str(Path.cwd()))
     except Exception as error:  # an inventory is a program, which may raise anything
-        raise Refused(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+        # pyinfra has wrapped it.
+        raised = getattr(error, "exception", error)
+        raise Refused(f"{path} cannot be read: {type(raised).__name__}: {raised}") from None
     state.init(machines, config)
     ctx_inventory.set(machines)  # type: ignore[no-untyped-call]
     return machines

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from releases import Release, ReleaseError, store
-from roles import ROLES, SLIDING_SYNC, SYNAPSE_PORT
+from roles import ROLES, SLIDING_SYNC
 from settings import Choices, choices_from
 from settings.sliding_sync import Choices as SlidingSyncChoices
 from settings.sliding_sync import release_of
@@ -136,8 +136,7 @@ Without either, from here:
         https://matrix.demo.test/_matrix/client/versions
 
 Make the first account (it asks for the password):
-    {command("shell demo")} /opt/matrix-synapse/current/bin/register_new_matrix_user \\
-        -c /etc/matrix-synapse/homeserver.yaml -u alice -a http://127.0.0.1:{SYNAPSE_PORT}
+    .venv/bin/python manage.py {INVENTORY} accounts create alice --admin
 Verify that everything works:   .venv/bin/pytest tests/host --inventory {INVENTORY}
 Look around on the host:        {command("shell demo")}
 Deploy again after a change:    make demo

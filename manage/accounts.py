@@ -29,9 +29,11 @@ def homeserver_of(deployment: Deployment) -> Iterator[tuple[Homeserver, Machine]
     homeserver: Homeserver = Mas(machine) if machine.settings.roles.get("mas") else Synapse(machine)
     try:
         yield homeserver, machine
-        homeserver.close()
     finally:
-        machine.close()
+        try:
+            homeserver.close()
+        finally:
+            machine.close()
 
 
 def existing(homeserver: Homeserver, user_id: str) -> Account:

@@ -10,7 +10,7 @@ from manage.machines import Machine
 # Seconds. A deactivation leaves all rooms of an account.
 TIMEOUT = 120
 # 7: nobody listens, and the status that it prints is 000.
-_SEND = (
+CURL = (
     f"curl -q --silent --show-error --noproxy '*' --max-time {TIMEOUT} --write-out '\\n%{{http_code}}' --config - "
     "|| [ $? = 7 ]"
 )
@@ -56,7 +56,7 @@ def send(
     if content is not None:
         data, kind = json.dumps(content), "application/json"
     headers = {**headers, "Content-Type": kind} if data is not None else headers
-    *body, status = machine.run(_SEND, configuration(method, url, headers, data))
+    *body, status = machine.run(CURL, configuration(method, url, headers, data))
     if status == "000":
         raise Refused(
             f"{unit} does not run on {machine.name}: `systemctl status {unit}` there says why, and a deploy starts it"

@@ -142,7 +142,7 @@ def test_deploy_and_verify_on_the_machine_itself(machines: Machines) -> None:
 
     run_on_the_machine(host, DEPLOY)
 
-    secret = run_on_the_machine(host, ".venv/bin/python vault.py show home turn_shared_secret").strip()
+    secret = run_on_the_machine(host, ".venv/bin/python manage.py home secrets show turn_shared_secret").strip()
     assert len(secret) > 20 and host.run(f"grep -cF {shlex.quote(secret)} /etc/turnserver.conf").stdout.strip() == "1"
     assert_verified(0, run_on_the_machine(host, VERIFY))
 
