@@ -13,6 +13,7 @@ import click
 from compat import Refused
 from manage.homeserver import Account, Homeserver, new_user_id, user_id_of
 from manage.machines import Deployment, Machine
+from manage.mas import Mas
 from manage.output import as_json, plain, print_json, print_table
 from manage.synapse import Synapse
 
@@ -24,8 +25,11 @@ ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 def homeserver_of(deployment: Deployment) -> Iterator[tuple[Homeserver, Machine]]:
     """The accounts of a deployment, and the machine that is asked for them."""
     machine = deployment.machine("synapse")
+    # MAS is on the same machine.
+    homeserver: Homeserver = Mas(machine) if machine.settings.roles.get("mas") else Synapse(machine)
     try:
-        yield Synapse(machine), machine
+        yield homeserver, machine
+        homeserver.close()
     finally:
         machine.close()
 
@@ -284,9 +288,8 @@ def sessions(deployment: Deployment, account: str, as_json: bool) -> None:
     if as_json:
         print_json(there)
     elif there:
-        print_table(
-            ("SESSION", "NAME", "LAST SEEN", "ADDRESS"), [(e.id, e.name, e.last_seen, e.address) for e in there]
-        )
+        headings = ("SESSION", "DEVICE", "NAME", "LAST SEEN", "ADDRESS")
+        print_table(headings, [(e.id, e.device, e.name, e.last_seen, e.address) for e in there])
     else:
         click.echo(f"{found.user_id} is not logged in anywhere.")
 

@@ -35,12 +35,13 @@ class Account:
 
 @dataclass(frozen=True)
 class Session:
-    """A session of an account: a device that is logged in, or a browser. kind: None if the homeserver has only one."""
+    """A session of an account. device: its device ID; None for a browser that is logged in at MAS. kind: what MAS calls it."""
 
     id: str
     name: str
     last_seen: datetime | None
     address: str | None
+    device: str | None
     kind: str | None = None
 
 
@@ -88,6 +89,10 @@ class Homeserver(Protocol):
     def create_token(self, uses: int | None, expires: datetime | None) -> Token: ...
 
     def revoke_token(self, token: Token) -> None: ...
+
+    def close(self) -> None:
+        """The end of a run."""
+        ...
 
 
 def user_id_of(name: str, server_name: str) -> str:

@@ -100,6 +100,9 @@ class Synapse:
             start = page.get("next_token")
         return found
 
+    def close(self) -> None:
+        """Nothing: the token is for later runs as well."""
+
     # Accounts.
 
     def find(self, user_id: str) -> Account | None:
@@ -141,6 +144,7 @@ class Synapse:
                 name=each.get("display_name") or "",
                 last_seen=from_milliseconds(each.get("last_seen_ts")),
                 address=each.get("last_seen_ip"),
+                device=each["device_id"],
             )
             for each in devices
             # Keys for encryption that an application left; nobody is logged in with it.

@@ -79,7 +79,8 @@ def checked_settings(host: Host) -> Settings:
         ) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
-    for role, units in settings.left_over:
+    # When accounts are given back, the run itself takes MAS away.
+    for role, units in settings.left_over if settings.migration != "back" else ():
         add_final_line(
             f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
             f"{role.name}. If it is not needed any more, stop it there: systemctl disable --now {' '.join(units)}"

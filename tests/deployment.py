@@ -138,19 +138,6 @@ class Deployment:
             raise AssertionError(f"pyinfra exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return run
 
-    def manage(self, *words: str, stdin: str = "") -> tuple[int, str]:
-        """Exit status and output of manage.py."""
-        done = subprocess.run(
-            [sys.executable, "manage.py", str(self.inventory), *words],
-            cwd=self.root,
-            env=self._environ(),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        return done.returncode, done.stdout + done.stderr
-
     def verify(self, tests: str = "tests/host") -> tuple[int, str]:
         """Exit status and output of `pytest tests/host --inventory`, or of some of these tests."""
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tests, "--inventory"]
@@ -164,6 +151,18 @@ class Deployment:
             timeout=300,
         )
         return done.returncode, done.stdout + done.stderr
+
+    def manage(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run manage.py on this deployment, in another directory. stdin: None: there is none."""
+        return subprocess.run(
+            [sys.executable, str(self.root / "manage.py"), str(self.inventory), *arguments],
+            cwd=self.directory,
+            env=self._environ(),
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
 
     def _environ(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name != "MATRIX_VAULT_KEY"}

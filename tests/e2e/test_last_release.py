@@ -376,9 +376,9 @@ def test_a_failed_migration_puts_everything_back(wants_mas: Upgraded) -> None:
     """The stand-in finds nothing wrong, and takes no account."""
     host, deployment = wants_mas.outside.host, wants_mas.deployment
     before = Machine.of(host)
-    status, output = deployment.manage("mas", "migrate", "--yes")
-    assert status == 1
-    assert "Synapse has the accounts, as before" in output.splitlines()[-1], output
+    done = deployment.manage("mas", "migrate", "--yes")
+    assert done.returncode == 1
+    assert "Synapse has the accounts, as before" in done.stderr.splitlines()[-1], done.stdout + done.stderr
     after = Machine.of(host)
     assert after.databases == before.databases and after.own == before.own
     assert after.files["matrix-synapse.service"] == before.files["matrix-synapse.service"]
@@ -393,16 +393,16 @@ def test_a_failed_migration_puts_everything_back(wants_mas: Upgraded) -> None:
 @pytest.mark.skipif(not real_mas(), reason="the stand-in has no accounts: set MAS_BINARY to an archive of the real MAS")
 def test_accounts_sessions_and_encrypted_messages_move_to_mas(wants_mas: Upgraded) -> None:
     host, deployment = wants_mas.outside.host, wants_mas.deployment
-    status, output = deployment.manage("mas", "migrate", "--yes")
-    assert status == 0, output
+    done = deployment.manage("mas", "migrate", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
     continues(wants_mas, "We have moved.")
     assert psql(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == "", "MAS keeps rights"
     assert host.run("ls /var/backups/matrix-metal").stdout.split() == ["synapse-before-mas.dump"]
     assert deployment.run("-y").changed == []
     status, report = deployment.verify()
     assert status == 0, report
-    status, output = deployment.manage("mas", "migrate", "--yes")
-    assert status == 1 and "MAS has the accounts already" in output, output
+    done = deployment.manage("mas", "migrate", "--yes")
+    assert done.returncode == 1 and "MAS has the accounts already" in done.stderr, done.stdout + done.stderr
     deployment.assign({role: [host.name] for role in ROLES})
     run = deployment.run("-y", check=False)
     assert run.status == 1 and "which Synapse cannot take back: give the role mas to" in run.refusal

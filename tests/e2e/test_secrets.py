@@ -18,6 +18,7 @@ import pytest
 from roles import Unit
 from tests.conftest import complete
 from tests.deployment import EVERYTHING, Deployment, Run
+from tests.e2e.watching import HIDDEN, command_lines
 from tests.protocols.turn import Credentials
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -36,23 +37,6 @@ SPECIAL_SECRETS = [
     "smtp_password",
 ]
 UNITS = [unit for role in EVERYTHING.values() for unit in role.units]
-# A directory in memory that only root can enter.
-HIDDEN = "/run/secrets-of-the-test"
-# Collects every command line of every process until it is told to stop.
-SAMPLER = r"""
-my %seen;
-while (!-e "HIDDEN/stop") {
-    for my $file (glob "/proc/[0-9]*/cmdline") {
-        local $/;
-        next unless open my $handle, "<", $file;
-        my $line = <$handle>;
-        $seen{$line} = 1 if defined $line;
-    }
-    select undef, undef, undef, 0.01;
-}
-open my $out, ">", "HIDDEN/command-lines";
-print $out join "\n", keys %seen;
-"""
 
 
 @dataclass(frozen=True)
@@ -82,12 +66,9 @@ def machine(
         vault.set(name, f"{secrets.token_hex(8)}{SPECIAL}{secrets.token_hex(8)}")
     vault.save()
 
-    host.run(f"install -d -m 700 {HIDDEN} && cat > {HIDDEN}/sampler", stdin=SAMPLER.replace("HIDDEN", HIDDEN))
-    host.run(f"systemd-run --quiet --collect --unit=sampler perl {HIDDEN}/sampler")
-    first = deployment.run("-y", *VERBOSE)
-    host.run(f"touch {HIDDEN}/stop; while systemctl is-active --quiet sampler; do sleep 0.1; done")
-    command_lines = host.run(f"cat {HIDDEN}/command-lines").stdout
-    yield Machine(host, deployment, first, command_lines)
+    with command_lines(host) as seen:
+        first = deployment.run("-y", *VERBOSE)
+    yield Machine(host, deployment, first, "\n".join(seen))
     host.down()
 
 

@@ -34,7 +34,8 @@ from tests.e2e.test_messages import (  # noqa: F401
     test_two_users_exchange_messages,
 )
 from tests.e2e.test_runs import assert_nothing_to_do, invocations, restarted
-from tests.e2e.test_secrets import HIDDEN, SAMPLER, SPECIAL, VERBOSE, assert_none_in, shown, traces
+from tests.e2e.test_secrets import SPECIAL, VERBOSE, assert_none_in, shown, traces
+from tests.e2e.watching import HIDDEN, command_lines
 from tests.protocols.turn import Credentials, relay
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -119,14 +120,9 @@ def split(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name in PASSWORDS:
             vault.set(name, f"{secrets.token_hex(8)}{SPECIAL}{secrets.token_hex(8)}")
         vault.save()
-        for host in (db, home):
-            host.run(f"install -d -m 700 {HIDDEN} && cat > {HIDDEN}/sampler", stdin=SAMPLER.replace("HIDDEN", HIDDEN))
-            host.run(f"systemd-run --quiet --collect --unit=sampler perl {HIDDEN}/sampler")
-        first = deployment.run("-y", *VERBOSE)
-        seen = {}
-        for host in (db, home):
-            host.run(f"touch {HIDDEN}/stop; while systemctl is-active --quiet sampler; do sleep 0.1; done")
-            seen[host.name] = host.run(f"cat {HIDDEN}/command-lines").stdout
+        with command_lines(db) as on_db, command_lines(home) as at_home:
+            first = deployment.run("-y", *VERBOSE)
+        seen = {db.name: "\n".join(on_db), home.name: "\n".join(at_home)}
         yield Split(db, home, relay_host, deployment, first, seen)
     for host in (db, home, relay_host):
         host.down()

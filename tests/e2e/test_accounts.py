@@ -1,0 +1,332 @@
+"""The administrator makes and looks after accounts with manage.py, as a user with sudo; their owners notice it.
+
+On a homeserver that asks for a registration token: a file of the administrator's in conf.d, which is taken away at the end. On one
+release of Debian, because all that runs on the machine is curl.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nio
+import pytest
+
+from manage.synapse import TOKEN_FILE
+from tests.conftest import Deployed
+from tests.deployment import Deployment
+from tests.e2e.client import Account, Outside, expect, expect_json
+from tests.e2e.test_secrets import assert_none_in
+from tests.e2e.watching import command_lines
+
+pytestmark = [
+    pytest.mark.role("synapse"),
+    pytest.mark.parametrize("deployed", ["trixie"], ids=["debian13"], indirect=True),
+]
+
+# Synapse allows five log-ins from one address, and then one in five minutes.
+OWN = """
+enable_registration: true
+registration_requires_token: true
+rc_login: {address: {per_second: 1000, burst_count: 1000}, account: {per_second: 1000, burst_count: 1000}}
+rc_registration: {per_second: 1000, burst_count: 1000}
+rc_registration_token_validity: {per_second: 1000, burst_count: 1000}
+"""
+FILE = "/etc/matrix-synapse/conf.d/accounts.yaml"
+RESTART = "systemctl restart matrix-synapse; timeout 60 sh -c 'until curl -qsf http://127.0.0.1:8008/health; do sleep 0.2; done'"
+
+
+@dataclass(frozen=True)
+class Managed:
+    """A deployment whose accounts are managed. deployment: its inventory, which connects as a user with sudo."""
+
+    deployment: Deployment
+    outside: Outside
+
+    def run(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run a command that succeeds; returns what it prints."""
+        done = self.deployment.manage(*arguments, stdin=stdin)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str, stdin: str | None = None) -> Any:
+        return json.loads(self.run(*arguments, "--json", stdin=stdin))
+
+    def refusal(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run a command that fails; returns the only line that it prints."""
+        done = self.deployment.manage(*arguments, stdin=stdin)
+        assert (done.returncode, done.stdout) == (1, ""), done.stdout + done.stderr
+        [line] = done.stderr.splitlines()
+        return line
+
+    def user_id(self, name: str) -> str:
+        return f"@{name}:{self.outside.server_name}"
+
+    def log_in(self, name: str, password: str) -> Account:
+        return asyncio.run(self.outside.log_in(name, password))
+
+    def refused_log_in(self, name: str, password: str) -> bool:
+        """Whether the homeserver refuses a log-in."""
+
+        async def attempt() -> object:
+            async with self.outside.matrix() as client:
+                client.user = self.user_id(name)
+                return await client.login(password)
+
+        answer = asyncio.run(attempt())
+        return isinstance(answer, nio.LoginError) and answer.status_code == "M_FORBIDDEN"
+
+    def logged_in(self, account: Account) -> bool:
+        """Whether the session of an account is still accepted."""
+        with self.outside.http() as http:
+            url = self.outside.url("matrix", "/_matrix/client/v3/account/whoami")
+            return http.get(url, headers=account.authorization).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def managed(deployed: Deployed, outside: Outside, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    settings = {"server_name": deployed.server_name, "tls": "internal", "admin_email": "admin@example.com"}
+    directory = tmp_path_factory.mktemp("accounts")
+    deployment = Deployment(directory, [deployed.host], settings, user="admin")
+    deployment.choose(**settings, registration="token", vault=str(deployed.deployment.vault))
+    deployed.host.run(f"cat >{FILE}; chmod 644 {FILE}; {RESTART}", stdin=OWN)
+    yield Managed(deployment, outside)
+    deployed.host.run(f"rm {FILE}; {RESTART}")
+
+
+@pytest.fixture
+def name() -> str:
+    return f"anna-{secrets.token_hex(3)}"
+
+
+def test_life_of_an_account(managed: Managed, deployed: Deployed, name: str) -> None:
+    user_id = managed.user_id(name)
+    made = managed.json("accounts", "create", name, "--password-stdin", "--display-name", "Anna", stdin="first one\n")
+    assert (made["user_id"], made["admin"], made["display_name"]) == (user_id, False, "Anna")
+    account = managed.log_in(name, "first one")
+
+    # Where it is logged in.
+    [session] = managed.json("accounts", "sessions", user_id)
+    assert session["id"] == account.device_id and session["name"] == "matrix-metal's tests"
+    assert account.device_id in managed.run("accounts", "sessions", name)
+    assert managed.json("accounts", "show", name)["sessions"] == 1
+
+    # Another password: the old session ends, unless it is to stay.
+    reset = managed.json("accounts", "reset-password", name, "--generate", "--keep-sessions")
+    assert managed.logged_in(account) and managed.refused_log_in(name, "first one")
+    managed.run("accounts", "reset-password", name, "--password-stdin", stdin="third one")
+    assert not managed.logged_in(account) and managed.refused_log_in(name, reset["password"])
+    account = managed.log_in(name, "third one")
+
+    # Server administrator: Synapse's admin API takes the account's own token.
+    def is_admin() -> bool:
+        question = f"curl -qs --config - http://127.0.0.1:8008/_synapse/admin/v2/users/{user_id}"
+        header = f'header = "Authorization: Bearer {account.access_token}"'
+        return "creation_ts" in deployed.host.run(question, stdin=header).stdout
+
+    assert not is_admin()
+    assert managed.json("accounts", "promote", name)["changed"] is True
+    assert managed.json("accounts", "promote", name)["changed"] is False
+    assert is_admin() and user_id in [each["user_id"] for each in managed.json("accounts", "list", "--admins")]
+    managed.run("accounts", "demote", user_id)
+    assert not is_admin()
+
+    # Logged out: one session, then all.
+    second, third = managed.log_in(name, "third one"), managed.log_in(name, "third one")
+    managed.run("accounts", "log-out", name, "--session", second.device_id)
+    assert [managed.logged_in(each) for each in (account, second, third)] == [True, False, True]
+    assert managed.json("accounts", "log-out", name)["logged_out"] == 2
+    assert not managed.logged_in(account) and not managed.logged_in(third)
+    assert "has no session NOSUCH" in managed.refusal("accounts", "log-out", name, "--session", "NOSUCH")
+
+    # Out of use, and in use again.
+    account = managed.log_in(name, "third one")
+    assert managed.refusal("accounts", "deactivate", name).endswith("give --yes")
+    assert managed.logged_in(account)
+    assert managed.json("accounts", "deactivate", name, "--yes")["deactivated"] is True
+    assert managed.json("accounts", "deactivate", name)["changed"] is False
+    assert not managed.logged_in(account) and managed.refused_log_in(name, "third one")
+    assert user_id not in [each["user_id"] for each in managed.json("accounts", "list")]
+    assert user_id in [each["user_id"] for each in managed.json("accounts", "list", "--deactivated")]
+    assert "reactivate" in managed.refusal("accounts", "reset-password", name, "--generate")
+    again = managed.json("accounts", "reactivate", name, "--generate")
+    assert managed.log_in(name, again["password"]).user_id == user_id
+    assert managed.json("accounts", "deactivate", name, "--erase", "--yes")["deactivated"] is True
+
+
+def test_an_administrator_is_made(managed: Managed, name: str) -> None:
+    made = managed.json("accounts", "create", name, "--admin", "--generate")
+    assert made["admin"] is True
+    assert managed.log_in(name, made["password"]).user_id == managed.user_id(name)
+
+
+def test_an_account_that_exists_is_left_alone(managed: Managed, name: str) -> None:
+    made = managed.json("accounts", "create", name, "--generate")
+    assert managed.refusal("accounts", "create", name, "--generate") == f"manage: {made['user_id']} exists already"
+    # It asks for no password.
+    assert managed.json("accounts", "create", name, "--exists-ok")["changed"] is False
+    managed.log_in(name, made["password"])
+
+
+def test_an_unknown_account_suggests_the_nearest(managed: Managed, name: str) -> None:
+    managed.run("accounts", "create", name, "--generate")
+    misspelt = name.replace("anna", "ana")
+    assert managed.refusal("accounts", "show", misspelt).endswith(f"did you mean {managed.user_id(name)}?")
+
+
+def test_the_list_has_people_and_nobody_else(managed: Managed, name: str) -> None:
+    managed.run("accounts", "create", name, "--generate", "--display-name", "Anna\N{RIGHT-TO-LEFT OVERRIDE}\x1b[31m")
+    listed = managed.json("accounts", "list", "--deactivated")
+    assert [each["user_id"] for each in listed] == sorted(each["user_id"] for each in listed)
+    assert not [each for each in listed if "matrix-metal" in each["user_id"]]
+    rows = managed.run("accounts", "list").splitlines()
+    assert rows[0].split()[:2] == ["ACCOUNT", "NAME"]
+    [row] = [row for row in rows if name in row]
+    assert row.isprintable() and "active" in row
+    assert "use themselves" in managed.refusal("accounts", "deactivate", "matrix-metal", "--yes")
+    assert "use themselves" in managed.refusal("accounts", "create", "matrix-metal", "--generate")
+
+
+def test_the_password_is_asked_for_twice_and_not_echoed(managed: Managed, name: str) -> None:
+    command = [sys.executable, "manage.py", str(managed.deployment.inventory), "accounts", "create", name]
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        command, cwd=managed.deployment.root, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    ) as process:
+        os.close(terminal)
+        screen = b""
+        for question in (b"Password of ", b"The same again: "):
+            while question not in screen:
+                screen += os.read(controller, 1000)
+            os.write(controller, b"typed by hand\n")
+        while True:
+            try:
+                screen += os.read(controller, 1000)
+            except OSError:  # how Linux reports the end of a terminal's output
+                break
+    os.close(controller)
+    assert process.returncode == 0, screen
+    assert b"typed" not in screen
+    managed.log_in(name, "typed by hand")
+    assert "--password-stdin or --generate" in managed.refusal("accounts", "create", f"{name}-2")
+    assert "the password is empty" in managed.refusal("accounts", "create", f"{name}-2", "--password-stdin", stdin="")
+
+
+def test_registration_tokens(managed: Managed, name: str) -> None:
+    async def register(user: str, token: str) -> object:
+        async with managed.outside.matrix() as client:
+            return await client.register_with_token(user, "a password of anna", token)
+
+    created = managed.json("tokens", "create", "--expires", "7d")
+    token = created["token"]
+    assert (created["uses"], created["used"], created["usable"]) == (1, 0, True)
+    assert created["expires"].endswith("Z")
+    expect(asyncio.run(register(name, token)), nio.RegisterResponse)
+    assert isinstance(asyncio.run(register(f"{name}-2", token)), nio.ErrorResponse)
+    assert managed.json("accounts", "show", name)["admin"] is False
+
+    # Used up.
+    assert token not in managed.run("tokens", "list")
+    [listed] = [each for each in managed.json("tokens", "list", "--all") if each["token"] == token]
+    assert (listed["used"], listed["usable"]) == (1, False)
+    assert token in managed.run("tokens", "list", "--all")
+    managed.run("tokens", "revoke", token)
+    assert token not in managed.run("tokens", "list", "--all")
+    assert "no such registration token" in managed.refusal("tokens", "revoke", token)
+
+    # Taken back before it is used.
+    token = managed.run("tokens", "create", "--unlimited").strip()
+    with managed.outside.http() as http:
+        url = managed.outside.url(
+            "matrix", f"/_matrix/client/v1/register/m.login.registration_token/validity?token={token}"
+        )
+        assert expect_json(http.get(url)) == {"valid": True}
+        managed.run("tokens", "revoke", token)
+        assert expect_json(http.get(url)) == {"valid": False}
+
+
+def test_a_registration_token_that_is_of_no_use_says_so(managed: Managed, deployed: Deployed) -> None:
+    settings = {"server_name": deployed.server_name, "tls": "internal", "admin_email": "admin@example.com"}
+    other = Deployment(managed.deployment.directory / "closed", [deployed.host], settings, user="admin")
+    other.choose(**settings, vault=str(deployed.deployment.vault))
+    done = other.manage("tokens", "list", "--json")
+    assert done.returncode == 0 and isinstance(json.loads(done.stdout), list)
+    [line] = done.stderr.splitlines()
+    assert 'registration is "closed"' in line and 'set registration = "token" and deploy' in line
+
+
+def descendants(pid: int) -> Iterator[Path]:
+    """The directories in /proc of a process and of those that it started."""
+    yield Path(f"/proc/{pid}")
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in file.read_text().split():
+            yield from descendants(int(child))
+
+
+def test_no_secret_is_on_a_command_line_or_in_the_journal(managed: Managed, deployed: Deployed, name: str) -> None:
+    password = secrets.token_hex(16)
+    # So that the account of these commands is made again.
+    deployed.host.run(f"rm -f {TOKEN_FILE}")
+    here: set[bytes] = set()
+    with command_lines(deployed.host) as there:
+        command = [sys.executable, "manage.py", str(managed.deployment.inventory), "accounts", "create", name]
+        with subprocess.Popen(
+            [*command, "--password-stdin"],
+            cwd=managed.deployment.root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        ) as process:
+            assert process.stdin is not None
+            process.stdin.write(f"{password}\n".encode())
+            process.stdin.close()
+            while process.poll() is None:
+                # A process may end while it is looked at.
+                with contextlib.suppress(OSError):
+                    for directory in descendants(process.pid):
+                        here |= {(directory / file).read_bytes() for file in ("cmdline", "environ")}
+        generated = managed.json("accounts", "reset-password", name, "--generate")["password"]
+    assert process.returncode == 0
+    token = deployed.host.run(f"cat {TOKEN_FILE}").stdout.strip()
+    assert deployed.host.run(f"stat -c '%a %U:%G' {TOKEN_FILE}").stdout == "600 root:root\n"
+    assert any("curl" in line for line in there) and any(name.encode() in line for line in here)
+    journal = deployed.host.run("journalctl --all --no-pager -o verbose --since -10min", timeout=120).stdout
+    assert "COMMAND=" in journal
+    found = {
+        "the command lines of the machine": "".join(there),
+        "the command lines of this computer": b"".join(here).decode(errors="replace"),
+        "the journal": journal,
+    }
+    for where, text in found.items():
+        assert_none_in([password, generated, token], text, where)
+
+
+def test_the_account_of_the_commands_is_replaced_when_its_token_is_lost(managed: Managed, deployed: Deployed) -> None:
+    managed.run("accounts", "list")
+    lost = deployed.host.run(f"cat {TOKEN_FILE}").stdout
+    deployed.host.run(f"echo wrong >{TOKEN_FILE}")
+    managed.run("accounts", "list")
+    assert deployed.host.run(f"cat {TOKEN_FILE}").stdout != lost
+    header = f'header = "Authorization: Bearer {lost.strip()}"'
+    question = "curl -qs --config - http://127.0.0.1:8008/_matrix/client/v3/account/whoami"
+    assert "M_UNKNOWN_TOKEN" in deployed.host.run(question, stdin=header).stdout
+    found = deployed.host.run(
+        "cd / && psql -XAtqc \"SELECT count(*) FROM users WHERE user_type = 'support' AND deactivated = 0\" synapse",
+        user="postgres",
+    ).stdout
+    assert found == "1\n"
+
+
+def test_a_homeserver_that_does_not_run(managed: Managed, deployed: Deployed) -> None:
+    deployed.host.run("systemctl stop matrix-synapse")
+    try:
+        assert "matrix-synapse does not run on" in managed.refusal("accounts", "list")
+    finally:
+        deployed.host.run(RESTART)
