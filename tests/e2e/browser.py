@@ -20,7 +20,7 @@ from tests.testbed import Host
 INSTALL = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-apt-get install -qq -y --no-install-recommends chromium chromium-driver libnss3-tools fonts-dejavu-core {more}
+apt-get install -qq -y --no-install-recommends chromium chromium-driver curl libnss3-tools fonts-dejavu-core {more}
 """
 START = """
 systemd-run --quiet --collect --unit=chromedriver -p User=admin -p WorkingDirectory=/home/admin \
