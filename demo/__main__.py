@@ -1,30 +1,22 @@
 """`make demo`: a throw-away Debian host with the whole homeserver on it, deployed as an administrator deploys.
 
-Run again, it deploys to the same host again. SLIDING_SYNC_BINARY=PATH names the program of the Sliding Sync proxy if
-upstream's release page cannot be reached; the path is remembered.
+Run again, it deploys to the same host again. A role whose program is not on its release page, or whose page cannot be reached, is
+left out; MAS_BINARY=PATH and others name the program (demo/programs.py), and the path is remembered.
 """
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from releases import Release, ReleaseError, store
-from roles import ROLES, SLIDING_SYNC
-from settings import Choices, choices_from
-from settings.sliding_sync import Choices as SlidingSyncChoices
-from settings.sliding_sync import release_of
+from demo.programs import Found, look_for
+from roles import ROLES
 from tests.deployment import PYINFRA, ROOT
 from tests.testbed import Host, Testbed, TestbedError
 
 INVENTORY = "demo/demo.py"
 ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
-# Read by demo/demo.py and demo/group_data/demo.py, so that later runs use the same choice.
-REMEMBERED = ROOT / ".cache" / "demo-sliding-sync"
-WITHOUT = ROOT / ".cache" / "demo-without-sliding-sync"
 
 
 def main() -> int:
@@ -33,7 +25,7 @@ def main() -> int:
         say("Booting a throw-away Debian 13 host; the first time it has to be made, which takes about half a minute.")
         host = Testbed().up("demo", wipe=False)
         say(f"It is up at {host.address}.")
-        missing = without_proxy()
+        found = look_for(say)
         say(f"Deploying: pyinfra {INVENTORY} deploy.py -y")
         changed = deploy()
         if changed is None:
@@ -43,44 +35,12 @@ def main() -> int:
     except TestbedError as error:
         print(error, file=sys.stderr)
         return 1
-    print(report(host, changed, missing))
+    print(report(host, changed, found))
     return 0
 
 
 def say(text: str) -> None:
     print(f"--> {text}", flush=True)
-
-
-def without_proxy() -> str:
-    """Leave the Sliding Sync proxy out if its program is not available, and return why; otherwise return ""."""
-    REMEMBERED.parent.mkdir(exist_ok=True)
-    WITHOUT.unlink(missing_ok=True)
-    given = os.environ.get("SLIDING_SYNC_BINARY") or (REMEMBERED.read_text() if REMEMBERED.exists() else "")
-    if given and Path(given).expanduser().is_file():
-        REMEMBERED.write_text(str(Path(given).expanduser().resolve()))
-        return ""
-    REMEMBERED.unlink(missing_ok=True)
-    say("Looking for the Sliding Sync proxy on its release page.")
-    try:
-        store.resolve(proxy_release())
-    except ReleaseError as error:
-        WITHOUT.touch()
-        return str(error)
-    return ""
-
-
-def proxy_release() -> Release:
-    """The release that the deploy will need, without connecting to the machine."""
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
-    return release_of(choices(), arch, ROOT / "inventories/demo.lock")
-
-
-def choices() -> SlidingSyncChoices:
-    """The settings of the demo."""
-    data = {**runpy.run_path(str(ROOT / "group_data/all.py")), "server_name": "demo.test"}
-    chosen = choices_from({name: value for name, value in data.items() if name in Choices.model_fields}, "demo")
-    assert isinstance(chosen, SlidingSyncChoices)
-    return chosen
 
 
 def deploy() -> int | None:
@@ -115,16 +75,10 @@ def deploy() -> int | None:
     return None
 
 
-def report(host: Host, changed: int, missing: str) -> str:
-    played = [role for role in ROLES.values() if not (missing and role is SLIDING_SYNC)]
+def report(host: Host, changed: int, found: Found) -> str:
+    played = [role for role in ROLES.values() if role.name not in found.missing]
     names = ["demo.test", *(f"{role.domain.prefix}.demo.test" for role in played if role.domain)]
     certificate = ROOT_CERTIFICATE.relative_to(ROOT)
-    left_out = f"""
-The Sliding Sync proxy, which only old clients need, was left out:
-    {missing}
-This adds it:
-    SLIDING_SYNC_BINARY=/path/to/syncv3_linux_amd64 make demo
-"""
     return f"""
 A Matrix homeserver runs at {host.address} ({changed or "no"} change{"" if changed == 1 else "s"} in this run).
 
@@ -141,7 +95,7 @@ Verify that everything works:   .venv/bin/pytest tests/host --inventory {INVENTO
 Look around on the host:        {command("shell demo")}
 Deploy again after a change:    make demo
 Stop and remove it:             make demo-stop
-{left_out if missing else ""}"""
+{found.explanation}"""
 
 
 def command(words: str) -> str:

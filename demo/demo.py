@@ -1,7 +1,6 @@
 """The throw-away host of `make demo`."""
 
-from pathlib import Path
-
+from demo.programs import found as _found
 from roles import ROLES
 from tests.testbed import Testbed
 
@@ -16,7 +15,5 @@ _machine = (
     },
 )
 
-# `make demo` makes this file if it could not get the program.
-_without = Path(__file__).parent.parent / ".cache" / "demo-without-sliding-sync"
-# Each role is a group.
-globals().update({_role: [_machine] for _role in ROLES if not (_role == "sliding_sync" and _without.exists())})
+# Each role is a group; `make demo` has looked whether its program can be had.
+globals().update({_role: [_machine] for _role in ROLES if _role not in _found().missing})

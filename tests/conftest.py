@@ -17,7 +17,7 @@ from settings import mas
 from settings.sliding_sync import VERSION
 from tests.built import built, keep, remove_built
 from tests.deployment import Deployment
-from tests.standin.archives import mas_archive
+from tests.standin.archives import mas_archive, real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
@@ -29,12 +29,6 @@ RELEASE = f"matrix-org/sliding-sync/releases/download/{VERSION}/syncv3_linux_amd
 def real_proxy() -> Path | None:
     """The program of the real Sliding Sync proxy, if SLIDING_SYNC_BINARY names it; None: the stand-in is deployed."""
     named = os.environ.get("SLIDING_SYNC_BINARY")
-    return Path(named).expanduser().resolve() if named else None
-
-
-def real_mas() -> Path | None:
-    """The release archive of the real Matrix Authentication Service, if MAS_BINARY names it; None: the stand-in is deployed."""
-    named = os.environ.get("MAS_BINARY")
     return Path(named).expanduser().resolve() if named else None
 
 

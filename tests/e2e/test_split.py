@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from roles import CADDY, COTURN, POSTGRES, POSTGRES_PORT, RELAYED, SLIDING_SYNC, SYNAPSE, Port, Role
+from roles import CADDY, COTURN, MAS, POSTGRES, POSTGRES_PORT, RELAYED, SLIDING_SYNC, SYNAPSE, Port, Role
 from roles import ROLES as ALL_ROLES
 from settings.postgres import DATABASE_AUTHORITY
 from tests.built import built
@@ -39,6 +39,7 @@ from tests.e2e.test_runs import assert_nothing_to_do, invocations, restarted
 from tests.e2e.test_secrets import SPECIAL, VERBOSE, assert_none_in, shown, traces
 from tests.e2e.watching import HIDDEN, command_lines
 from tests.protocols.turn import Credentials, relay
+from tests.standin.archives import mas_archive, real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -485,3 +486,31 @@ def test_database_is_moved_as_in_the_readme(split: Split, outside: Outside, alic
     split.db.stop()
     # Alice and Bob are still logged in: their accounts were moved as well.
     test_two_users_exchange_messages(outside, alice, bob)
+
+
+@pytest.mark.role("mas")
+def test_mas_has_its_database_on_another_machine(split: Split, tmp_path: Path) -> None:
+    """Over TLS and with a password. At the very end, because Synapse's accounts are removed for it."""
+    deployment = split.deployment
+    database = split.db if split.db.running else split.relay
+    vault = Vault.open(deployment.vault)
+    vault.set("postgres_mas_password", f"{secrets.token_hex(8)}{SPECIAL}{secrets.token_hex(8)}")
+    vault.save()
+    group_data = deployment.directory / "group_data" / f"{deployment.name}.py"
+    group_data.write_text(group_data.read_text() + f"mas_archive = {str(real_mas() or mas_archive(tmp_path))!r}\n")
+    deployment.assign({**ROLES, "postgres": [database.name], "mas": ["split"]})
+    query(database, "\\c synapse\nDELETE FROM users;")
+    deployment.run("-y")
+    connections = query(
+        database,
+        "SELECT DISTINCT datname, host(client_addr), ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
+        "WHERE usename = 'mas'",
+    )
+    # The stand-in connects only when it is asked.
+    assert connections in ([], [f"mas|{split.home.address}|t|TLSv1.3"])
+    [stored] = query(database, "SELECT rolpassword FROM pg_authid WHERE rolname = 'mas'")
+    assert stored.startswith("SCRAM-SHA-256$4096:")
+    assert split.home.run(MAS.units[0].health, check=False).returncode == 0
+    status, output = deployment.verify("tests/host/test_mas.py")
+    assert status == 0, output
+    assert deployment.run("-y").changed == []

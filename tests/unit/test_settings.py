@@ -183,6 +183,12 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("tls_files", {"certificate": "a.pem", "key": "/etc/a.key"}, "the absolute path"),
         ("sliding_sync_releases", "http://x.test", "an https URL"),
         ("sliding_sync_sha256", {"amd64": "abc"}, "64 hexadecimal digits"),
+        (
+            "sso",
+            [{"id": "a b", "issuer": "https://x.test", "client_id": "m", "name": "X"}],
+            "lower-case letters, digits",
+        ),
+        ("sso", [{"id": "a", "issuer": "http://x.test", "client_id": "m", "name": "X"}], "the https URL"),
         ("private_networks", ["10.0.0.1/8"], '["10.1.0.0/16"]'),
         ("private_networks", "10.0.0.0/8", '["10.1.0.0/16"]'),
         ("private_networks", ["0.0.0.0/0"], '["10.1.0.0/16"]'),
@@ -267,6 +273,17 @@ def test_port_for_federation_without_federation_is_refused(tmp_path: Path) -> No
     [line] = mistakes(settings(tmp_path, federation=False, federation_port_8448=True))
     assert "federation_port_8448 is True, but federation is False" in line
     assert mistakes(settings(tmp_path, federation_port_8448=True)) == []
+
+
+def test_providers_to_sign_in_with_need_mas_and_a_name_each(tmp_path: Path) -> None:
+    provider = {"id": "example", "issuer": "https://id.x.test", "client_id": "matrix", "name": "Example"}
+    with_mas = {role: ["one"] for role in ("postgres", "synapse", "mas")}
+    without = {role: ["one"] for role in ("postgres", "synapse")}
+    [line] = mistakes(settings(tmp_path, without, sso=[provider]))
+    assert "sso has providers" in line and "the role mas" in line
+    [line] = mistakes(settings(tmp_path, with_mas, sso=[provider, provider]))
+    assert "sso has two providers with the id example" in line
+    assert mistakes(settings(tmp_path, with_mas, sso=[provider, {**provider, "id": "other"}])) == []
 
 
 def test_certificate_authority_needs_a_contact(tmp_path: Path) -> None:

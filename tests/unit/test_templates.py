@@ -53,6 +53,7 @@ PRINTABLE = string.digits + string.ascii_letters + string.punctuation + " "
 LETS_ENCRYPT = DEFAULTS["acme"]
 ZEROSSL = {"directory": "https://acme.zerossl.com/v2/DV90", "eab_key_id": "key-1", "email": "turn@x.test"}
 MAIL = {"smtp_host": "mail.x.test", "smtp_username": "mailer"}
+PROVIDER = {"id": "example", "issuer": "https://id.example.net/", "client_id": "matrix", "name": "Example"}
 
 # Name -> the roles, and the settings besides the server name.
 SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
@@ -68,8 +69,13 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "mail over tls": (EVERYTHING, {"tls": "internal", **MAIL, "smtp_port": 465, "smtp_tls": "tls"}),
     "mail without login": (EVERYTHING, {"tls": "internal", "smtp_host": "mail.x.test", "smtp_tls": "none"}),
     "open": (EVERYTHING, {"tls": "internal", "registration": "open"}),
+    "open, mail": (EVERYTHING, {"tls": "internal", "registration": "open", **MAIL}),
     "token, no federation": (EVERYTHING, {"tls": "internal", "registration": "token", "federation": False}),
     "port 8448": (EVERYTHING, {"tls": "internal", "federation_port_8448": True}),
+    "passwords in Synapse": ([role for role in EVERYTHING if role != "mas"], {"tls": "internal"}),
+    "passwords in Synapse, open": (("postgres", "synapse"), {"tls": "internal", "registration": "open"}),
+    "passwords in Synapse, token": (("postgres", "synapse"), {"tls": "internal", "registration": "token"}),
+    "sign in elsewhere": (EVERYTHING, {"tls": "internal", "sso": [PROVIDER]}),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
     "without caddy": (("postgres", "synapse", "sydent"), {"tls": "internal"}),
     "relay alone": (("caddy", "coturn"), {"tls": "internal"}),
@@ -84,7 +90,7 @@ def settings_for(scenario: str, directory: Path, release: str = "13") -> Setting
     machine = MachineState("root", True, "debian", release, "amd64", 4096, 40960, ("192.0.2.1", "2001:db8::1"))
     made = Settings(choices, "trial", {role: ["one"] for role in roles}, "one", machine, inventories=directory)
     assert mistakes(made) == []
-    for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key"):
+    for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key", "sso_client_secret_example"):
         made.vault.set(name, f"{name}{PRINTABLE}")
     return made
 
@@ -267,10 +273,47 @@ def well_known(rendered: Rendered, kind: str) -> dict[str, Any] | None:
 
 
 def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) -> None:
-    assert homeserver(written("default"))["enable_registration"] is False
-    by_token = homeserver(written("token, no federation"))
+    assert homeserver(written("passwords in Synapse"))["enable_registration"] is False
+    by_token = homeserver(written("passwords in Synapse, token"))
     assert by_token["enable_registration"] and by_token["registration_requires_token"]
-    assert homeserver(written("open"))["enable_registration_without_verification"]
+    assert homeserver(written("passwords in Synapse, open"))["enable_registration_without_verification"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "enabled", "token", "mail", "recovery"),
+    [
+        ("default", False, False, False, False),
+        ("mail", False, False, False, True),
+        ("token, no federation", True, True, False, False),
+        ("open", True, False, False, False),
+        ("open, mail", True, False, True, True),
+    ],
+)
+def test_who_may_make_an_account_in_mas(
+    written: Callable[..., Rendered], scenario: str, enabled: bool, token: bool, mail: bool, recovery: bool
+) -> None:
+    """Without mail, an address could not be confirmed, and nobody would get an account."""
+    account = yaml.safe_load(written(scenario)["/etc/mas/config.yaml"][0])["account"]
+    assert account == {
+        "password_registration_enabled": enabled,
+        "password_registration_token_required": token,
+        "password_registration_email_required": mail,
+        "password_recovery_enabled": recovery,
+    }
+    # Synapse does not start if it is told to have accounts as well.
+    with_mas = homeserver(written(scenario))
+    assert with_mas["matrix_authentication_service"]["enabled"]
+    assert not {"enable_registration", "registration_requires_token", "password_config"} & with_mas.keys()
+
+
+def test_mas_has_everything_that_it_needs_from_the_provider(written: Callable[..., Rendered]) -> None:
+    files = written("sign in elsewhere")
+    [provider] = yaml.safe_load(files["/etc/mas/config.yaml"][0])["upstream_oauth2"]["providers"]
+    assert re.fullmatch(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", provider["id"])
+    assert files[provider["client_secret_file"]][0] == f"sso_client_secret_example{PRINTABLE}"
+    assert files[provider["client_secret_file"]][1] == MASK
+    # Most providers tell who somebody is at this address, and not all of them in the identity token.
+    assert provider["fetch_userinfo"] is True
 
 
 def test_left_out_roles_are_not_mentioned(written: Callable[..., Rendered]) -> None:
@@ -279,11 +322,12 @@ def test_left_out_roles_are_not_mentioned(written: Callable[..., Rendered]) -> N
     assert "turn_uris" not in homeserver(alone)
     assert "default_identity_server" not in homeserver(alone)
     everything = json.dumps([alone[path][0] for path in sorted(alone)])
-    for foreign in ("turn.x.test", "identity.x.test", "sliding.x.test", "/var/lib/sydent/sydent.db"):
+    for foreign in ("turn.x.test", "identity.x.test", "sliding.x.test", "/var/lib/sydent/sydent.db", "auth.x.test"):
         assert foreign not in everything
     assert set(well_known(written("default"), "client") or {}) == {
         "m.homeserver",
         "m.identity_server",
+        "org.matrix.msc2965.authentication",
         "org.matrix.msc3575.proxy",
     }
 

@@ -1,0 +1,136 @@
+"""A person's browser on another machine: Debian's Chromium, driven through its own WebDriver server.
+
+It finds the deployment by its public names, and trusts only the authorities that it was given.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx
+
+from tests.e2e.client import TIMEOUT
+from tests.testbed import Host
+
+INSTALL = """
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -qq -y --no-install-recommends chromium chromium-driver curl libnss3-tools fonts-dejavu-core {more}
+"""
+START = """
+systemd-run --quiet --collect --unit=chromedriver -p User=admin -p WorkingDirectory=/home/admin \
+    chromedriver --port=9515 --allowed-ips={allowed}
+until curl -sf http://127.0.0.1:9515/status >/dev/null; do sleep 0.1; done
+"""
+TRUST = """
+database=sql:/home/admin/.pki/nssdb
+mkdir -p /home/admin/.pki/nssdb
+[ -e /home/admin/.pki/nssdb/cert9.db ] || certutil -d $database -N --empty-password
+certutil -d $database -D -n {name} 2>/dev/null || true
+certutil -d $database -A -t C,, -n {name} -i {file}
+chown -R admin /home/admin/.pki
+"""
+PHONE, DESKTOP = (390, 844), (1280, 900)
+_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+
+
+class Phone:
+    """A machine with a browser. more: other Debian packages for it."""
+
+    def __init__(self, host: Host, more: Sequence[str] = ()) -> None:
+        self.host = host
+        host.run(INSTALL.format(more=" ".join(more)), timeout=590)
+        host.run(START.format(allowed=host.bed.bridge_address))
+
+    def trust(self, name: str, authority: Path) -> None:
+        """The browser trusts this authority from its next start."""
+        file = f"/usr/local/share/{name}.crt"
+        self.host.put(authority, file)
+        self.host.run(TRUST.format(name=name, file=file))
+
+    @contextmanager
+    def browser(self, size: tuple[int, int] = PHONE) -> Iterator["Browser"]:
+        """A browser that was not used before."""
+        with httpx.Client(base_url=f"http://{self.host.address}:9515", trust_env=False, timeout=TIMEOUT) as http:
+            options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]}
+            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}
+            session = _value(http.post("/session", json={"capabilities": {"alwaysMatch": wanted}}))["sessionId"]
+            browser = Browser(http, f"/session/{session}")
+            browser.resize(size)
+            try:
+                yield browser
+            finally:
+                http.delete(f"/session/{session}")
+
+
+class Browser:
+    """One browser window."""
+
+    def __init__(self, http: httpx.Client, session: str) -> None:
+        self._http, self._session = http, session
+
+    def _do(self, path: str, **words: Any) -> Any:
+        return _value(self._http.post(f"{self._session}/{path}", json=words))
+
+    def resize(self, size: tuple[int, int]) -> None:
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        self._do("goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=metrics)
+
+    def open(self, url: str) -> None:
+        self._do("url", url=url)
+
+    @property
+    def url(self) -> str:
+        return str(_value(self._http.get(f"{self._session}/url")))
+
+    @property
+    def text(self) -> str:
+        """What can be read on the page."""
+        return str(self._do("execute/sync", script="return document.body.innerText", args=[]))
+
+    def has(self, selector: str) -> bool:
+        return bool(self._do("elements", using="css selector", value=selector))
+
+    def fill(self, **fields: str) -> None:
+        """Type into the fields of these names."""
+        for name, text in fields.items():
+            element = self._find(f"input[name={name}]")
+            self._do(f"element/{element}/clear")
+            self._do(f"element/{element}/value", text=text)
+
+    def press(self, selector: str = "form button[type=submit]") -> None:
+        """Click, as a person does, and wait for the page that comes."""
+        self._do(f"element/{self._find(selector)}/click")
+
+    def _find(self, selector: str) -> str:
+        self._do("timeouts", implicit=TIMEOUT * 1000)
+        try:
+            return str(self._do("element", using="css selector", value=selector)[_ELEMENT])
+        except AssertionError as error:
+            raise AssertionError(f"{error}\non {self.url}:\n{self.text}") from None
+        finally:
+            self._do("timeouts", implicit=0)
+
+    def sent_to(self, scheme: str) -> dict[str, str]:
+        """What a page has sent to the application with this scheme, which is not in the browser: the query of the URL."""
+        for line in self._do("se/log", type="performance"):
+            message = json.loads(line["message"])["message"]
+            headers = message["params"].get("headers", {})
+            location = {name.lower(): value for name, value in headers.items()}.get("location", "")
+            if message["method"] == "Network.responseReceivedExtraInfo" and location.startswith(f"{scheme}:"):
+                return dict(parse_qsl(urlsplit(location).query))
+        raise AssertionError(f"no page has sent anything to {scheme}: it shows {self.url}:\n{self.text}")
+
+    def picture(self, file: Path) -> None:
+        file.write_bytes(base64.b64decode(_value(self._http.get(f"{self._session}/screenshot"))))
+
+
+def _value(response: httpx.Response) -> Any:
+    value = response.json()["value"]
+    assert response.status_code == 200, re.sub(r"\n#.*", "", str(value.get("message", value)))
+    return value

@@ -1,0 +1,359 @@
+"""People create accounts and log in at the Matrix Authentication Service as Element X has them do, with a real browser.
+
+For the real program only, which MAS_BINARY names.
+PICTURES=DIRECTORY keeps a picture of every page.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+
+from settings.mas import Provider
+from tests.conftest import complete, own
+from tests.deployment import Deployment
+from tests.e2e.browser import DESKTOP, PHONE, Browser, Phone
+from tests.e2e.client import TIMEOUT, Outside, expect_json
+from tests.e2e.identity import MAIL_SERVER, receive_mail
+from tests.standin.archives import real_mas
+from tests.standin.release_server import ReleaseServer
+from tests.testbed import Testbed
+from vault import Vault
+
+pytestmark = [
+    pytest.mark.role("mas"),
+    pytest.mark.skipif(not real_mas(), reason="set MAS_BINARY to an archive of the real MAS"),
+]
+
+ROLES = ("postgres", "synapse", "caddy", "mas")
+# Of Element X on Android: its redirect URI belongs to the application, not to a web site.
+SCHEME = "io.element.android"
+ELEMENT_X = {
+    "client_name": "Element X",
+    "client_uri": "https://element.io",
+    "application_type": "native",
+    "redirect_uris": [f"{SCHEME}:/"],
+    "token_endpoint_auth_method": "none",
+    "response_types": ["code"],
+    "grant_types": ["authorization_code", "refresh_token"],
+}
+# A person makes three accounts at once at most, and the tests come from one address.
+ENOUGH = "rate_limiting: {registration: {burst: 100, per_second: 10}, login: {per_ip: {burst: 100, per_second: 10}}}\n"
+PROVIDER = Provider(id="example", issuer="https://id.phone.test", client_id="matrix", name="Example Ltd.")
+START_PROVIDER = """
+set -e
+install -d -m 700 /srv/provider && cd /srv/provider
+cat >secret
+printf '{{"type": "module"}}' >package.json
+[ -d node_modules ] || npm install --silent --no-fund --no-audit oidc-provider@8.8.1
+new="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+openssl req -x509 $new -days 2 -subj '/CN=authority of the provider' -keyout ca.key -out ca.crt 2>/dev/null
+openssl req $new -subj /CN={name} -keyout key.pem -out request 2>/dev/null
+echo subjectAltName=DNS:{name} >names
+openssl x509 -req -in request -CA ca.crt -CAkey ca.key -days 2 -extfile names -out cert.pem 2>/dev/null
+systemctl stop provider 2>/dev/null || true
+systemd-run --quiet --collect --unit=provider -p WorkingDirectory=/srv/provider node provider.mjs {name} {client} secret {back}
+until curl -sf --cacert ca.crt https://{name}/.well-known/openid-configuration >/dev/null; do sleep 0.2; done
+"""
+
+
+@dataclass(frozen=True)
+class Homeserver:
+    """A homeserver with MAS, mail, and a provider to sign in with. mailbox: gets mail to <mailbox>+anything@<server name>."""
+
+    outside: Outside
+    deployment: Deployment
+    phone: Phone
+    mailbox: str
+
+    def choose(self, registration: str) -> None:
+        file = self.deployment.directory / "group_data" / f"{self.deployment.name}.py"
+        file.write_text(re.sub(r"registration = .*", f"registration = {registration!r}", file.read_text()))
+        self.deployment.run("-y")
+
+
+@pytest.fixture(scope="module")
+def phone(testbed: Testbed) -> Iterator[Phone]:
+    host = testbed.up("phone")
+    yield Phone(host, ["nodejs", "npm", "openssl"])
+    host.down()
+
+
+@pytest.fixture(scope="module", params=["trixie", "bookworm"], ids=["debian13", "debian12"])
+def homeserver(
+    request: pytest.FixtureRequest,
+    testbed: Testbed,
+    phone: Phone,
+    release_page: ReleaseServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Homeserver]:
+    host = testbed.up(own(f"sign{13 if request.param == 'trixie' else 12}"), release=request.param)
+    directory = tmp_path_factory.mktemp("sign")
+    deployment = complete(testbed, host, directory, release_page)
+    deployment.assign({role: [host.name] for role in ROLES})
+    with (directory / "group_data" / f"{deployment.name}.py").open("a") as settings:
+        settings.write("registration = 'open'\nsmtp_host = 'localhost'\nsmtp_port = 25\nsmtp_tls = 'none'\n")
+        settings.write(f"sso = [{PROVIDER.model_dump(include={'id', 'issuer', 'client_id', 'name'})!r}]\n")
+    vault = Vault.open(deployment.vault)
+    client_secret = secrets.token_urlsafe(30)
+    vault.set(PROVIDER.secret, client_secret)
+    vault.save()
+
+    phone.host.run("install -d -m 700 /srv/provider")
+    phone.host.put(Path(__file__).with_name("provider.mjs"), "/srv/provider/provider.mjs")
+    back = f"https://auth.{host.domain}/upstream/callback/{PROVIDER.ulid}"
+    start = START_PROVIDER.format(name="id.phone.test", client=PROVIDER.client_id, back=back)
+    phone.host.run(start, stdin=client_secret, timeout=300)
+    phone.host.get("/srv/provider/ca.crt", directory / "provider.crt")
+
+    host.run("install -d /usr/local/share/ca-certificates /etc/mas")
+    host.put(directory / "provider.crt", "/usr/local/share/ca-certificates/provider.crt")
+    host.run("cat >/etc/mas/local.yaml; chmod 644 /etc/mas/local.yaml", stdin=ENOUGH)
+    mailbox = "gardener"
+    host.run("sh -s", stdin=MAIL_SERVER.format(domain=host.domain, user=mailbox), timeout=300)
+    host.run("update-ca-certificates", timeout=60)
+    deployment.run("-y")
+    outside = Outside(host, directory)
+    phone.trust("homeserver", outside.root)
+    phone.trust("provider", directory / "provider.crt")
+    yield Homeserver(outside, deployment, phone, mailbox)
+    host.down()
+
+
+@dataclass
+class ElementX:
+    """What Element X does: it finds where to log in, registers itself, and sends the person there."""
+
+    homeserver: Homeserver
+    http: httpx.Client
+    access: str = ""
+    refresh: str = ""
+
+    def __post_init__(self) -> None:
+        outside = self.homeserver.outside
+        found = expect_json(self.http.get(outside.url("", "/.well-known/matrix/client")))
+        self.base = found["m.homeserver"]["base_url"]
+        self.metadata = expect_json(self.http.get(f"{self.base}/_matrix/client/v1/auth_metadata"))
+        registered = self.http.post(self.metadata["registration_endpoint"], json=ELEMENT_X)
+        self.client = expect_json(registered, registered.status_code)["client_id"]
+        self.verifier, self.state = secrets.token_urlsafe(48), secrets.token_urlsafe(16)
+
+    def page(self, prompt: str = "") -> str:
+        """The URL that it opens in the browser. prompt: "create" for "Create account"."""
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).decode().rstrip("=")
+        matrix = "urn:matrix:org.matrix.msc2967.client"
+        query = {
+            "response_type": "code",
+            "client_id": self.client,
+            "redirect_uri": f"{SCHEME}:/",
+            "scope": f"openid {matrix}:api:* {matrix}:device:{secrets.token_hex(5).upper()}",
+            "state": self.state,
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+            **({"prompt": prompt} if prompt else {}),
+        }
+        return f"{self.metadata['authorization_endpoint']}?{urlencode(query)}"
+
+    def come_back(self, sent: dict[str, str]) -> str:
+        """Log in with what the browser has sent; returns the user ID that Synapse says."""
+        assert sent["state"] == self.state, sent
+        self._tokens(grant_type="authorization_code", code=sent["code"], code_verifier=self.verifier)
+        return str(expect_json(self.ask("v3/account/whoami"))["user_id"])
+
+    def refresh_token(self) -> None:
+        self._tokens(grant_type="refresh_token", refresh_token=self.refresh)
+
+    def _tokens(self, **form: str) -> None:
+        form |= {"client_id": self.client, "redirect_uri": f"{SCHEME}:/"}
+        answer = expect_json(self.http.post(self.metadata["token_endpoint"], data=form))
+        self.access, self.refresh = answer["access_token"], answer["refresh_token"]
+
+    def ask(self, path: str, token: str = "") -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token or self.access}"}
+        return self.http.get(f"{self.base}/_matrix/client/{path}", headers=headers)
+
+    def sync(self) -> httpx.Response:
+        body = {"lists": {"all": {"ranges": [[0, 9]], "timeline_limit": 1, "required_state": []}}}
+        url = f"{self.base}/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+        return self.http.post(url, headers={"Authorization": f"Bearer {self.access}"}, json=body)
+
+    def revoke(self) -> None:
+        form = {"token": self.access, "token_type_hint": "access_token", "client_id": self.client}
+        expect_json(self.http.post(self.metadata["revocation_endpoint"], data=form))
+
+
+@pytest.fixture
+def element(homeserver: Homeserver) -> Iterator[ElementX]:
+    with homeserver.outside.http() as http:
+        yield ElementX(homeserver, http)
+
+
+@pytest.fixture
+def browser(homeserver: Homeserver) -> Iterator[Browser]:
+    with homeserver.phone.browser() as browser:
+        yield browser
+
+
+Look = Callable[[str], None]
+
+
+@pytest.fixture
+def look(browser: Browser, request: pytest.FixtureRequest) -> Look:
+    """Keep a picture of the page on a phone and on a desktop, if PICTURES names a directory."""
+    directory, number = os.environ.get("PICTURES"), iter(range(100))
+
+    def look(name: str) -> None:
+        if directory:
+            for kind, size in (("desktop", DESKTOP), ("phone", PHONE)):
+                browser.resize(size)
+                file = f"{request.node.originalname.removeprefix('test_')}-{next(number):02}-{name}-{kind}.png"
+                browser.picture(Path(directory) / file)
+
+    return look
+
+
+def new_name(name: str) -> str:
+    return f"{name}-{secrets.token_hex(3)}"
+
+
+def mailed(homeserver: Homeserver, address: str, pattern: str, directory: Path) -> str:
+    """What a pattern finds in the next mail to an address."""
+    mail = receive_mail(homeserver.outside, homeserver.mailbox, address, directory)
+    assert homeserver.outside.server_name in str(mail["From"]), mail["From"]
+    plain = mail.get_body(("plain",))
+    assert plain
+    found = re.search(pattern, plain.get_content())
+    assert found, plain.get_content()
+    return found[1]
+
+
+PASSWORD = "correct horse battery staple"  # noqa: S105
+
+
+def create(browser: Browser, look: Look, name: str, **more: str) -> None:
+    """Fill in the first page."""
+    if browser.has("a[href*='/register/password']") or browser.has("input[name=username]:not([type=hidden])"):
+        look("create")
+    browser.fill(username=name, **more, password=PASSWORD, password_confirm=PASSWORD)
+    look("filled")
+    browser.press()
+
+
+def finish(browser: Browser, look: Look, element: ElementX) -> str:
+    """The pages after those that ask something: the display name is left as it is, and Element X is let in."""
+    browser.fill(display_name="Anna Müller")
+    look("display-name")
+    browser.press()
+    browser.has("form")
+    look("consent")
+    browser.press()
+    return element.come_back(browser.sent_to(SCHEME))
+
+
+def test_an_account_is_created_with_an_address(
+    homeserver: Homeserver, element: ElementX, browser: Browser, look: Look, tmp_path: Path
+) -> None:
+    name, address = new_name("anna"), f"{homeserver.mailbox}+{secrets.token_hex(3)}@{homeserver.outside.server_name}"
+    browser.open(element.page("create"))
+    look("start")
+    create(browser, look, name, email=address)
+    look("code")
+    browser.fill(code=mailed(homeserver, address, r"\b(\d{6})\b", tmp_path))
+    browser.press()
+    assert finish(browser, look, element) == f"@{name}:{homeserver.outside.server_name}"
+
+    assert "pos" in expect_json(element.sync())
+    first = element.access
+    element.refresh_token()
+    assert element.access != first and "pos" in expect_json(element.sync())
+    element.revoke()
+    deadline = time.monotonic() + TIMEOUT
+    while element.ask("v3/account/whoami").status_code == 200:
+        assert time.monotonic() < deadline, "Synapse does not notice that the session was ended"
+        time.sleep(0.2)
+    assert expect_json(element.sync(), 401)["errcode"] == "M_UNKNOWN_TOKEN"
+
+    # The password is forgotten: MAS sends a link to the address.
+    browser.open(homeserver.outside.url("auth", "/recover"))
+    look("recover")
+    browser.fill(email=address)
+    browser.press()
+    look("mail-sent")
+    browser.open(mailed(homeserver, address, r"(https://\S+)", tmp_path))
+    browser.fill(new_password=f"{PASSWORD} 2", new_password_confirm=f"{PASSWORD} 2")
+    look("new-password")
+    browser.press()
+    with homeserver.phone.browser() as another:
+        again = ElementX(homeserver, element.http)
+        another.open(again.page())
+        another.fill(username=name, password=PASSWORD)
+        another.press()
+        assert another.has("input[name=password]"), "the old password is still good"
+        another.fill(username=name, password=f"{PASSWORD} 2")
+        another.press()
+        another.press()
+        assert again.come_back(another.sent_to(SCHEME)) == f"@{name}:{homeserver.outside.server_name}"
+
+
+def test_a_person_signs_in_with_a_provider(
+    homeserver: Homeserver, element: ElementX, browser: Browser, look: Look
+) -> None:
+    name = f"clara{secrets.token_hex(3)}"
+    browser.open(element.page())
+    look("log-in")
+    assert PROVIDER.name in browser.text
+    browser.press(f"a[href*='/upstream/authorize/{PROVIDER.ulid}']")
+    look("provider")
+    browser.fill(login=name, password=PASSWORD)
+    browser.press()
+    browser.press()
+    look("back")
+    assert name in browser.text, browser.text
+    browser.press()
+    look("consent")
+    browser.press()
+    assert element.come_back(browser.sent_to(SCHEME)) == f"@{name}:{homeserver.outside.server_name}"
+    profile = expect_json(element.ask(f"v3/profile/@{name}:{homeserver.outside.server_name}"))
+    assert profile.get("displayname") == f"{name} of the provider"
+
+
+def test_an_account_is_created_with_a_token(
+    homeserver: Homeserver, element: ElementX, browser: Browser, look: Look
+) -> None:
+    homeserver.choose("token")
+    token = homeserver.deployment.manage("tokens", "create").stdout.strip()
+    name = new_name("berta")
+    browser.open(element.page("create"))
+    if not browser.has("input[name=password]"):
+        browser.fill(username=name)
+        browser.press()
+    create(browser, look, name)
+    browser.fill(**{"token": "another-one"})
+    browser.press()
+    assert browser.has("input[name=token]"), "a wrong token is accepted"
+    browser.fill(token=token)
+    look("token")
+    browser.press()
+    assert finish(browser, look, element) == f"@{name}:{homeserver.outside.server_name}"
+
+
+def test_nobody_creates_an_account_if_registration_is_closed(
+    homeserver: Homeserver, element: ElementX, browser: Browser, look: Look
+) -> None:
+    homeserver.choose("closed")
+    browser.open(element.page("create"))
+    look("closed")
+    assert not browser.has("input[name=password_confirm]")
+    answer = element.http.get(homeserver.outside.url("auth", "/register/password"))
+    assert answer.status_code == 303 and "/login" in answer.headers["location"]
+    status, output = homeserver.deployment.verify()
+    assert status == 0, output
