@@ -71,10 +71,11 @@ class Database(NamedTuple):
 class Unit(NamedTuple):
     """A systemd unit. {version} in its texts stands for PostgreSQL's major version.
 
-    user: the user it runs as. exposure: the highest exposure that `systemd-analyze security` may report, from 0 to 10; None:
-    we do not confine it. enabled: its UnitFileState. masked: its Debian package would start it at once, with a sample
-    configuration. reads: files and directories with its configuration, read when it starts. rereads: those that it also reads
-    when it is reloaded. private: files and directories that other users must not read. secrets: files with secrets of the vault,
+    user: the user it runs as. groups: those that it runs with besides the user's own.
+    exposure: the highest exposure that `systemd-analyze security` may report, from 0 to 10; None: we do not confine it.
+    enabled: its UnitFileState. masked: its Debian package would start it at once, with a sample configuration.
+    reads: files and directories with its configuration, read when it starts. rereads: those that it also reads when it is
+    reloaded. private: files and directories that other users must not read. secrets: files with secrets of the vault,
     and directories of such files, that the unit reads. environment: a file with secrets that systemd reads for it, and that it
     cannot read itself. errors: a regular expression (PCRE)
     for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over;
@@ -98,6 +99,7 @@ class Unit(NamedTuple):
     recoveries: str = ""
     own: tuple[str, ...] = ()
     check: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,9 @@ POSTGRES = Role(
     listens=(Port("tcp", 5432, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
+# Of the Unix sockets behind Caddy, and of the units that connect to them. A client's address is what Caddy says: nobody else may.
+SOCKET_GROUP = "matrix-sockets"
+
 CADDY = Role(
     name="caddy",
     title="Caddy",
@@ -197,6 +202,7 @@ CADDY = Role(
         Unit(
             "caddy.service",
             user="caddy",
+            groups=(SOCKET_GROUP,),
             health="curl -qs --max-time 5 -o /dev/null http://127.0.0.1:80/",
             exposure=2.0,
             masked=True,
@@ -223,8 +229,6 @@ CADDY = Role(
 # Ports that more than one line below, or another file, is about.
 SYNAPSE_PORT, SYDENT_PORT, FEDERATION_PORT, RELAY_PORT, RELAY_TLS_PORT = 8008, 8090, 8448, 3478, 5349
 
-# Of the Unix sockets below, and of the units that connect to them. A client's address is what Caddy says, so nobody else may.
-SOCKET_GROUP = "matrix-sockets"
 SLIDING_SYNC_SOCKET = "/run/sliding-sync/proxy.sock"
 # Where Caddy reaches Synapse, on the same machine. Several, because Synapse sets the backlog of each to 50 connections, and more
 # clients may connect at once while Synapse is busy.
@@ -259,6 +263,7 @@ SYNAPSE = Role(
         Unit(
             "matrix-synapse.service",
             user="matrix-synapse",
+            groups=(SOCKET_GROUP,),
             # On every listener: a conf.d file of the administrator's may have replaced them. And with its database: /health
             # answers 200 without it.
             health=(
@@ -330,6 +335,7 @@ SLIDING_SYNC = Role(
         Unit(
             "sliding-sync.service",
             user="sliding-sync",
+            groups=(SOCKET_GROUP,),
             health=f"curl -qsf --max-time 5 --unix-socket {SLIDING_SYNC_SOCKET} http://localhost/client/server.json",
             exposure=1.5,
             reads=("/etc/sliding-sync",),
@@ -361,6 +367,8 @@ COTURN = Role(
         Unit(
             "coturn.service",
             user="root",
+            # Debian's package makes it. The packet filter knows coturn's packets by it.
+            groups=("turnserver",),
             # It runs without TLS when it cannot read the certificate; a TLS handshake at the end of the deploy checks that.
             health=f"ss -Hlun sport = :{RELAY_PORT} | grep -q .",
             exposure=2.0,

@@ -101,7 +101,8 @@ def test_why_a_package_cannot_be_installed_is_reported(installation: Installatio
         assert f"{host.name}: Install it failed: {why}" in last and "run the same command again" in last, last
 
     host.run(
-        "mkdir /run/sources && cp -a /etc/apt/sources.list* /run/sources/ && rm -rf /etc/apt/sources.list.d/* /etc/apt/apt.conf.d/*proxy*"
+        "mkdir /run/sources && cp -a /etc/apt/sources.list* /run/sources/ && "
+        "rm -rf /etc/apt/sources.list.d/* /etc/apt/apt.conf.d/*proxy*"
     )
     try:
         for line, why in SOURCES.items():
