@@ -71,7 +71,8 @@ class Database(NamedTuple):
 class Unit(NamedTuple):
     """A systemd unit. {version} in its texts stands for PostgreSQL's major version.
 
-    title: what it is called, in a role with several. user: the user it runs as. exposure: the highest exposure that
+    title: what it is called, in a role with several. user: the user it runs as.
+    groups: those that it runs with besides the user's own. exposure: the highest exposure that
     `systemd-analyze security` may report, from 0 to 10; None: we do not confine it. enabled: its UnitFileState. masked: its
     Debian package would start it at once, with a sample configuration. reads: files and directories with its configuration,
     read when it starts. rereads: those that it also reads when it is reloaded. private: files and directories that other
@@ -99,6 +100,7 @@ class Unit(NamedTuple):
     own: tuple[str, ...] = ()
     check: str = ""
     title: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,9 @@ POSTGRES = Role(
     listens=(Port("tcp", POSTGRES_PORT, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
+# Of the Unix sockets behind Caddy, and of the units that connect to them. A client's address is what Caddy says: nobody else may.
+SOCKET_GROUP = "matrix-sockets"
+
 CADDY = Role(
     name="caddy",
     title="Caddy",
@@ -209,6 +214,7 @@ CADDY = Role(
         Unit(
             "caddy.service",
             user="caddy",
+            groups=(SOCKET_GROUP,),
             health="curl -qs --max-time 5 -o /dev/null http://127.0.0.1:80/",
             exposure=2.0,
             masked=True,
@@ -237,8 +243,6 @@ SYNAPSE_PORT, SYDENT_PORT, FEDERATION_PORT, RELAY_PORT, RELAY_TLS_PORT = 8008, 8
 # Each call has some of these.
 RELAYED = Port("udp", 49152, "everybody", "coturn.service", last=65535)
 
-# Of the Unix sockets below, and of the units that connect to them. A client's address is what Caddy says, so nobody else may.
-SOCKET_GROUP = "matrix-sockets"
 SLIDING_SYNC_SOCKET = "/run/sliding-sync/proxy.sock"
 # Where Caddy reaches Synapse, on the same machine. Several, because Synapse sets the backlog of each to 50 connections, and more
 # clients may connect at once while Synapse is busy.
@@ -273,6 +277,7 @@ SYNAPSE = Role(
         Unit(
             "matrix-synapse.service",
             user="matrix-synapse",
+            groups=(SOCKET_GROUP,),
             # On every listener: a conf.d file of the administrator's may have replaced them. And with its database: /health
             # answers 200 without it.
             health=(
@@ -331,6 +336,7 @@ MAS = Role(
         Unit(
             "mas.service",
             user="mas",
+            groups=(SOCKET_GROUP,),
             # It answers 500 without its database.
             health=f"curl -qsf --max-time 5 -o /dev/null http://127.0.0.1:{MAS_INTERNAL_PORT}/health",
             exposure=1.5,
@@ -401,6 +407,7 @@ SLIDING_SYNC = Role(
         Unit(
             "sliding-sync.service",
             user="sliding-sync",
+            groups=(SOCKET_GROUP,),
             health=f"curl -qsf --max-time 5 --unix-socket {SLIDING_SYNC_SOCKET} http://localhost/client/server.json",
             exposure=1.5,
             reads=("/etc/sliding-sync",),
@@ -432,6 +439,8 @@ COTURN = Role(
         Unit(
             "coturn.service",
             user="root",
+            # Debian's package makes it. The packet filter knows coturn's packets by it.
+            groups=("turnserver",),
             # It runs without TLS when it cannot read the certificate; a TLS handshake at the end of the deploy checks that.
             health=f"ss -Hlun sport = :{RELAY_PORT} | grep -q .",
             exposure=2.0,

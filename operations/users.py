@@ -3,7 +3,7 @@
 Here they are restored, on a machine that had them: somebody removed one, or its files came from a machine with other IDs.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyinfra.api import StringCommand
@@ -36,9 +36,9 @@ Found = dict[str, dict[str, list[str]]]
 class Accounts(Fact[Found]):
     """What the machine has of the accounts: users, groups, owners of home directories, and users in sysusers.d."""
 
-    def question(self, accounts: Sequence[Account]) -> str:
+    def question(self, accounts: Sequence[Account], others: Sequence[str] = ()) -> str:
         names = quoted(*(account.name for account in accounts))
-        groups = quoted(*(account.group for account in accounts if account.group))
+        groups = quoted(*(account.group for account in accounts if account.group), *others)
         homes = quoted(*(account.home for account in accounts if account.home != "/"))
         return (
             f"getent passwd {names} | sed 's/^/passwd:/'; getent group {names} {groups} | sed 's/^/group:/'; "
@@ -77,13 +77,19 @@ def _is_wrong(account: Account, found: Found) -> bool:
 
 
 @operation()
-def restored(accounts: Sequence[Account]) -> Generator[StringCommand, None, None]:
-    """Each account that the machine had exists, and its files belong to it. Accounts that it never had are left alone."""
-    if not accounts:
+def restored(accounts: Sequence[Account], groups: Mapping[str, Sequence[str]]) -> Generator[StringCommand, None, None]:
+    """Each account that the machine had exists, and its files belong to it. Accounts that it never had are left alone.
+
+    groups: others that the machine had -> the units that run with them.
+    """
+    if not accounts and not groups:
         return
-    found = ask(Accounts, accounts=accounts)
+    found = ask(Accounts, accounts=accounts, others=tuple(groups))
     for account in accounts:
         if _is_wrong(account, found):
             paths = [path for path in (account.home, *account.paths) if path != "/"]
             about = (account.name, account.title, account.home, account.shell, account.group, account.unit)
             yield script(f"{shell_file('users')}restore {quoted(*about, *paths)}")
+    for group, group_units in groups.items():
+        if group not in found.get("group", {}):
+            yield script(f"{shell_file('users')}restore_group {quoted(group, *group_units)}")

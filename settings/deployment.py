@@ -336,6 +336,17 @@ class Settings:
         ]
 
     @property
+    def groups(self) -> dict[str, list[str]]:
+        """The groups that units run with besides their user's, on a machine that has them from an earlier run -> the units."""
+        found: dict[str, list[str]] = {}
+        for unit in (
+            unit for role in self.played for unit in role.units if self.written(unit.name) in self.machine.units
+        ):
+            for group in unit.groups:
+                found.setdefault(group, []).append(self.written(unit.name))
+        return found
+
+    @property
     def left_over(self) -> list[tuple[Role, list[str]]]:
         """Roles that this machine has from an earlier run and no longer plays, with their units."""
         found = []

@@ -22,7 +22,7 @@ files.present(
     ],
 )
 
-users.restored(name="Restore system users that were removed", accounts=settings.accounts)
+users.restored(name="Restore system users that were removed", accounts=settings.accounts, groups=settings.groups)
 
 packages.installed(
     name="Install Python and the certificate authorities",

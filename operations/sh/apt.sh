@@ -6,7 +6,9 @@ apt() {
   shift
   end=$(( $(date +%s) + 300 ))
   until apt-get "$@" 2>"$errors"; do
-    other=$(sed -n 's/.*Could not get lock \([^ ]*\)\. It is held by process \(.*\)$/process \2, which holds \1/p' "$errors")
+    # Without a process if it has just ended, or is in a container that shares the directory.
+    other=$(sed -nE 's/.*Could not get lock ([^ ]*)\. It is held by process (.*)$/process \2, which holds \1/p
+      s/.*Could not get lock ([^ ]*) - open \(11: .*/a process that holds \1/p' "$errors")
     if [ -z "$other" ] || [ "$(date +%s)" -ge "$end" ]; then
       [ -z "$other" ] || echo "another package manager has been at work for five minutes: $other" >&2
       return 1

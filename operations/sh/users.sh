@@ -4,6 +4,7 @@
 # restore NAME TITLE HOME SHELL GROUP UNIT PATH...: the user NAME and its group exist, with the IDs of the files if those are free;
 # otherwise the files get the new ones. GROUP: another group that it is to be in, or "". UNIT runs as the user: it is stopped while
 # files change their owner. PATH: files and directories that belong to the user or the group; the first that exists says the IDs.
+# Without one, a process of the unit says the ID of the user.
 restore() {
   name=$1 title=$2 home=$3 shell=$4 also=$5 unit=$6
   shift 6
@@ -13,6 +14,7 @@ restore() {
     [ "$uid" != 0 ] || uid=$(stat -L -c %u "$path")
     [ "$gid" != 0 ] || gid=$(stat -L -c %g "$path")
   done
+  [ "$uid" != 0 ] || uid=$(ids_of "$unit" Uid | cut -d ' ' -f 1 | grep . || echo 0)
   if ! getent group "$name" >/dev/null; then
     # A group that is removed stays the first group of its user.
     gid_wanted=$(getent passwd "$name" | cut -d: -f4)
@@ -33,6 +35,22 @@ restore() {
     [ "$gid" = 0 ] || find "$path/" -depth -gid "$gid" -execdir chgrp -h "$name" {} +
     [ "$uid" = 0 ] || find "$path/" -depth -uid "$uid" -execdir chown -h "$name" {} +
   done
+}
+# restore_group NAME UNIT...: the group NAME exists, with the ID that has no name any more in the processes of the units. If none
+# runs with one, they are stopped, to be started with the new ID.
+restore_group() {
+  name=$1 gid=0
+  shift
+  for unit; do
+    for id in $(ids_of "$unit" 'Gid|Groups'); do getent group "$id" >/dev/null || gid=$id; done
+  done
+  new_group "$gid"
+  [ "$gid" != 0 ] || systemctl stop "$@" 2>/dev/null || true
+}
+# ids_of UNIT FIELD: the IDs of its main process, if it runs.
+ids_of() {
+  pid=$(systemctl show -p MainPID --value "$1")
+  sed -nE "s/^($2):[[:space:]]*//p" "/proc/$pid/status" 2>/dev/null | xargs
 }
 new_group() {
   if [ "$1" != 0 ] && ! getent group "$1" >/dev/null; then

@@ -21,11 +21,14 @@ from operations import packages
 config.SUDO = True
 packages.installed(name="Install it", packages=[os.environ["PACKAGE"]])
 """
-# Locks as apt and dpkg do.
+# Locks as apt and dpkg do; one of the files with a lock that belongs to no process, so that apt cannot name any.
 LOCK_PROGRAM = """
-import fcntl, sys, time
+import fcntl, struct, sys, time
 with open(sys.argv[1], "w") as lock:
-    fcntl.lockf(lock, fcntl.LOCK_EX)
+    if "archives" in sys.argv[1]:
+        fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0))
+    else:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
     open("/run/locked", "w").close()
     time.sleep(float(sys.argv[2]))
 """
@@ -101,7 +104,8 @@ def test_why_a_package_cannot_be_installed_is_reported(installation: Installatio
         assert f"{host.name}: Install it failed: {why}" in last and "run the same command again" in last, last
 
     host.run(
-        "mkdir /run/sources && cp -a /etc/apt/sources.list* /run/sources/ && rm -rf /etc/apt/sources.list.d/* /etc/apt/apt.conf.d/*proxy*"
+        "mkdir /run/sources && cp -a /etc/apt/sources.list* /run/sources/ && "
+        "rm -rf /etc/apt/sources.list.d/* /etc/apt/apt.conf.d/*proxy*"
     )
     try:
         for line, why in SOURCES.items():

@@ -199,6 +199,22 @@ def test_removed_users_and_groups_are_restored_with_their_ids(deployed: Deployed
     assert host.run(HEALTH["sydent"], check=False).returncode == 0
 
 
+def test_what_units_run_with_is_restored_without_a_restart(deployed: Deployed) -> None:
+    """Groups that several of them share, or that Debian's package makes; and a user who has no files. Their IDs are kept."""
+    host = deployed.host
+    ids = "getent passwd sliding-sync | cut -d: -f3; getent group matrix-sockets turnserver"
+    before, started = host.run(ids).stdout, invocations(host)
+    host.run("userdel -f sliding-sync 2>/dev/null; groupdel -f turnserver; groupdel -f matrix-sockets; true")
+    assert host.run(ids, check=False).stdout == ""
+
+    assert deployed.deployment.run("-y").changed == ["Restore system users that were removed"]
+
+    assert host.run(ids).stdout == before and restarted(started, host) == set()
+    host.run("systemctl restart coturn sliding-sync")
+    assert_all_answer(host)
+    assert deployed.deployment.run("-y").changed == []
+
+
 def test_files_of_another_user_id_get_the_user_that_there_is(deployed: Deployed) -> None:
     """As on a machine whose data came from another one."""
     host = deployed.host

@@ -482,7 +482,13 @@ def test_commands_have_the_same_environment_with_a_proxy_which_is_no_argument() 
 def test_which_users_are_restored(monkeypatch: pytest.MonkeyPatch, lines: list[str], restored: bool) -> None:
     at(monkeypatch, users, FakeHost(users.Accounts().answer(lines)))
     account = Account("x", "X", home="/var/lib/x", unit="x.service", group="also")
-    assert bool(commands(users.restored, accounts=[account])) is restored
+    assert bool(commands(users.restored, accounts=[account], groups={})) is restored
+
+
+def test_a_group_that_was_removed_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for lines, restored in (([], True), (["group:shared:x:990:"], False)):
+        at(monkeypatch, users, FakeHost(users.Accounts().answer(lines)))
+        assert bool(commands(users.restored, accounts=[], groups={"shared": ["x.service"]})) is restored
 
 
 # --- virtualenvs ----------------------------------------------------------------------------------
