@@ -1,6 +1,8 @@
 """`manage.py NAME mas ...`: the Matrix Authentication Service."""
 
+import json
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +10,10 @@ from pathlib import Path
 import click
 
 from compat import Refused
-from manage.homeserver import new_user_id
+from manage.homeserver import SERVICE_NAME, new_user_id
 from manage.machines import ROOT, Deployment, Machine
 from manage.mas import Mas
+from manage.synapse import TOKEN_FILE
 from operations.shell import quoted
 from roles import MAS, SYNAPSE
 from settings.deployment import MIGRATION_VARIABLE, Migration
@@ -57,6 +60,7 @@ def migrate(deployment: Deployment, yes: bool) -> None:
         except Refused as error:
             problem = str(error)
     if not problem:
+        _retire(machine)
         click.echo(f"MAS has the accounts of {machine.settings.server_name}, and a log-in works.")
         return
     if machine.run("[ -e /etc/systemd/system/mas.service ] && echo yes || true") != ["yes"]:
@@ -79,15 +83,25 @@ def _deploy(deployment: Deployment, migration: Migration) -> bool:
     return done.returncode == 0
 
 
+def _retire(machine: Machine) -> None:
+    """Deactivate the account that these commands had at Synapse: MAS knows them as a client."""
+    homeserver = Mas(machine)
+    account = homeserver.find(f"@{SERVICE_NAME}:{machine.settings.server_name}")
+    if account and not account.deactivated:
+        homeserver.deactivate(account, erase=True)
+    machine.run(f"rm -f {TOKEN_FILE}")
+    homeserver.close()
+
+
 # A client on the machine itself, by the public name. Its answer is the user ID.
 _CLIENT = """
 read -r body
-answer=$(printf %s "$body" | curl -qsSk --noproxy '*' --max-time 20 --resolve {domain}:443:127.0.0.1 -d @- \\
+answer=$(printf %s "$body" | curl -qsSk --noproxy '*' --max-time 20 -H 'Content-Type: application/json' --resolve {domain}:443:127.0.0.1 -d @- \\
   https://{domain}/_matrix/client/v3/login)
 token=$(printf %s "$answer" | sed -n 's/.*"access_token" *: *"\\([^"]*\\)".*/\\1/p')
 [ "$token" ] || {{ echo "the log-in was refused: $answer" >&2; exit 1; }}
 for path in account/whoami logout; do
-  answer=$(printf 'header = "Authorization: Bearer %s"' "$token" | curl -qsSk --noproxy '*' --max-time 20 -K - \\
+  answer=$(printf 'header = "Authorization: Bearer %s"' "$token" | curl -qsSk --noproxy '*' --max-time 20 -K - -H 'Content-Type: application/json' \\
     --resolve {domain}:443:127.0.0.1 $([ $path = logout ] && echo -d {{}}) https://{domain}/_matrix/client/v3/$path)
   case $answer in *errcode* | '') echo "$path: $answer" >&2; exit 1 ;; esac
 done
@@ -96,9 +110,6 @@ done
 
 def _log_in(machine: Machine) -> None:
     """Log in with a new account, which is deactivated afterwards. Raises Refused if that does not work."""
-    import json
-    import secrets
-
     homeserver, settings = Mas(machine), machine.settings
     user_id = new_user_id(f"migration-check-{secrets.token_hex(4)}", settings.server_name)
     password = secrets.token_urlsafe(24)
@@ -110,3 +121,4 @@ def _log_in(machine: Machine) -> None:
         machine.run(_CLIENT.format(domain=quoted(settings.domain(SYNAPSE))), stdin=json.dumps(body) + "\n")
     finally:
         homeserver.deactivate(account, erase=True)
+        homeserver.close()

@@ -5,6 +5,7 @@ is revoked at the end: no account is needed for that.
 """
 
 import base64
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from compat import Refused
-from manage.homeserver import Account, Session, Token
+from manage.homeserver import SERVICE_NAME, Account, Session, Token
 from manage.machines import Machine
 from manage.web import Answer, send
 from roles import MAS_INTERNAL_PORT
@@ -108,7 +109,9 @@ class Mas:
 
     def all(self) -> Sequence[Account]:
         found = [self._account(each) for each in self._list("users", **{"legacy-guest": "false"})]
-        return sorted(found, key=lambda each: each.user_id)
+        # Without MAS these commands had an account, which was moved with the others (manage/synapse.py).
+        people = [each for each in found if not re.fullmatch(rf"@{SERVICE_NAME}(-\d+)?:.*", each.user_id)]
+        return sorted(people, key=lambda each: each.user_id)
 
     def create(self, user_id: str, password: str, admin: bool, display_name: str | None) -> None:
         content = {"username": user_id[1:].partition(":")[0]}

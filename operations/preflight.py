@@ -166,10 +166,11 @@ def accounts_of(settings: Settings) -> dict[str, int] | None:
         return {"synapse": 0, "mas": 0}
     # The last condition is about the account with which manage.py asks Synapse.
     people = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+)?:'"
+    with_mas = "deactivated_at IS NULL AND username !~ '^matrix-metal(-[0-9]+)?$'"
     counts: dict[str, int] = server.get_fact(
         Accounts,
         cluster=there.view(Postgres).cluster,
-        databases=[("synapse", people), ("mas", "deactivated_at IS NULL")],
+        databases=[("synapse", people), ("mas", with_mas)],
         _sudo=there.machine.user != "root",
     )
     return counts if counts.keys() >= {"synapse", "mas"} else None
