@@ -96,13 +96,13 @@ def _retire(machine: Machine) -> None:
 # A client on the machine itself, by the public name. Its answer is the user ID.
 _CLIENT = """
 read -r body
-answer=$(printf %s "$body" | curl -qsSk --noproxy '*' --max-time 20 -H 'Content-Type: application/json' --resolve {domain}:443:127.0.0.1 -d @- \\
-  https://{domain}/_matrix/client/v3/login)
+client() {{ curl -qsSk --noproxy '*' --max-time 20 -H 'Content-Type: application/json' --resolve {domain}:443:127.0.0.1 "$@"; }}
+answer=$(printf %s "$body" | client -d @- https://{domain}/_matrix/client/v3/login)
 token=$(printf %s "$answer" | sed -n 's/.*"access_token" *: *"\\([^"]*\\)".*/\\1/p')
 [ "$token" ] || {{ echo "the log-in was refused: $answer" >&2; exit 1; }}
 for path in account/whoami logout; do
-  answer=$(printf 'header = "Authorization: Bearer %s"' "$token" | curl -qsSk --noproxy '*' --max-time 20 -K - -H 'Content-Type: application/json' \\
-    --resolve {domain}:443:127.0.0.1 $([ $path = logout ] && echo -d {{}}) https://{domain}/_matrix/client/v3/$path)
+  answer=$(printf 'header = "Authorization: Bearer %s"' "$token" |
+    client -K - $([ $path = logout ] && echo -d {{}}) https://{domain}/_matrix/client/v3/$path)
   case $answer in *errcode* | '') echo "$path: $answer" >&2; exit 1 ;; esac
 done
 """
