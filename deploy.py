@@ -29,5 +29,7 @@ if settings.here("sydent"):
     local.include("tasks/sydent.py")
 if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
+if settings.here("rtc"):
+    local.include("tasks/rtc.py")
 if settings.served:
     local.include("tasks/certificates.py")

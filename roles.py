@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-RoleName = Literal["postgres", "caddy", "synapse", "sydent", "sliding_sync", "coturn"]
+RoleName = Literal["postgres", "caddy", "synapse", "sydent", "sliding_sync", "coturn", "rtc"]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
 Reach = Literal["everybody", "deployment", "machine"]
@@ -382,13 +382,59 @@ COTURN = Role(
     secrets=(VaultEntry("turn_shared_secret", "token", "Synapse signs TURN credentials with it, coturn checks them"),),
 )
 
+# Ports of LiveKit and lk-jwt-service.
+SIGNAL_PORT, MEDIA_TCP_PORT, MEDIA_UDP_PORT, LK_JWT_PORT = 7880, 7881, 7882, 8082
+
+RTC = Role(
+    name="rtc",
+    title="LiveKit",
+    purpose="calls in Element X and, for two people or many, in Element Web (MatrixRTC, Element Call)",
+    leave_out="nobody makes calls with those",
+    # lk-jwt-service asks the homeserver as other homeservers do, so it may be on any machine.
+    needs=("synapse",),
+    packages=("nftables",),
+    units=(
+        Unit(
+            "livekit.service",
+            user="livekit",
+            health=(
+                f"curl -qsf --max-time 5 -o /dev/null http://127.0.0.1:{SIGNAL_PORT}/ "
+                f"&& ss -Hlnt sport = :{MEDIA_TCP_PORT} | grep -q . && ss -Hlnu sport = :{MEDIA_UDP_PORT} | grep -q ."
+            ),
+            exposure=1.5,
+            reads=("/etc/livekit",),
+            private=("/etc/livekit",),
+            secrets=("/etc/livekit/keys.yaml", "/etc/livekit/turn_secret"),
+            errors=r"\tERROR\t|^panic:",
+        ),
+        Unit(
+            "lk-jwt.service",
+            user="lk-jwt",
+            health=f"curl -qsf --max-time 5 -o /dev/null http://127.0.0.1:{LK_JWT_PORT}/healthz",
+            exposure=1.5,
+            reads=("/etc/lk-jwt",),
+            private=("/etc/lk-jwt",),
+            secrets=("/etc/lk-jwt/secret",),
+            errors=r"^panic:|[Uu]nable to create room|level=(error|fatal)",
+        ),
+    ),
+    listens=(
+        Port("tcp", MEDIA_TCP_PORT, "everybody", "livekit.service"),
+        Port("udp", MEDIA_UDP_PORT, "everybody", "livekit.service"),
+        Port("tcp", SIGNAL_PORT, "machine", "livekit.service", callers=("caddy",)),
+        Port("tcp", LK_JWT_PORT, "machine", "lk-jwt.service", callers=("caddy",)),
+    ),
+    domain=Domain("rtc_domain", "rtc", "LiveKit: calls in Element X"),
+    secrets=(VaultEntry("livekit_secret", "hex", "lk-jwt-service signs with it who may join a call, LiveKit checks it"),),
+)
+
 
 def any_version(text: str) -> str:
     """A name or path of a record as a pattern that fits whatever its {names} stand for."""
     return re.sub(r"\{\w+\}", "*", text)
 
 
-ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, SYDENT, SLIDING_SYNC, COTURN)}
+ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, SYDENT, SLIDING_SYNC, COTURN, RTC)}
 
 # Debian's packages that every machine needs, whatever its roles.
 PACKAGES = ("ca-certificates", "curl", "openssl", "python3-venv")

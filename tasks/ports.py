@@ -17,15 +17,16 @@ files.present(
         Directory("/etc/sysusers.d", mode="755"),
         *(
             Template(
-                f"/etc/sysusers.d/{role.units[0].user}.conf",
+                f"/etc/sysusers.d/{unit.user}.conf",
                 f"{role.name}/sysusers.conf",
                 mode="644",
-                values={"socket_group": SOCKET_GROUP},
+                values={"user": unit.user, "socket_group": SOCKET_GROUP},
                 check="systemd-sysusers {}",
             )
             for role in settings.played
+            for unit in role.units
             # Debian's packages make the users of theirs.
-            if (TEMPLATES / role.name / "sysusers.conf.j2").exists() and not role.units[0].masked
+            if (TEMPLATES / role.name / "sysusers.conf.j2").exists() and not unit.masked
         ),
     ],
 )
