@@ -425,7 +425,9 @@ RTC = Role(
         Port("tcp", LK_JWT_PORT, "machine", "lk-jwt.service", callers=("caddy",)),
     ),
     domain=Domain("rtc_domain", "rtc", "LiveKit: calls in Element X"),
-    secrets=(VaultEntry("livekit_secret", "hex", "lk-jwt-service signs with it who may join a call, LiveKit checks it"),),
+    secrets=(
+        VaultEntry("livekit_secret", "hex", "lk-jwt-service signs with it who may join a call, LiveKit checks it"),
+    ),
 )
 
 
