@@ -11,7 +11,7 @@ config.SUDO = settings.machine.user != "root"
 local.include("tasks/machine.py")
 if settings.packages:
     local.include("tasks/packages.py")
-
+local.include("tasks/users.py")
 if settings.local_ports:
     local.include("tasks/ports.py")
 

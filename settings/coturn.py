@@ -85,7 +85,6 @@ class Coturn(View):
 
     @property
     def served(self) -> Sequence[Served]:
-        # It runs without TLS when it cannot read its certificate, so a TLS handshake checks it.
         return [Served(self.domain, self.tls_port, self.certificate, self.reloader)]
 
     @property

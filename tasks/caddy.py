@@ -10,9 +10,11 @@ from settings.caddy import Caddy
 from settings.issuers import STORE
 
 settings = settings_of(host)
+[UNIT] = CADDY.units
 caddy = settings.view(Caddy)
 CADDYFILE = "/etc/caddy/Caddyfile"
-OVERRIDE = "/etc/systemd/system/caddy.service.d/override.conf"
+DROP_INS = f"/etc/systemd/system/{UNIT.name}.d"
+OVERRIDE = f"{DROP_INS}/override.conf"
 
 files.present(
     name="Configure Caddy",
@@ -39,7 +41,7 @@ files.present(
             values={"socket_group": SOCKET_GROUP},
             check="systemd-sysusers {}",
         ),
-        Directory("/etc/systemd/system/caddy.service.d", mode="755"),
+        Directory(DROP_INS, mode="755"),
         Template(
             OVERRIDE,
             "caddy/override.conf",
@@ -50,10 +52,10 @@ files.present(
 )
 units.running(
     name="Run Caddy",
-    unit="caddy.service",
+    unit=UNIT.name,
     reads=[OVERRIDE],
     rereads=[CADDYFILE],
-    ready=CADDY.units[0].health,
+    ready=UNIT.health,
 )
 if settings.choices.tls == "internal":
     certificates.trusted(

@@ -10,9 +10,11 @@ from settings import settings_of
 from settings.coturn import Coturn
 
 settings = settings_of(host)
+[UNIT] = COTURN.units
 coturn = settings.view(Coturn)
 CONFIGURATION = "/etc/turnserver.conf"
-OVERRIDE = "/etc/systemd/system/coturn.service.d/override.conf"
+DROP_INS = f"/etc/systemd/system/{UNIT.name}.d"
+OVERRIDE = f"{DROP_INS}/override.conf"
 ALONE = "/usr/local/sbin/run-alone"
 
 files.present(
@@ -22,7 +24,7 @@ files.present(
 files.present(
     name="Confine coturn",
     entries=[
-        Directory("/etc/systemd/system/coturn.service.d", mode="755"),
+        Directory(DROP_INS, mode="755"),
         Copy(ALONE, "coturn/run-alone", mode="755"),
         Template(
             OVERRIDE,
@@ -42,10 +44,9 @@ files.present(
 )
 units.running(
     name="Run coturn",
-    unit="coturn.service",
+    unit=UNIT.name,
     reads=[CONFIGURATION, OVERRIDE, RELAY.path, ALONE],
-    # It runs without TLS when it cannot read its certificate; tasks/certificates.py checks that, at the end.
-    ready=COTURN.units[0].health,
+    ready=UNIT.health,
 )
 units.running(
     name="Keep the relay from this machine's services",

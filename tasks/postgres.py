@@ -12,6 +12,7 @@ from settings import settings_of
 from settings.postgres import Postgres
 
 postgres = settings_of(host).view(Postgres)
+[UNIT] = POSTGRES.units
 CONFIGURATION = f"{postgres.directory}/conf.d/matrix-metal.conf"
 ACCESS = f"{postgres.directory}/matrix-metal.hba.conf"
 KEY = f"{postgres.directory}/matrix-metal.key"
@@ -41,11 +42,11 @@ units.running(
     name="Run PostgreSQL",
     unit=postgres.unit,
     reads=[CONFIGURATION, ACCESS, DROP_IN, *([postgres.certificate, KEY] if postgres.clients else [])],
-    ready=POSTGRES.units[0].health,
+    ready=UNIT.health,
     enabled=False,
     # pg_ctlcluster waits for two seconds after the cluster has started.
     slow_to_start=True,
-    own=[path.format(version=postgres.version) for path in POSTGRES.units[0].own],
-    own_check=POSTGRES.units[0].check.replace("{version}", postgres.version),
+    own=[path.format(version=postgres.version) for path in UNIT.own],
+    own_check=UNIT.check.replace("{version}", postgres.version),
 )
 databases.exist(name="Create the databases", cluster=postgres.cluster, databases=postgres.databases)

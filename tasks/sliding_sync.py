@@ -9,6 +9,7 @@ from settings import settings_of
 from settings.sliding_sync import SlidingSync
 
 settings = settings_of(host)
+[UNIT] = SLIDING_SYNC.units
 sliding_sync = settings.view(SlidingSync)
 ENVIRONMENT = "/etc/sliding-sync/environment"
 
@@ -27,7 +28,7 @@ files.present(
     name="Confine the Sliding Sync proxy",
     entries=[
         Template(
-            "/etc/systemd/system/sliding-sync.service",
+            f"/etc/systemd/system/{UNIT.name}",
             "sliding_sync/sliding-sync.service",
             mode="644",
             values={
@@ -41,7 +42,7 @@ files.present(
 )
 units.running(
     name="Run the Sliding Sync proxy",
-    unit="sliding-sync.service",
+    unit=UNIT.name,
     reads=[ENVIRONMENT, "/opt/sliding-sync/current", sliding_sync.release.executable],
-    ready=SLIDING_SYNC.units[0].health,
+    ready=UNIT.health,
 )

@@ -12,6 +12,7 @@ from settings import settings_of
 from settings.sydent import Sydent
 
 settings = settings_of(host)
+[UNIT] = SYDENT.units
 sydent = settings.view(Sydent)
 CONFIGURATION = "/etc/sydent/sydent.conf"
 BRAND = TEMPLATES / "sydent/brand"
@@ -39,7 +40,7 @@ files.present(
     name="Confine Sydent",
     entries=[
         Template(
-            "/etc/systemd/system/sydent.service",
+            f"/etc/systemd/system/{UNIT.name}",
             "sydent/sydent.service",
             mode="644",
             values={
@@ -52,13 +53,13 @@ files.present(
 )
 units.running(
     name="Run Sydent",
-    unit="sydent.service",
+    unit=UNIT.name,
     reads=[
         CONFIGURATION,
         *(text.path for text in texts),
         sydent.virtualenv.current,
         *settings.private_authorities,
     ],
-    ready=SYDENT.units[0].health,
+    ready=UNIT.health,
     program=sydent.virtualenv,
 )

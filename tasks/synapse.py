@@ -14,6 +14,7 @@ from settings.synapse import Synapse
 from vault import Secret
 
 settings = settings_of(host)
+[UNIT] = SYNAPSE.units
 synapse = settings.view(Synapse)
 HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
@@ -56,7 +57,7 @@ files.present(
     name="Confine Synapse",
     entries=[
         Template(
-            "/etc/systemd/system/matrix-synapse.service",
+            f"/etc/systemd/system/{UNIT.name}",
             "synapse/matrix-synapse.service",
             mode="644",
             values={
@@ -89,7 +90,7 @@ except psycopg2.Error as error:
 as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
-    unit="matrix-synapse.service",
+    unit=UNIT.name,
     reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
     # Synapse's own program makes the signing key, once.
     check=(
@@ -97,12 +98,12 @@ units.running(
         f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
         f"&& {CHECK_SYNAPSE} )"
     ),
-    ready=SYNAPSE.units[0].health,
+    ready=UNIT.health,
     program=synapse.virtualenv,
     needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
-    own=SYNAPSE.units[0].own,
-    own_check=SYNAPSE.units[0].check,
+    own=UNIT.own,
+    own_check=UNIT.check,
 )
 deployment.database_recorded(
     name="Record where Synapse's database is",

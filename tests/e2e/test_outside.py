@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from roles import ROLES
+from roles import RELAY_PORT, RELAY_TLS_PORT, RELAYED, ROLES, SYNAPSE_PORT
 from tests.e2e.client import Outside, expect_json
 from tests.protocols.turn import relay
 
@@ -57,7 +57,6 @@ IDENTITY_V1 = [
 OPEN = [port for role in ROLES.values() for port in role.listens if port.reach == "everybody" and port.when is None]
 OPEN_TCP = {22, *(port.number for port in OPEN if port.protocol == "tcp")}
 OPEN_UDP = {port.number for port in OPEN if port.protocol == "udp" and port.last is None}
-RELAYED = {number for port in OPEN if port.last for number in port.numbers}
 INTERNAL = {2019: "Caddy's administration"} | {
     port.number: role.title for role in ROLES.values() for port in role.listens if port.reach != "everybody"
 }
@@ -72,7 +71,7 @@ def test_unknown_paths_are_not_found(outside: Outside, service: str) -> None:
 
 def test_the_admin_api_answers_on_the_machine(outside: Outside) -> None:
     """So that the paths above are refused, and not merely misspelt."""
-    answer = outside.host.run("curl -s http://127.0.0.1:8008/_synapse/admin/v1/register").stdout
+    answer = outside.host.run(f"curl -s http://127.0.0.1:{SYNAPSE_PORT}/_synapse/admin/v1/register").stdout
     assert "nonce" in answer, answer
 
 
@@ -151,7 +150,7 @@ def test_no_other_name_has_a_certificate(outside: Outside, service: str) -> None
 @pytest.mark.parametrize(
     ("service", "port", "refusals"),
     # Caddy refuses at once; coturn does not answer, and closes the connection after a minute.
-    [("matrix", 443, (ssl.SSLError,)), ("turn", 5349, (TimeoutError, ConnectionResetError))],
+    [("matrix", 443, (ssl.SSLError,)), ("turn", RELAY_TLS_PORT, (TimeoutError, ConnectionResetError))],
     ids=["caddy", "coturn"],
 )
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
@@ -191,10 +190,10 @@ def test_no_other_udp_ports_are_open(outside: Outside) -> None:
     bound = outside.host.run("ss --no-header --udp --listening --numeric").stdout
     addresses = [re.sub(r"%\w+", "", line.split()[3]).rpartition(":") for line in bound.splitlines()]
     ports = {int(port) for address, _, port in addresses if not address.startswith(("127.", "[::1]"))}
-    assert ports - RELAYED == OPEN_UDP, f"bound are {sorted(ports)}, expected {sorted(OPEN_UDP)}:\n{bound}"
+    assert ports - set(RELAYED.numbers) == OPEN_UDP, f"bound are {sorted(ports)}, expected {sorted(OPEN_UDP)}:\n{bound}"
 
     own = outside.host.bed.bridge_address
-    for port in (3478, 5349):
+    for port in (RELAY_PORT, RELAY_TLS_PORT):
         with relay(outside.host.address, "udp", port=port) as client:
             assert client.bind()[0] == own, f"STUN on port {port} reports another address than ours"
     assert _speaks_quic(outside.host.address), "HTTP/3 is announced, but UDP port 443 does not answer"

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from roles import RELAYED
 from tests.conftest import own
 from tests.e2e.client import Account, Outside, expect_json
 from tests.protocols.turn import Credentials, RefusedError, Relay, relay
@@ -109,7 +110,7 @@ def test_two_users_exchange_packets_through_the_relay(
         own = outside.host.address6 if ipv6 else outside.host.address
         assert {his[0], hers[0]} == {own}, f"the relayed addresses {his} and {hers} are not the relay's own"
         for _, port in (his, hers):
-            assert 49152 <= port <= 65535, f"port {port} is outside of the relay's range, which firewalls allow"
+            assert port in RELAYED.numbers, f"port {port} is outside of the relay's range, which firewalls allow"
         one.permit(hers[0])
         two.permit(his[0])
         for packet in (secrets.token_bytes(size) for size in (1, 100, 1200)):

@@ -12,6 +12,7 @@ from itertools import product
 
 import pytest
 
+from roles import RELAY_PORT, RELAY_TLS_PORT, RELAYED
 from settings.networks import BLOCKED_NETWORKS
 from tests.conftest import Deployed, own
 from tests.e2e.client import Account, Outside, expect_json
@@ -297,14 +298,14 @@ def test_relay_behind_nat_gives_out_the_external_address(
     inside = deployed.host
     router = testbed.up(own("router"))
     settings = deployed.deployment.directory / "group_data" / f"{deployed.deployment.name}.py"
-    before = settings.read_text()
+    before, ports = settings.read_text(), f"{RELAY_PORT}, {RELAY_TLS_PORT}"
     nat = f"""
         sysctl -q net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.host0.send_redirects=0
         nft -f - <<'END'
         table ip nat {{
           chain prerouting {{ type nat hook prerouting priority dstnat
-            ip daddr {router.address} udp dport {{ 3478, 5349, 49152-65535 }} dnat to {inside.address}
-            ip daddr {router.address} tcp dport {{ 3478, 5349 }} dnat to {inside.address}
+            ip daddr {router.address} udp dport {{ {ports}, {RELAYED.number}-{RELAYED.last} }} dnat to {inside.address}
+            ip daddr {router.address} tcp dport {{ {ports} }} dnat to {inside.address}
           }}
           chain postrouting {{ type nat hook postrouting priority srcnat
             ip saddr {inside.address} meta l4proto udp snat to {router.address}

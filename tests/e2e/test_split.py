@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from roles import SLIDING_SYNC
-from settings.postgres import DATABASE_AUTHORITY
+from roles import CADDY, COTURN, POSTGRES, RELAYED, SLIDING_SYNC, SYNAPSE, Port, Role
+from roles import ROLES as ALL_ROLES
+from settings.postgres import DATABASE_AUTHORITY, PORT
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
 from tests.e2e.client import TIMEOUT, Account, Outside, expect_json, new_user
@@ -50,17 +51,20 @@ ROLES = {
     "caddy": ["split", "split-relay"],
     "coturn": ["split-relay"],
 }
-PASSWORDS = ("postgres_synapse_password", "postgres_sliding_sync_password")
+PASSWORDS = (SYNAPSE.password, SLIDING_SYNC.password)
 # User -> database of the two clients on the homeserver's machine.
-CLIENTS = {"matrix-synapse": "synapse", "sliding-sync": "syncv3"}
+CLIENTS = {role.database.owner: role.database.name for role in ALL_ROLES.values() if role.database}
+
+
+def open_ports(role: Role) -> list[Port]:
+    """Those on which it listens to other machines, without those of calls."""
+    return [port for port in role.listens if port.reach != "machine" and port != RELAYED]
+
+
 # The ports on which each machine listens to other machines.
 OPEN_PORTS = {
-    "split-db": {"tcp 22", "tcp 5432"},
-    "split": {"tcp 22", "tcp 80", "tcp 443", "udp 443"},
-    "split-relay": {
-        *("tcp 22", "tcp 80", "tcp 443", "udp 443"),
-        *(f"{protocol} {port}" for protocol in ("tcp", "udp") for port in (3478, 5349)),
-    },
+    name: {"tcp 22", *(f"{port.protocol} {port.number}" for role in played for port in open_ports(role))}
+    for name, played in {"split-db": [POSTGRES], "split": [CADDY], "split-relay": [CADDY, COTURN]}.items()
 }
 LOG = "/var/log/postgresql/postgresql-15-main.log"
 
@@ -166,15 +170,15 @@ def test_only_the_homeserver_reaches_the_databases_port(split: Split, ipv6: bool
     assert_filtered(split.db, split.relay, ipv6)
     address = split.db.address6 if ipv6 else split.db.address
     # The port does answer the homeserver.
-    assert split.home.run(f"timeout 5 bash -c '</dev/tcp/{address}/5432'", check=False).returncode == 0
+    assert split.home.run(f"timeout 5 bash -c '</dev/tcp/{address}/{PORT}'", check=False).returncode == 0
 
 
 def assert_filtered(db: Host, other: Host, ipv6: bool = False) -> None:
     """Neither the controller nor another machine gets an answer: its packets are dropped."""
     address = db.address6 if ipv6 else db.address
     with pytest.raises(TimeoutError):
-        socket.create_connection((address, 5432), timeout=2).close()
-    attempt = other.run(f"timeout 2 bash -c '</dev/tcp/{address}/5432'", check=False)
+        socket.create_connection((address, PORT), timeout=2).close()
+    attempt = other.run(f"timeout 2 bash -c '</dev/tcp/{address}/{PORT}'", check=False)
     assert attempt.returncode == 124, f"{other.name} gets an answer: {attempt.returncode} {attempt.stderr}"
 
 
@@ -194,7 +198,7 @@ def test_each_machine_listens_only_for_its_roles(split: Split, name: str) -> Non
     for line in bound.splitlines():
         protocol, _, _, _, local, *_ = line.split()
         address, _, port = re.sub(r"%\w+", "", local).rpartition(":")
-        if not address.startswith(("127.", "[::1]")) and not (protocol == "udp" and int(port) >= 49152):
+        if not address.startswith(("127.", "[::1]")) and not (protocol == "udp" and int(port) in RELAYED.numbers):
             found.add(f"{protocol} {port}")
     assert found == OPEN_PORTS[name], bound
 
@@ -211,7 +215,7 @@ def test_connections_use_tls_and_scram(split: Split) -> None:
     query(split.db, "ALTER SYSTEM SET log_connections = on; SELECT pg_reload_conf();")
     try:
         end = int(split.db.run(f"stat -c %s {LOG}").stdout)
-        split.home.run("systemctl restart matrix-synapse sliding-sync", timeout=180)
+        split.home.run(f"systemctl restart {SYNAPSE.units[0].name} {SLIDING_SYNC.units[0].name}", timeout=180)
         split.home.run(f"until {SLIDING_SYNC.units[0].health}; do sleep 0.1; done")
         logged = split.db.run(f"tail -c +{end + 1} {LOG}").stdout
     finally:
@@ -281,9 +285,10 @@ def test_a_wrong_database_certificate_is_refused_and_repaired_by_a_deploy(split:
     )
     assert "certificate verify failed" in connect(split)
     begin = home.run("date +%s").stdout.strip()
-    home.run("systemctl restart --no-block matrix-synapse")
+    unit = SYNAPSE.units[0].name
+    home.run(f"systemctl restart --no-block {unit}")
     home.run(
-        f"until journalctl -q -u matrix-synapse --since @{begin} | grep -q 'certificate verify failed'; do sleep 0.2; done"
+        f"until journalctl -q -u {unit} --since @{begin} | grep -q 'certificate verify failed'; do sleep 0.2; done"
     )
 
     changed = split.deployment.run("-y").changed
@@ -472,7 +477,7 @@ def test_database_is_moved_as_in_the_readme(split: Split, outside: Outside, alic
     refused = deployment.run("-y", check=False)
     assert_refused(refused, "on split-relay", "empty")
 
-    split.home.run("systemctl stop matrix-synapse")
+    split.home.run(f"systemctl stop {SYNAPSE.units[0].name}")
     dump = "cd / && runuser -u postgres -- pg_dump -Fc synapse"
     load = "cd / && runuser -u postgres -- pg_restore --no-owner --role=matrix-synapse --exit-on-error -d synapse"
     with subprocess.Popen(split.db.ssh(dump), stdout=subprocess.PIPE) as dumping:

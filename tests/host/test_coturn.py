@@ -11,7 +11,7 @@ from cryptography import x509
 from testinfra.host import Host
 
 from operations.filters import RELAY
-from roles import COTURN
+from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT, RELAYED
 from settings import Settings
 from settings.coturn import Coturn
 from settings.fields import PRIVATE
@@ -36,13 +36,13 @@ kind, attributes = int(sys.argv[1], 16), bytes.fromhex(sys.argv[2])
 link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 link.settimeout(2)
 for attempt in range(3):
-    link.sendto(struct.pack("!HHI", kind, len(attributes), 0x2112A442) + os.urandom(12) + attributes, ("127.0.0.1", 3478))
+    link.sendto(struct.pack("!HHI", kind, len(attributes), 0x2112A442) + os.urandom(12) + attributes, ("127.0.0.1", %d))
     try:
         print(link.recv(2048).hex())
         break
     except TimeoutError:
         pass
-"""
+""".replace("%d", str(RELAY_PORT))
 # Prints, as JSON, which address a client gets that connects to each of the arguments. Several allocations for each: an address
 # may be one of which coturn takes each in turn. The credentials are signed on the machine, so the secret stays there.
 ALLOCATE = f"""
@@ -79,30 +79,35 @@ def test_accepts_its_configuration(service: Service) -> None:
 
 
 def test_listens_only_where_it_should(service: Service) -> None:
-    wanted = {f"{protocol} {port}" for protocol in ("tcp", "udp") for port in (3478, 5349)}
+    wanted = {f"{port.protocol} {port.number}" for port in COTURN.listens if port != RELAYED}
     found = {f"{socket.split()[0]} {socket.rpartition(':')[2]}" for socket in service.sockets()}
     assert wanted <= found, (
         f"coturn does not listen on {', '.join(sorted(wanted - found))}: {DEPLOY}; see journalctl -u coturn. Without TLS on "
-        "5349, it could not read its certificate when it started"
+        f"{RELAY_TLS_PORT}, it could not read its certificate when it started"
     )
     # Allocations in use have ports of their own.
-    others = {socket for socket in found - wanted if not ("udp" in socket and 49152 <= int(socket.split()[1]) <= 65535)}
+    others = {
+        socket for socket in found - wanted if not ("udp" in socket and int(socket.split()[1]) in RELAYED.numbers)
+    }
     assert not others, f"coturn listens on {', '.join(sorted(others))} as well: {DEPLOY}"
 
 
 @pytest.mark.parametrize("datagrams", [False, True], ids=["tls", "dtls"])
 def test_presents_its_certificate(host: Host, settings: Settings, datagrams: bool) -> None:
     coturn = settings.view(Coturn)
-    shown = presented(host, 5349, coturn.domain, datagrams).certificate
-    assert shown, f"5349 presents no certificate ({'udp' if datagrams else 'tcp'}): {DEPLOY}; see journalctl -u coturn"
+    shown = presented(host, RELAY_TLS_PORT, coturn.domain, datagrams).certificate
+    place = f"port {RELAY_TLS_PORT} ({'udp' if datagrams else 'tcp'})"
+    assert shown, f"{place} presents no certificate: {DEPLOY}; see journalctl -u coturn"
     problem = certificate_problem(shown, coturn.domain)
-    assert not problem, f"{coturn.domain}, port 5349: {problem}; see journalctl -u caddy -u coturn"
+    assert not problem, f"{coturn.domain}, {place}: {problem}; see journalctl -u caddy -u coturn"
     file = x509.load_pem_x509_certificate(ask(host, "cat %s", coturn.certificate).encode())
-    assert shown == file, f"5349 does not present {coturn.certificate}: {DEPLOY}; see journalctl -u coturn-certificate"
+    assert shown == file, (
+        f"{place} does not present {coturn.certificate}: {DEPLOY}; see journalctl -u coturn-certificate"
+    )
 
 
-def test_is_reloaded_on_renewal(host: Host) -> None:
-    unit = "coturn-certificate.path"
+def test_is_reloaded_on_renewal(host: Host, settings: Settings) -> None:
+    unit = f"{settings.view(Coturn).reloader}.path"
     found = ask(host, "systemctl show --value -p ActiveState -p UnitFileState %s", unit).split()
     assert found == ["active", "enabled"], (
         f"{unit} is {' and '.join(found)}: {DEPLOY}, else the certificate will expire"
@@ -123,7 +128,7 @@ def turn_request(host: Host, kind: int, attributes: bytes = b"") -> tuple[int, d
 
 def test_answers(host: Host) -> None:
     kind, _ = turn_request(host, 0x0001)
-    assert kind == 0x0101, "no answer to a STUN binding request on port 3478: see journalctl -u coturn"
+    assert kind == 0x0101, f"no answer to a STUN binding request on port {RELAY_PORT}: see journalctl -u coturn"
 
 
 def test_relays_only_with_credentials(host: Host, settings: Settings) -> None:
@@ -214,7 +219,10 @@ def test_reaches_no_service_of_the_machine(service: Service, host: Host) -> None
     shown = table_of(host, RELAY)
     groups = ask(host, "stat -c %%G %s", f"/proc/{service.pid}").split()
     marked = re.search(
-        r'oifname "lo" meta skgid \S+ udp sport 49152-65535 udp dport 0-49151 meta mark set (\w+)$', shown, re.MULTILINE
+        rf'oifname "lo" meta skgid \S+ udp sport {RELAYED.number}-{RELAYED.last} udp dport 0-{RELAYED.number - 1} '
+        r"meta mark set (\w+)$",
+        shown,
+        re.MULTILINE,
     )
     dropped = marked and re.search(rf'iifname "lo" meta mark {marked[1]} .*drop$', shown, re.MULTILINE)
     assert dropped and groups == ["turnserver"], (

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from testinfra.host import Host
 
-from roles import COTURN
+from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT
 from settings import Settings
 from settings.coturn import Choices as Relay
 from settings.synapse import Choices as Homeserver
@@ -170,7 +170,7 @@ def test_relay_gives_an_allocation(
     homeservers = machine.inventory.playing("synapse")
     if not settings.here("coturn") or not homeservers:
         return
-    name, port = settings.domain(COTURN), 5349 if transport == "tls" else 3478
+    name, port = settings.domain(COTURN), RELAY_TLS_PORT if transport == "tls" else RELAY_PORT
     place = f"turn{'s' if transport == 'tls' else ''}:{name}:{port} by {'udp' if transport == 'udp' else 'tcp'}"
     found = addresses_of(host, name)
     assert found, f"{name} has no DNS record: no client finds the relay"

@@ -1,0 +1,27 @@
+"""The system users of the services. First, because the packet filter of the local ports names them."""
+
+from pyinfra import host
+
+from operations import files
+from operations.files import Directory, Template
+from operations.templating import TEMPLATES
+from roles import SOCKET_GROUP
+from settings import settings_of
+
+created = [
+    Template(
+        f"/etc/sysusers.d/{role.units[0].user}.conf",
+        f"{role.name}/sysusers.conf",
+        mode="644",
+        values={"socket_group": SOCKET_GROUP},
+        check="systemd-sysusers {}",
+    )
+    for role in settings_of(host).played
+    # Debian's packages make the users of theirs.
+    if (TEMPLATES / role.name / "sysusers.conf.j2").exists() and not any(unit.masked for unit in role.units)
+]
+if created:
+    files.present(
+        name="Create the users of the services",
+        entries=[Directory("/etc/sysusers.d", mode="755"), *created],
+    )
