@@ -130,10 +130,14 @@ class Role:
     secrets: tuple[VaultEntry, ...] = ()
 
     @property
+    def local_ports(self) -> tuple[int, ...]:
+        """The TCP ports on which it is reached from its own machine, in the order of the record."""
+        return tuple(port.number for port in self.listens if port.protocol == "tcp" and port.reach == "machine")
+
+    @property
     def port(self) -> int:
-        """The TCP port on which it is reached from its own machine."""
-        [found] = [port.number for port in self.listens if port.protocol == "tcp" and port.reach == "machine"]
-        return found
+        """The first of them: the only one of most roles."""
+        return self.local_ports[0]
 
     @property
     def password(self) -> str:
@@ -222,6 +226,8 @@ CADDY = Role(
 
 # Ports that more than one line below, or another file, is about.
 SYNAPSE_PORT, SYDENT_PORT, FEDERATION_PORT, RELAY_PORT, RELAY_TLS_PORT = 8008, 8090, 8448, 3478, 5349
+# Each call has some of these.
+RELAYED = Port("udp", 49152, "everybody", "coturn.service", last=65535)
 
 # Of the Unix sockets below, and of the units that connect to them. A client's address is what Caddy says, so nobody else may.
 SOCKET_GROUP = "matrix-sockets"
@@ -376,7 +382,7 @@ COTURN = Role(
             for number in (RELAY_PORT, RELAY_TLS_PORT)
             for protocol in ("tcp", "udp")
         ),
-        Port("udp", 49152, "everybody", "coturn.service", last=65535),
+        RELAYED,
     ),
     domain=Domain("turn_domain", "turn", "coturn"),
     secrets=(VaultEntry("turn_shared_secret", "token", "Synapse signs TURN credentials with it, coturn checks them"),),

@@ -82,9 +82,9 @@ class Unit(Fact[UnitState]):
             definition_changed=values.get("NeedDaemonReload") == "yes",
             # A process reads its files after it was started and before it reports that it is ready. Paths and timers have no
             # process.
-            started=_seconds(values.get("ExecMainStartTimestamp", ""))
-            or _seconds(values.get("ActiveEnterTimestamp", "")),
-            changed=_seconds(values.get("StateChangeTimestamp", "")),
+            started=seconds_since_epoch(values.get("ExecMainStartTimestamp", ""))
+            or seconds_since_epoch(values.get("ActiveEnterTimestamp", "")),
+            changed=seconds_since_epoch(values.get("StateChangeTimestamp", "")),
             written=tuple(written),
             ready=values.get("Ready") == "yes",
             own_changed=tuple(own_changed),
@@ -92,8 +92,8 @@ class Unit(Fact[UnitState]):
         )
 
 
-def _seconds(timestamp: str) -> float:
-    """systemd's `Mon 2026-11-23 22:44:41.123456 UTC` as seconds since the epoch; 0.0 for an empty one."""
+def seconds_since_epoch(timestamp: str) -> float:
+    """systemd's `Mon 2026-11-23 22:44:41.123456 UTC` as seconds since the epoch; 0.0 for never."""
     if not timestamp or timestamp == "n/a":
         return 0.0
     _, date, time, _ = timestamp.split()

@@ -34,7 +34,7 @@ Found = dict[str, dict[str, list[str]]]
 
 
 class Accounts(Fact[Found]):
-    """What the machine has of the accounts: users, groups, owners of home directories, and files in sysusers.d."""
+    """What the machine has of the accounts: users, groups, owners of home directories, and users in sysusers.d."""
 
     def question(self, accounts: Sequence[Account]) -> str:
         names = quoted(*(account.name for account in accounts))
@@ -43,7 +43,7 @@ class Accounts(Fact[Found]):
         return (
             f"getent passwd {names} | sed 's/^/passwd:/'; getent group {names} {groups} | sed 's/^/group:/'; "
             f"stat -L -c 'home:%n:%u:%g:%G' -- {homes} 2>/dev/null; "
-            f'for name in {names}; do [ ! -e "/etc/sysusers.d/$name.conf" ] || echo "made:$name"; done'
+            "cat /etc/sysusers.d/*.conf 2>/dev/null | sed -n 's/^u \\([^ ]*\\) .*/made:\\1/p'"
         )
 
     @staticmethod

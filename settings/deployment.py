@@ -162,8 +162,8 @@ def _unreachable(role: Role, name: str, address: str) -> str:
         return (
             f'{line} add "{address}/{width}" to private_networks, if the machine with Caddy is there, and deploy again'
         )
-    unit = role.units[0].name.removesuffix(".service")
-    return f"{line} take the name out of that line of /etc/hosts there, then `systemctl restart {unit}`"
+    units = " ".join(unit.name.removesuffix(".service") for unit in role.units)
+    return f"{line} take the name out of that line of /etc/hosts there, then `systemctl restart {units}`"
 
 
 def view_of(role: str) -> type[View]:
@@ -291,7 +291,7 @@ class Settings:
             if (port.protocol, port.reach) == ("tcp", "machine"):
                 # Without Caddy here, a reverse proxy of the administrator's connects, as a user that we do not know.
                 known = port.callers is not None and all(map(self.here, port.callers))
-                callers = [ROLES[each].units[0].user for each in port.callers or ()]
+                callers = dict.fromkeys(unit.user for each in port.callers or () for unit in ROLES[each].units)
                 found.append(LocalPort(port.number, users[port.unit], tuple(callers) if known else None))
         return found
 

@@ -56,7 +56,7 @@ class SharedHostScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/unit/"):
             return nodeid
-        release = re.search(r"\[(debian\d+)\b", nodeid)
+        release = re.search(r"[\[-](debian\d+)\b", nodeid)
         return release[1] if release else nodeid.partition("::")[0]
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from roles import ROLES
+from roles import ROLES, Unit
 from settings import Settings
 from tests.conftest import Deployed
 from tests.host.machines import Inventory, InventoryError, Machine
 from tests.host.report import Note, Report
-from tests.host.services import Service
+from tests.host.services import Service, ServiceTests
 
 INVENTORY = pytest.StashKey[Inventory]()
 REPORT = pytest.StashKey[Report]()
@@ -55,7 +55,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --inventory, its machines are used instead of throw-away hosts."""
+    """With --inventory, its machines are used instead of throw-away hosts. The tests of every service run for each unit."""
+    role = _role(metafunc.definition.path)
+    if role and metafunc.cls and issubclass(metafunc.cls, ServiceTests) and len(units := ROLES[role].units) > 1:
+        metafunc.parametrize("service", units, ids=[unit.name for unit in units], indirect=True, scope="module")
     if (inventory := metafunc.config.stash.get(INVENTORY, None)) and "deployed" in metafunc.fixturenames:
         machines = inventory.playing(_role(metafunc.definition.path))
         # By a mark, because otherwise the fixture would add its own hosts.
@@ -90,10 +93,17 @@ def settings(machine: Machine) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def service(request: pytest.FixtureRequest, host: Host, settings: Settings) -> Service | None:
-    """The service that a module tests: that of the role in its name."""
+def services(request: pytest.FixtureRequest, host: Host, settings: Settings) -> dict[str, Service]:
+    """The services of the role that a module tests, which is in its name: unit, as in the record -> service."""
     role = _role(request.path)
-    return Service.of(host, settings, ROLES[role]) if role else None
+    return {unit.name: Service.of(host, settings, ROLES[role], unit) for unit in ROLES[role].units} if role else {}
+
+
+@pytest.fixture(scope="module")
+def service(request: pytest.FixtureRequest, services: dict[str, Service]) -> Service:
+    """The service that a test is about: each in turn for the tests of every service, the role's first for others."""
+    unit: Unit | None = getattr(request, "param", None)
+    return services[unit.name] if unit else next(iter(services.values()))
 
 
 # The tests that make sense for a service that does not run.
@@ -101,11 +111,13 @@ WHILE_STOPPED = ("test_runs", "test_starts_at_boot", "test_keeps_its_secrets", "
 
 
 @pytest.fixture(autouse=True)
-def _service(request: pytest.FixtureRequest, service: Service | None) -> Service | None:
-    """The service for pytest_runtest_makereport. If it does not run, test_runs fails, and most others are skipped."""
-    if service and service.properties["MainPID"] == "0" and request.node.originalname not in WHILE_STOPPED:
-        pytest.skip(f"{service.unit} does not run")
-    return service
+def _services(request: pytest.FixtureRequest, services: dict[str, Service]) -> list[Service]:
+    """The services that a test is about. If one does not run, test_runs fails for it, and most other tests are skipped."""
+    tested = [request.getfixturevalue("service")] if hasattr(request.cls, "test_runs") else [*services.values()]
+    for service in tested:
+        if service.properties["MainPID"] == "0" and request.node.originalname not in WHILE_STOPPED:
+            pytest.skip(f"{service.unit} does not run")
+    return tested
 
 
 @pytest.fixture
@@ -124,13 +136,13 @@ def note(request: pytest.FixtureRequest, machine: Machine) -> Note:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the end of the service's log to a failure."""
+    """Add the end of the services' logs to a failure."""
     result = yield
     report = item.config.stash.get(REPORT, None)
     if report:
         _add_to_report(report, item, result, call)
-    service: Service | None = getattr(item, "funcargs", {}).get("_service")
-    if service and result.when == "call" and result.failed:
+    services: list[Service] = getattr(item, "funcargs", {}).get("_services", [])
+    for service in services if result.when == "call" and result.failed else ():
         journal, log = f"journalctl -u {service.unit}", service.log_end()
         result.sections.append((journal, log))
         if report and getattr(item, "originalname", "") in ("test_runs", "test_answers"):

@@ -1,6 +1,5 @@
 """A machine's services as the tests see them, and the tests that are the same for every service."""
 
-import datetime
 import json
 import re
 import time
@@ -13,8 +12,9 @@ import pytest
 from testinfra.host import Host
 
 from operations.filters import PORTS, Filter
+from operations.units import seconds_since_epoch
 from operations.virtualenvs import REQUIREMENTS
-from roles import ROLES, Port, Role
+from roles import ROLES, Port, Role, Unit
 from settings import Settings
 from settings.deployment import LocalPort
 
@@ -60,9 +60,8 @@ class Service:
     local_ports: Sequence[LocalPort] = ()
 
     @classmethod
-    def of(cls, host: Host, settings: Settings, role: Role) -> "Service":
-        """The service of a role, as its record says."""
-        [unit] = role.units
+    def of(cls, host: Host, settings: Settings, role: Role, unit: Unit) -> "Service":
+        """The service of a role's unit, as its record says."""
         name = settings.written(unit.name)
         private = list(map(settings.written, unit.private))
         if role.own_certificate:
@@ -78,7 +77,7 @@ class Service:
             secrets=private,
             errors=unit.errors,
             recoveries=unit.recoveries,
-            depends_on=[settings.written(each.units[0].name) for each in needed],
+            depends_on=[settings.written(other.name) for each in needed for other in each.units],
             enabled=unit.enabled,
             health=settings.written(unit.health),
             own=list(map(settings.written, unit.own)),
@@ -107,12 +106,12 @@ class Service:
     @property
     def started(self) -> float:
         """When it was started, in seconds since the epoch."""
-        return _seconds(self.properties["ExecMainStartTimestamp"])
+        return seconds_since_epoch(self.properties["ExecMainStartTimestamp"])
 
     @property
     def reloaded(self) -> float:
         """When it was started or reloaded last, in seconds since the epoch."""
-        return _seconds(self.properties["StateChangeTimestamp"])
+        return seconds_since_epoch(self.properties["StateChangeTimestamp"])
 
     def sockets(self) -> set[str]:
         """Where its processes listen, such as `tcp 127.0.0.1:8008`; `*` and `0.0.0.0` are all addresses.
@@ -183,7 +182,7 @@ def _allowed(listener: tuple[str, str, int], port: Port) -> bool:
 
 
 class ServiceTests:
-    """The tests of every service. Each module has a subclass, and a fixture `service`."""
+    """The tests of every service. Each role's module has a subclass, which runs for each unit of the role."""
 
     def test_runs(self, service: Service) -> None:
         state = service.properties
@@ -306,7 +305,8 @@ class ServiceTests:
         # Only recent errors count, and not those from a restart of a unit that it depends on.
         ignored_until = [time.time() - 15 * 60]
         for unit in service.depends_on:
-            ignored_until.append(_seconds(_properties(service.host, unit)["ExecMainStartTimestamp"]) + 5 * 60)
+            started = _properties(service.host, unit)["ExecMainStartTimestamp"]
+            ignored_until.append(seconds_since_epoch(started) + 5 * 60)
         if not service.errors or time.time() < max(ignored_until):
             return
         pattern = "|".join(filter(None, (service.errors, service.recoveries)))
@@ -411,11 +411,3 @@ def _curl(name: str) -> tuple[str, list[str]]:
     here = [f"{name}:{port}:127.0.0.1" for port in (80, 443)] if ":" not in name else []
     # Longer than Caddy waits for a backend (10 s), so that its 502 is seen.
     return f"curl -sSk --noproxy '*' --max-time 20{' --resolve %s' * len(here)}", here
-
-
-def _seconds(timestamp: str) -> float:
-    """systemd's `Mon 2026-11-23 22:44:41.123456 UTC` as seconds since the epoch; 0.0 for none."""
-    if not timestamp or timestamp == "n/a":
-        return 0.0
-    _, date, clock, _ = timestamp.split()
-    return datetime.datetime.fromisoformat(f"{date} {clock}").replace(tzinfo=datetime.UTC).timestamp()

@@ -2,14 +2,15 @@
 
 import runpy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from operations.machine import MachineState
 from operations.preflight import _nothing_to_relay_from
-from roles import COTURN, ROLES, SLIDING_SYNC, SYDENT, SYNAPSE
+from roles import CADDY, COTURN, ROLES, SLIDING_SYNC, SYDENT, SYNAPSE, Port, Role, Unit
 from settings import Choices, SettingError, Settings, choices_from, mistakes
 from settings.caddy import Caddy
 from settings.coturn import Coturn
@@ -349,6 +350,25 @@ def test_local_ports_belong_to_their_services(tmp_path: Path) -> None:
     assert all(port.callers is None for port in without.local_ports)
     assert "nftables" in with_caddy.packages
     assert settings(tmp_path, {"postgres": ["one"]}).local_ports == []
+
+
+def test_a_role_may_have_several_units_and_local_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = Unit("more.service", user="more", health="true", masked=True)
+    several = replace(
+        CADDY,
+        units=(*CADDY.units, more),
+        listens=tuple(Port("tcp", number, "machine", "more.service") for number in (7880, 8082)),
+    )
+    monkeypatch.setitem(cast(dict[str, Role], ROLES), "caddy", several)
+    here = settings(tmp_path, {"sydent": ["one"], "caddy": ["one"]})
+    assert {port.number: (port.owner, port.callers) for port in here.local_ports} == {
+        7880: ("more", None),
+        8082: ("more", None),
+        8090: ("sydent", ("caddy", "more")),
+    }
+    assert several.local_ports == (7880, 8082)
+    assert [account.name for account in here.accounts] == ["caddy", "more", "sydent"]
+    assert here.masked == ["caddy.service", "more.service"]
 
 
 def machine_with(*, outgoing: Sequence[str] = ("10.9.9.9",), **interfaces: Sequence[str]) -> MachineState:

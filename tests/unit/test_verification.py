@@ -1,0 +1,40 @@
+"""Which tests `pytest tests/host` runs for a role."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+# A plugin that gives Sydent a second unit.
+TWO_UNITS = """
+import dataclasses, roles
+more = roles.Unit("more.service", user="more", health="true")
+roles.ROLES["sydent"] = dataclasses.replace(roles.SYDENT, units=(*roles.SYDENT.units, more))
+"""
+
+
+def collected(*options: str, python_path: Path = ROOT) -> list[str]:
+    """The tests of Sydent's module on Debian 13."""
+    done = subprocess.run(
+        [*PYTEST, *options, "--collect-only", "-q", "-k", "debian13", "tests/host/test_sydent.py"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(python_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_the_tests_of_every_service_run_for_each_unit_of_a_role(tmp_path: Path) -> None:
+    (tmp_path / "two_units.py").write_text(TWO_UNITS)
+    one, two = collected(), collected("-p", "two_units", python_path=tmp_path)
+    generic = {test.partition("[")[0] for test in one if "TestService" in test}
+    assert "TestService::test_runs" in generic
+    of_the_role = [test for test in one if "TestService" not in test]
+    assert len(one) == len(generic) + len(of_the_role)
+    assert sorted(two) == sorted(
+        [*of_the_role, *(f"{test}[{unit}.service-debian13]" for test in generic for unit in ("sydent", "more"))]
+    )
