@@ -71,21 +71,22 @@ class Database(NamedTuple):
 class Unit(NamedTuple):
     """A systemd unit. {version} in its texts stands for PostgreSQL's major version.
 
-    user: the user it runs as. exposure: the highest exposure that `systemd-analyze security` may report, from 0 to 10; None:
-    we do not confine it. enabled: its UnitFileState. masked: its Debian package would start it at once, with a sample
-    configuration. reads: files and directories with its configuration, read when it starts. rereads: those that it also reads
-    when it is reloaded. private: files and directories that other users must not read. secrets: files with secrets of the vault,
-    and directories of such files, that the unit reads. environment: a file with secrets that systemd reads for it, and that it
-    cannot read itself. errors: a regular expression (PCRE)
-    for the lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over;
-    its first group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds
-    once the unit does its work. own: files and directories with settings of the administrator's. check: a shell command, run as
-    root, that fails if the unit would not start again with them, and says why in the last line on stderr.
+    user: the user it runs as. title: what it is called, if not as its role. exposure: the highest exposure that
+    `systemd-analyze security` may report, from 0 to 10; None: we do not confine it. enabled: its UnitFileState. masked: its
+    Debian package would start it at once, with a sample configuration. reads: files and directories with its configuration,
+    read when it starts. rereads: those that it also reads when it is reloaded. private: files and directories that other users
+    must not read. secrets: files with secrets of the vault, and directories of such files, that the unit reads. environment: a
+    file with secrets that systemd reads for it, and that it cannot read itself. errors: a regular expression (PCRE) for the
+    lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over; its first
+    group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds once the
+    unit does its work. own: files and directories with settings of the administrator's. check: a shell command, run as root,
+    that fails if the unit would not start again with them, and says why in the last line on stderr.
     """
 
     name: str
     user: str
     health: str
+    title: str = ""
     exposure: float | None = None
     enabled: str = "enabled"
     masked: bool = False
@@ -360,7 +361,7 @@ COTURN = Role(
     name="coturn",
     title="coturn",
     purpose="calls between people behind NAT, in Element Web and the classic apps",
-    leave_out="nobody makes calls with those; Element X and Element Call use LiveKit instead",
+    leave_out="nobody makes calls with those, and nobody makes calls with LiveKit from networks that let out nothing but TLS",
     own_certificate=True,
     packages=("coturn", "nftables", "openssl", "python3-seccomp"),
     units=(
@@ -394,7 +395,7 @@ SIGNAL_PORT, MEDIA_TCP_PORT, MEDIA_UDP_PORT, LK_JWT_PORT = 7880, 7881, 7882, 808
 RTC = Role(
     name="rtc",
     title="LiveKit",
-    purpose="calls in Element X and, for two people or many, in Element Web (MatrixRTC, Element Call)",
+    purpose="calls in Element X, and in Element Web those of Element Call: LiveKit and lk-jwt-service",
     leave_out="nobody makes calls with those",
     # lk-jwt-service asks the homeserver as other homeservers do, so it may be on any machine.
     needs=("synapse",),
@@ -416,6 +417,7 @@ RTC = Role(
         Unit(
             "lk-jwt.service",
             user="lk-jwt",
+            title="lk-jwt-service",
             health=f"curl -qsf --max-time 5 -o /dev/null http://127.0.0.1:{LK_JWT_PORT}/healthz",
             exposure=1.5,
             reads=("/etc/lk-jwt",),

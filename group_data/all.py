@@ -105,8 +105,8 @@ rtc_full_access_servers: list[str] = []
 # upstream's release for the machine's architecture.
 livekit_archive = None
 lk_jwt_binary = None
-# Expected SHA-256 per architecture, {"amd64": "...", "arm64": "..."}. Not given: the first download is recorded, as above; LiveKit's
-# must match upstream's checksums.txt.
+# Expected SHA-256 per architecture, {"amd64": "...", "arm64": "..."}. Not given: the first download is recorded, as above; and
+# that of LiveKit must match upstream's checksums.txt.
 livekit_sha256: dict[str, str] = {}
 lk_jwt_sha256: dict[str, str] = {}
 # Where releases are downloaded from (https), for a mirror of your own.

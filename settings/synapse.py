@@ -99,7 +99,8 @@ class Synapse(View):
 
     @property
     def well_known_server(self) -> Mapping[str, Any] | None:
-        return {"m.server": f"{self.domain}:443"} if self.federation else None
+        # lk-jwt-service asks who a user is as another homeserver would, without federation as well.
+        return {"m.server": f"{self.domain}:443"} if self.federation or self.rtc_transports else None
 
     @property
     def max_upload_bytes(self) -> int:

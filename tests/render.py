@@ -85,6 +85,8 @@ SETTINGS = {
     "admin_email": "admin@metal.test",
     # Any existing file: it is neither downloaded nor checked.
     "sliding_sync_binary": str(STAND_IN),
+    "livekit_archive": str(STAND_IN),
+    "lk_jwt_binary": str(STAND_IN),
 }
 
 

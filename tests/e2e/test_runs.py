@@ -16,17 +16,21 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import SECRETS, Vault
 
-# Unit, without its version and suffix -> its role.
-ROLE_OF = {unit.name.partition(".")[0].partition("@")[0]: role for role in ROLES.values() for unit in role.units}
 UNITS = " ".join(unit.name.format(version="*") for role in ROLES.values() for unit in role.units)
-RUN = {unit: f"Run {role.title}" for unit, role in ROLE_OF.items()}
+# Unit, without its version and suffix -> the operation that runs it.
+RUN = {
+    unit.name.partition(".")[0].partition("@")[0]: f"Run {unit.title or role.title}"
+    for role in ROLES.values()
+    for unit in role.units
+}
 # In the order of deploy.py.
 IN_ORDER = [
-    f"Run {ROLES[role].title}"
+    f"Run {unit.title or ROLES[role].title}"
     for role in re.findall(r"tasks/(\w+)\.py", (ROOT / "deploy.py").read_text())
     if role in ROLES
+    for unit in ROLES[role].units
 ]
-HEALTH = {unit: role.units[0].health for unit, role in ROLE_OF.items()}
+HEALTH = {unit.name.partition(".")[0].partition("@")[0]: unit.health for role in ROLES.values() for unit in role.units}
 
 
 def invocations(host: Host) -> dict[str, str]:
@@ -78,6 +82,8 @@ def test_second_run_changes_nothing(deployed: Deployed) -> None:
         ("matrix-synapse", "/etc/matrix-synapse/homeserver.yaml", "Configure Synapse"),
         ("sydent", "/etc/sydent/sydent.conf", "Configure Sydent"),
         ("sliding-sync", "/etc/sliding-sync/environment", "Configure the Sliding Sync proxy"),
+        ("livekit", "/etc/livekit/livekit.yaml", "Configure LiveKit"),
+        ("lk-jwt", "/etc/lk-jwt/environment", "Configure lk-jwt-service"),
     ],
 )
 def test_edited_file_is_restored_and_its_unit_uses_it(deployed: Deployed, unit: str, path: str, operation: str) -> None:
