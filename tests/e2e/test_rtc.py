@@ -186,7 +186,7 @@ def livekit_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("livekit")
     if not shutil.which("npm"):
         pytest.skip("LiveKit's client library comes from npm, which is not installed here")
-    command = ["npm", "pack", "--silent", "--pack-destination", directory, CLIENT]
+    command = ["npm", "pack", "--silent", "--pack-destination", str(directory), CLIENT]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
     [packed] = directory.glob("*.tgz")
     assert base64.b64encode(hashlib.sha512(packed.read_bytes()).digest()).decode() == INTEGRITY

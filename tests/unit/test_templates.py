@@ -70,6 +70,7 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "open": (EVERYTHING, {"tls": "internal", "registration": "open"}),
     "token, no federation": (EVERYTHING, {"tls": "internal", "registration": "token", "federation": False}),
     "port 8448": (EVERYTHING, {"tls": "internal", "federation_port_8448": True}),
+    "alone, no federation": (("postgres", "caddy", "synapse"), {"tls": "internal", "federation": False}),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
     "without caddy": (("postgres", "synapse", "sydent"), {"tls": "internal"}),
     "relay alone": (("caddy", "coturn"), {"tls": "internal"}),
@@ -278,22 +279,26 @@ def test_left_out_roles_are_not_mentioned(written: Callable[..., Rendered]) -> N
     assert well_known(alone, "client") == {"m.homeserver": {"base_url": "https://matrix.x.test"}}
     assert "turn_uris" not in homeserver(alone)
     assert "default_identity_server" not in homeserver(alone)
+    assert "matrix_rtc" not in homeserver(alone) and "max_event_delay_duration" not in homeserver(alone)
     everything = json.dumps([alone[path][0] for path in sorted(alone)])
-    for foreign in ("turn.x.test", "identity.x.test", "sliding.x.test", "/var/lib/sydent/sydent.db"):
+    for foreign in ("turn.x.test", "identity.x.test", "sliding.x.test", "rtc.x.test", "/var/lib/sydent/sydent.db"):
         assert foreign not in everything
     assert set(well_known(written("default"), "client") or {}) == {
         "m.homeserver",
         "m.identity_server",
         "org.matrix.msc3575.proxy",
+        "org.matrix.msc4143.rtc_foci",
     }
 
 
 def test_without_federation_nothing_is_served_to_other_homeservers(written: Callable[..., Rendered]) -> None:
+    assert well_known(written("alone, no federation"), "server") is None
     unfederated = written("token, no federation")
-    assert well_known(unfederated, "server") is None
+    # lk-jwt-service asks there who a user is, as identity servers do.
+    assert well_known(unfederated, "server") == {"m.server": "matrix.x.test:443"}
     assert homeserver(unfederated)["federation_domain_whitelist"] == []
     for listener in homeserver(unfederated)["listeners"]:
-        assert "federation" not in listener["resources"][0]["names"]
+        assert listener["resources"][0]["names"] == ["client", "openid"]
     assert well_known(written("default"), "server") == {"m.server": "matrix.x.test:443"}
 
 
