@@ -1,7 +1,7 @@
 """`make demo`: a throw-away Debian host with the whole homeserver on it, deployed as an administrator deploys.
 
-Run again, it deploys to the same host again. SLIDING_SYNC_BINARY=PATH names the program of the Sliding Sync proxy if
-upstream's release page cannot be reached; the path is remembered.
+Run again, it deploys to the same host again. Files of release pages that cannot be reached are named by the environment, and the
+paths are remembered: SLIDING_SYNC_BINARY, LIVEKIT_ARCHIVE, LK_JWT_BINARY. Otherwise their roles are left out.
 """
 
 import os
@@ -10,21 +10,23 @@ import runpy
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from releases import Release, ReleaseError, store
-from roles import ROLES, SLIDING_SYNC
-from settings import Choices, choices_from
-from settings.sliding_sync import Choices as SlidingSyncChoices
-from settings.sliding_sync import release_of
+from roles import ROLES
+from settings import Choices, choices_from, rtc, sliding_sync
+from settings.deployment import Common
 from tests.deployment import PYINFRA, ROOT
 from tests.testbed import Host, Testbed, TestbedError
 
 INVENTORY = "demo/demo.py"
 ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
-# Read by demo/demo.py and demo/group_data/demo.py, so that later runs use the same choice.
-REMEMBERED = ROOT / ".cache" / "demo-sliding-sync"
-WITHOUT = ROOT / ".cache" / "demo-without-sliding-sync"
+# Read by demo/demo.py and demo/group_data/demo.py, so that later runs use the same choice: `demo-<setting>` holds the path of a
+# file, and `demo-without-<role>` says that the role is left out.
+CACHE = ROOT / ".cache"
+# Role -> the settings for its files of release pages.
+FROM_PAGES = {"sliding_sync": ("sliding_sync_binary",), "rtc": ("livekit_archive", "lk_jwt_binary")}
 
 
 def main() -> int:
@@ -33,7 +35,7 @@ def main() -> int:
         say("Booting a throw-away Debian 13 host; the first time it has to be made, which takes about half a minute.")
         host = Testbed().up("demo", wipe=False)
         say(f"It is up at {host.address}.")
-        missing = without_proxy()
+        missing = left_out()
         say(f"Deploying: pyinfra {INVENTORY} deploy.py -y")
         changed = deploy()
         if changed is None:
@@ -51,36 +53,53 @@ def say(text: str) -> None:
     print(f"--> {text}", flush=True)
 
 
-def without_proxy() -> str:
-    """Leave the Sliding Sync proxy out if its program is not available, and return why; otherwise return ""."""
-    REMEMBERED.parent.mkdir(exist_ok=True)
-    WITHOUT.unlink(missing_ok=True)
-    given = os.environ.get("SLIDING_SYNC_BINARY") or (REMEMBERED.read_text() if REMEMBERED.exists() else "")
+def left_out() -> dict[str, str]:
+    """Leave out each role whose files are not available; returns why, by role."""
+    CACHE.mkdir(exist_ok=True)
+    missing = {}
+    for role, named in FROM_PAGES.items():
+        without = CACHE / f"demo-without-{role}"
+        without.unlink(missing_ok=True)
+        for setting in named:
+            remember(setting)
+        say(f"Looking for {ROLES[role].title} on its release page.")
+        try:
+            for release in releases()[role]:
+                store.resolve(release)
+        except ReleaseError as error:
+            without.touch()
+            missing[role] = str(error)
+    return missing
+
+
+def remember(setting: str) -> None:
+    """Remember the path of a file, if the environment names one."""
+    remembered = CACHE / f"demo-{setting}"
+    given = os.environ.get(setting.upper()) or (remembered.read_text() if remembered.exists() else "")
     if given and Path(given).expanduser().is_file():
-        REMEMBERED.write_text(str(Path(given).expanduser().resolve()))
-        return ""
-    REMEMBERED.unlink(missing_ok=True)
-    say("Looking for the Sliding Sync proxy on its release page.")
-    try:
-        store.resolve(proxy_release())
-    except ReleaseError as error:
-        WITHOUT.touch()
-        return str(error)
-    return ""
+        remembered.write_text(str(Path(given).expanduser().resolve()))
+    else:
+        remembered.unlink(missing_ok=True)
 
 
-def proxy_release() -> Release:
-    """The release that the deploy will need, without connecting to the machine."""
+def releases() -> dict[str, tuple[Release, ...]]:
+    """The releases that the deploy will need, by role, without connecting to the machine."""
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
-    return release_of(choices(), arch, ROOT / "inventories/demo.lock")
+    chosen, record = choices(), ROOT / "inventories/demo.lock"
+    assert isinstance(chosen, sliding_sync.Choices) and isinstance(chosen, rtc.Choices)
+    return {
+        "sliding_sync": (sliding_sync.release_of(chosen, arch, record),),
+        "rtc": rtc.releases_of(chosen, arch, record),
+    }
 
 
-def choices() -> SlidingSyncChoices:
+def choices() -> Common:
     """The settings of the demo."""
     data = {**runpy.run_path(str(ROOT / "group_data/all.py")), "server_name": "demo.test"}
-    chosen = choices_from({name: value for name, value in data.items() if name in Choices.model_fields}, "demo")
-    assert isinstance(chosen, SlidingSyncChoices)
-    return chosen
+    for setting in (each for named in FROM_PAGES.values() for each in named):
+        remembered = CACHE / f"demo-{setting}"
+        data[setting] = remembered.read_text() if remembered.exists() else None
+    return choices_from({name: value for name, value in data.items() if name in Choices.model_fields}, "demo")
 
 
 def deploy() -> int | None:
@@ -115,16 +134,19 @@ def deploy() -> int | None:
     return None
 
 
-def report(host: Host, changed: int, missing: str) -> str:
-    played = [role for role in ROLES.values() if not (missing and role is SLIDING_SYNC)]
+def report(host: Host, changed: int, missing: Mapping[str, str]) -> str:
+    played = [role for role in ROLES.values() if role.name not in missing]
     names = ["demo.test", *(f"{role.domain.prefix}.demo.test" for role in played if role.domain)]
     certificate = ROOT_CERTIFICATE.relative_to(ROOT)
-    left_out = f"""
-The Sliding Sync proxy, which only old clients need, was left out:
-    {missing}
+    without = "".join(
+        f"""
+{ROLES[role].title} was left out:
+    {why}
 This adds it:
-    SLIDING_SYNC_BINARY=/path/to/syncv3_linux_amd64 make demo
+    {" ".join(f"{setting.upper()}=/path/to/file" for setting in FROM_PAGES[role])} make demo
 """
+        for role, why in missing.items()
+    )
     return f"""
 A Matrix homeserver runs at {host.address} ({changed or "no"} change{"" if changed == 1 else "s"} in this run).
 
@@ -142,7 +164,7 @@ Verify that everything works:   .venv/bin/pytest tests/host --inventory {INVENTO
 Look around on the host:        {command("shell demo")}
 Deploy again after a change:    make demo
 Stop and remove it:             make demo-stop
-{left_out if missing else ""}"""
+{without}"""
 
 
 def command(words: str) -> str:

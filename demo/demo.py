@@ -16,7 +16,6 @@ _machine = (
     },
 )
 
-# `make demo` makes this file if it could not get the program.
-_without = Path(__file__).parent.parent / ".cache" / "demo-without-sliding-sync"
-# Each role is a group.
-globals().update({_role: [_machine] for _role in ROLES if not (_role == "sliding_sync" and _without.exists())})
+# `make demo` makes such a file for a role whose program it could not get. Each role is a group.
+_cache = Path(__file__).parent.parent / ".cache"
+globals().update({_role: [_machine] for _role in ROLES if not (_cache / f"demo-without-{_role}").exists()})

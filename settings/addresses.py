@@ -24,7 +24,21 @@ class PublicAddress(NamedTuple):
         return f"{self.address}/{128 if ':' in self.address else 32}"
 
 
-def public_address(machine: MachineState, version: int, external: str | None) -> PublicAddress | None:
+class External(NamedTuple):
+    """The addresses that the settings name, and the settings' names."""
+
+    external_ip: str | None
+    external_ipv6: str | None
+
+
+def public_addresses(machine: MachineState, external: External) -> tuple[tuple[PublicAddress, ...], tuple[str, ...]]:
+    """An address of each version of IP that the machine has; the settings for those that it has not."""
+    found = [_public_address(machine, version, told) for version, told in zip((4, 6), external, strict=True)]
+    missing = [name for name, told, each in zip(External._fields, external, found, strict=True) if told and not each]
+    return tuple(each for each in found if each), tuple(missing)
+
+
+def _public_address(machine: MachineState, version: int, external: str | None) -> PublicAddress | None:
     """What calls use of one version of IP. external: the address that the settings name."""
     if external in (*machine.addresses, *(address for _, address in machine.interfaces)):
         return PublicAddress(external)

@@ -1,15 +1,15 @@
 """coturn, the relay for calls."""
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import Field
 
 from operations.certificates import Served
 from roles import COTURN, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT
-from settings.addresses import PublicAddress, public_address
+from settings.addresses import External, PublicAddress, public_addresses
 from settings.deployment import Settings, View
 from settings.fields import Chosen, IPv4, IPv6
 from settings.issuers import Issuer
@@ -26,13 +26,16 @@ class Choices(Chosen):
     external_ip: IPv4 | None = Field(description="an IPv4 address, such as 198.51.100.7")
     external_ipv6: IPv6 | None = Field(description="an IPv6 address, such as 2001:db8::7")
 
+    @property
+    def external(self) -> External:
+        return External(self.external_ip, self.external_ipv6)
+
 
 @dataclass(frozen=True)
 class Coturn(View):
     """issuer: of its domain's certificate. watched: the files that are written last when the certificate is renewed.
 
-    relayed: an address for each family that it relays. missing: the families for which the settings name an address and the
-    machine has none. media_port: the UDP port of LiveKit, if that is on this machine.
+    relayed: an address for each family that it relays. media_port: the UDP port of LiveKit, if that is on this machine.
     """
 
     domain: str
@@ -40,7 +43,6 @@ class Coturn(View):
     issuer: Issuer
     watched: tuple[str, ...]
     relayed: tuple[PublicAddress, ...]
-    missing: tuple[str, ...]
     denied_ranges: tuple[tuple[str, str], ...]
     allowed_ranges: tuple[tuple[str, str], ...]
     media_port: int | None
@@ -50,26 +52,20 @@ class Coturn(View):
     last_relayed: int = COTURN.listens[-1].numbers[-1]
     reloader: str = "coturn-certificate"
 
-    SETTINGS: ClassVar[Mapping[str, str]] = {"IPv4": "external_ip", "IPv6": "external_ipv6"}
-
     @classmethod
     def of(cls, settings: Settings) -> Self:
         domain, issuer = settings.domain(COTURN), settings.issuer(for_relay=True)
         certificate, key = issuer.paths(domain)
-        chosen = settings.section(Choices)
-        external = {4: chosen.external_ip, 6: chosen.external_ipv6}
-        relayed = {version: public_address(settings.machine, version, told) for version, told in external.items()}
-        found = tuple(each for each in relayed.values() if each)
+        relayed, _ = public_addresses(settings.machine, settings.section(Choices).external)
         # Both users of a call may use this relay, so it must be allowed to reach itself, even at a private address.
-        own = [address for each in found for address in (each.public, each.address) if address]
+        own = [address for each in relayed for address in (each.public, each.address) if address]
         return cls(
             domain=domain,
             shared_secret=settings.vault.get("turn_shared_secret"),
             issuer=issuer,
             # Caddy writes the certificate, the key, and then the .json file; an administrator writes files in any order.
             watched=(certificate, key) if issuer.kind == "files" else (f"{certificate.removesuffix('.crt')}.json",),
-            relayed=found,
-            missing=tuple(f"IPv{version}" for version, each in relayed.items() if external[version] and not each),
+            relayed=relayed,
             denied_ranges=tuple(map(_range, BLOCKED_NETWORKS)),
             allowed_ranges=tuple(map(_range, dict.fromkeys([*own, *settings.choices.private_networks]))),
             media_port=MEDIA_UDP_PORT if settings.here("rtc") else None,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from releases import Archive, Release
 from roles import COTURN, LK_JWT_PORT, MEDIA_TCP_PORT, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT, RTC, SIGNAL_PORT
-from settings.addresses import PublicAddress, public_address
+from settings.addresses import PublicAddress, public_addresses
 from settings.coturn import Choices as Relay
 from settings.deployment import Settings, View
 from settings.fields import A_DOMAIN, Chosen, Domain, Https, Sha256
@@ -104,15 +104,14 @@ class Rtc(View):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        chosen, relay = settings.section(Choices), settings.section(Relay)
-        external = {4: relay.external_ip, 6: relay.external_ipv6}
-        found = [public_address(settings.machine, version, told) for version, told in external.items()]
+        chosen = settings.section(Choices)
+        addresses, _ = public_addresses(settings.machine, settings.section(Relay).external)
         with_relay = settings.exists("coturn")
         return cls(
             domain=settings.domain(RTC),
             releases=releases_of(chosen, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
             secret=settings.vault.get("livekit_secret"),
-            addresses=tuple(each for each in found if each),
+            addresses=addresses,
             full_access=tuple(dict.fromkeys([settings.server_name, *chosen.rtc_full_access_servers])),
             relay=settings.domain(COTURN) if with_relay else None,
             relay_secret=settings.vault.get("turn_shared_secret") if with_relay else None,

@@ -13,6 +13,8 @@ tls = "internal"
 # Throw-away hosts have private addresses, and the identity server has to reach the homeserver.
 private_networks = [str(Testbed().network.subnet), str(Testbed().network.subnet6)]
 
-# The program that was given to `make demo`, which tells how to do that if the release page cannot be reached.
-_given = Path(__file__).parent.parent.parent / ".cache" / "demo-sliding-sync"
-sliding_sync_binary = _given.read_text() if _given.exists() else None
+# Files that were given to `make demo`, which tells how to do that if a release page cannot be reached.
+_cache = Path(__file__).parent.parent.parent / ".cache"
+for _setting in ("sliding_sync_binary", "livekit_archive", "lk_jwt_binary"):
+    _given = _cache / f"demo-{_setting}"
+    globals()[_setting] = _given.read_text() if _given.exists() else None

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from operations.machine import MachineState
-from operations.preflight import _nothing_to_relay_from
+from operations.preflight import _unreached_by_calls
 from roles import CADDY, COTURN, ROLES, SLIDING_SYNC, SYDENT, SYNAPSE, Port, Role, Unit
 from settings import Choices, SettingError, Settings, choices_from, mistakes
 from settings.caddy import Caddy
@@ -182,6 +182,8 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("acme", "letsencrypt", "a dictionary such as"),
         ("tls_files", {"certificate": "a.pem", "key": "/etc/a.key"}, "the absolute path"),
         ("sliding_sync_releases", "http://x.test", "an https URL"),
+        ("livekit_releases", "http://x.test", "an https URL"),
+        ("rtc_full_access_servers", ["*"], "a list of server names"),
         ("sliding_sync_sha256", {"amd64": "abc"}, "64 hexadecimal digits"),
         ("private_networks", ["10.0.0.1/8"], '["10.1.0.0/16"]'),
         ("private_networks", "10.0.0.0/8", '["10.1.0.0/16"]'),
@@ -455,7 +457,7 @@ def test_relay_uses_the_public_addresses(
 def test_relay_needs_an_address_of_each_family_that_is_set(
     tmp_path: Path, machine: MachineState, chosen: dict[str, Any], message: str | None
 ) -> None:
-    lines = _nothing_to_relay_from(settings(tmp_path, machine=machine, **chosen))
+    lines = _unreached_by_calls(settings(tmp_path, machine=machine, **chosen))
     assert [message in line for line in lines if message] == ([True] if message else []) and len(lines) == bool(message)
 
 

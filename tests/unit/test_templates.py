@@ -71,6 +71,10 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "token, no federation": (EVERYTHING, {"tls": "internal", "registration": "token", "federation": False}),
     "port 8448": (EVERYTHING, {"tls": "internal", "federation_port_8448": True}),
     "alone, no federation": (("postgres", "caddy", "synapse"), {"tls": "internal", "federation": False}),
+    "without relay": (
+        ("postgres", "caddy", "synapse", "rtc"),
+        {"tls": "internal", "rtc_full_access_servers": ["y.test"]},
+    ),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
     "without caddy": (("postgres", "synapse", "sydent"), {"tls": "internal"}),
     "relay alone": (("caddy", "coturn"), {"tls": "internal"}),
@@ -289,6 +293,31 @@ def test_left_out_roles_are_not_mentioned(written: Callable[..., Rendered]) -> N
         "org.matrix.msc3575.proxy",
         "org.matrix.msc4143.rtc_foci",
     }
+
+
+def test_livekit_is_told_its_addresses_and_clients_ask_nobody_else(written: Callable[..., Rendered]) -> None:
+    """Without its addresses it would ask STUN servers of Google, and offer those of bridges for containers."""
+    rtc = yaml.safe_load(written("zerossl")["/etc/livekit/livekit.yaml"][0])["rtc"]
+    assert rtc["node_ip"] == "198.51.100.7,2001:db8::1" and not rtc["use_external_ip"]
+    assert rtc["ips"]["includes"] == ["192.0.2.1/32", "2001:db8::1/128"]
+    assert rtc["stun_servers"] == ["turn.x.test:3478"]
+    [relay] = rtc["turn_servers"]
+    assert (relay["host"], relay["port"], relay["protocol"]) == ("turn.x.test", 5349, "tls")
+    alone = yaml.safe_load(written("without relay")["/etc/livekit/livekit.yaml"][0])
+    assert not {"stun_servers", "turn_servers"} & set(alone["rtc"])
+
+
+def test_only_users_of_the_chosen_servers_start_calls(written: Callable[..., Rendered]) -> None:
+    for scenario, servers in (("default", "x.test"), ("without relay", "x.test,y.test")):
+        rendered = written(scenario)
+        assert f'LIVEKIT_FULL_ACCESS_HOMESERVERS="{servers}"' in rendered["/etc/lk-jwt/environment"][0].splitlines()
+        assert yaml.safe_load(rendered["/etc/livekit/livekit.yaml"][0])["room"] == {"auto_create": False}
+
+
+def test_the_relay_reaches_livekit_only_on_its_own_machine(written: Callable[..., Rendered]) -> None:
+    passed = "udp dport 7882 accept"
+    assert passed in written("default")["/etc/turnserver.nft"][0]
+    assert passed not in written("relay alone")["/etc/turnserver.nft"][0]
 
 
 def test_without_federation_nothing_is_served_to_other_homeservers(written: Callable[..., Rendered]) -> None:
