@@ -80,7 +80,8 @@ class Unit(NamedTuple):
     lines of its log that report an error. recoveries: one for the lines that report that an earlier error is over; its first
     group is the name that the error was about. health: a shell command, run as root on the machine, that succeeds once the
     unit does its work. own: files and directories with settings of the administrator's. check: a shell command, run as root,
-    that fails if the unit would not start again with them, and says why in the last line on stderr.
+    that fails if the unit would not start again with them, and says why in the last line on stderr. anywhere: it connects
+    wherever a client says; a packet filter keeps it out of private networks.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Unit(NamedTuple):
     recoveries: str = ""
     own: tuple[str, ...] = ()
     check: str = ""
+    anywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -424,6 +426,8 @@ RTC = Role(
             private=("/etc/lk-jwt",),
             secrets=("/etc/lk-jwt/secret",),
             errors=r"^panic:|[Uu]nable to create room|level=(error|fatal)",
+            # A client names the homeserver that knows the user, before anybody knows the client.
+            anywhere=True,
         ),
     ),
     listens=(

@@ -8,7 +8,17 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import Field
 
 from releases import Archive, Release
-from roles import COTURN, LK_JWT_PORT, MEDIA_TCP_PORT, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT, RTC, SIGNAL_PORT
+from roles import (
+    COTURN,
+    LK_JWT_PORT,
+    MEDIA_TCP_PORT,
+    MEDIA_UDP_PORT,
+    RELAY_PORT,
+    RELAY_TLS_PORT,
+    RTC,
+    SIGNAL_PORT,
+    SYNAPSE,
+)
 from settings.addresses import PublicAddress, public_addresses
 from settings.coturn import Choices as Relay
 from settings.deployment import Settings, View
@@ -120,6 +130,11 @@ class Rtc(View):
     @classmethod
     def well_known(cls, settings: Settings) -> Mapping[str, Any]:
         return {"org.matrix.msc4143.rtc_foci": transports(settings)}
+
+    @classmethod
+    def reaches(cls, settings: Settings) -> Sequence[str]:
+        # lk-jwt-service asks the homeserver who a user is, and creates rooms where clients connect to LiveKit.
+        return (settings.server_name, settings.domain(SYNAPSE), settings.domain(RTC))
 
     @property
     def url(self) -> str:

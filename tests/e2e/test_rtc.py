@@ -150,6 +150,22 @@ def test_livekit_and_lk_jwt_service_share_a_secret_that_the_vault_has(deployed: 
     )
 
 
+def test_clients_do_not_send_lk_jwt_service_into_private_networks(deployed: Deployed) -> None:
+    """It connects to whatever homeserver a client names. The network of these hosts is allowed in the settings."""
+    host, address, port = deployed.host, "192.168.77.1", 8999
+    get = f"curl -s -m 5 -o /dev/null -w '%{{http_code}}\\n' http://{address}:{port}/"
+    host.run(
+        f"ip address add {address}/32 dev lo; systemd-run -q --unit=neighbour -p DynamicUser=yes python3 -m http.server {port}"
+    )
+    try:
+        host.run(f"until ss -Hlnt sport = :{port} | grep -q .; do sleep 0.1; done")
+        assert host.run(get).stdout == "200\n"
+        assert host.run(f"runuser -u lk-jwt -- {get}", check=False).stdout == "000\n"
+        assert host.run(f"runuser -u lk-jwt -- {get.replace(address, host.address)}").stdout == "200\n"
+    finally:
+        host.run(f"systemctl stop inside; ip address del {address}/32 dev lo")
+
+
 # --- calls, with the real programs ----------------------------------------------------------------
 
 

@@ -7,12 +7,13 @@ import time
 
 from testinfra.host import Host
 
+from operations.filters import PORTS
 from roles import LK_JWT_PORT, MEDIA_UDP_PORT, SIGNAL_PORT
 from settings import Settings
 from settings.fields import PRIVATE
 from settings.rtc import Rtc, transports
 from tests.host.report import Note
-from tests.host.services import DEPLOY, Service, ServiceTests, ask, get, program_in_use, statuses
+from tests.host.services import DEPLOY, Service, ServiceTests, ask, get, program_in_use, statuses, table_of
 
 ORIGIN = "https://client.example"
 
@@ -74,6 +75,14 @@ def test_who_has_no_user_gets_no_place(host: Host, settings: Settings) -> None:
     assert re.search("look up user info: HTTP 401", log), (
         f"lk-jwt-service cannot ask {settings.server_name} who a user is, so nobody can make calls: "
         f"{(log.strip().splitlines() or ['it does not say why'])[-1]}"
+    )
+
+
+def test_clients_do_not_send_it_into_private_networks(host: Host, services: dict[str, Service]) -> None:
+    """lk-jwt-service connects to whatever homeserver a client names."""
+    uid = ask(host, "id -u %s", services["lk-jwt.service"].user).strip()
+    assert re.search(rf"meta skuid {uid} .*jump outward", table_of(host, PORTS)), (
+        f"clients can have lk-jwt-service connect to machines of your network: {DEPLOY}"
     )
 
 
