@@ -99,8 +99,9 @@ class Synapse(View):
 
     @property
     def well_known_server(self) -> Mapping[str, Any] | None:
-        # lk-jwt-service asks who a user is as another homeserver would, without federation as well.
-        return {"m.server": f"{self.domain}:443"} if self.federation or self.rtc_transports else None
+        # Without federation as well, lk-jwt-service and Sydent ask who a user is, as another homeserver would.
+        asked = self.federation or self.rtc_transports or self.identity_server_url
+        return {"m.server": f"{self.domain}:443"} if asked else None
 
     @property
     def max_upload_bytes(self) -> int:
