@@ -48,7 +48,12 @@ files.present(
             f"/etc/systemd/system/{unit}",
             f"rtc/{unit}",
             mode="644",
-            values={"program": release.executable, "directory": directory, "release": settings.machine.release},
+            values={
+                "program": release.executable,
+                "directory": directory,
+                "port": rtc.signal_port,
+                "release": settings.machine.release,
+            },
         )
         for unit, release, directory in (
             ("livekit.service", rtc.releases.livekit, LIVEKIT),
@@ -60,7 +65,6 @@ units.running(
     name="Run LiveKit",
     unit="livekit.service",
     reads=[*(entry.path for entry in livekit), "/opt/livekit/current", rtc.releases.livekit.executable],
-    # It ends with exit status 0 also when it cannot start.
     ready=RTC.units[0].health,
 )
 units.running(
