@@ -154,9 +154,7 @@ def test_clients_do_not_send_lk_jwt_service_into_private_networks(deployed: Depl
     """It connects to whatever homeserver a client names. The network of these hosts is allowed in the settings."""
     host, address, port = deployed.host, "192.168.77.1", 8999
     get = f"curl -s -m 5 -o /dev/null -w '%{{http_code}}\\n' http://{address}:{port}/"
-    host.run(
-        f"ip address add {address}/32 dev lo; systemd-run -q --unit=neighbour -p DynamicUser=yes python3 -m http.server {port}"
-    )
+    host.run(f"ip address add {address}/32 dev lo; systemd-run -q --unit=inside python3 -m http.server {port}")
     try:
         host.run(f"until ss -Hlnt sport = :{port} | grep -q .; do sleep 0.1; done")
         assert host.run(get).stdout == "200\n"
