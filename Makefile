@@ -33,7 +33,8 @@ test: setup lint ## All tests; ROLE=coturn: those of one role
 	@$(BIN)/pytest -n 2 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
 # Python whose name does not say so.
-SCRIPTS := templates/coturn/run-alone tests/standin/syncv3 tests/standin/mas-cli
+SCRIPTS := templates/coturn/run-alone \
+	$(addprefix tests/standin/,syncv3 mas-cli livekit-server lk-jwt-service)
 lint: setup
 	@$(BIN)/ruff check --quiet . $(SCRIPTS)
 	@$(BIN)/ruff format --quiet --check . $(SCRIPTS)

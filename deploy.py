@@ -34,6 +34,8 @@ if settings.here("sydent"):
     local.include("tasks/sydent.py")
 if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
+if settings.here("rtc"):
+    local.include("tasks/rtc.py")
 if settings.served:
     local.include("tasks/certificates.py")
 if settings.migration == "back":

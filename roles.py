@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn"]
+RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc"]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
 Reach = Literal["everybody", "deployment", "machine"]
@@ -82,11 +82,13 @@ class Unit(NamedTuple):
     over; its first group is the name that the error was about. health: a shell command, run as root on the machine, that
     succeeds once the unit does its work. own: files and directories with settings of the administrator's. check: a shell
     command, run as root, that fails if the unit would not start again with them, and says why in the last line on stderr.
+    anywhere: it connects wherever a client says; a packet filter keeps it out of private networks.
     """
 
     name: str
     user: str
     health: str
+    title: str = ""
     exposure: float | None = None
     enabled: str = "enabled"
     masked: bool = False
@@ -99,8 +101,8 @@ class Unit(NamedTuple):
     recoveries: str = ""
     own: tuple[str, ...] = ()
     check: str = ""
-    title: str = ""
     groups: tuple[str, ...] = ()
+    anywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -432,7 +434,7 @@ COTURN = Role(
     name="coturn",
     title="coturn",
     purpose="calls between people behind NAT, in Element Web and the classic apps",
-    leave_out="nobody makes calls with those; Element X and Element Call use LiveKit instead",
+    leave_out="nobody makes calls with those, and nobody makes calls with LiveKit from networks that let out nothing but TLS",
     own_certificate=True,
     packages=("coturn", "nftables", "openssl", "python3-seccomp"),
     units=(
@@ -462,13 +464,66 @@ COTURN = Role(
     secrets=(VaultEntry("turn_shared_secret", "token", "Synapse signs TURN credentials with it, coturn checks them"),),
 )
 
+# Ports of LiveKit and lk-jwt-service.
+SIGNAL_PORT, MEDIA_TCP_PORT, MEDIA_UDP_PORT, LK_JWT_PORT = 7880, 7881, 7882, 8082
+
+RTC = Role(
+    name="rtc",
+    title="LiveKit",
+    purpose="calls in Element X, and in Element Web those of Element Call: LiveKit and lk-jwt-service",
+    leave_out="nobody makes calls with those",
+    # lk-jwt-service asks the homeserver as other homeservers do, so it may be on any machine.
+    needs=("synapse",),
+    packages=("nftables",),
+    units=(
+        Unit(
+            "livekit.service",
+            user="livekit",
+            health=(
+                f"curl -qsf --max-time 5 -o /dev/null http://127.0.0.1:{SIGNAL_PORT}/ "
+                f"&& ss -Hlnt sport = :{MEDIA_TCP_PORT} | grep -q . && ss -Hlnu sport = :{MEDIA_UDP_PORT} | grep -q ."
+            ),
+            exposure=1.5,
+            reads=("/etc/livekit",),
+            private=("/etc/livekit",),
+            secrets=("/etc/livekit/keys.yaml", "/etc/livekit/turn_secret"),
+            errors=r"\tERROR\t|^panic:",
+        ),
+        Unit(
+            "lk-jwt.service",
+            user="lk-jwt",
+            title="lk-jwt-service",
+            health=f"curl -qsf --max-time 5 -o /dev/null http://127.0.0.1:{LK_JWT_PORT}/healthz",
+            exposure=1.5,
+            reads=("/etc/lk-jwt",),
+            private=("/etc/lk-jwt",),
+            secrets=("/etc/lk-jwt/secret",),
+            errors=r"^panic:|[Uu]nable to create room|level=(error|fatal)",
+            # A client names the homeserver that knows the user, before anybody knows the client.
+            anywhere=True,
+        ),
+    ),
+    listens=(
+        Port("tcp", MEDIA_TCP_PORT, "everybody", "livekit.service"),
+        Port("udp", MEDIA_UDP_PORT, "everybody", "livekit.service"),
+        Port("tcp", SIGNAL_PORT, "machine", "livekit.service", callers=("caddy",)),
+        Port("tcp", LK_JWT_PORT, "machine", "lk-jwt.service", callers=("caddy",)),
+    ),
+    domain=Domain("rtc_domain", "rtc", "LiveKit: calls in Element X"),
+    secrets=(
+        VaultEntry("livekit_secret", "hex", "lk-jwt-service signs with it who may join a call, LiveKit checks it"),
+    ),
+)
+
 
 def any_version(text: str) -> str:
     """A name or path of a record as a pattern that fits whatever its {names} stand for."""
     return re.sub(r"\{\w+\}", "*", text)
 
 
-ROLES: Mapping[str, Role] = {role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN)}
+ROLES: Mapping[str, Role] = {
+    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC)
+}
 
 # Debian's packages that every machine needs, whatever its roles.
 PACKAGES = ("ca-certificates", "curl", "openssl", "python3-venv")

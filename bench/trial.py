@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.conftest import STAND_IN, real_proxy
+from tests.conftest import STAND_IN, livekit_archive, lk_jwt, real_proxy
 from tests.deployment import Deployment
 from tests.testbed import Host, Testbed
 
@@ -40,6 +40,8 @@ def fresh_host(name: str, release: str = "trixie") -> Iterator[Host]:
 def every_role(host: Host) -> Iterator[Deployment]:
     """A deployment of every role to the host, with a vault of its own, not yet run."""
     with TemporaryDirectory(prefix="bench-") as directory:
+        livekit = Path(directory) / "livekit.tar.gz"
+        livekit.write_bytes(livekit_archive())
         yield Deployment(
             Path(directory),
             [host],
@@ -49,5 +51,7 @@ def every_role(host: Host) -> Iterator[Deployment]:
                 "admin_email": f"admin@{host.domain}",
                 "private_networks": [str(host.bed.network.subnet), str(host.bed.network.subnet6)],
                 "sliding_sync_binary": str(proxy()),
+                "livekit_archive": str(livekit),
+                "lk_jwt_binary": str(lk_jwt()),
             },
         )

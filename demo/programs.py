@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from releases import Release, ReleaseError, store
-from roles import MAS, SLIDING_SYNC, Role
-from settings import Choices, choices_from, mas, sliding_sync
+from roles import MAS, RTC, SLIDING_SYNC, Role
+from settings import Choices, choices_from, mas, rtc, sliding_sync
 
 ROOT = Path(__file__).parent.parent
 FOUND = ROOT / ".cache" / "demo-programs.json"
@@ -35,6 +35,10 @@ class Program:
 
 PROGRAMS = (
     Program(MAS, "MAS_BINARY", "mas_archive", mas.release_of, "to create accounts in Element X"),
+    Program(
+        RTC, "LIVEKIT_ARCHIVE", "livekit_archive", lambda *given: rtc.releases_of(*given)[0], "for calls in Element X"
+    ),
+    Program(RTC, "LK_JWT_BINARY", "lk_jwt_binary", lambda *given: rtc.releases_of(*given)[1], "for calls in Element X"),
     Program(SLIDING_SYNC, "SLIDING_SYNC_BINARY", "sliding_sync_binary", sliding_sync.release_of, "for old clients"),
 )
 

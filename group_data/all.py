@@ -17,6 +17,7 @@ auth_domain = None  # [auth.<server_name>] the Matrix Authentication Service
 identity_domain = None  # [identity.<server_name>] Sydent
 sliding_sync_domain = None  # [sliding.<server_name>] the Sliding Sync proxy
 turn_domain = None  # [turn.<server_name>] coturn
+rtc_domain = None  # [rtc.<server_name>] LiveKit and lk-jwt-service
 
 # E-mail address of the administrator: the contact of the certificate authorities. Required if tls is "acme".
 admin_email = None
@@ -98,10 +99,11 @@ smtp_username = None
 # Sender of the mails. None: noreply@<server_name>.
 mail_from = None
 
-# --- relay for calls (role coturn) -----------------------------------------------------------------------------------
+# --- calls (roles coturn, rtc) ---------------------------------------------------------------------------------------
 
-# The relay's public IPv4 address, if it is not the one with which the machine connects to the world: another of the machine's
-# addresses, or the router's if the machine is behind 1:1 NAT. None: the one with which it connects, or a public one beside it.
+# The public IPv4 address at which calls reach the machine, if it is not the one with which the machine connects to the world:
+# another of the machine's addresses, or the router's if the machine is behind 1:1 NAT. None: the one with which it connects, or a
+# public one beside it. If coturn and LiveKit are on different machines, set it beside a machine's name in the inventory.
 external_ip = None
 # The same for IPv6.
 external_ipv6 = None
@@ -115,6 +117,24 @@ sliding_sync_binary = None
 sliding_sync_sha256: dict[str, str] = {}
 # Where releases are downloaded from (https), for a mirror of your own.
 sliding_sync_releases = "https://github.com/matrix-org/sliding-sync/releases/download"
+
+# --- calls of Element X and Element Web (role rtc: LiveKit and lk-jwt-service) ---------------------------------------
+
+# Other homeservers whose users may start calls here, as a list of server names. Users of this server may; those of all others may
+# only join calls.
+rtc_full_access_servers: list[str] = []
+
+# Path on the controller of LiveKit's archive (livekit_..._linux_amd64.tar.gz), and of lk-jwt-service's program. None: download
+# upstream's release for the machine's architecture.
+livekit_archive = None
+lk_jwt_binary = None
+# Expected SHA-256 per architecture, {"amd64": "...", "arm64": "..."}. Not given: the first download is recorded, as above; and
+# that of LiveKit must match upstream's checksums.txt.
+livekit_sha256: dict[str, str] = {}
+lk_jwt_sha256: dict[str, str] = {}
+# Where releases are downloaded from (https), for a mirror of your own.
+livekit_releases = "https://github.com/livekit/livekit/releases/download"
+lk_jwt_releases = "https://github.com/element-hq/lk-jwt-service/releases/download"
 
 # --- how pyinfra connects --------------------------------------------------------------------------------------------
 

@@ -19,5 +19,8 @@ coturn = [_machine]
 # Finding people by e-mail address, in the same clients.
 sydent = [_machine]
 
+# Calls of Element X and Element Web.
+rtc = [_machine]
+
 # Only clients from before 2025 need it: new ones use the sliding sync that Synapse has itself.
 # sliding_sync = [_machine]

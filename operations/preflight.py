@@ -15,8 +15,9 @@ from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
 from settings import SettingError, Settings, chosen_for, settings_of
+from settings.addresses import public_addresses
 from settings.caddy import given_files
-from settings.coturn import Coturn
+from settings.coturn import Choices as Relay
 from settings.deployment import PYTHON_OF_DEBIAN
 from settings.postgres import Postgres
 from settings.synapse import Synapse
@@ -64,7 +65,7 @@ def checked_settings(host: Host) -> Settings:
             list(settings.views)
             mistakes = (
                 list(_of_another_deployment(settings))
-                or _nothing_to_relay_from(settings)
+                or _unreached_by_calls(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
                 or _accounts_left_behind(settings)
@@ -180,17 +181,17 @@ def _accounts(number: int) -> str:
     return f"{number} account{'' if number == 1 else 's'}"
 
 
-def _nothing_to_relay_from(settings: Settings) -> list[str]:
-    """A line for each address family that the relay is to have and the machine has not."""
-    if not settings.here("coturn"):
+def _unreached_by_calls(settings: Settings) -> list[str]:
+    """A line for each address family that calls are to have and the machine has not."""
+    found, missing = public_addresses(settings.machine, settings.section(Relay).external)
+    if not (settings.here("coturn") or settings.here("rtc")):
         return []
-    relay = settings.view(Coturn)
-    if not relay.relayed and not relay.missing:
-        return ["has no address but local ones, so coturn has none to relay calls from"]
+    if not found and not missing:
+        return ["has no address but local ones, so that calls cannot reach it"]
     return [
-        f"{relay.SETTINGS[family]} is set, but the machine has no {family} address to relay calls from: give it one, or leave "
-        "the setting out"
-        for family in relay.missing
+        f"{name} is set, but the machine has no IPv{6 if name.endswith('6') else 4} address that calls could reach: give it one, "
+        "or leave the setting out"
+        for name in missing
     ]
 
 

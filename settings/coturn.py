@@ -1,17 +1,17 @@
 """coturn, the relay for calls."""
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import Self
 
 from pydantic import Field
 
 from operations.certificates import Served
-from operations.machine import MachineState
-from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT
+from roles import COTURN, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT
+from settings.addresses import External, PublicAddress, public_addresses
 from settings.deployment import Settings, View
-from settings.fields import PRIVATE, Chosen, IPv4, IPv6
+from settings.fields import Chosen, IPv4, IPv6
 from settings.issuers import Issuer
 from settings.networks import BLOCKED_NETWORKS
 from vault import Secret
@@ -26,63 +26,49 @@ class Choices(Chosen):
     external_ip: IPv4 | None = Field(description="an IPv4 address, such as 198.51.100.7")
     external_ipv6: IPv6 | None = Field(description="an IPv6 address, such as 2001:db8::7")
 
-
-class Relayed(NamedTuple):
-    """An address of the machine that the relay sends from. public: what clients are told instead, behind 1:1 NAT."""
-
-    address: str
-    public: str | None = None
-
     @property
-    def told(self) -> str:
-        """The address that clients get."""
-        return self.public or self.address
+    def external(self) -> External:
+        return External(self.external_ip, self.external_ipv6)
 
 
 @dataclass(frozen=True)
 class Coturn(View):
     """issuer: of its domain's certificate. watched: the files that are written last when the certificate is renewed.
 
-    relayed: an address for each family that it relays. missing: the families for which the settings name an address and the
-    machine has none.
+    relayed: an address for each family that it relays. media_port: the UDP port of LiveKit, if that is on this machine.
     """
 
     domain: str
     shared_secret: Secret
     issuer: Issuer
     watched: tuple[str, ...]
-    relayed: tuple[Relayed, ...]
-    missing: tuple[str, ...]
+    relayed: tuple[PublicAddress, ...]
     denied_ranges: tuple[tuple[str, str], ...]
     allowed_ranges: tuple[tuple[str, str], ...]
+    media_port: int | None
     plain_port: int = RELAY_PORT
     tls_port: int = RELAY_TLS_PORT
     first_relayed: int = COTURN.listens[-1].numbers[0]
     last_relayed: int = COTURN.listens[-1].numbers[-1]
     reloader: str = "coturn-certificate"
 
-    SETTINGS: ClassVar[Mapping[str, str]] = {"IPv4": "external_ip", "IPv6": "external_ipv6"}
-
     @classmethod
     def of(cls, settings: Settings) -> Self:
         domain, issuer = settings.domain(COTURN), settings.issuer(for_relay=True)
         certificate, key = issuer.paths(domain)
-        chosen = settings.section(Choices)
-        external = {4: chosen.external_ip, 6: chosen.external_ipv6}
-        relayed = {version: _relayed(settings.machine, version, told) for version, told in external.items()}
-        found = tuple(each for each in relayed.values() if each)
+        relayed, _ = public_addresses(settings.machine, settings.section(Choices).external)
         # Both users of a call may use this relay, so it must be allowed to reach itself, even at a private address.
-        own = [address for each in found for address in (each.public, each.address) if address]
+        own = [address for each in relayed for address in (each.public, each.address) if address]
         return cls(
             domain=domain,
             shared_secret=settings.vault.get("turn_shared_secret"),
             issuer=issuer,
             # Caddy writes the certificate, the key, and then the .json file; an administrator writes files in any order.
             watched=(certificate, key) if issuer.kind == "files" else (f"{certificate.removesuffix('.crt')}.json",),
-            relayed=found,
-            missing=tuple(f"IPv{version}" for version, each in relayed.items() if external[version] and not each),
+            relayed=relayed,
             denied_ranges=tuple(map(_range, BLOCKED_NETWORKS)),
             allowed_ranges=tuple(map(_range, dict.fromkeys([*own, *settings.choices.private_networks]))),
+            media_port=MEDIA_UDP_PORT if settings.here("rtc") else None,
         )
 
     @property
@@ -123,45 +109,6 @@ def _as_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
         number = int(address.ipv4_mapped)
         return f"::ffff:{number >> 16:x}:{number & 0xFFFF:x}"
     return str(address)
-
-
-def _relayed(machine: MachineState, version: int, external: str | None) -> Relayed | None:
-    """What the relay uses of one version of IP. external: the address that the settings name."""
-    if external in (*machine.addresses, *(address for _, address in machine.interfaces)):
-        return Relayed(external)
-    found = _public_address(machine, version)
-    return Relayed(found, external) if found else None
-
-
-def _public_address(machine: MachineState, version: int) -> str | None:
-    """The address at which the world reaches the machine: not one of a bridge for containers, or of a tunnel.
-
-    It is the one with which the machine connects to the world; if that is private, a public one that the machine has as well. In
-    a version of IP in which it has no way to the world, it still relays in the networks at the interface that has one.
-    """
-    lasting = [(interface, address) for interface, address in machine.interfaces if _is(address, version)]
-    outgoing = next((each for each in machine.outgoing if _is(each[1], version)), None)
-    if outgoing:
-        interface, source = outgoing
-        beside = [address for name, address in lasting if name == interface]
-        # IPv6 may connect with a temporary address.
-        first = source if not beside or source in (address for _, address in lasting) else beside[0]
-        candidates = [first, *beside, *(address for _, address in lasting)]
-        return next((address for address in candidates if not _is_private(address)), first)
-    if machine.outgoing:
-        return next((address for name, address in lasting if name == machine.outgoing[0][0]), None)
-    found = [address for _, address in lasting] or [each for each in machine.addresses if _is(each, version)]
-    return found[0] if found else None
-
-
-def _is(address: str, version: int) -> bool:
-    ip = ipaddress.ip_address(address)
-    return ip.version == version and not (ip.is_loopback or ip.is_link_local)
-
-
-def _is_private(address: str) -> bool:
-    ip = ipaddress.ip_address(address)
-    return any(ip in network for network in PRIVATE)
 
 
 VIEW = Coturn

@@ -304,6 +304,11 @@ class Settings:
                 found.append(LocalPort(port.number, users[port.unit], tuple(callers) if known else None))
         return found
 
+    @property
+    def kept_out(self) -> list[str]:
+        """The users of services that connect wherever a client says."""
+        return [unit.user for role in self.played for unit in role.units if unit.anywhere]
+
     # The machine.
 
     @cached_property

@@ -36,6 +36,8 @@ BLOCKED_NETWORKS = (
 MULTICAST = ("224.0.0.0/4", "ff00::/8")
 # Of these, Synapse and Sydent connect to IPv4 addresses embedded in IPv6: in a network without IPv4 every name has such a one.
 TRANSLATED = ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")
+# What they do not connect to, unless it is in private_networks.
+REFUSED = tuple(network for network in BLOCKED_NETWORKS if network not in TRANSLATED)
 # The address that Debian's installer gives to the machine's own name in /etc/hosts.
 DEBIANS_OWN = "127.0.1.1"
 

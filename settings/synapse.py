@@ -13,6 +13,7 @@ from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
 from settings.fields import Chosen, Size, size_in_bytes
 from settings.postgres import DatabaseAccess, database_of
+from settings.rtc import transports
 from vault import Secret
 
 
@@ -42,6 +43,7 @@ class Synapse(View):
     identity_server_url: str | None
     turn_uris: tuple[str, ...]
     turn_shared_secret: Secret | None
+    rtc_transports: list[dict[str, str]]
     registration_shared_secret: Secret
     macaroon_secret_key: Secret
     form_secret: Secret
@@ -72,6 +74,7 @@ class Synapse(View):
             identity_server_url=f"https://{settings.domain(SYDENT)}" if settings.exists("sydent") else None,
             turn_uris=turn_uris(settings.domain(COTURN)) if with_relay else (),
             turn_shared_secret=vault.get("turn_shared_secret") if with_relay else None,
+            rtc_transports=transports(settings) if settings.exists("rtc") else [],
             registration_shared_secret=vault.get("synapse_registration_shared_secret"),
             macaroon_secret_key=vault.get("synapse_macaroon_secret_key"),
             form_secret=vault.get("synapse_form_secret"),
@@ -103,7 +106,9 @@ class Synapse(View):
 
     @property
     def well_known_server(self) -> Mapping[str, Any] | None:
-        return {"m.server": f"{self.domain}:443"} if self.federation else None
+        # Without federation as well, lk-jwt-service and Sydent ask who a user is, as another homeserver would.
+        asked = self.federation or self.rtc_transports or self.identity_server_url
+        return {"m.server": f"{self.domain}:443"} if asked else None
 
     @property
     def max_upload_bytes(self) -> int:

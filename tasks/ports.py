@@ -6,6 +6,7 @@ from operations import files, units
 from operations.files import Template
 from operations.filters import PORTS
 from settings import settings_of
+from settings.networks import DEBIANS_OWN, REFUSED
 
 settings = settings_of(host)
 
@@ -17,7 +18,12 @@ files.present(
             PORTS.path,
             "packet_filter/ports.nft",
             mode="644",
-            values={"ports": settings.local_ports},
+            values={
+                "ports": settings.local_ports,
+                "kept_out": settings.kept_out,
+                "allowed": [f"{DEBIANS_OWN}/32", *settings.choices.private_networks],
+                "refused": REFUSED,
+            },
             check="nft -cf {}",
         ),
     ],

@@ -1,7 +1,10 @@
 """Fixtures of all tests: throw-away hosts, a release page, and a complete deployment on each Debian release."""
 
+import hashlib
+import io
 import os
 import re
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from roles import ROLES
 from settings import mas
+from settings.rtc import LIVEKIT_VERSION, LK_JWT_VERSION
 from settings.sliding_sync import VERSION
 from tests.built import built, keep, remove_built
 from tests.deployment import Deployment
@@ -26,10 +30,60 @@ MAS_RELEASES = "element-hq/matrix-authentication-service/releases/download"
 RELEASE = f"matrix-org/sliding-sync/releases/download/{VERSION}/syncv3_linux_amd64"
 
 
+def named(variable: str) -> Path | None:
+    """The file that an environment variable names."""
+    path = os.environ.get(variable)
+    return Path(path).expanduser().resolve() if path else None
+
+
 def real_proxy() -> Path | None:
     """The program of the real Sliding Sync proxy, if SLIDING_SYNC_BINARY names it; None: the stand-in is deployed."""
-    named = os.environ.get("SLIDING_SYNC_BINARY")
-    return Path(named).expanduser().resolve() if named else None
+    return named("SLIDING_SYNC_BINARY")
+
+
+def real_rtc() -> bool:
+    """Whether LIVEKIT_BINARY and LK_JWT_BINARY name the real programs; otherwise their stand-ins are deployed."""
+    return bool(named("LIVEKIT_BINARY") and named("LK_JWT_BINARY"))
+
+
+def livekit_archive() -> bytes:
+    """LiveKit's program, or its stand-in, in an archive like upstream's."""
+    program = named("LIVEKIT_BINARY") if real_rtc() else STAND_IN.with_name("livekit-server")
+    assert program
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
+        tar.add(program, "livekit-server")
+    return packed.getvalue()
+
+
+def lk_jwt() -> Path:
+    """The program of lk-jwt-service, or its stand-in."""
+    program = named("LK_JWT_BINARY") if real_rtc() else STAND_IN.with_name("lk-jwt-service")
+    assert program
+    return program
+
+
+def released(directory: Path) -> dict[str, bytes | Path]:
+    """What a release page has, by path: each program, or its stand-in, which may be made in the directory."""
+    livekit = f"livekit/livekit/releases/download/{LIVEKIT_VERSION}"
+    name, archive = f"livekit_{LIVEKIT_VERSION.removeprefix('v')}_linux_amd64.tar.gz", livekit_archive()
+    return {
+        RELEASE: real_proxy() or STAND_IN,
+        f"{livekit}/{name}": archive,
+        f"{livekit}/checksums.txt": f"{hashlib.sha256(archive).hexdigest()}  {name}\n".encode(),
+        f"element-hq/lk-jwt-service/releases/download/{LK_JWT_VERSION}/lk-jwt-service_linux_amd64": lk_jwt(),
+        f"{MAS_RELEASES}/{mas.VERSION}/mas-cli-x86_64-linux.tar.gz": real_mas() or mas_archive(directory),
+    }
+
+
+def from_page(page: ReleaseServer) -> dict[str, str]:
+    """The settings with which all programs come from a release page."""
+    return {
+        "sliding_sync_releases": f"{page.url}/matrix-org/sliding-sync/releases/download",
+        "livekit_releases": f"{page.url}/livekit/livekit/releases/download",
+        "lk_jwt_releases": f"{page.url}/element-hq/lk-jwt-service/releases/download",
+        "mas_releases": f"{page.url}/{MAS_RELEASES}",
+    }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,13 +162,8 @@ def testbed() -> Testbed:
 
 @pytest.fixture(scope="session")
 def release_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReleaseServer]:
-    """A release page that has the Sliding Sync proxy and MAS, or their stand-ins."""
-    files = {
-        RELEASE: real_proxy() or STAND_IN,
-        f"{MAS_RELEASES}/{mas.VERSION}/mas-cli-x86_64-linux.tar.gz": real_mas()
-        or mas_archive(tmp_path_factory.mktemp("mas")),
-    }
-    with ReleaseServer(files) as server:
+    """A release page that has each program that comes from one, or its stand-in."""
+    with ReleaseServer(released(tmp_path_factory.mktemp("released"))) as server:
         yield server
 
 
@@ -141,8 +190,7 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
             "admin_email": f"admin@{host.domain}",
             # The hosts of the testbed have private addresses.
             "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
-            "sliding_sync_releases": f"{page.url}/matrix-org/sliding-sync/releases/download",
-            "mas_releases": f"{page.url}/{MAS_RELEASES}",
+            **from_page(page),
         },
         user=user,
     )

@@ -23,6 +23,7 @@ from operations import files
 from operations.files import Directory, Entry, File
 from operations.machine import Machine, MachineState
 from roles import ROLES
+from tests.conftest import livekit_archive
 from tests.deployment import ROOT, Deployment
 from tests.standin.archives import mas_archive
 
@@ -91,6 +92,7 @@ SETTINGS = {
     "admin_email": "admin@metal.test",
     # Any existing file: it is neither downloaded nor checked.
     "sliding_sync_binary": str(STAND_IN),
+    "lk_jwt_binary": str(STAND_IN),
 }
 
 
@@ -116,7 +118,14 @@ def _run(name: str, directory: Path) -> list[tuple[str, str]]:
     sample = SAMPLES[name]
     with tempfile.TemporaryDirectory() as temporary:
         temporary_directory = Path(temporary)
-        settings = {**SETTINGS, "mas_archive": str(mas_archive(temporary_directory)), **sample.settings}
+        livekit = temporary_directory / "livekit.tar.gz"
+        livekit.write_bytes(livekit_archive())
+        settings = {
+            **SETTINGS,
+            "mas_archive": str(mas_archive(temporary_directory)),
+            "livekit_archive": str(livekit),
+            **sample.settings,
+        }
         deployment = Deployment(temporary_directory, [], settings, roles={}, name="sample")
         deployment.environment |= {"PYINFRA_FAKE_DELAY": "0", "PYINFRA_FAKE_DELAY_JITTER": "0"}
         key = Fernet.generate_key()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.conftest import Deployed
+from tests.conftest import Deployed, from_page
 from tests.deployment import EVERYTHING, PYINFRA, ROOT, Deployment, Run
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -39,7 +39,7 @@ class Fresh:
         correct = {
             "server_name": self.host.domain,
             "tls": "internal",
-            "sliding_sync_releases": f"{self.page.url}/matrix-org/sliding-sync/releases/download",
+            **from_page(self.page),
         }
         chosen = {name: value for name, value in {**correct, **settings}.items() if value is not ...}
         deployment = Deployment(self.directory, [self.host], chosen, roles, user=user)
@@ -127,7 +127,7 @@ def test_wrong_setting_is_refused(fresh: Fresh, settings: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("but", "more", "words"),
     [
-        (("synapse",), {}, ["sliding_sync needs the role synapse"]),
+        (("synapse",), {}, ["sliding_sync needs the role synapse", "rtc needs the role synapse"]),
         (("postgres",), {}, ["needs the role postgres"]),
         (("caddy",), {}, ["has coturn", "needs the role caddy", "certificate"]),
         ((), {"coturn": ["refusals13", "another"]}, ["coturn has 2 machines (refusals13, another)", "one is allowed"]),

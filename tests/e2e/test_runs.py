@@ -84,6 +84,8 @@ def test_second_run_changes_nothing(deployed: Deployed) -> None:
         ("matrix-synapse", "/etc/matrix-synapse/homeserver.yaml", "Configure Synapse"),
         ("sydent", "/etc/sydent/sydent.conf", "Configure Sydent"),
         ("sliding-sync", "/etc/sliding-sync/environment", "Configure the Sliding Sync proxy"),
+        ("livekit", "/etc/livekit/livekit.yaml", "Configure LiveKit"),
+        ("lk-jwt", "/etc/lk-jwt/environment", "Configure lk-jwt-service"),
     ],
 )
 def test_edited_file_is_restored_and_its_unit_uses_it(deployed: Deployed, unit: str, path: str, operation: str) -> None:

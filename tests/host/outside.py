@@ -105,6 +105,22 @@ def connection_problem(address: str, port: int) -> str:
     return ""
 
 
+def is_refused_over_udp(address: str, port: int) -> bool:
+    """Whether a packet is answered by a message that nobody listens there, or may be reached. Raises NoRoute."""
+    check_route(address)
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.settimeout(1)
+        datagrams.connect((address, port))
+        try:
+            datagrams.send(bytes(20))
+            datagrams.recv(1)
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+    return False
+
+
 def http_problem(address: str, name: str) -> str:
     """Why a client gets no answer to an HTTP request without TLS for the name; empty if it gets one. Raises NoRoute."""
     if problem := connection_problem(address, 80):

@@ -42,7 +42,7 @@ for attempt in range(3):
         break
     except TimeoutError:
         pass
-"""
+""".replace("%d", str(RELAY_PORT))
 # Prints, as JSON, which address a client gets that connects to each of the arguments. Several allocations for each: an address
 # may be one of which coturn takes each in turn. The credentials are signed on the machine, so the secret stays there.
 ALLOCATE = f"""

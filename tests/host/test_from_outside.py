@@ -14,9 +14,10 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from testinfra.host import Host
 
-from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT
+from roles import COTURN, MEDIA_TCP_PORT, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT
 from settings import Settings
 from settings.coturn import Choices as Relay
+from settings.rtc import Rtc
 from settings.synapse import Choices as Homeserver
 from tests.host.certificates import certificate_problem
 from tests.host.machines import Machine
@@ -25,8 +26,10 @@ from tests.host.outside import (
     address_of,
     addresses_of,
     check_route,
+    connection_problem,
     handshake,
     http_problem,
+    is_refused_over_udp,
     is_same_machine,
     issued_credentials,
     trusted_by,
@@ -205,6 +208,25 @@ def test_relay_gives_an_allocation(
                 )
             note("calls", f"{place}: allocation at {relayed}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_media_reaches_livekit(host: Host, settings: Settings, note: Note) -> None:
+    """At the addresses that it gives to clients. Over UDP it answers only who is in a call: there a refusal is noticed."""
+    if not settings.here("rtc"):
+        return
+    wrong = []
+    for address in (each.told for each in settings.view(Rtc).addresses):
+        try:
+            problem = connection_problem(address, MEDIA_TCP_PORT)
+            if problem:
+                wrong.append(f"{address}, {MEDIA_TCP_PORT}/tcp: {problem}")
+            if is_refused_over_udp(address, MEDIA_UDP_PORT):
+                wrong.append(f"{address}, {MEDIA_UDP_PORT}/udp: packets are refused")
+            note("calls", f"LiveKit at {address}, {MEDIA_TCP_PORT}/tcp: {'no connection' if problem else 'reached'}")
+        except NoRoute:
+            note("calls", f"LiveKit was not checked at {address}: this computer has no route there")
+    advice = "are the ports open in every firewall? If it is not the public address, set external_ip (external_ipv6)"
+    assert not wrong, "\n".join([*wrong, advice])
 
 
 def test_mail_server_accepts_this_machine(host: Host, settings: Settings, note: Note) -> None:

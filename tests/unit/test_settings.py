@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from operations.machine import MachineState
-from operations.preflight import _nothing_to_relay_from
+from operations.preflight import _unreached_by_calls
 from roles import CADDY, COTURN, ROLES, SLIDING_SYNC, SYDENT, SYNAPSE, Port, Role, Unit
 from settings import Choices, SettingError, Settings, choices_from, mistakes
 from settings.caddy import Caddy
@@ -182,6 +182,8 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("acme", "letsencrypt", "a dictionary such as"),
         ("tls_files", {"certificate": "a.pem", "key": "/etc/a.key"}, "the absolute path"),
         ("sliding_sync_releases", "http://x.test", "an https URL"),
+        ("livekit_releases", "http://x.test", "an https URL"),
+        ("rtc_full_access_servers", ["*"], "a list of server names"),
         ("sliding_sync_sha256", {"amd64": "abc"}, "64 hexadecimal digits"),
         (
             "sso",
@@ -303,7 +305,13 @@ def test_domains_follow_the_server_name(tmp_path: Path) -> None:
     assert settings(tmp_path, matrix_domain="chat.y.test").view(Synapse).public_url == "https://chat.y.test/"
 
 
-NAMES = ("x.test", "matrix.x.test", "identity.x.test")
+# Name -> the roles that connect to it.
+NAMES = {
+    "x.test": ["Sydent", "LiveKit"],
+    "matrix.x.test": ["Sydent", "LiveKit"],
+    "identity.x.test": ["Synapse"],
+    "rtc.x.test": ["LiveKit"],
+}
 
 
 def at(name: str, *addresses: str) -> MachineState:
@@ -330,14 +338,17 @@ def at(name: str, *addresses: str) -> MachineState:
 def test_names_that_a_service_cannot_reach_are_reported(
     tmp_path: Path, name: str, addresses: list[str], advice: str | None
 ) -> None:
-    """Sydent and Synapse take no part of an answer that has a private address."""
+    """Sydent and Synapse take no part of an answer that has a private address, a packet filter keeps lk-jwt-service from it."""
     made = settings(tmp_path, machine=at(name, *addresses), private_networks=["172.16.0.0/16"])
     if advice is None:
         assert made.unreachable == []
     else:
-        [line] = made.unreachable
-        assert name in line and advice in line
-        assert ("Synapse" if name == "identity.x.test" else "Sydent") in line
+        lines = made.unreachable
+        assert len(lines) == len(NAMES[name])
+        for role, line in zip(
+            sorted(NAMES[name], reverse=True), sorted(lines, key=lambda line: "LiveKit" in line), strict=True
+        ):
+            assert name in line and advice in line and role in line
     alone = {"postgres": ["one"], "synapse": ["one"]}
     assert settings(tmp_path, alone, machine=at(name, *addresses)).unreachable == []
 
@@ -472,7 +483,7 @@ def test_relay_uses_the_public_addresses(
 def test_relay_needs_an_address_of_each_family_that_is_set(
     tmp_path: Path, machine: MachineState, chosen: dict[str, Any], message: str | None
 ) -> None:
-    lines = _nothing_to_relay_from(settings(tmp_path, machine=machine, **chosen))
+    lines = _unreached_by_calls(settings(tmp_path, machine=machine, **chosen))
     assert [message in line for line in lines if message] == ([True] if message else []) and len(lines) == bool(message)
 
 

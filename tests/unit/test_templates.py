@@ -76,6 +76,11 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "passwords in Synapse, open": (("postgres", "synapse"), {"tls": "internal", "registration": "open"}),
     "passwords in Synapse, token": (("postgres", "synapse"), {"tls": "internal", "registration": "token"}),
     "sign in elsewhere": (EVERYTHING, {"tls": "internal", "sso": [PROVIDER]}),
+    "alone, no federation": (("postgres", "caddy", "synapse"), {"tls": "internal", "federation": False}),
+    "without relay": (
+        ("postgres", "caddy", "synapse", "rtc"),
+        {"tls": "internal", "rtc_full_access_servers": ["y.test"]},
+    ),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
     "without caddy": (("postgres", "synapse", "sydent"), {"tls": "internal"}),
     "relay alone": (("caddy", "coturn"), {"tls": "internal"}),
@@ -321,23 +326,59 @@ def test_left_out_roles_are_not_mentioned(written: Callable[..., Rendered]) -> N
     assert well_known(alone, "client") == {"m.homeserver": {"base_url": "https://matrix.x.test"}}
     assert "turn_uris" not in homeserver(alone)
     assert "default_identity_server" not in homeserver(alone)
+    assert "matrix_rtc" not in homeserver(alone) and "max_event_delay_duration" not in homeserver(alone)
     everything = json.dumps([alone[path][0] for path in sorted(alone)])
-    for foreign in ("turn.x.test", "identity.x.test", "sliding.x.test", "/var/lib/sydent/sydent.db", "auth.x.test"):
+    for foreign in (
+        "turn.x.test",
+        "identity.x.test",
+        "sliding.x.test",
+        "rtc.x.test",
+        "auth.x.test",
+        "/var/lib/sydent/sydent.db",
+    ):
         assert foreign not in everything
     assert set(well_known(written("default"), "client") or {}) == {
         "m.homeserver",
         "m.identity_server",
         "org.matrix.msc2965.authentication",
         "org.matrix.msc3575.proxy",
+        "org.matrix.msc4143.rtc_foci",
     }
 
 
+def test_livekit_is_told_its_addresses_and_clients_ask_nobody_else(written: Callable[..., Rendered]) -> None:
+    """Without its addresses it would ask STUN servers of Google, and offer those of bridges for containers."""
+    rtc = yaml.safe_load(written("zerossl")["/etc/livekit/livekit.yaml"][0])["rtc"]
+    assert rtc["node_ip"] == "198.51.100.7,2001:db8::1" and not rtc["use_external_ip"]
+    assert rtc["ips"]["includes"] == ["192.0.2.1/32", "2001:db8::1/128"]
+    assert rtc["stun_servers"] == ["turn.x.test:3478"]
+    [relay] = rtc["turn_servers"]
+    assert (relay["host"], relay["port"], relay["protocol"]) == ("turn.x.test", 5349, "tls")
+    alone = yaml.safe_load(written("without relay")["/etc/livekit/livekit.yaml"][0])
+    assert not {"stun_servers", "turn_servers"} & set(alone["rtc"])
+
+
+def test_only_users_of_the_chosen_servers_start_calls(written: Callable[..., Rendered]) -> None:
+    for scenario, servers in (("default", "x.test"), ("without relay", "x.test,y.test")):
+        rendered = written(scenario)
+        assert f'LIVEKIT_FULL_ACCESS_HOMESERVERS="{servers}"' in rendered["/etc/lk-jwt/environment"][0].splitlines()
+        assert yaml.safe_load(rendered["/etc/livekit/livekit.yaml"][0])["room"] == {"auto_create": False}
+
+
+def test_the_relay_reaches_livekit_only_on_its_own_machine(written: Callable[..., Rendered]) -> None:
+    passed = "udp dport 7882 accept"
+    assert passed in written("default")["/etc/turnserver.nft"][0]
+    assert passed not in written("relay alone")["/etc/turnserver.nft"][0]
+
+
 def test_without_federation_nothing_is_served_to_other_homeservers(written: Callable[..., Rendered]) -> None:
+    assert well_known(written("alone, no federation"), "server") is None
     unfederated = written("token, no federation")
-    assert well_known(unfederated, "server") is None
+    # lk-jwt-service asks there who a user is, as identity servers do.
+    assert well_known(unfederated, "server") == {"m.server": "matrix.x.test:443"}
     assert homeserver(unfederated)["federation_domain_whitelist"] == []
     for listener in homeserver(unfederated)["listeners"]:
-        assert "federation" not in listener["resources"][0]["names"]
+        assert listener["resources"][0]["names"] == ["client", "openid"]
     assert well_known(written("default"), "server") == {"m.server": "matrix.x.test:443"}
 
 

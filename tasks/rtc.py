@@ -1,0 +1,81 @@
+"""LiveKit carries calls of Element X and Element Web; lk-jwt-service decides who may join one."""
+
+from typing import Any
+
+from pyinfra import host
+
+from operations import files, releases, units
+from operations.files import Directory, Template, Text
+from roles import RTC
+from settings import settings_of
+from settings.rtc import Rtc
+
+settings = settings_of(host)
+rtc = settings.view(Rtc)
+LIVEKIT, LK_JWT = "/etc/livekit", "/etc/lk-jwt"
+OF_LIVEKIT: Any = {"user": "root", "group": "livekit"}
+OF_LK_JWT: Any = {"user": "root", "group": "lk-jwt"}
+
+releases.installed(
+    name="Install LiveKit",
+    file=releases.obtain(rtc.releases.livekit, settings.machine.releases),
+)
+releases.installed(
+    name="Install lk-jwt-service",
+    file=releases.obtain(rtc.releases.lk_jwt, settings.machine.releases),
+)
+livekit = [
+    Template(f"{LIVEKIT}/livekit.yaml", "rtc/livekit.yaml", mode="640", values={"rtc": rtc}, **OF_LIVEKIT),
+    Template(f"{LIVEKIT}/keys.yaml", "rtc/keys.yaml", mode="640", values={"rtc": rtc}, **OF_LIVEKIT),
+    *([Text(f"{LIVEKIT}/turn_secret", rtc.relay_secret, mode="640", **OF_LIVEKIT)] if rtc.relay_secret else []),
+]
+lk_jwt = [
+    Template(f"{LK_JWT}/environment", "rtc/environment", mode="640", values={"rtc": rtc}, **OF_LK_JWT),
+    Text(f"{LK_JWT}/secret", rtc.secret, mode="640", **OF_LK_JWT),
+]
+files.present(
+    name="Configure LiveKit",
+    entries=[Directory(LIVEKIT, mode="750", **OF_LIVEKIT), *livekit],
+)
+files.present(
+    name="Configure lk-jwt-service",
+    entries=[Directory(LK_JWT, mode="750", **OF_LK_JWT), *lk_jwt],
+)
+files.present(
+    name="Confine LiveKit",
+    entries=[
+        Template(
+            f"/etc/systemd/system/{unit}",
+            f"rtc/{unit}",
+            mode="644",
+            values={
+                "program": release.executable,
+                "directory": directory,
+                "port": rtc.signal_port,
+                "release": settings.machine.release,
+            },
+        )
+        for unit, release, directory in (
+            ("livekit.service", rtc.releases.livekit, LIVEKIT),
+            ("lk-jwt.service", rtc.releases.lk_jwt, LK_JWT),
+        )
+    ],
+)
+units.running(
+    name="Run LiveKit",
+    unit="livekit.service",
+    reads=[*(entry.path for entry in livekit), "/opt/livekit/current", rtc.releases.livekit.executable],
+    ready=RTC.units[0].health,
+)
+units.running(
+    name="Run lk-jwt-service",
+    unit="lk-jwt.service",
+    reads=[
+        *(entry.path for entry in lk_jwt),
+        "/opt/lk-jwt-service/current",
+        rtc.releases.lk_jwt.executable,
+        # It connects to homeservers, ours among them.
+        *settings.private_authorities,
+    ],
+    ready=RTC.units[1].health,
+)
