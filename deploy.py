@@ -36,7 +36,7 @@ if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
 if settings.here("rtc"):
     local.include("tasks/rtc.py")
-if settings.served:
-    local.include("tasks/certificates.py")
 if settings.migration == "back":
     local.include("tasks/accounts_back.py")
+if settings.served:
+    local.include("tasks/certificates.py")
