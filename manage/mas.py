@@ -1,7 +1,8 @@
 """Accounts of a homeserver with MAS, by MAS's admin API.
 
 MAS knows these commands as a client of its own, with a secret of the vault, and gives them an access token for each run, which
-is revoked at the end: no account is needed for that.
+is revoked at the end: no account is needed for that. MAS does not tell what name others see, nor when an account was last used.
+An administrator may ask for the rights of one: MAS gives them to a session that asks, such as a page for administration.
 """
 
 import base64
