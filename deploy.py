@@ -9,6 +9,8 @@ settings = checked_settings(host)
 config.SUDO = settings.machine.user != "root"
 
 local.include("tasks/machine.py")
+if settings.migration == "move":
+    local.include("tasks/accounts_begin.py")
 if settings.packages:
     local.include("tasks/packages.py")
 local.include("tasks/users.py")

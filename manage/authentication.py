@@ -14,6 +14,7 @@ from manage.homeserver import SERVICE_NAME, new_user_id
 from manage.machines import ROOT, Deployment, Machine
 from manage.mas import Mas
 from manage.synapse import TOKEN_FILE
+from operations.accounts import MIGRATION
 from operations.shell import quoted
 from roles import MAS, SYNAPSE
 from settings.deployment import MIGRATION_VARIABLE, Migration
@@ -47,6 +48,8 @@ def migrate(deployment: Deployment, yes: bool) -> None:
     back is closed: Synapse cannot take the accounts again.
     """
     machine = deployment.machine("mas")
+    if machine.run("grep -qs ^matrix_authentication_service: /etc/matrix-synapse/homeserver.yaml && echo yes || true"):
+        raise Refused("MAS has the accounts already")
     if not yes:
         click.confirm(
             f"Move all accounts of {machine.settings.server_name} to the Matrix Authentication Service? People cannot use the "
@@ -60,10 +63,12 @@ def migrate(deployment: Deployment, yes: bool) -> None:
         except Refused as error:
             problem = str(error)
     if not problem:
+        for each in (machine, deployment.machine("postgres")):
+            each.run(f"rm -f {MIGRATION}")
         _retire(machine)
         click.echo(f"MAS has the accounts of {machine.settings.server_name}, and a log-in works.")
         return
-    if machine.run("[ -e /etc/systemd/system/mas.service ] && echo yes || true") != ["yes"]:
+    if not machine.run(f"[ ! -e {MIGRATION} ] || echo begun"):
         raise Refused(f"nothing was changed: {problem}")
     click.echo("Putting everything back as it was.", err=True)
     if not _deploy(deployment, "back"):

@@ -1,6 +1,7 @@
 """Accounts that move from Synapse to the Matrix Authentication Service, for `manage.py NAME mas migrate`."""
 
 from collections.abc import Generator, Sequence
+from os.path import dirname
 from urllib.parse import quote
 
 from pyinfra.api.command import PyinfraCommand
@@ -10,6 +11,14 @@ from operations.look import operation
 from operations.shell import quoted, script, shell_file
 
 BACKUPS = "/var/backups/matrix-metal"
+# On each machine from the beginning of a migration to its end: without it nothing is put back.
+MIGRATION = "/etc/matrix-metal/migration"
+
+
+@operation()
+def begun() -> Generator[PyinfraCommand, None, None]:
+    """The machine has the mark that a migration has begun."""
+    yield script(f"install -d -m 755 {dirname(MIGRATION)}", f"touch {MIGRATION}")
 
 
 @operation()
@@ -77,4 +86,5 @@ def put_back(cluster: str | None, database: str) -> Generator[PyinfraCommand, No
         "rm -f /etc/systemd/system/mas.service",
         "systemctl daemon-reload",
         *([f"{as_postgres(cluster)} dropdb --if-exists {quoted(database)}"] if cluster else []),
+        f"rm -f {MIGRATION}",
     )

@@ -38,7 +38,8 @@ class MachineState:
         else than a file. secrets: digests (SHA-256) of secrets that an earlier run put on the machine, by their names in the
         vault: MAS's encryption secret, and others if MARKER is missing or damaged; server_name: then the name of the homeserver
         there, or "".
-    delegated: whether an earlier run has told Synapse that the Matrix Authentication Service has the accounts.
+    delegated: whether an earlier run has told Synapse that the Matrix Authentication Service has the accounts. migrating: whether
+        `manage.py NAME mas migrate` has begun to move them, and has not ended.
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
     names: domain name -> its addresses as the machine's programs get them, from /etc/hosts or DNS; none if it has none there.
@@ -76,6 +77,7 @@ class MachineState:
     last_run: str = ""
     sessions: int = 10
     delegated: bool = False
+    migrating: bool = False
 
 
 class Machine(Fact[MachineState]):
@@ -164,6 +166,7 @@ class Machine(Fact[MachineState]):
             interfaces=tuple(on["interface"]),
             outgoing=tuple(on["outgoing"]),
             delegated=values.get("delegated") == "yes",
+            migrating=values.get("migrating") == "yes",
         )
 
 

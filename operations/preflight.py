@@ -136,7 +136,9 @@ def _accounts_left_behind(settings: Settings) -> list[str]:
     """A line if accounts would be lost by giving Synapse's to MAS, or MAS's to Synapse."""
     wanted, delegated = settings.exists("mas"), settings.machine.delegated
     known = settings.machine.deployment or settings.machine.secrets
-    if settings.migration == "move" and (not wanted or delegated):
+    if settings.migration == "back" and not settings.machine.migrating:
+        return ["no accounts are being moved, so there is nothing to put back"]
+    if settings.migration == "move" and settings.here("synapse") and (not wanted or delegated):
         where = f"inventories/{settings.deployment}.py"
         return ["MAS has the accounts already" if wanted else f"{where} gives no machine the role mas: add it first"]
     if not settings.here("synapse") or not known or wanted == delegated or settings.migration:
