@@ -1,7 +1,6 @@
 """Accounts that move from Synapse to the Matrix Authentication Service, for `manage.py NAME mas migrate`."""
 
 from collections.abc import Generator, Sequence
-from os.path import dirname
 from urllib.parse import quote
 
 from pyinfra.api.command import PyinfraCommand
@@ -18,7 +17,7 @@ MIGRATION = "/etc/matrix-metal/migration"
 @operation()
 def begun() -> Generator[PyinfraCommand, None, None]:
     """The machine has the mark that a migration has begun."""
-    yield script(f"install -d -m 755 {dirname(MIGRATION)}", f"touch {MIGRATION}")
+    yield script(f"touch {MIGRATION}")
 
 
 @operation()
