@@ -78,12 +78,13 @@ def moved(
 
 
 @operation()
-def put_back(cluster: str | None, database: str) -> Generator[PyinfraCommand, None, None]:
+def put_back(cluster: str | None, database: str, owner: str) -> Generator[PyinfraCommand, None, None]:
     """MAS does not run, and has no database. cluster: where that is, on this machine."""
     yield script(
         "systemctl disable --now --quiet mas.service 2>/dev/null || true",
         "rm -f /etc/systemd/system/mas.service",
         "systemctl daemon-reload",
         *([f"{as_postgres(cluster)} dropdb --if-exists {quoted(database)}"] if cluster else []),
+        *([f"{as_postgres(cluster)} dropuser --if-exists {quoted(owner)}"] if cluster else []),
         f"rm -f {MIGRATION}",
     )

@@ -14,4 +14,5 @@ accounts.put_back(
     name="Stop the Matrix Authentication Service",
     cluster=settings.view(Postgres).cluster if settings.here("postgres") else None,
     database=MAS.database.name,
+    owner=MAS.database.owner,
 )
