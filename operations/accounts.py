@@ -82,7 +82,7 @@ def put_back(cluster: str | None, database: str, owner: str) -> Generator[Pyinfr
     """MAS does not run, and has no database. cluster: where that is, on this machine."""
     yield script(
         "systemctl disable --now --quiet mas.service 2>/dev/null || true",
-        "rm -f /etc/systemd/system/mas.service",
+        "rm -f /etc/systemd/system/mas.service /etc/matrix-synapse/secrets/mas",
         "systemctl daemon-reload",
         *([f"{as_postgres(cluster)} dropdb --if-exists {quoted(database)}"] if cluster else []),
         *([f"{as_postgres(cluster)} dropuser --if-exists {quoted(owner)}"] if cluster else []),

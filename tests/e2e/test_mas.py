@@ -299,7 +299,8 @@ def test_a_restart_is_refused_if_it_would_fail(deployed: Deployed, tmp_path: Pat
 
     before = invocations(host)
     host.run(
-        "echo 'http: [' >/etc/mas/local.yaml; chgrp mas /etc/mas/local.yaml; chmod 640 /etc/mas/local.yaml; touch /etc/mas/config.yaml"
+        "echo 'http: [' >/etc/mas/local.yaml; chgrp mas /etc/mas/local.yaml; chmod 640 /etc/mas/local.yaml; "
+        "touch /etc/mas/config.yaml"
     )
     try:
         run = deployment.run("-y", check=False)
