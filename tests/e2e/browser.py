@@ -79,7 +79,7 @@ class Browser:
         return _value(self._http.post(f"{self._session}/{path}", json=words))
 
     def resize(self, size: tuple[int, int]) -> None:
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
         self._do("goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=metrics)
 
     def open(self, url: str) -> None:
@@ -96,6 +96,12 @@ class Browser:
 
     def has(self, selector: str) -> bool:
         return bool(self._do("elements", using="css selector", value=selector))
+
+    def wait_until_gone(self, selector: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while self.has(selector):
+            assert time.monotonic() < deadline, f"{self.url} still shows {selector}:\n{self.text}"
+            time.sleep(0.1)
 
     def fill(self, **fields: str) -> None:
         """Type into the fields of these names."""
