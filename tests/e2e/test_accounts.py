@@ -1,7 +1,7 @@
 """The administrator makes and looks after accounts with manage.py, as a user with sudo; their owners notice it.
 
-On a homeserver that asks for a registration token: a file of the administrator's in conf.d, which is taken away at the end. On one
-release of Debian, because all that runs on the machine is curl.
+On a homeserver that asks for a registration token: a file of the administrator's in conf.d, which is taken away at the end.
+On one release of Debian, because all that runs on the machine is curl.
 """
 
 import asyncio

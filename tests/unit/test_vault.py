@@ -352,8 +352,12 @@ def test_a_given_secret_that_is_missing_names_the_command(path: Path, monkeypatc
     monkeypatch.chdir(path.parent.parent)
     opened = Vault.open(Path("inventories/prod.vault"))
     assert not opened.has("smtp_password")
-    with pytest.raises(VaultError, match=r"python vault\.py set prod smtp_password$"):
+    with pytest.raises(VaultError, match=r": python manage\.py prod secrets set smtp_password$"):
         opened.get("smtp_password")
+    # A vault that is not beside an inventory of its name.
+    elsewhere = Vault.open(path.parent.parent / "it.vault")
+    with pytest.raises(VaultError, match=r": python vault\.py set /\S+/it\.vault smtp_password$"):
+        elsewhere.get("smtp_password")
 
 
 def test_rotation_changes_one_secret(saved: Path) -> None:
@@ -392,7 +396,7 @@ def test_only_a_signing_key_can_be_set_as_one(path: Path) -> None:
 
 
 def test_given_secrets_are_not_rotated(saved: Path) -> None:
-    with pytest.raises(VaultError, match=r"not generated but given: python vault\.py set"):
+    with pytest.raises(VaultError, match=r"not generated but given: python manage\.py prod secrets set"):
         Vault.open(saved).rotate("smtp_password")
 
 
@@ -448,7 +452,7 @@ def test_the_list_has_every_name_and_no_value(saved: Path) -> None:
 def test_show_makes_nothing(path: Path) -> None:
     assert run(path, "show", "prod").returncode == 0
     assert "not set in inventories/prod.vault yet" in complaint(run(path, "show", "prod", "turn_shared_secret"))
-    assert "python vault.py set prod smtp_password" in complaint(run(path, "show", "prod", "smtp_password"))
+    assert "python manage.py prod secrets set smtp_password" in complaint(run(path, "show", "prod", "smtp_password"))
     assert files(path) == {"prod.py"}
 
 
