@@ -6,6 +6,7 @@ It finds the deployment by its public names, and trusts only the authorities tha
 import base64
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ class Browser:
         return _value(self._http.post(f"{self._session}/{path}", json=words))
 
     def resize(self, size: tuple[int, int]) -> None:
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
         self._do("goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=metrics)
 
     def open(self, url: str) -> None:
@@ -96,25 +97,35 @@ class Browser:
     def has(self, selector: str) -> bool:
         return bool(self._do("elements", using="css selector", value=selector))
 
+    def wait_until_gone(self, selector: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while self.has(selector):
+            assert time.monotonic() < deadline, f"{self.url} still shows {selector}:\n{self.text}"
+            time.sleep(0.1)
+
     def fill(self, **fields: str) -> None:
         """Type into the fields of these names."""
         for name, text in fields.items():
-            element = self._find(f"input[name={name}]")
-            self._do(f"element/{element}/clear")
-            self._do(f"element/{element}/value", text=text)
+            self._with(f"input[name={name}]", "clear")
+            self._with(f"input[name={name}]", "value", text=text)
 
     def press(self, selector: str = "form button[type=submit]") -> None:
-        """Click, as a person does, and wait for the page that comes."""
-        self._do(f"element/{self._find(selector)}/click")
+        """Click, as a person does."""
+        self._with(selector, "click")
 
-    def _find(self, selector: str) -> str:
-        self._do("timeouts", implicit=TIMEOUT * 1000)
-        try:
-            return str(self._do("element", using="css selector", value=selector)[_ELEMENT])
-        except AssertionError as error:
-            raise AssertionError(f"{error}\non {self.url}:\n{self.text}") from None
-        finally:
-            self._do("timeouts", implicit=0)
+    def _with(self, selector: str, action: str, **words: str) -> None:
+        """Do something with an element, once it is there."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                element = self._do("element", using="css selector", value=selector)[_ELEMENT]
+                self._do(f"element/{element}/{action}", **words)
+                return
+            except AssertionError as error:
+                # The next page has not come yet, or comes just now.
+                if not re.search("no such element|stale element", str(error)) or time.monotonic() > deadline:
+                    raise AssertionError(f"{error}\non {self.url}:\n{self.text}") from None
+                time.sleep(0.1)
 
     def sent_to(self, scheme: str) -> dict[str, str]:
         """What a page has sent to the application with this scheme, which is not in the browser: the query of the URL."""

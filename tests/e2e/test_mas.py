@@ -298,10 +298,7 @@ def test_a_restart_is_refused_if_it_would_fail(deployed: Deployed, tmp_path: Pat
     host.run(CHECK_MAS)
 
     before = invocations(host)
-    host.run(
-        "echo 'http: [' >/etc/mas/local.yaml; chgrp mas /etc/mas/local.yaml; chmod 640 /etc/mas/local.yaml; "
-        "touch /etc/mas/config.yaml"
-    )
+    host.run("cd /etc/mas; echo 'http: [' >local.yaml; chgrp mas local.yaml; chmod 640 local.yaml; touch config.yaml")
     try:
         run = deployment.run("-y", check=False)
         assert run.status == 1, run.output

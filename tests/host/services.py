@@ -67,6 +67,8 @@ class Service:
         if role.own_certificate:
             private.append(settings.issuer(for_relay=True).paths(settings.domain(role))[1])
         needed = [ROLES[each] for each in role.needs if settings.here(each)]
+        # What it asks for its clients: Synapse asks MAS about tokens.
+        needed += [each for each in ROLES.values() if each.routes_on == role.name and settings.here(each.name)]
         return cls(
             host,
             name,
