@@ -140,8 +140,7 @@ def test_every_role_is_deployed_after_those_that_it_needs() -> None:
     included = [ast.literal_eval(call.args[0]) for name, call in calls(ROOT / "deploy.py") if name == "local.include"]
     roles = [role for role in map(lambda path: Path(path).stem, included) if role in ROLES]
     assert sorted(roles) == sorted(ROLES)
-    # After that comes only what puts accounts back when they could not be moved.
-    assert [path for path in included if path != "tasks/accounts_back.py"][-1] == "tasks/certificates.py"
+    assert included[-1] == "tasks/certificates.py"
     for role in roles:
         # Synapse asks MAS about every token, so MAS is there first; it needs Synapse only once people come.
         needs = [needed for needed in ROLES[role].needs if (role, needed) != ("mas", "synapse")]
