@@ -9,6 +9,8 @@ _relay = ("turn.example.org", {"ssh_user": "root"})
 
 postgres = [_database]
 synapse = [_homeserver]
+mas = [_homeserver]
 sydent = [_homeserver]
+rtc = [_homeserver]
 coturn = [_relay]
 caddy = [_homeserver, _relay]

@@ -151,7 +151,8 @@ def _accounts_left_behind(settings: Settings) -> list[str]:
     if wanted and counts["synapse"]:
         return [
             f"Synapse has {_accounts(counts['synapse'])}, and the Matrix Authentication Service would know none of their "
-            f"passwords and sessions. This moves them: python manage.py {settings.deployment} mas migrate"
+            f"passwords and sessions. Take the role mas out of inventories/{settings.deployment}.py, or move the accounts: "
+            f"python manage.py {settings.deployment} mas migrate"
         ]
     if not wanted and counts["mas"]:
         return [

@@ -79,7 +79,7 @@ def _refused_with_accounts(deployment: Deployment, host: Host) -> None:
     assert_refused(
         deployment.run("-y", check=False),
         "Synapse has 1 account, ",
-        f"This moves them: python manage.py {deployment.name} mas migrate",
+        f"or move the accounts: python manage.py {deployment.name} mas migrate",
     )
     assert invocations(host) == before and deployment.vault.read_bytes() == saved
     # As if the administrator had not made it yet.
