@@ -315,7 +315,7 @@ def test_a_restart_is_refused_if_it_would_fail(deployed: Deployed, tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"sso": [PROVIDER]}, ["sso_client_secret_example is not set", "secrets set sso_client_secret_example"]),
+        ({"sso": [PROVIDER]}, ["sso_client_secret_example is not set", "python vault.py set "]),
         ({"sso": [{**PROVIDER, "issuer": "http://id.example.net"}]}, ["sso", "https"]),
         ({"sso": [PROVIDER, PROVIDER]}, ["sso has two providers with the id example"]),
         ({"mas_sha256": {"amd64": "0" * 64}}, ["mas", "sha256", "0000"]),
