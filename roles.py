@@ -222,9 +222,12 @@ CADDY = Role(
             masked=True,
             rereads=("/etc/caddy/Caddyfile",),
             private=("/etc/caddy/Caddyfile", "/var/lib/caddy/.local/share/caddy/certificates"),
-            # Only certificates that cannot be obtained. Caddy logs errors also for clients that disconnect, and for an attempt
-            # to obtain a certificate that a reload interrupts; the reload starts it again.
-            errors=r'"level":"(error|panic|fatal)".*"logger":"(tls|admin|pki)(?!.*: context canceled")|^Error: ',
+            # Only certificates that cannot be obtained. Caddy logs errors also for clients that disconnect, for an attempt to
+            # obtain a certificate that a reload interrupts (the reload starts it again), and for a lock that is free already.
+            errors=(
+                r'"level":"(error|panic|fatal)".*"logger":"(tls|admin|pki)'
+                r'(?!.*: context canceled"|.*"msg":"unable to unlock")|^Error: '
+            ),
             recoveries=r'"msg":"certificate (?:obtained|renewed) successfully","identifier":"([^"]+)"',
         ),
     ),

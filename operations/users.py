@@ -85,11 +85,12 @@ def restored(accounts: Sequence[Account], groups: Mapping[str, Sequence[str]]) -
     if not accounts and not groups:
         return
     found = ask(Accounts, accounts=accounts, others=tuple(groups))
+    # First, because a new group could be given the ID of one that is missing.
+    for group, group_units in groups.items():
+        if group not in found.get("group", {}):
+            yield script(f"{shell_file('users')}restore_group {quoted(group, *group_units)}")
     for account in accounts:
         if _is_wrong(account, found):
             paths = [path for path in (account.home, *account.paths) if path != "/"]
             about = (account.name, account.title, account.home, account.shell, account.group, account.unit)
             yield script(f"{shell_file('users')}restore {quoted(*about, *paths)}")
-    for group, group_units in groups.items():
-        if group not in found.get("group", {}):
-            yield script(f"{shell_file('users')}restore_group {quoted(group, *group_units)}")

@@ -6,7 +6,7 @@
 # files change their owner. PATH: files and directories that belong to the user or the group; the first that exists says the IDs.
 # Without one, a process of the unit says the ID of the user.
 restore() {
-  name=$1 title=$2 home=$3 shell=$4 also=$5 unit=$6
+  name=$1 title=$2 home=$3 shell=$4 also=$5 unit=$6 gid_of_process=
   shift 6
   uid=0 gid=0
   for path; do
@@ -18,7 +18,8 @@ restore() {
   if ! getent group "$name" >/dev/null; then
     # A group that is removed stays the first group of its user.
     gid_wanted=$(getent passwd "$name" | cut -d: -f4)
-    new_group "${gid_wanted:-$gid}"
+    [ "$gid" != 0 ] || gid_of_process=$(nameless_of "$unit" | head -n 1)
+    new_group "${gid_wanted:-${gid_of_process:-$gid}}"
   fi
   if ! getent passwd "$name" >/dev/null; then
     id=; { [ "$uid" = 0 ] || getent passwd "$uid" >/dev/null; } || id="--uid $uid"
@@ -36,16 +37,20 @@ restore() {
     [ "$uid" = 0 ] || find "$path/" -depth -uid "$uid" -execdir chown -h "$name" {} +
   done
 }
-# restore_group NAME UNIT...: the group NAME exists, with the ID that has no name any more in the processes of the units. If none
-# runs with one, they are stopped, to be started with the new ID.
+# restore_group NAME UNIT...: the group NAME exists, with the ID that has no name any more in the processes of the units: that which
+# most of them have. If none runs with one, they are stopped, to be started with the new ID.
 restore_group() {
-  name=$1 gid=0
+  name=$1
   shift
-  for unit; do
-    for id in $(ids_of "$unit" 'Gid|Groups'); do getent group "$id" >/dev/null || gid=$id; done
-  done
+  gid=$(for unit; do nameless_of "$unit"; done | sort | uniq -c | sort -n | awk 'END { print $2 + 0 }')
   new_group "$gid"
   [ "$gid" != 0 ] || systemctl stop "$@" 2>/dev/null || true
+}
+# nameless_of UNIT: the IDs of groups in its main process that have no name, a line each.
+nameless_of() {
+  ids_of "$1" 'Gid|Groups' | tr ' ' '\n' | sort -u | while read -r id; do
+    [ -z "$id" ] || getent group "$id" >/dev/null || echo "$id"
+  done
 }
 # ids_of UNIT FIELD: the IDs of its main process, if it runs.
 ids_of() {

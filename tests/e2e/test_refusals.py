@@ -127,13 +127,14 @@ def test_wrong_setting_is_refused(fresh: Fresh, settings: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("but", "more", "words"),
     [
-        (("synapse",), {}, ["sliding_sync needs the role synapse", "rtc needs the role synapse"]),
+        (("synapse", "rtc"), {}, ["sliding_sync needs the role synapse"]),
+        (("synapse", "sliding_sync"), {}, ["rtc needs the role synapse"]),
         (("postgres",), {}, ["needs the role postgres"]),
         (("caddy",), {}, ["has coturn", "needs the role caddy", "certificate"]),
         ((), {"coturn": ["refusals13", "another"]}, ["coturn has 2 machines (refusals13, another)", "one is allowed"]),
         (("coturn",), {"cotrun": ["refusals13"]}, ["the group cotrun is no role", "did you mean coturn?"]),
     ],
-    ids=["synapse", "postgres", "caddy", "two machines", "misspelt"],
+    ids=["synapse for the proxy", "synapse for calls", "postgres", "caddy", "two machines", "misspelt"],
 )
 def test_wrong_inventory_is_refused(
     fresh: Fresh, but: tuple[str, ...], more: dict[str, list[str]], words: list[str]

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from roles import CADDY, COTURN, MAS, POSTGRES, POSTGRES_PORT, RELAYED, SLIDING_SYNC, SYNAPSE, Port, Role
-from roles import ROLES as ALL_ROLES
 from settings.postgres import DATABASE_AUTHORITY
 from tests.built import built
 from tests.conftest import RELEASE, STAND_IN, real_proxy
@@ -56,7 +55,7 @@ ROLES = {
 }
 PASSWORDS = (SYNAPSE.password, SLIDING_SYNC.password)
 # User -> database of the two clients on the homeserver's machine.
-CLIENTS = {role.database.owner: role.database.name for role in ALL_ROLES.values() if role.database}
+CLIENTS = {role.database.owner: role.database.name for role in (SYNAPSE, SLIDING_SYNC) if role.database}
 
 
 def open_ports(role: Role) -> list[Port]:
