@@ -76,7 +76,7 @@ def deploy() -> int | None:
 
 
 def report(host: Host, changed: int, found: Found) -> str:
-    played = [role for role in ROLES.values() if role.name not in found.missing]
+    played = [role for role in ROLES.values() if role.name not in found.without]
     names = ["demo.test", *(f"{role.domain.prefix}.demo.test" for role in played if role.domain)]
     certificate = ROOT_CERTIFICATE.relative_to(ROOT)
     return f"""

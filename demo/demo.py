@@ -16,4 +16,4 @@ _machine = (
 )
 
 # Each role is a group; `make demo` has looked whether its program can be had.
-globals().update({_role: [_machine] for _role in ROLES if _role not in _found().missing})
+globals().update({_role: [_machine] for _role in ROLES if _role not in _found().without})

@@ -45,17 +45,22 @@ PROGRAMS = (
 
 @dataclass(frozen=True)
 class Found:
-    """given: setting -> the file that was named. missing: role -> why its program cannot be had."""
+    """given: setting -> the file that was named. missing: setting -> why its program cannot be had."""
 
     given: Mapping[str, str]
     missing: Mapping[str, str]
+
+    @property
+    def without(self) -> set[str]:
+        """The roles that are left out."""
+        return {program.role.name for program in PROGRAMS if program.setting in self.missing}
 
     @property
     def explanation(self) -> str:
         """What was left out, why, and how to add it."""
         lines: list[str] = []
         for program in PROGRAMS:
-            if reason := self.missing.get(program.role.name):
+            if reason := self.missing.get(program.setting):
                 title = program.role.title[0].upper() + program.role.title[1:]
                 lines += ["", f"{title}, {program.without}, was left out:", f"    {reason}", "This adds it:"]
                 lines += [f"    {program.variable}=/path/to/{_file(program)} make demo"]
@@ -76,7 +81,7 @@ def look_for(say: Callable[[str], None]) -> Found:
         try:
             store.resolve(_release(program))
         except ReleaseError as error:
-            missing[program.role.name] = str(error)
+            missing[program.setting] = str(error)
     FOUND.parent.mkdir(exist_ok=True)
     FOUND.write_text(json.dumps({"given": given, "missing": missing}))
     return Found(given, missing)
