@@ -54,24 +54,23 @@ def choices_from(data: Mapping[str, Any], deployment: str) -> Common:
                 continue
             why = problem.get("ctx", {}).get("error")
             explanation = f"; {why}" if isinstance(why, Explained) else ""
-            mistakes.append(f"{where}: {_mistake(known, path, problem['type'])}{explanation}")
+            mistakes.append(f"{where}: {_mistake(path, problem['type'], problem['input'])}{explanation}")
     if mistakes:
         raise SettingError("\n".join(dict.fromkeys(mistakes)))
     return chosen
 
 
-def _mistake(data: Mapping[str, Any], path: tuple[Any, ...], kind: str) -> str:
+def _mistake(path: tuple[Any, ...], kind: str, value: Any) -> str:
+    """The line for a wrong value. path: the setting, and the key in it if it is a dictionary or a list of them."""
     setting, *rest = path
     name = f"{setting}{''.join(f'[{part!r}]' for part in rest)}"
-    value = data[setting]
     if rest and kind == "extra_forbidden":
         model = _nested(setting)
         return f"there is no {name}{_nearest(str(rest[0]), model.model_fields if model else ())}"
     if rest and kind == "missing":
         return f"{name} is missing: set it to {_allowed(path)}"
-    if rest and isinstance(value, Mapping):
-        value = value.get(rest[0])
-    shown = "*****" if "hmac" in name else repr(value)
+    # Also of a whole dictionary that holds a secret, which belongs into the vault.
+    shown = "*****" if any(word in f"{name} {value!r}" for word in ("hmac", "secret")) else repr(value)
     return f"{name} = {shown} is not allowed: it must be {_allowed(path)}"
 
 

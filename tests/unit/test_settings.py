@@ -553,3 +553,10 @@ def test_ranges_are_written_the_same_by_every_python(tmp_path: Path) -> None:
     ranges = settings(tmp_path).view(Coturn).denied_ranges
     assert ("::ffff:0:0", "::ffff:ffff:ffff") in ranges
     assert not any("." in address and ":" in address for pair in ranges for address in pair)
+
+
+@pytest.mark.parametrize("sso", [[{"id": "Wrong!", "client_secret": "s3cret"}], {"client_secret": "s3cret"}])
+def test_a_secret_in_the_wrong_place_is_not_shown(sso: Any) -> None:
+    with pytest.raises(SettingError) as refused:
+        chosen(sso=sso)
+    assert "sso" in str(refused.value) and "s3cret" not in str(refused.value)
