@@ -9,7 +9,7 @@ settings = checked_settings(host)
 config.SUDO = settings.machine.user != "root"
 
 local.include("tasks/machine.py")
-if settings.migration == "move":
+if settings.here("synapse") and settings.migration == "move":
     local.include("tasks/accounts_begin.py")
 if settings.packages:
     local.include("tasks/packages.py")

@@ -63,8 +63,7 @@ def migrate(deployment: Deployment, yes: bool) -> None:
         except Refused as error:
             problem = str(error)
     if not problem:
-        for each in (machine, deployment.machine("postgres")):
-            each.run(f"rm -f {MIGRATION}")
+        machine.run(f"rm -f {MIGRATION}")
         _retire(machine)
         click.echo(f"MAS has the accounts of {machine.settings.server_name}, and a log-in works.")
         return

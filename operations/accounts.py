@@ -10,7 +10,7 @@ from operations.look import operation
 from operations.shell import quoted, script, shell_file
 
 BACKUPS = "/var/backups/matrix-metal"
-# On each machine from the beginning of a migration to its end: without it nothing is put back.
+# On Synapse's machine from the beginning of a migration to its end: without it nothing is put back.
 MIGRATION = "/etc/matrix-metal/migration"
 
 
@@ -60,14 +60,15 @@ def moved(
     owner: str,
     cluster: str | None,
     passwords: str | None,
+    authority: str | None,
 ) -> Generator[PyinfraCommand, None, None]:
     """MAS has Synapse's accounts, sessions and passwords; Synapse is stopped. If that fails, Synapse goes on with them.
 
     configuration: MAS's configuration files. host, port, database, owner: of Synapse's database; cluster:
-    where it is, on this machine; passwords: a password file, if it is on another.
+    where it is, on this machine. If it is on another: passwords, a password file; authority, the certificate it must present.
     """
     user, where = ("mas", quote(host, safe="")) if cluster else (owner, host)
-    options = "" if cluster else "?sslmode=verify-full&sslrootcert=/etc/ssl/certs/matrix-metal-postgresql.pem"
+    options = "" if cluster else f"?sslmode=verify-full&sslrootcert={authority}"
     yield script(
         f"configuration={quoted(':'.join(configuration))} cluster={quoted(cluster or '')} passwords={quoted(passwords or '')}",
         f"borrowed={quoted(owner if cluster else '')}",

@@ -136,7 +136,7 @@ def _accounts_left_behind(settings: Settings) -> list[str]:
     """A line if accounts would be lost by giving Synapse's to MAS, or MAS's to Synapse."""
     wanted, delegated = settings.exists("mas"), settings.machine.delegated
     known = settings.machine.deployment or settings.machine.secrets
-    if settings.migration == "back" and not settings.machine.migrating:
+    if settings.migration == "back" and settings.here("synapse") and not settings.machine.migrating:
         return ["no accounts are being moved, so there is nothing to put back"]
     if settings.migration == "move" and settings.here("synapse") and (not wanted or delegated):
         where = f"inventories/{settings.deployment}.py"

@@ -14,6 +14,7 @@ from vault import Secret
 
 settings = settings_of(host)
 mas = settings.view(Mas)
+[UNIT] = MAS.units
 HOME = "/etc/mas"
 OWNED: Any = {"user": "root", "group": "mas"}
 SECRETS: dict[str, Secret] = {
@@ -46,7 +47,7 @@ files.present(
     name="Confine the Matrix Authentication Service",
     entries=[
         Template(
-            "/etc/systemd/system/mas.service",
+            f"/etc/systemd/system/{UNIT.name}",
             "mas/mas.service",
             mode="644",
             values={
@@ -68,11 +69,12 @@ if settings.migration == "move":
         database=synapse.name,
         owner=synapse.user,
         cluster=settings.view(Postgres).cluster if settings.here("postgres") else None,
+        authority=synapse.authority,
         passwords=None if settings.here("postgres") else "/etc/matrix-synapse/secrets/postgresql",
     )
 units.running(
     name="Run the Matrix Authentication Service",
-    unit="mas.service",
+    unit=UNIT.name,
     reads=[
         *(entry.path for entry in configuration),
         "/opt/mas/current",
@@ -80,7 +82,7 @@ units.running(
         *settings.private_authorities,
     ],
     check=CHECK_MAS,
-    ready=MAS.units[0].health,
-    own=MAS.units[0].own,
-    own_check=MAS.units[0].check,
+    ready=UNIT.health,
+    own=UNIT.own,
+    own_check=UNIT.check,
 )

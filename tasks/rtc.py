@@ -12,6 +12,7 @@ from settings.rtc import Rtc
 
 settings = settings_of(host)
 rtc = settings.view(Rtc)
+SFU, SERVICE = RTC.units
 LIVEKIT, LK_JWT = "/etc/livekit", "/etc/lk-jwt"
 OF_LIVEKIT: Any = {"user": "root", "group": "livekit"}
 OF_LK_JWT: Any = {"user": "root", "group": "lk-jwt"}
@@ -45,8 +46,8 @@ files.present(
     name="Confine LiveKit",
     entries=[
         Template(
-            f"/etc/systemd/system/{unit}",
-            f"rtc/{unit}",
+            f"/etc/systemd/system/{unit.name}",
+            f"rtc/{unit.name}",
             mode="644",
             values={
                 "program": release.executable,
@@ -56,20 +57,20 @@ files.present(
             },
         )
         for unit, release, directory in (
-            ("livekit.service", rtc.releases.livekit, LIVEKIT),
-            ("lk-jwt.service", rtc.releases.lk_jwt, LK_JWT),
+            (SFU, rtc.releases.livekit, LIVEKIT),
+            (SERVICE, rtc.releases.lk_jwt, LK_JWT),
         )
     ],
 )
 units.running(
     name="Run LiveKit",
-    unit="livekit.service",
+    unit=SFU.name,
     reads=[*(entry.path for entry in livekit), "/opt/livekit/current", rtc.releases.livekit.executable],
-    ready=RTC.units[0].health,
+    ready=SFU.health,
 )
 units.running(
     name="Run lk-jwt-service",
-    unit="lk-jwt.service",
+    unit=SERVICE.name,
     reads=[
         *(entry.path for entry in lk_jwt),
         "/opt/lk-jwt-service/current",
@@ -77,5 +78,5 @@ units.running(
         # It connects to homeservers, ours among them.
         *settings.private_authorities,
     ],
-    ready=RTC.units[1].health,
+    ready=SERVICE.health,
 )

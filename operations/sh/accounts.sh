@@ -25,13 +25,15 @@ syn2mas() (
   exec runuser -u mas -- "$@"
 )
 
+# However it ends: a lost connection must not leave people without a homeserver.
 returned() {
+  [ -z "$stopped" ] || systemctl start matrix-synapse
   rm -rf -- "$copy"
   [ -z "$borrowed" ] || as_superuser psql -XAtqc "REVOKE \"$borrowed\" FROM mas"
 }
 
 move() {
-  copy=
+  copy='' stopped=''
   trap 'returned' EXIT
   trap 'exit 1' HUP INT PIPE TERM
   settings_copied
@@ -43,10 +45,12 @@ move() {
     echo "MAS cannot take these accounts, see above: nothing was changed" >&2
     exit 1
   fi
+  stopped=yes
   systemctl stop matrix-synapse
   if ! syn2mas migrate; then
-    systemctl start matrix-synapse
     echo "MAS could not take the accounts, see above: Synapse goes on with them" >&2
     exit 1
   fi
+  # It is started with its new configuration.
+  stopped=''
 }
