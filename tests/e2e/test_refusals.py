@@ -114,6 +114,7 @@ HERE = "group_data/trial.py: "
         ({"tls": "files"}, [HERE, "tls_files is missing", '"certificate"']),
         ({"max_upload_size": "50 MB"}, [HERE, "max_upload_size = '50 MB' is not allowed", '"50M"']),
         ({"private_networks": ["10.0.0.1/8"]}, [HERE, "private_networks", "10.0.0.1/8", '["10.1.0.0/16"]']),
+        ({"turn_domain": f"{'a' * 60}.{'b' * 60}.x.test"}, [HERE, "turn_domain", "128 characters", "at most 127"]),
         (
             {"matrix_domain": "chat.x.test", "turn_domain": "chat.x.test"},
             [HERE, "turn_domain and matrix_domain are both chat.x.test"],
