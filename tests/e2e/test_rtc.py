@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -115,6 +116,40 @@ RESTART = (
 def test_who_has_no_user_gets_no_place(outside: Outside, alice: Account, wrong: dict[str, str]) -> None:
     answer = ask(outside, a_room(outside), {**openid_token(outside, alice), **wrong})
     assert answer.status_code >= 400 and "jwt" not in answer.json(), answer.text
+
+
+def test_the_journal_has_problems_and_not_who_makes_calls(outside: Outside, alice: Account) -> None:
+    host, token = outside.host, openid_token(outside, alice)
+    since = host.run("date +%s").stdout.strip()
+    expect_json(ask(outside, a_room(outside), token))
+    # It looks for that server, and says where it has asked, with the token.
+    assert ask(outside, a_room(outside), {**token, "matrix_server_name": "nobody.test"}).status_code >= 400
+    # Who says too little.
+    assert ask(outside, a_room(outside), {**token, "access_token": ""}).status_code >= 400
+    host.run("journalctl --sync")
+    logged = host.run(f"journalctl -q -o cat -u lk-jwt --since @{since}").stdout
+    assert "Failed to look up user info" in logged, logged
+    for each in (alice.user_id, alice.user_id[1:].partition(":")[0], token["access_token"], outside.server_name):
+        assert each not in logged, logged
+
+
+def test_the_journal_says_why_lk_jwt_service_does_not_start(deployed: Deployed) -> None:
+    """It ends right after it has said so."""
+    host, port = deployed.host, LK_JWT_PORT
+    since = host.run("date +%s; systemctl stop lk-jwt").stdout.strip()
+    host.run(
+        f'systemd-run -q --unit=taken python3 -c \'import socket, time; s = socket.create_server(("127.0.0.1", {port})); '
+        "time.sleep(60)'"
+    )
+    try:
+        host.run(
+            f"until ss -Hlnt sport = :{port} | grep -q .; do sleep 0.1; done; systemctl start lk-jwt || true; sleep 1"
+        )
+        host.run("journalctl --sync")
+        logged = host.run(f"journalctl -q -o cat -u lk-jwt --since @{since}").stdout
+        assert re.search("address already in use", logged, re.IGNORECASE), logged
+    finally:
+        host.run(f"systemctl stop taken; {RESTART}")
 
 
 def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:

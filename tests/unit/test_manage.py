@@ -14,11 +14,11 @@ import pytest
 
 from compat import Refused
 from manage.accounts import Password
+from manage.backends.synapse import is_service
 from manage.commands import cli
 from manage.homeserver import Account, Session, new_user_id, user_id_of
 from manage.machines import inventory_path
 from manage.output import plain, print_table
-from manage.synapse import is_service
 from manage.web import CURL, Answer, configuration
 from tests.deployment import Deployment
 from vault import Vault
