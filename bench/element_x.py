@@ -99,7 +99,7 @@ def use(outside: Outside, password: str) -> None:
     """A room with messages, sliding sync, and a place in a call."""
     with outside.http() as http:
         account = log_in(outside, http, password)
-        http.headers |= account.authorization
+        http.headers.update(account.authorization)
         client = "/_matrix/client/v3"
         created = http.post(outside.url("matrix", f"{client}/createRoom"), json={"preset": "private_chat"})
         room = expect_json(created)["room_id"]

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,16 +255,15 @@ def livekit_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.fixture(scope="module")
-def callers(request: pytest.FixtureRequest, outside: Outside, alice: Account, bob: Account) -> Iterator[Callers]:
-    if not real_rtc():
-        pytest.skip("the stand-ins carry no sound: set LIVEKIT_BINARY and LK_JWT_BINARY to the real programs")
-    library: Path = request.getfixturevalue("livekit_client")
-    machine: Host = request.getfixturevalue("client")
+@contextmanager
+def calling(
+    machine: Host, outside: Outside, library: Path, accounts: tuple[Account, Account], *authorities: Path
+) -> Iterator[Callers]:
+    """Both are logged in, each on a page, in a browser that trusts these authorities."""
     machine.put(library, f"{HOME}/page/{library.name}")
-    with browsing(machine, outside.root) as browser:
+    with browsing(machine, *authorities) as browser:
         callers = Callers(outside, (browser.page(), browser.page()))
-        for page, account in zip(callers.pages, (alice, bob), strict=True):
+        for page, account in zip(callers.pages, accounts, strict=True):
             page.run(
                 "(homeserver, user, device, token) => { self.matrix = new Matrix(homeserver); "
                 "Object.assign(matrix, { user, device, token }) }",
@@ -272,6 +272,16 @@ def callers(request: pytest.FixtureRequest, outside: Outside, alice: Account, bo
                 account.device_id,
                 account.access_token,
             )
+        yield callers
+
+
+@pytest.fixture(scope="module")
+def callers(request: pytest.FixtureRequest, outside: Outside, alice: Account, bob: Account) -> Iterator[Callers]:
+    if not real_rtc():
+        pytest.skip("the stand-ins carry no sound: set LIVEKIT_BINARY and LK_JWT_BINARY to the real programs")
+    library: Path = request.getfixturevalue("livekit_client")
+    machine: Host = request.getfixturevalue("client")
+    with calling(machine, outside, library, (alice, bob), outside.root) as callers:
         yield callers
 
 
