@@ -11,7 +11,7 @@ run_guarded() {
   lock=/run/matrix-metal/run
   if [ -e $lock ] && ! flock -n $lock true; then
     systemd-run --quiet --collect --unit="$migration-end" sh -c \
-      "flock $lock true; systemctl stop $migration.scope; systemctl start matrix-synapse" 2>/dev/null
+      "flock $lock true; systemctl stop $migration.scope; systemctl start matrix-synapse"
   fi
   exec systemd-run --quiet --scope --collect --unit="$migration" sh -c "$1"
 }

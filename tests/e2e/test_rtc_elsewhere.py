@@ -12,7 +12,7 @@ from tests.conftest import from_page, own, real_rtc
 from tests.deployment import Deployment
 from tests.e2e.client import CADDY_ROOT, Account, Outside, expect_json, new_user
 from tests.e2e.test_call import client
-from tests.e2e.test_rtc import Callers, a_room, calling, livekit_client
+from tests.e2e.test_rtc import Callers, a_room, ask, calling, livekit_client, openid_token, validate
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
