@@ -150,7 +150,7 @@ def test_the_journal_says_why_lk_jwt_service_does_not_start(deployed: Deployed) 
         logged = host.run(f"journalctl -q -o cat -u lk-jwt --since @{since}").stdout
         assert re.search("address already in use", logged, re.IGNORECASE), logged
     finally:
-        host.run(f"systemctl stop taken; {RESTART}")
+        host.run(f"systemctl stop taken lk-jwt; systemctl reset-failed lk-jwt || true; {RESTART}")
 
 
 def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:
