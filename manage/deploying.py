@@ -20,27 +20,35 @@ _ADVICE = re.compile(r"[.;] When (?:that is fixed|the machine is back), .*")
 
 @dataclass
 class Steps:
-    """What pyinfra prints, line by line. step: that of deploy.py which it is at; shown: its lines; problem: why the run fails."""
+    """What pyinfra prints, line by line.
+
+    step: that of deploy.py which it is at; shown: its lines, or those of the first that failed. problem: why the run fails.
+    """
 
     step: str = ""
     shown: list[str] = field(default_factory=list)
+    failed: bool = False
     problem: str = ""
 
     def read(self, line: str) -> str | None:
         """What to print about a line: a step that has changed something, or has failed."""
         line = _STYLE.sub("", line).rstrip()
         if begun := re.search(r"Starting .*operation: (?:.* \| )?(.+?)\s*$", line):
-            self.step, self.shown = begun[1], []
+            self.step = begun[1]
+            self.shown = self.shown if self.failed else []
             return None
-        self.shown.append(line)
+        if line and not self.failed:
+            self.shown.append(line)
         if error := re.search(
             r"pyinfra error: (.+)|^--> (\S+: .+ failed: .+|\S+: .+ When the machine is back, .+)", line
         ):
             self.problem = self.problem or _ADVICE.sub("", error[1] or error[2])
-        outcome = re.search(r"^\s*\[(.+?)\]\s+(Success|Error)\b", line)
+        outcome = re.search(r"^\s*\[(.+?)\]\s+(Success$|Error: executed \d+ commands)", line)
         if not outcome or not self.step:
             return None
-        return f"  {self.step}, on {outcome[1]}{': failed' if outcome[2] == 'Error' else ''}"
+        failed = outcome[2] != "Success"
+        self.failed = self.failed or failed
+        return f"  {self.step}, on {outcome[1]}{': failed' if failed else ''}"
 
 
 def deploy(deployment: Deployment, environment: Mapping[str, str], log: str) -> str:

@@ -48,7 +48,7 @@ class Pair:
     users: tuple[Account, Account]
 
     def start(self) -> subprocess.Popen[str]:
-        """Start the migration; returns when Synapse is being stopped."""
+        """Start the migration; returns when Synapse was stopped."""
         process = subprocess.Popen(
             [sys.executable, str(self.deployment.root / "manage.py"), str(self.deployment.inventory), *COMMAND],
             cwd=self.deployment.directory,
@@ -57,9 +57,13 @@ class Pair:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # It is ignored by what is started in the background of a script.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        state = "systemctl show -p ActiveState --value matrix-synapse"
-        self.home.run(f"until [ $({state}) = deactivating ]; do sleep 0.1; done", timeout=300)
+        state = "systemctl show -p SubState --value matrix-synapse"
+        while self.home.run(state).stdout.strip() != "stop-post":
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.2)
         return process
 
     def synapse_works(self) -> None:

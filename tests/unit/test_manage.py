@@ -240,12 +240,14 @@ def test_of_a_deploy_its_steps_are_shown_and_why_it_fails() -> None:
 --> Starting operation: tasks/mas.py | Move the accounts
     [m.example.org] Success
 --> Starting operation: tasks/mas.py | Run MAS
-    [m.example.org] it does not answer
-    [m.example.org] Error: executed 1 commands
+    [m.example.org] Error: it says why
+    [m.example.org] Error: executed 0 commands
+--> Starting operation: tasks/mas.py | Another
+    [m.example.org] Skipped
 --> pyinfra error: m.example.org: Run MAS failed: it does not answer. When that is fixed, run the same command again: it goes
 """
     steps = Steps()
     shown = [said for line in printed.splitlines() if (said := steps.read(line))]
     assert shown == ["  Move the accounts, on m.example.org", "  Run MAS, on m.example.org: failed"]
     assert steps.problem == "m.example.org: Run MAS failed: it does not answer"
-    assert "    [m.example.org] it does not answer" in steps.shown
+    assert steps.shown == ["    [m.example.org] Error: it says why", "    [m.example.org] Error: executed 0 commands"]
