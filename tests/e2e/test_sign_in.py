@@ -126,15 +126,13 @@ def homeserver(
     phone.host.run(start, stdin=client_secret, timeout=300)
     phone.host.get("/srv/provider/ca.crt", directory / "provider.crt")
 
-    host.run("install -d /usr/local/share/ca-certificates /etc/mas")
+    host.run("install -d /usr/local/share/ca-certificates")
     host.put(directory / "provider.crt", "/usr/local/share/ca-certificates/provider.crt")
-    host.run("umask 077; cat >/etc/mas/local.yaml", stdin=ENOUGH)
     mailbox = "gardener"
     host.run("sh -s", stdin=MAIL_SERVER.format(domain=host.domain, user=mailbox), timeout=300)
     host.run("postconf -e inet_interfaces=all; systemctl restart postfix; update-ca-certificates", timeout=60)
     deployment.run("-y")
-    # The group exists now.
-    host.run("chgrp mas /etc/mas/local.yaml; chmod 640 /etc/mas/local.yaml; systemctl restart mas")
+    host.run("umask 027; cat >/etc/mas/local.yaml; chgrp mas /etc/mas/local.yaml; systemctl restart mas", stdin=ENOUGH)
     host.run(f"until {MAS.units[0].health}; do sleep 0.1; done")
     outside = Outside(host, directory)
     phone.trust("homeserver", outside.root)
