@@ -60,7 +60,7 @@ def deploy(deployment: Deployment, environment: Mapping[str, str], log: str) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = Steps()
     with (
-        path.open("w") as file,
+        path.open("w", buffering=1) as file,
         subprocess.Popen(
             [PYINFRA, str(deployment.path), "deploy.py", "-y"],
             cwd=ROOT,
