@@ -23,7 +23,7 @@ if settings.here("postgres") and settings.migration == "move":
     local.include("tasks/accounts_backup.py")
 if database_server(settings):
     local.include("tasks/database_client.py")
-if settings.here("caddy"):
+if settings.here("caddy") and settings.migration != "move":
     local.include("tasks/caddy.py")
 if settings.here("coturn"):
     local.include("tasks/coturn.py")
@@ -32,6 +32,8 @@ if settings.here("mas"):
     local.include("tasks/mas.py")
 if settings.here("synapse"):
     local.include("tasks/synapse.py")
+if settings.here("caddy") and settings.migration == "move":
+    local.include("tasks/accounts_routes.py")
 if settings.here("sydent"):
     local.include("tasks/sydent.py")
 if settings.here("sliding_sync"):

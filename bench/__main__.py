@@ -5,13 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from bench import federation, full_deploy, memory, relay, rerun, web
+from bench import element_x, federation, full_deploy, memory, relay, rerun, web
 from bench.figures import Figure, table
 from bench.trial import every_role, fresh_host, load, proxy, say
-from tests.conftest import STAND_IN
+from tests.conftest import STAND_IN, real_rtc
+from tests.standin.archives import real_mas
 from tests.testbed import TestbedError
 
-NAMES = ("deploy", "rerun", "memory", "web", "relay", "federation")
+NAMES = ("deploy", "rerun", "memory", "web", "relay", "federation", "element-x")
 
 
 def main() -> int:
@@ -30,6 +31,7 @@ def main() -> int:
     except (
         TestbedError,
         AssertionError,
+        element_x.NoMigration,
         full_deploy.Incomparable,
         rerun.Changed,
         web.Failed,
@@ -40,6 +42,10 @@ def main() -> int:
     print(f"\n{table(figures)}\n")
     if proxy() == STAND_IN:
         print("The Sliding Sync proxy is a stand-in: set SLIDING_SYNC_BINARY to measure the real one.")
+    if "element-x" in wanted and not given():
+        print(
+            "What Element X needs was not measured: set MAS_BINARY, LIVEKIT_BINARY and LK_JWT_BINARY to the real programs."
+        )
     missed = [figure.name for figure in figures if figure.missed]
     if missed:
         print(f"Missed: {', '.join(missed)}.")
@@ -49,7 +55,7 @@ def main() -> int:
 def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
     if "deploy" in wanted:
         yield from full_deploy.measure(runs)
-    if set(wanted) - {"deploy"}:
+    if set(wanted) - {"deploy", "element-x"}:
         for release in ("trixie", "bookworm") if "memory" in wanted else ("trixie",):
             with ExitStack() as stack:
                 host = stack.enter_context(fresh_host(f"bench-{release}", release))
@@ -66,6 +72,15 @@ def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
                     yield from relay.measure(host)
                 if "federation" in wanted and release == "trixie":
                     yield from federation.measure(host, deployment)
+    if "element-x" in wanted and given():
+        with fresh_host("bench-element-x") as host, every_role(host) as deployment:
+            say(f"deploying everything to {host.name}, then MAS")
+            yield from element_x.measure(host, deployment)
+
+
+def given() -> bool:
+    """Whether the real programs of mas and rtc are."""
+    return bool(real_mas()) and real_rtc()
 
 
 if __name__ == "__main__":

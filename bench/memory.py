@@ -4,13 +4,14 @@ import json
 import secrets
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.figures import Figure
 from bench.trial import say
-from roles import ROLES, SYNAPSE_PORT
+from roles import SYNAPSE_PORT, Role
 from settings.postgres import OF_DEBIAN
+from tests.deployment import EVERYTHING
 from tests.testbed import RELEASES, Host
 
 IDLE = 60  # seconds
@@ -29,17 +30,22 @@ done
 
 
 def measure(host: Host) -> Iterator[Figure]:
-    """host: one with every role."""
+    """host: one with every role of EVERYTHING."""
     _use_homeserver(host)
-    say(f"{host.name} ({host.release}) idles for {IDLE} s")
-    time.sleep(IDLE)
+    yield from sizes(host, EVERYTHING.values(), IDLE, f"memory when idle, {host.release}")
+
+
+def sizes(host: Host, roles: Iterable[Role], idle: float, name: str) -> Iterator[Figure]:
+    """The memory of each unit of the roles, and the sum under this name, after so many seconds without requests."""
+    say(f"{host.name} ({host.release}) idles for {idle:.0f} s")
+    time.sleep(idle)
     version = OF_DEBIAN[str(RELEASES[host.release])]
-    units = [unit.name.format(version=version) for role in ROLES.values() for unit in role.units]
+    units = [unit.name.format(version=version) for role in roles for unit in role.units]
     shown = host.run(f"sh -euc {shlex.quote(SCRIPT)} sh {' '.join(units)}").stdout
-    sizes = {unit: int(size) / 1024 for unit, size in map(str.split, shown.splitlines())}
+    found = {unit: int(size) / 1024 for unit, size in map(str.split, shown.splitlines())}
     for unit in units:
-        yield Figure(f"    {unit.removesuffix('.service')}", [sizes[unit]], "MiB")
-    yield Figure(f"memory when idle, {host.release}", [sum(sizes.values())], "MiB")
+        yield Figure(f"    {unit.removesuffix('.service')}", [found[unit]], "MiB")
+    yield Figure(name, [sum(found.values())], "MiB")
 
 
 def _use_homeserver(host: Host) -> None:

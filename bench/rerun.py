@@ -13,6 +13,7 @@ from tests.deployment import PYINFRA, Deployment
 from tests.testbed import Host
 
 RUNS = 5
+RUNS_WITH_MAS = 9
 ROUND_TRIP = 0.05
 
 
@@ -43,6 +44,19 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
     yield Figure("pyinfra's own start and one connection", own, "s")
     yield Figure("re-run / pyinfra's own, of the medians", [median(near) / median(own)])
     yield Figure("remote commands of a re-run", [commands])
+
+
+def measure_with_mas(deployment: Deployment) -> Iterator[Figure]:
+    _timed(deployment)
+    near, own = [], []
+    for _ in range(RUNS_WITH_MAS):
+        near.append(_timed(deployment))
+        own.append(_pyinfras_own(deployment))
+    commands = _commands(deployment)
+    say(f"re-runs measured; {load()}")
+    yield Figure("re-run without changes, with mas", near, "s")
+    yield Figure("pyinfra's own start and one connection, with mas", own, "s")
+    yield Figure("remote commands of a re-run, with mas", [commands])
 
 
 def _timed(deployment: Deployment, *options: str) -> float:

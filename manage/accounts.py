@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from compat import Refused
+from manage.backends.mas import Mas
+from manage.backends.synapse import Synapse
 from manage.homeserver import Account, Homeserver, new_user_id, user_id_of
 from manage.machines import Deployment, Machine
-from manage.mas import Mas
 from manage.output import as_json, plain, print_json, print_table
-from manage.synapse import Synapse
 
 # Letters and digits that do not look like others: 99 bits in 20 of them.
 ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"

@@ -8,8 +8,8 @@ import click
 
 from compat import Refused
 from manage.accounts import accounts
-from manage.authentication import mas
 from manage.machines import ROOT, Deployment
+from manage.mas import mas
 from manage.secrets import secrets
 from manage.tokens import tokens
 from settings import SettingError

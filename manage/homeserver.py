@@ -8,7 +8,7 @@ from typing import Protocol
 
 from compat import Refused
 
-# Of the account that these commands use at Synapse (manage/synapse.py).
+# Of the account that these commands use at Synapse (manage/backends/synapse.py).
 SERVICE_NAME = "matrix-metal"
 
 ALLOWED = "lower-case letters, digits and any of . _ = - / +, not only digits, and no _ at the beginning"

@@ -1,209 +1,162 @@
-"""Accounts of a homeserver with MAS, by MAS's admin API.
+"""`manage.py NAME mas ...`: the Matrix Authentication Service."""
 
-MAS knows these commands as a client of its own, with a secret of the vault, and gives them an access token for each run, which
-is revoked at the end: no account is needed for that. MAS does not tell what name others see, nor when an account was last used.
-An administrator may ask for the rights of one: MAS gives them to a session that asks, such as a page for administration.
-"""
+import json
+import secrets
 
-import base64
-import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from typing import Any
-from urllib.parse import quote, urlencode
+import click
 
 from compat import Refused
-from manage.homeserver import SERVICE_NAME, Account, Session, Token
-from manage.machines import Machine
-from manage.web import Answer, send
-from roles import MAS_INTERNAL_PORT
-from settings.mas import ADMIN_CLIENT
-
-CLIENT_SECRET = "mas_admin_client_secret"  # noqa: S105
-# How many items one answer may list.
-PAGE = 1000
-# The kinds of sessions: what a session is for, and how it is ended. Applications of old log in as they did at Synapse.
-KINDS = {"oauth2": "finish", "compat": "finish", "user": "finish", "personal": "revoke"}
-DEVICE = ("urn:matrix:client:device:", "urn:matrix:org.matrix.msc2967.client:device:")
-# Seconds that MAS may take to end the sessions of a deactivated account, which it does a moment later.
-PATIENCE = 20
+from manage.backends.mas import Mas
+from manage.backends.synapse import TOKEN_FILE
+from manage.deploying import deploy
+from manage.homeserver import SERVICE_NAME, new_user_id
+from manage.machines import Deployment, Machine
+from operations.accounts import MIGRATION
+from operations.shell import quoted
+from roles import MAS, SYNAPSE
+from settings.deployment import MIGRATION_VARIABLE, Migration
+from settings.mas import Choices
 
 
-class Mas:
-    """The accounts of the MAS on a machine."""
+@click.group()
+def mas() -> None:
+    """The Matrix Authentication Service: move accounts to it, where other providers send people back."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine, self.server_name = machine, machine.settings.server_name
-        self._token = ""
 
-    # Requests.
+@mas.command()
+@click.pass_obj
+def callbacks(deployment: Deployment) -> None:
+    """Show where each provider of the setting `sso` must send people back (its redirect URI)."""
+    settings = deployment.machine("mas").settings
+    for provider in settings.section(Choices).sso:
+        click.echo(f"{provider.id:16}  https://{settings.domain(MAS)}/upstream/callback/{provider.ulid}")
 
-    def _send(
-        self, method: str, path: str, authorization: str, content: Any = None, form: Mapping[str, str] | None = None
-    ) -> Answer:
-        url, headers = f"http://127.0.0.1:{MAS_INTERNAL_PORT}{path}", {"Authorization": authorization}
-        return send(self.machine, "mas", method, url, headers, content, urlencode(form) if form else None)
 
-    def _client(self) -> str:
-        pair = f"{ADMIN_CLIENT}:{self.machine.settings.vault.get(CLIENT_SECRET).reveal()}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+@mas.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--back", is_flag=True, help="Only put everything back that an interrupted migration has left.")
+@click.pass_obj
+def migrate(deployment: Deployment, yes: bool, back: bool) -> None:
+    """Move the accounts of Synapse to the Matrix Authentication Service: passwords, sessions, addresses.
 
-    def _ask(self, method: str, path: str, content: Any = None, missing: bool = False) -> Any:
-        """The answer to a request. missing: None is returned for what does not exist. Raises Refused."""
-        if not self._token:
-            form = {"grant_type": "client_credentials", "scope": "urn:mas:admin"}
-            answer = self._send("POST", "/oauth2/token", self._client(), form=form)
-            if answer.status == 401:
-                raise Refused(
-                    f"{self.machine.name}: MAS has another {CLIENT_SECRET} than {self.machine.settings.vault.path}: "
-                    "deploy, then try again"
-                )
-            if answer.status != 200:
-                raise Refused(f"MAS refuses: {answer.error}")
-            self._token = answer.content["access_token"]
-        answer = self._send(method, f"/api/admin/v1/{path}", f"Bearer {self._token}", content)
-        if missing and answer.status == 404:
-            return None
-        if not 200 <= answer.status < 300:
-            raise Refused(f"MAS refuses: {answer.error}")
-        return answer.content
+    The inventory has the role mas already, and nothing was deployed with it. Synapse is stopped meanwhile, for less than a minute
+    with a few hundred accounts. Clients stay logged in. If anything fails, everything is put back as it was. If it is
+    interrupted, Synapse goes on with the accounts: run it again. Afterwards the way back is closed: Synapse cannot take the
+    accounts again.
+    """
+    machine = deployment.machine("mas")
+    delegated, begun = "delegated" in (state := machine.run(_STATE)), "begun" in state
+    if delegated and not begun:
+        raise Refused("MAS has the accounts already")
+    if back:
+        if not begun:
+            raise Refused("no migration was interrupted, so there is nothing to put back")
+        _put_back(deployment, machine)
+        click.echo("Synapse has the accounts, as before.")
+        return
+    if begun:
+        click.echo("An earlier migration was interrupted: " + ("it is completed." if delegated else "it begins anew."))
+    if not yes:
+        click.confirm(
+            f"Move all accounts of {machine.settings.server_name} to the Matrix Authentication Service? People cannot use the "
+            "homeserver for a minute, and there is no way back later",
+            abort=True,
+        )
+    problem = _move(deployment, machine, "" if delegated else "move")
+    if not problem:
+        click.echo(f"MAS has the accounts of {machine.settings.server_name}, and a log-in works.")
+        return
+    try:
+        begun = "begun" in machine.run(_STATE)
+    except Refused as error:
+        raise Refused(
+            f"{problem}; {error}. Synapse goes on with the accounts there; when the machine is back, run: {_command(deployment)}"
+        ) from None
+    if not begun:
+        raise Refused(f"nothing was changed: {problem}")
+    _put_back(deployment, machine, problem)
+    raise Refused(f"{problem}; Synapse has the accounts, as before")
 
-    def close(self) -> None:
-        if self._token:
-            self._send("POST", "/oauth2/revoke", self._client(), form={"token": self._token})
-            self._token = ""
 
-    def _list(self, kind: str, **filters: str) -> Iterator[dict[str, Any]]:
-        """All items of a kind: what they have and, as `id`, what they are called."""
-        given = {f"filter[{name}]": value for name, value in filters.items()}
-        after: dict[str, str] = {}
-        while True:
-            query = urlencode({"page[first]": str(PAGE), "count": "false", **given, **after})
-            page = self._ask("GET", f"{kind}?{query}")
-            for each in page["data"]:
-                yield {**each["attributes"], "id": each["id"]}
-            if not page["links"].get("next"):
-                return
-            after = {"page[after]": page["data"][-1]["id"]}
+# How far a migration has come, on Synapse's machine.
+_STATE = f"""
+if grep -qs ^matrix_authentication_service: /etc/matrix-synapse/homeserver.yaml; then echo delegated; fi
+if [ -e {MIGRATION} ]; then echo begun; fi
+"""
 
-    # Accounts.
 
-    def _account(self, user: Mapping[str, Any], emails: Sequence[str] = ()) -> Account:
-        return Account(
-            user_id=f"@{user['username']}:{self.server_name}",
-            id=user["id"],
-            admin=user["admin"],
-            deactivated=user["deactivated_at"] is not None,
-            created=_time(user["created_at"]),
-            locked=user["locked_at"] is not None,
-            emails=tuple(emails),
+def _command(deployment: Deployment) -> str:
+    return f"python manage.py {deployment.name} mas migrate"
+
+
+def _deploy(deployment: Deployment, machine: Machine, migration: Migration) -> str:
+    # It may be cut meanwhile.
+    machine.close()
+    return deploy(deployment, {MIGRATION_VARIABLE: migration}, f"mas-migrate{migration and '-'}{migration}")
+
+
+def _move(deployment: Deployment, machine: Machine, migration: Migration) -> str:
+    """Why the accounts could not be moved, in a sentence; "" if they were."""
+    if problem := _deploy(deployment, machine, migration):
+        return problem
+    try:
+        _log_in(machine)
+        click.echo(f"  Log in, on {machine.name}")
+        machine.run(f"rm -f {MIGRATION}")
+        _retire(machine)
+    except Refused as error:
+        return str(error)
+    except KeyboardInterrupt:
+        return "it was interrupted"
+    return ""
+
+
+def _put_back(deployment: Deployment, machine: Machine, problem: str = "") -> None:
+    """Everything is as it was before the migration. problem: why it is put back. Raises Refused."""
+    click.echo("Putting everything back as it was:", err=True)
+    if another := _deploy(deployment, machine, "back"):
+        raise Refused(
+            f"{problem}{problem and '; and '}it could not be put back: {another}. When that is mended, run: "
+            f"{_command(deployment)} --back"
         )
 
-    def find(self, user_id: str) -> Account | None:
-        localpart = user_id[1:].partition(":")[0]
-        found = self._ask("GET", f"users/by-username/{quote(localpart, safe='')}", missing=True)
-        if found is None:
-            return None
-        user = {**found["data"]["attributes"], "id": found["data"]["id"]}
-        return self._account(user, [each["email"] for each in self._list("user-emails", user=user["id"])])
 
-    def all(self) -> Sequence[Account]:
-        found = [self._account(each) for each in self._list("users", **{"legacy-guest": "false"})]
-        # Without MAS these commands had an account, which was moved with the others (manage/synapse.py).
-        people = [each for each in found if not re.fullmatch(rf"@{SERVICE_NAME}(-\d+)?:.*", each.user_id)]
-        return sorted(people, key=lambda each: each.user_id)
-
-    def create(self, user_id: str, password: str, admin: bool, display_name: str | None) -> None:
-        content = {"username": user_id[1:].partition(":")[0]}
-        if display_name:
-            content["displayname"] = display_name
-        id = self._ask("POST", "users", content)["data"]["id"]
-        self._set_password(id, password)
-        if admin:
-            self._ask("POST", f"users/{id}/set-admin", {"admin": True})
-
-    def _set_password(self, id: str, password: str) -> None:
-        # As without MAS, the administrator decides what is good enough. Else an account could be left without a password.
-        self._ask("POST", f"users/{id}/set-password", {"password": password, "skip_password_check": True})
-
-    def set_password(self, account: Account, password: str, keep_sessions: bool) -> None:
-        self._set_password(account.id, password)
-        if not keep_sessions:
-            self.end_sessions(account, self.sessions(account))
-
-    def set_admin(self, account: Account, admin: bool) -> None:
-        self._ask("POST", f"users/{account.id}/set-admin", {"admin": admin})
-
-    def deactivate(self, account: Account, erase: bool) -> None:
-        self._ask("POST", f"users/{account.id}/deactivate", {"skip_erase": not erase})
-        deadline = time.monotonic() + PATIENCE
-        while self.sessions(account):
-            if time.monotonic() > deadline:
-                raise Refused(
-                    f"{account.user_id} is deactivated, but MAS has not ended its sessions: see the log of mas"
-                )
-            time.sleep(0.5)
-
-    def reactivate(self, account: Account, password: str) -> None:
-        # First, because MAS has kept the old one.
-        self._set_password(account.id, password)
-        self._ask("POST", f"users/{account.id}/reactivate")
-
-    def sessions(self, account: Account) -> Sequence[Session]:
-        found = []
-        for kind in KINDS:
-            # A personal session acts for a user, and has an owner besides.
-            whose = "actor_user" if kind == "personal" else "user"
-            active = self._list(f"{kind}-sessions", **{whose: account.id, "status": "active"})
-            found += [_session(kind, each) for each in active]
-        return found
-
-    def end_sessions(self, account: Account, sessions: Sequence[Session]) -> None:
-        for each in sessions:
-            assert each.kind is not None
-            self._ask("POST", f"{each.kind}-sessions/{each.id}/{KINDS[each.kind]}")
-
-    # Registration tokens.
-
-    def tokens(self) -> Sequence[Token]:
-        return [_token(each) for each in self._list("user-registration-tokens", revoked="false")]
-
-    def create_token(self, uses: int | None, expires: datetime | None) -> Token:
-        content: dict[str, Any] = {"usage_limit": uses}
-        if expires:
-            content["expires_at"] = expires.isoformat()
-        made = self._ask("POST", "user-registration-tokens", content)["data"]
-        return _token({**made["attributes"], "id": made["id"]})
-
-    def revoke_token(self, token: Token) -> None:
-        self._ask("POST", f"user-registration-tokens/{token.id}/revoke")
+def _retire(machine: Machine) -> None:
+    """Deactivate the account that these commands had at Synapse: MAS knows them as a client."""
+    homeserver = Mas(machine)
+    account = homeserver.find(f"@{SERVICE_NAME}:{machine.settings.server_name}")
+    if account and not account.deactivated:
+        homeserver.deactivate(account, erase=True)
+    machine.run(f"rm -f {TOKEN_FILE}")
+    homeserver.close()
 
 
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+# A client on the machine itself, by the public name. Its answer is the user ID.
+_CLIENT = """
+read -r body
+client() {{ curl -qsSk --noproxy '*' --max-time 20 -H 'Content-Type: application/json' --resolve {domain}:443:127.0.0.1 "$@"; }}
+answer=$(printf %s "$body" | client -d @- https://{domain}/_matrix/client/v3/login)
+token=$(printf %s "$answer" | sed -n 's/.*"access_token" *: *"\\([^"]*\\)".*/\\1/p')
+[ "$token" ] || {{ echo "the log-in was refused: $answer" >&2; exit 1; }}
+for path in account/whoami logout; do
+  answer=$(printf 'header = "Authorization: Bearer %s"' "$token" |
+    client -K - $([ $path = logout ] && echo -d {{}}) https://{domain}/_matrix/client/v3/$path)
+  case $answer in *errcode* | '') echo "$path: $answer" >&2; exit 1 ;; esac
+done
+"""
 
 
-def _session(kind: str, session: Mapping[str, Any]) -> Session:
-    scopes = session.get("scope", "").split()
-    devices = [scope.removeprefix(each) for scope in scopes for each in DEVICE if scope.startswith(each)]
-    return Session(
-        id=session["id"],
-        name=session.get("human_name") or session.get("user_agent") or "",
-        last_seen=_time(session.get("last_active_at") or session.get("created_at")),
-        address=session.get("last_active_ip"),
-        device=session.get("device_id") or "".join(devices[:1]) or None,
-        kind=kind,
-    )
-
-
-def _token(token: Mapping[str, Any]) -> Token:
-    return Token(
-        token=token["token"],
-        id=token["id"],
-        uses=token.get("usage_limit"),
-        used=token["times_used"],
-        pending=0,
-        expires=_time(token.get("expires_at")),
-        usable=token["valid"],
-    )
+def _log_in(machine: Machine) -> None:
+    """Log in with a new account, which is deactivated afterwards. Raises Refused if that does not work."""
+    homeserver, settings = Mas(machine), machine.settings
+    user_id = new_user_id(f"migration-check-{secrets.token_hex(4)}", settings.server_name)
+    password = secrets.token_urlsafe(24)
+    homeserver.create(user_id, password, admin=False, display_name=None)
+    account = homeserver.find(user_id)
+    assert account is not None
+    try:
+        body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": user_id}, "password": password}
+        machine.run(_CLIENT.format(domain=quoted(settings.domain(SYNAPSE))), stdin=json.dumps(body) + "\n")
+    finally:
+        homeserver.deactivate(account, erase=True)
+        homeserver.close()

@@ -16,8 +16,8 @@ MIGRATION = "/etc/matrix-metal/migration"
 
 @operation()
 def begun() -> Generator[PyinfraCommand, None, None]:
-    """The machine has the mark that a migration has begun."""
-    yield script(f"touch {MIGRATION}")
+    """The machine has the mark that a migration has begun. What an interrupted one has left running is ended."""
+    yield script(shell_file("migration"), "end_earlier", f"touch {MIGRATION}")
 
 
 @operation()
@@ -46,7 +46,8 @@ def emptied(cluster: str, database: str, owner: str) -> Generator[PyinfraCommand
     yield script(
         f"cluster={quoted(cluster)}\n{shell_file('databases')}",
         "systemctl stop mas.service 2>/dev/null || true",
-        f"as_superuser dropdb --if-exists {quoted(database)}",
+        # The program of an interrupted migration may still be connected to it.
+        f"as_superuser dropdb --if-exists --force {quoted(database)}",
         f"create {quoted(database, owner)}",
     )
 
@@ -64,28 +65,36 @@ def moved(
 ) -> Generator[PyinfraCommand, None, None]:
     """MAS has Synapse's accounts, sessions and passwords; Synapse is stopped. If that fails, Synapse goes on with them.
 
+    Synapse is started at the latest when the run is over, even if this computer is gone.
+
     configuration: MAS's configuration files. host, port, database, owner: of Synapse's database; cluster:
     where it is, on this machine. If it is on another: passwords, a password file; authority, the certificate it must present.
     """
     user, where = ("mas", quote(host, safe="")) if cluster else (owner, host)
     options = "" if cluster else f"?sslmode=verify-full&sslrootcert={authority}"
-    yield script(
+    lines = (
+        "set -eu",
         f"configuration={quoted(':'.join(configuration))} cluster={quoted(cluster or '')} passwords={quoted(passwords or '')}",
         f"borrowed={quoted(owner if cluster else '')}",
         f"uri={quoted(f'postgresql://{user}@{where}:{port}/{database}{options}')}",
         shell_file("accounts"),
         "move",
     )
+    program = "\n".join(lines)
+    yield script(shell_file("migration"), f"run_guarded {quoted(program)}")
 
 
 @operation()
 def put_back(cluster: str | None, database: str, owner: str) -> Generator[PyinfraCommand, None, None]:
     """MAS does not run, and has no database. cluster: where that is, on this machine."""
     yield script(
+        shell_file("migration"),
+        "end_earlier",
         "systemctl disable --now --quiet mas.service 2>/dev/null || true",
         "rm -f /etc/systemd/system/mas.service /etc/matrix-synapse/secrets/mas",
         "systemctl daemon-reload",
-        *([f"{as_postgres(cluster)} dropdb --if-exists {quoted(database)}"] if cluster else []),
+        # On another machine, MAS may be about to stop.
+        *([f"{as_postgres(cluster)} dropdb --if-exists --force {quoted(database)}"] if cluster else []),
         *([f"{as_postgres(cluster)} dropuser --if-exists {quoted(owner)}"] if cluster else []),
         f"rm -f {MIGRATION}",
     )

@@ -53,13 +53,16 @@ def self_signed(certificate: str, key: str, address: str, user: str) -> Generato
 
     certificate, key: paths of PEM files. address: IP address or domain name it is for. user: who may read the key.
     """
-    if ask(CommonName, certificate=certificate) == address and ask(Paths, paths=[key]):
+    if ask(NameOfServer, certificate=certificate) == address and ask(Paths, paths=[key]):
         return
     kind = "IP" if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*", address) else "DNS"
     yield script(
         "umask 077",
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 3650 "
+        # Debian's configuration would make it the certificate of an authority, which MAS does not accept from a server.
+        "printf '[req]\\ndistinguished_name = name\\n[name]\\n' |",
+        "openssl req -config /dev/stdin -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 3650 "
         f"-subj {quoted(f'/CN={address}')} -addext {quoted(f'subjectAltName={kind}:{address}')} "
+        "-addext basicConstraints=critical,CA:FALSE "
         f"-keyout {quoted(f'{key}.new')} -out {quoted(f'{certificate}.new')} 2>/dev/null",
         f"chown {quoted(user)} {quoted(f'{key}.new')}",
         f"chmod 644 {quoted(f'{certificate}.new')}",
@@ -68,11 +71,12 @@ def self_signed(certificate: str, key: str, address: str, user: str) -> Generato
     )
 
 
-class CommonName(Fact[str]):
-    """The common name of a certificate file; empty if there is none."""
+class NameOfServer(Fact[str]):
+    """The common name of a certificate file; empty if there is none, or if it is that of an authority."""
 
     def question(self, certificate: str) -> str:
-        return f"openssl x509 -in {quoted(certificate)} -noout -subject -nameopt multiline 2>/dev/null; true"
+        shown = "-noout -subject -nameopt multiline -ext basicConstraints"
+        return f"openssl x509 -in {quoted(certificate)} {shown} 2>/dev/null; true"
 
     @staticmethod
     def default() -> str:
@@ -80,7 +84,7 @@ class CommonName(Fact[str]):
 
     def answer(self, lines: list[str]) -> str:
         names = [line.partition("=")[2].strip() for line in lines if "commonName" in line]
-        return names[0] if names else ""
+        return names[0] if names and not any("CA:TRUE" in line for line in lines) else ""
 
 
 @operation()

@@ -3,7 +3,8 @@
 import ipaddress
 import re
 import unicodedata
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import idna
@@ -111,11 +112,14 @@ UserName = Annotated[str, AfterValidator(_printable)]
 MailAddress = Annotated[str, AfterValidator(_mail_address)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[KMG]$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Of a file of a release page, by the machine's architecture.
+Sha256s = dict[Literal["amd64", "arm64"], Sha256]
 # Such paths are written into units, Caddyfiles and shell commands.
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\s\"'`{}%$;\\]+$")]
 
 # What is allowed, as it is worded in error messages.
 A_DOMAIN = "a domain name in lower-case letters, such as {example}"
+SHA256S = '{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
 
 
 class Chosen(BaseModel):
@@ -127,3 +131,8 @@ class Chosen(BaseModel):
 def size_in_bytes(size: str) -> int:
     """Bytes of a size such as 50M (mebibytes)."""
     return int(size[:-1]) * {"K": 1024, "M": 1024**2, "G": 1024**3}[size[-1]]
+
+
+def sha256_for(architecture: str, chosen: Mapping[Literal["amd64", "arm64"], str]) -> str | None:
+    """The one that was chosen for an architecture; None: none was."""
+    return {str(each): sha256 for each, sha256 in chosen.items()}.get(architecture)

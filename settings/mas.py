@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from releases import Archive, Release
 from roles import MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
 from settings.deployment import Mail, Settings, View
-from settings.fields import Chosen, Https, Sha256, UserName
+from settings.fields import SHA256S, Chosen, Https, Sha256s, UserName, sha256_for
 from settings.postgres import DatabaseAccess, database_of
 from settings.synapse import Choices as Homeserver
 from vault import Secret, pem
@@ -66,9 +66,7 @@ class Choices(Chosen):
         '"client_id": "matrix", "name": "Example"}]'
     )
     mas_archive: str | None = Field(description="None or the path of a tar.gz on this computer")
-    mas_sha256: dict[Literal["amd64", "arm64"], Sha256] = Field(
-        description='{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
-    )
+    mas_sha256: Sha256s = Field(description=SHA256S)
     mas_releases: Https = Field(description="an https URL")
 
 
@@ -81,7 +79,7 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
         arch=architecture,
         url=f"{choices.mas_releases.rstrip('/')}/{VERSION}/{file}",
         file=Path(choices.mas_archive) if choices.mas_archive else None,
-        sha256=next((value for key, value in choices.mas_sha256.items() if key == architecture), None),
+        sha256=sha256_for(architecture, choices.mas_sha256),
         record=record,
         file_setting="mas_archive",
         sha256_setting="mas_sha256",

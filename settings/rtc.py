@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field
 
@@ -22,14 +22,12 @@ from roles import (
 from settings.addresses import PublicAddress, public_addresses
 from settings.coturn import Choices as Relay
 from settings.deployment import Settings, View
-from settings.fields import A_DOMAIN, Chosen, Domain, Https, Sha256
+from settings.fields import A_DOMAIN, SHA256S, Chosen, Domain, Https, Sha256s, sha256_for
 from vault import Secret
 
 LIVEKIT_VERSION, LK_JWT_VERSION = "v1.13.5", "v0.4.4"
 # The name of the secret that both share. Every client gets it to see.
 KEY = "lk-jwt"
-
-_SHA256 = '{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
 
 
 class Choices(Chosen):
@@ -39,10 +37,10 @@ class Choices(Chosen):
         description=f"a list of server names, each {A_DOMAIN.format(example='example.net')}"
     )
     livekit_archive: str | None = Field(description="None or the path of a tar.gz archive on this computer")
-    livekit_sha256: dict[Literal["amd64", "arm64"], Sha256] = Field(description=_SHA256)
+    livekit_sha256: Sha256s = Field(description=SHA256S)
     livekit_releases: Https = Field(description="an https URL")
     lk_jwt_binary: str | None = Field(description="None or the path of a program on this computer")
-    lk_jwt_sha256: dict[Literal["amd64", "arm64"], Sha256] = Field(description=_SHA256)
+    lk_jwt_sha256: Sha256s = Field(description=SHA256S)
     lk_jwt_releases: Https = Field(description="an https URL")
 
 
@@ -64,7 +62,7 @@ def releases_of(choices: Choices, architecture: str, record: Path) -> Releases:
             arch=architecture,
             url=f"{livekit}/livekit_{number}_linux_{architecture}.tar.gz",
             file=Path(choices.livekit_archive) if choices.livekit_archive else None,
-            sha256=next((value for key, value in choices.livekit_sha256.items() if key == architecture), None),
+            sha256=sha256_for(architecture, choices.livekit_sha256),
             record=record,
             file_setting="livekit_archive",
             sha256_setting="livekit_sha256",
@@ -77,7 +75,7 @@ def releases_of(choices: Choices, architecture: str, record: Path) -> Releases:
             arch=architecture,
             url=f"{choices.lk_jwt_releases.rstrip('/')}/{LK_JWT_VERSION}/lk-jwt-service_linux_{architecture}",
             file=Path(choices.lk_jwt_binary) if choices.lk_jwt_binary else None,
-            sha256=next((value for key, value in choices.lk_jwt_sha256.items() if key == architecture), None),
+            sha256=sha256_for(architecture, choices.lk_jwt_sha256),
             record=record,
             file_setting="lk_jwt_binary",
             sha256_setting="lk_jwt_sha256",

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field
 
 from releases import Release
 from roles import SLIDING_SYNC, SLIDING_SYNC_SOCKET, SYNAPSE
 from settings.deployment import Settings, View
-from settings.fields import Chosen, Https, Sha256
+from settings.fields import SHA256S, Chosen, Https, Sha256s, sha256_for
 from settings.postgres import DatabaseAccess, database_of
 from vault import Secret
 
@@ -21,9 +21,7 @@ class Choices(Chosen):
     """The settings of the proxy."""
 
     sliding_sync_binary: str | None = Field(description="None or the path of a program on this computer")
-    sliding_sync_sha256: dict[Literal["amd64", "arm64"], Sha256] = Field(
-        description='{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
-    )
+    sliding_sync_sha256: Sha256s = Field(description=SHA256S)
     sliding_sync_releases: Https = Field(description="an https URL")
 
 
@@ -35,7 +33,7 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
         arch=architecture,
         url=f"{choices.sliding_sync_releases.rstrip('/')}/{VERSION}/syncv3_linux_{architecture}",
         file=Path(choices.sliding_sync_binary) if choices.sliding_sync_binary else None,
-        sha256=next((value for key, value in choices.sliding_sync_sha256.items() if key == architecture), None),
+        sha256=sha256_for(architecture, choices.sliding_sync_sha256),
         record=record,
         file_setting="sliding_sync_binary",
         sha256_setting="sliding_sync_sha256",

@@ -33,6 +33,7 @@ livekit = [
 lk_jwt = [
     Template(f"{LK_JWT}/environment", "rtc/environment", mode="640", values={"rtc": rtc}, **OF_LK_JWT),
     Text(f"{LK_JWT}/secret", rtc.secret, mode="640", **OF_LK_JWT),
+    Template(f"{LK_JWT}/log.sed", "rtc/log.sed", mode="640", values={}, **OF_LK_JWT),
 ]
 files.present(
     name="Configure LiveKit",

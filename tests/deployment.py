@@ -82,6 +82,7 @@ class Deployment:
 
     def choose(self, **settings: Any) -> None:
         """Replace the group data."""
+        self.settings = settings
         chosen = {"vault": str(self.vault), **settings}
         lines = [f"{name} = {value!r}\n" for name, value in chosen.items()]
         (self.directory / "group_data" / f"{self.name}.py").write_text("".join(lines))

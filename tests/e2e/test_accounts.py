@@ -20,7 +20,7 @@ from typing import Any
 import nio
 import pytest
 
-from manage.synapse import TOKEN_FILE
+from manage.backends.synapse import TOKEN_FILE
 from tests.conftest import Deployed
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json

@@ -3,12 +3,14 @@
 import base64
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,40 @@ def test_who_has_no_user_gets_no_place(outside: Outside, alice: Account, wrong: 
     assert answer.status_code >= 400 and "jwt" not in answer.json(), answer.text
 
 
+def test_the_journal_has_problems_and_not_who_makes_calls(outside: Outside, alice: Account) -> None:
+    host, token = outside.host, openid_token(outside, alice)
+    since = host.run("date +%s").stdout.strip()
+    expect_json(ask(outside, a_room(outside), token))
+    # It looks for that server, and says where it has asked, with the token.
+    assert ask(outside, a_room(outside), {**token, "matrix_server_name": "nobody.test"}).status_code >= 400
+    # Who says too little.
+    assert ask(outside, a_room(outside), {**token, "access_token": ""}).status_code >= 400
+    host.run("journalctl --sync")
+    logged = host.run(f"journalctl -q -o cat -u lk-jwt --since @{since}").stdout
+    assert "Failed to look up user info" in logged, logged
+    for each in (alice.user_id, alice.user_id[1:].partition(":")[0], token["access_token"], outside.server_name):
+        assert each not in logged, logged
+
+
+def test_the_journal_says_why_lk_jwt_service_does_not_start(deployed: Deployed) -> None:
+    """It ends right after it has said so."""
+    host, port = deployed.host, LK_JWT_PORT
+    since = host.run("date +%s; systemctl stop lk-jwt").stdout.strip()
+    host.run(
+        f'systemd-run -q --unit=taken python3 -c \'import socket, time; s = socket.create_server(("127.0.0.1", {port})); '
+        "time.sleep(60)'"
+    )
+    try:
+        host.run(
+            f"until ss -Hlnt sport = :{port} | grep -q .; do sleep 0.1; done; systemctl start lk-jwt || true; sleep 1"
+        )
+        host.run("journalctl --sync")
+        logged = host.run(f"journalctl -q -o cat -u lk-jwt --since @{since}").stdout
+        assert re.search("address already in use", logged, re.IGNORECASE), logged
+    finally:
+        host.run(f"systemctl stop taken lk-jwt; systemctl reset-failed lk-jwt || true; {RESTART}")
+
+
 def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:
     """LiveKit checks who signed it; a real one is for one room, and lets nobody create others."""
     place = expect_json(ask(outside, a_room(outside), openid_token(outside, alice)))
@@ -219,16 +255,15 @@ def livekit_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.fixture(scope="module")
-def callers(request: pytest.FixtureRequest, outside: Outside, alice: Account, bob: Account) -> Iterator[Callers]:
-    if not real_rtc():
-        pytest.skip("the stand-ins carry no sound: set LIVEKIT_BINARY and LK_JWT_BINARY to the real programs")
-    library: Path = request.getfixturevalue("livekit_client")
-    machine: Host = request.getfixturevalue("client")
+@contextmanager
+def calling(
+    machine: Host, outside: Outside, library: Path, accounts: tuple[Account, Account], *authorities: Path
+) -> Iterator[Callers]:
+    """Both are logged in, each on a page, in a browser that trusts these authorities."""
     machine.put(library, f"{HOME}/page/{library.name}")
-    with browsing(machine, outside.root) as browser:
+    with browsing(machine, *authorities) as browser:
         callers = Callers(outside, (browser.page(), browser.page()))
-        for page, account in zip(callers.pages, (alice, bob), strict=True):
+        for page, account in zip(callers.pages, accounts, strict=True):
             page.run(
                 "(homeserver, user, device, token) => { self.matrix = new Matrix(homeserver); "
                 "Object.assign(matrix, { user, device, token }) }",
@@ -237,6 +272,16 @@ def callers(request: pytest.FixtureRequest, outside: Outside, alice: Account, bo
                 account.device_id,
                 account.access_token,
             )
+        yield callers
+
+
+@pytest.fixture(scope="module")
+def callers(request: pytest.FixtureRequest, outside: Outside, alice: Account, bob: Account) -> Iterator[Callers]:
+    if not real_rtc():
+        pytest.skip("the stand-ins carry no sound: set LIVEKIT_BINARY and LK_JWT_BINARY to the real programs")
+    library: Path = request.getfixturevalue("livekit_client")
+    machine: Host = request.getfixturevalue("client")
+    with calling(machine, outside, library, (alice, bob), outside.root) as callers:
         yield callers
 
 

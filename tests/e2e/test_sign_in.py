@@ -6,6 +6,7 @@ PICTURES=DIRECTORY keeps a picture of every page.
 
 import base64
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -23,8 +24,17 @@ from settings.mas import Provider
 from tests.conftest import complete, own
 from tests.deployment import Deployment
 from tests.e2e.browser import DESKTOP, PHONE, Browser, Phone
-from tests.e2e.client import TIMEOUT, Outside, expect_json
+from tests.e2e.client import TIMEOUT, Account, Outside, expect_json
 from tests.e2e.identity import MAIL_SERVER, receive_mail
+
+# The commands for accounts, as without MAS.
+from tests.e2e.test_accounts import (  # noqa: F401
+    Managed,
+    test_an_account_that_exists_is_left_alone,
+    test_an_unknown_account_suggests_the_nearest,
+    test_the_list_has_people_and_nobody_else,
+    test_the_password_is_asked_for_twice_and_not_echoed,
+)
 from tests.standin.archives import real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Testbed
@@ -116,15 +126,13 @@ def homeserver(
     phone.host.run(start, stdin=client_secret, timeout=300)
     phone.host.get("/srv/provider/ca.crt", directory / "provider.crt")
 
-    host.run("install -d /usr/local/share/ca-certificates /etc/mas")
+    host.run("install -d /usr/local/share/ca-certificates")
     host.put(directory / "provider.crt", "/usr/local/share/ca-certificates/provider.crt")
-    host.run("umask 077; cat >/etc/mas/local.yaml", stdin=ENOUGH)
     mailbox = "gardener"
     host.run("sh -s", stdin=MAIL_SERVER.format(domain=host.domain, user=mailbox), timeout=300)
     host.run("postconf -e inet_interfaces=all; systemctl restart postfix; update-ca-certificates", timeout=60)
     deployment.run("-y")
-    # The group exists now.
-    host.run("chgrp mas /etc/mas/local.yaml; chmod 640 /etc/mas/local.yaml; systemctl restart mas")
+    host.run("umask 027; cat >/etc/mas/local.yaml; chgrp mas /etc/mas/local.yaml; systemctl restart mas", stdin=ENOUGH)
     host.run(f"until {MAS.units[0].health}; do sleep 0.1; done")
     outside = Outside(host, directory)
     phone.trust("homeserver", outside.root)
@@ -199,6 +207,17 @@ class ElementX:
 def element(homeserver: Homeserver) -> Iterator[ElementX]:
     with homeserver.outside.http() as http:
         yield ElementX(homeserver, http)
+
+
+@pytest.fixture(scope="module")
+def managed(homeserver: Homeserver) -> Managed:
+    """The administrator's commands."""
+    return Managed(homeserver.deployment, homeserver.outside)
+
+
+@pytest.fixture(name="name")
+def account_name() -> str:
+    return new_name("anna")
 
 
 @pytest.fixture
@@ -374,3 +393,78 @@ def test_nobody_creates_an_account_if_registration_is_closed(
     assert answer.status_code == 303 and "/login" in answer.headers["location"]
     status, output = homeserver.deployment.verify()
     assert status == 0, output
+
+
+# --- the administrator's commands -----------------------------------------------------------------
+
+
+def test_life_of_an_account(managed: Managed, name: str) -> None:
+    user_id = managed.user_id(name)
+    made = managed.json("accounts", "create", name, "--password-stdin", "--display-name", "Anna", stdin="first one\n")
+    assert (made["user_id"], made["admin"], made["deactivated"]) == (user_id, False, False)
+    account = managed.log_in(name, "first one")
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/profile/{user_id}")
+        assert expect_json(http.get(url, headers=account.authorization))["displayname"] == "Anna"
+
+    # Where it is logged in.
+    [session] = managed.json("accounts", "sessions", user_id)
+    assert session["device"] == account.device_id and managed.json("accounts", "show", name)["sessions"] == 1
+
+    # Another password: the old session ends, unless it is to stay.
+    reset = managed.json("accounts", "reset-password", name, "--generate", "--keep-sessions")
+    assert managed.logged_in(account) and managed.refused_log_in(name, "first one")
+    managed.run("accounts", "reset-password", name, "--password-stdin", stdin="third one")
+    wait_until_logged_out(managed, account)
+    assert managed.refused_log_in(name, reset["password"])
+    account = managed.log_in(name, "third one")
+
+    # Server administrator.
+    assert managed.json("accounts", "promote", name)["changed"] is True
+    assert managed.json("accounts", "promote", name)["changed"] is False
+    assert user_id in [each["user_id"] for each in managed.json("accounts", "list")]
+    assert managed.json("accounts", "show", name)["admin"] is True
+    assert managed.json("accounts", "demote", user_id)["admin"] is False
+
+    # Logged out: one session, then all.
+    second = managed.log_in(name, "third one")
+    [session] = [each for each in managed.json("accounts", "sessions", name) if each["device"] == second.device_id]
+    managed.run("accounts", "log-out", name, "--session", session["id"])
+    wait_until_logged_out(managed, second)
+    assert managed.logged_in(account) and managed.json("accounts", "log-out", name)["logged_out"] == 1
+    wait_until_logged_out(managed, account)
+    assert "has no session NOSUCH" in managed.refusal("accounts", "log-out", name, "--session", "NOSUCH")
+
+    # Out of use, and in use again.
+    account = managed.log_in(name, "third one")
+    assert managed.refusal("accounts", "deactivate", name).endswith("give --yes")
+    assert managed.json("accounts", "deactivate", name, "--yes")["deactivated"] is True
+    assert managed.json("accounts", "deactivate", name)["changed"] is False
+    wait_until_logged_out(managed, account)
+    assert managed.refused_log_in(name, "third one")
+    assert user_id not in [each["user_id"] for each in managed.json("accounts", "list")]
+    assert user_id in [each["user_id"] for each in managed.json("accounts", "list", "--deactivated")]
+    again = managed.json("accounts", "reactivate", name, "--generate")
+    assert managed.log_in(name, again["password"]).user_id == user_id
+    assert managed.json("accounts", "deactivate", name, "--erase", "--yes")["deactivated"] is True
+
+
+def wait_until_logged_out(managed: Managed, account: Account) -> None:
+    """Synapse asks MAS about a token once in a while."""
+    deadline = time.monotonic() + TIMEOUT
+    while managed.logged_in(account):
+        assert time.monotonic() < deadline, f"the session {account.device_id} is still accepted"
+        time.sleep(0.2)
+
+
+def test_registration_tokens(managed: Managed) -> None:
+    """test_an_account_is_created_with_a_token uses one."""
+    created = managed.deployment.manage("tokens", "create", "--uses", "3", "--expires", "7d", "--json")
+    # The test above has closed registration.
+    assert created.returncode == 0 and 'registration is "closed"' in created.stderr
+    token = json.loads(created.stdout)
+    assert (token["uses"], token["used"], token["usable"]) == (3, 0, True) and token["expires"].endswith("Z")
+    assert token["token"] in [each["token"] for each in managed.json("tokens", "list")]
+    managed.run("tokens", "revoke", token["token"])
+    assert token["token"] not in managed.run("tokens", "list", "--all")
+    assert "no such registration token" in managed.refusal("tokens", "revoke", token["token"])

@@ -14,11 +14,12 @@ import pytest
 
 from compat import Refused
 from manage.accounts import Password
+from manage.backends.synapse import is_service
 from manage.commands import cli
+from manage.deploying import Steps
 from manage.homeserver import Account, Session, new_user_id, user_id_of
 from manage.machines import inventory_path
 from manage.output import plain, print_table
-from manage.synapse import is_service
 from manage.web import CURL, Answer, configuration
 from tests.deployment import Deployment
 from vault import Vault
@@ -227,3 +228,26 @@ def test_every_command_says_what_it_does() -> None:
         # What lists of commands show is a whole sentence.
         assert command.get_short_help_str(limit=75).endswith((".", ")")) and command.help, name
         assert all(each.help for each in command.params if isinstance(each, click.Option)), name
+
+
+# --- deploys --------------------------------------------------------------------------------------
+
+
+def test_of_a_deploy_its_steps_are_shown_and_why_it_fails() -> None:
+    printed = """
+\x1b[34m--> Starting operation:\x1b[0m \x1b[1mtasks/mas.py | Configure MAS\x1b[0m
+    [\x1b[1mm.example.org\x1b[0m] \x1b[36mNo changes\x1b[0m
+--> Starting operation: tasks/mas.py | Move the accounts
+    [m.example.org] Success
+--> Starting operation: tasks/mas.py | Run MAS
+    [m.example.org] Error: it says why
+    [m.example.org] Error: executed 0 commands
+--> Starting operation: tasks/mas.py | Another
+    [m.example.org] Skipped
+--> pyinfra error: m.example.org: Run MAS failed: it does not answer. When that is fixed, run the same command again: it goes
+"""
+    steps = Steps()
+    shown = [said for line in printed.splitlines() if (said := steps.read(line))]
+    assert shown == ["  Move the accounts, on m.example.org", "  Run MAS, on m.example.org: failed"]
+    assert steps.problem == "m.example.org: Run MAS failed: it does not answer"
+    assert steps.shown == ["    [m.example.org] Error: it says why", "    [m.example.org] Error: executed 0 commands"]

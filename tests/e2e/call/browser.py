@@ -64,15 +64,15 @@ def install(host: Host) -> None:
 class Browser:
     """One running Chromium with a profile of its own.
 
-    authority: a file on the controller with the certificate of an authority to trust, besides the public ones.
+    authorities: files on the controller, each with the certificate of an authority to trust, besides the public ones.
     """
 
-    def __init__(self, host: Host, authority: Path | None = None) -> None:
+    def __init__(self, host: Host, *authorities: Path) -> None:
         self.host, self.home = host, host.run("mktemp --directory", user=USER).stdout.strip()
         store = f"sql:{self.home}/.pki/nssdb"
         host.run(f"mkdir -p {self.home}/.pki/nssdb && certutil -N --empty-password -d {store}", user=USER)
-        if authority:
-            host.run(f"certutil -A -n authority -t C,, -d {store}", user=USER, stdin=authority.read_text())
+        for number, each in enumerate(authorities):
+            host.run(f"certutil -A -n {number} -t C,, -d {store}", user=USER, stdin=each.read_text())
         command = ["chromium", *OPTIONS, f"--user-data-dir={self.home}/profile", "--remote-debugging-pipe"]
         # Chromium reads commands from descriptor 3 and writes answers to 4.
         script = f"HOME={self.home} exec {shlex.join(command)} 3<&0 4>&1 </dev/null >{self.home}/log 2>&1"
@@ -180,9 +180,9 @@ class Page:
 
 
 @contextlib.contextmanager
-def browsing(host: Host, authority: Path | None = None) -> Iterator[Browser]:
+def browsing(host: Host, *authorities: Path) -> Iterator[Browser]:
     """A running browser, closed at the end."""
-    browser = Browser(host, authority)
+    browser = Browser(host, *authorities)
     try:
         yield browser
     finally:
