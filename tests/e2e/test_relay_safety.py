@@ -252,7 +252,7 @@ def test_relay_gives_out_no_address_of_a_bridge(
     deployed: Deployed, bridge: Host, outside: Outside, credentials: Credentials
 ) -> None:
     """Nor does a deploy take note of the bridge: Docker makes one for each network, and the relay must not restart for that."""
-    assert deployed.deployment.run("-y").changed == []
+    changed = deployed.deployment.run("-y").changed
     bridge.run("systemctl restart coturn")
     for over_ipv6, wanted in product((False, True), ({}, {"ipv4": True}, {"ipv6": True})):
         ipv6 = "ipv6" in wanted or (over_ipv6 and not wanted)
@@ -261,6 +261,7 @@ def test_relay_gives_out_no_address_of_a_bridge(
         for _ in range(3):
             with _connected(outside, "udp", credentials, over_ipv6) as client:
                 assert client.allocate(**wanted)[0] == own, f"{wanted} over {'IPv6' if over_ipv6 else 'IPv4'}"
+    assert changed == []
 
 
 def test_relay_without_ipv4_refuses_it(deployed: Deployed, outside: Outside, credentials: Credentials) -> None:
