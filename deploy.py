@@ -14,7 +14,7 @@ if settings.here("synapse") and settings.migration == "move":
 if settings.packages:
     local.include("tasks/packages.py")
 local.include("tasks/users.py")
-if settings.local_ports:
+if settings.local_ports or settings.public_ports:
     local.include("tasks/ports.py")
 
 if settings.here("postgres"):

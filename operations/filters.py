@@ -54,7 +54,7 @@ class Filter:
 
 PORTS = Filter(
     "matrix-metal-ports.service",
-    "Keep the ports of local services for their users",
+    "Keep the ports of services for their users",
     "/etc/matrix-metal/ports.nft",
     "matrix_metal_ports",
 )

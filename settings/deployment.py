@@ -16,7 +16,7 @@ from operations.certificates import BUNDLE, Served
 from operations.machine import MachineState
 from operations.users import Account
 from operations.virtualenvs import Virtualenv
-from roles import ROLES, Port, Role, RoleName, Unit, any_version
+from roles import ROLES, Port, Protocol, Role, RoleName, Unit, any_version
 from settings.fields import A_DOMAIN, PRIVATE, Chosen, Domain, Host, MailAddress, Network, UserName
 from settings.issuers import Certificates, Issuer
 from settings.networks import DEBIANS_OWN, is_refused
@@ -26,6 +26,9 @@ ROOT = Path(__file__).parent.parent
 
 # Debian release -> the version of Python that it has. Other releases are refused.
 PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
+
+# Only root binds the ports below (net.ipv4.ip_unprivileged_port_start).
+FIRST_UNPRIVILEGED = 1024
 
 # One vault for the whole run, so that all machines get the same generated secrets.
 _vault = cache(Vault.open)
@@ -88,6 +91,15 @@ class LocalPort:
     number: int
     owner: str
     callers: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class PublicPort:
+    """A port that other machines reach, and on which any local user could listen. owner: the user who answers from it."""
+
+    protocol: Protocol
+    number: int
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -294,15 +306,29 @@ class Settings:
     @property
     def local_ports(self) -> list[LocalPort]:
         """The TCP ports that only this machine may reach."""
-        users = {unit.name: unit.user for role in ROLES.values() for unit in role.units}
         found = []
-        for port in (port for role in self.played for port in self.listens(role)):
+        for port, user in self._ports:
             if (port.protocol, port.reach) == ("tcp", "machine"):
                 # Without Caddy here, a reverse proxy of the administrator's connects, as a user that we do not know.
                 known = port.callers is not None and all(map(self.here, port.callers))
                 callers = dict.fromkeys(unit.user for each in port.callers or () for unit in ROLES[each].units)
-                found.append(LocalPort(port.number, users[port.unit], tuple(callers) if known else None))
+                found.append(LocalPort(port.number, user, tuple(callers) if known else None))
         return found
+
+    @property
+    def public_ports(self) -> list[PublicPort]:
+        """The ports that other machines reach and any user may bind. Not those of calls: the kernel gives them to others too."""
+        return [
+            PublicPort(port.protocol, port.number, user)
+            for port, user in self._ports
+            if port.reach != "machine" and port.number >= FIRST_UNPRIVILEGED and port.last is None
+        ]
+
+    @property
+    def _ports(self) -> Iterator[tuple[Port, str]]:
+        """The ports on which this machine's roles listen, each with the user of its unit."""
+        users = {unit.name: unit.user for role in ROLES.values() for unit in role.units}
+        return ((port, users[port.unit]) for role in self.played for port in self.listens(role))
 
     @property
     def kept_out(self) -> list[str]:
@@ -323,7 +349,7 @@ class Settings:
     def packages(self) -> list[str]:
         """Debian's packages that this machine's roles need."""
         needed = [self.written(package) for role in self.played for package in role.packages]
-        return list(dict.fromkeys([*needed, *(["nftables"] if self.local_ports else [])]))
+        return list(dict.fromkeys([*needed, *(["nftables"] if self.local_ports or self.public_ports else [])]))
 
     @property
     def masked(self) -> list[str]:

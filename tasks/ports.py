@@ -1,4 +1,4 @@
-"""Ports that only this machine may reach: each belongs to the user of its service. Before any service runs."""
+"""Ports that any local user could take: each belongs to the user of its service. Before any service runs."""
 
 from pyinfra import host
 
@@ -11,7 +11,7 @@ from settings.networks import DEBIANS_OWN, REFUSED
 settings = settings_of(host)
 
 files.present(
-    name="Write the packet filter of the local ports",
+    name="Write the packet filter of the services' ports",
     entries=[
         *PORTS.entries,
         Template(
@@ -20,6 +20,7 @@ files.present(
             mode="644",
             values={
                 "ports": settings.local_ports,
+                "public": settings.public_ports,
                 "kept_out": settings.kept_out,
                 "allowed": [f"{DEBIANS_OWN}/32", *settings.choices.private_networks],
                 "refused": REFUSED,
@@ -29,7 +30,7 @@ files.present(
     ],
 )
 units.running(
-    name="Keep the local ports for their services",
+    name="Keep the ports for their services",
     unit=PORTS.unit,
     reads=[PORTS.path, PORTS.drop_in],
     ready=PORTS.works,

@@ -5,7 +5,7 @@ from typing import Any
 from pyinfra import host
 
 from operations import deployment, files, units, virtualenvs
-from operations.files import Directory, Template, Text
+from operations.files import Copy, Directory, Template, Text
 from operations.shell import quoted
 from roles import CHECK_SYNAPSE, SOCKET_GROUP, SYNAPSE, SYNAPSE_ARGUMENTS
 from settings import settings_of
@@ -17,6 +17,7 @@ settings = settings_of(host)
 [UNIT] = SYNAPSE.units
 synapse = settings.view(Synapse)
 HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
+PROGRAM = "/usr/local/lib/run-synapse"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}
 SECRETS = {
@@ -57,6 +58,7 @@ files.present(
 files.present(
     name="Confine Synapse",
     entries=[
+        Copy(PROGRAM, "synapse/run-synapse", mode="644"),
         Template(
             f"/etc/systemd/system/{UNIT.name}",
             "synapse/matrix-synapse.service",
@@ -68,6 +70,7 @@ files.present(
                 "socket_group": SOCKET_GROUP,
                 "release": settings.machine.release,
                 "python": f"{synapse.virtualenv.current}/bin/python",
+                "program": PROGRAM,
             },
         )
     ],
@@ -92,7 +95,7 @@ as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
     unit=UNIT.name,
-    reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
+    reads=[*(entry.path for entry in configuration), PROGRAM, synapse.virtualenv.current, *settings.private_authorities],
     # Synapse's own program makes the signing key, once.
     check=(
         f"( cd {STATE} && umask 077 "

@@ -1,4 +1,4 @@
-"""The system users of the services. First, because the packet filter of the local ports names them."""
+"""The system users of the services. First, because the packet filter of the services' ports names them."""
 
 from pyinfra import host
 

@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import socket
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -56,6 +58,23 @@ class Page(http.server.BaseHTTPRequestHandler):
 class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 Server((sys.argv[1], int(sys.argv[2])), Page).serve_forever()
+"""
+# Answers at every address, on ports such as udp/3478, as any local user may.
+ANSWER = """
+import socket, sys, threading
+def udp(link):
+    while True:
+        link.sendto(b"not the service", link.recvfrom(2048)[1])
+def tcp(link):
+    link.listen()
+    while True:
+        link.accept()[0].sendall(b"not the service")
+for place in sys.argv[1:]:
+    protocol, _, port = place.partition("/")
+    link = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
+    link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    link.bind(("::", int(port)))
+    threading.Thread(target=udp if protocol == "udp" else tcp, args=(link,)).start()
 """
 # One runs as root, one as our services do: in a user namespace of its own, which belongs to root.
 NEIGHBOURS = {"neighbour": "", "confined-neighbour": "-p DynamicUser=yes -p PrivateUsers=yes"}
@@ -293,7 +312,7 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
             host.run(f"systemd-run --quiet --collect --unit=page-{number} -p User=nobody {page}")
             host.run(f"until ss -Hlnt src '{at}' sport = :{port} | grep -q .; do sleep 0.1; done")
         got = host.run(f"for get in {' '.join(map(repr, gets))}; do $get & done; wait; echo the end").stdout
-        counted = host.run("nft list table inet matrix_metal_ports").stdout
+        counted = host.run("nft list table inet matrix_metal_ports", check=False).stdout
     finally:
         host.run("systemctl stop 'page-*'", check=False)
         host.run(f"systemctl start {units}; until {SLIDING_SYNC.units[0].health}; do sleep 0.1; done", timeout=180)
@@ -304,12 +323,63 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         )
 
 
+def _answers(address: str, place: str) -> bool:
+    """Whether anything answers at this address on a port such as udp/3478."""
+    protocol, _, port = place.partition("/")
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as link:
+        link.settimeout(3)
+        try:
+            link.connect((address, int(port)))
+            link.send(b"anybody?")
+            return link.recv(100) == b"not the service"
+        except OSError:
+            return False
+
+
+def test_no_local_user_answers_other_machines_on_a_services_port(deployed: Deployed, pool: ThreadPoolExecutor) -> None:
+    """While the service is stopped, a user can listen on its port, but is not heard by those whom the service would answer."""
+    host, free = deployed.host, ["tcp/4711", "udp/4711"]
+    ports = {
+        f"{port.protocol}/{port.number}": port.unit
+        for role in EVERYTHING.values()
+        for port in role.listens
+        if port.reach == "everybody" and port.number >= 1024 and (port.last, port.when) == (None, None)
+    }
+    assert len(ports) > 4
+    units = " ".join(set(ports.values()))
+    host.run(f"systemctl stop {units}", timeout=60)
+    try:
+        program = shlex.join(["/usr/bin/python3", "-Ic", ANSWER, *free, *ports])
+        host.run(f"systemd-run --quiet --collect --unit=answer -p User=nobody {program}")
+        for place in (*free, *ports):
+            protocol, _, port = place.partition("/")
+            host.run(f"until ss -Hln{protocol[0]} sport = :{port} | grep -q .; do sleep 0.1; done", timeout=10)
+        places = [(address, place) for address in (host.address, host.address6) for place in (*free, *ports)]
+        answered = [
+            at for at, heard in zip(places, pool.map(_answers, *zip(*places, strict=True)), strict=True) if heard
+        ]
+        counted = host.run("nft list table inet matrix_metal_ports", check=False).stdout
+    finally:
+        host.run("systemctl stop answer", check=False)
+        host.run(f"systemctl start {units}", timeout=60)
+    assert answered == [(address, place) for address in (host.address, host.address6) for place in free]
+    for place in ports:
+        assert re.search(rf"{place.replace('/', ' sport ')} .* counter packets [1-9].* drop", counted), (
+            f"nobody answered on {place}: {counted}"
+        )
+
+
 def test_local_users_connect_only_to_what_is_for_them(deployed: Deployed) -> None:
     """Sydent's old API sends mails for whoever reaches it. Synapse is for the administrator's application services as well."""
-    urls = f"http://127.0.0.1:{SYNAPSE_PORT}/health http://127.0.0.1:{SYDENT_PORT}/_matrix/identity/api/v1"
-    get = f"for url in {urls}; do curl -sm 5 -o /dev/null -w '%{{http_code}} ' $url; done; true"
-    assert deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(get)}").stdout.split() == ["200", "000"]
-    assert deployed.host.run(get).stdout.split() == ["200", "200"]
+    urls = (
+        f"http://127.0.0.1:{SYNAPSE_PORT}/health",
+        f"http://127.0.0.1:{SYDENT_PORT}/_matrix/identity/api/v1",
+        f"--unix-socket {SYNAPSE_SOCKETS[0]} http://localhost/health",
+    )
+    get = "".join(f"curl -sm 5 -o /dev/null -w '%{{http_code}} ' {url}; " for url in urls) + "true"
+    assert deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(get)}").stdout.split() == ["200", "000", "000"]
+    assert deployed.host.run(get).stdout.split() == ["200", "200", "200"]
 
 
 def test_local_users_do_not_escape_the_rate_limits(deployed: Deployed) -> None:

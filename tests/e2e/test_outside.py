@@ -116,12 +116,14 @@ def test_it_answers_over_ipv6(outside: Outside) -> None:
 )
 def test_names_that_are_not_ours_are_refused(outside: Outside, request_line: str) -> None:
     """An empty answer with status 200 would make scanners and caches believe that there is something."""
-    ours = f"matrix.{outside.server_name}"
+    ours, wrong = f"matrix.{outside.server_name}", {}
     for host in (f"other.{outside.server_name}", outside.host.address, "localhost:443", ""):
         line = request_line.format(host=host.partition(":")[0] or "other.test")
         for tls, status in ((False, 404), (True, 421)):
             answer = _answer(outside, f"{line}\r\nHost: {host}\r\n\r\n", tls=tls)
-            assert answer == status, f"{line} for {host!r}, TLS {tls}: {answer}"
+            if answer != status:
+                wrong[f"{line} for {host!r}, TLS {tls}"] = answer
+    assert not wrong
     assert _answer(outside, "GET / HTTP/1.0\r\n\r\n", tls=False) == 404
     # Our own names still answer, and are no proxy.
     assert _answer(outside, f"CONNECT {ours}:443 HTTP/1.1\r\nHost: {ours}:443\r\n\r\n", tls=True) == 404

@@ -259,10 +259,14 @@ def test_second_run_at_the_same_time_is_refused_and_a_dead_one_is_no_obstacle(de
 
 
 def test_other_users_cannot_take_the_locks(deployed: Deployed) -> None:
-    for path in ("/run/matrix-metal", LOCK, "/opt/uv/lock"):
-        assert deployed.host.run(f"[ -e {path} ] && flock -n {path} true").returncode == 0
-        taken = deployed.host.run(f"runuser -u nobody -- flock -n {path} true", check=False)
-        assert taken.returncode and "Permission denied" in taken.stderr, path
+    host = deployed.host
+    ours = ["/run/matrix-metal", LOCK, "/opt/uv/lock"]
+    named = "-path '*/site-packages' -prune -o -type f -user root \\( -name lock -o -name '*.lock' \\) -print"
+    locks = [*ours, *host.run(f"find /run /opt -xdev {named}").stdout.split()]
+    taken = f"for lock in {' '.join(locks)}; do runuser -u nobody -- flock -n $lock echo $lock 2>/dev/null; done; true"
+    assert host.run(taken).stdout.split() == []
+    for path in ours:
+        assert host.run(f"flock -n {path} true").returncode == 0, path
     # uv makes its lock in a virtualenv writable for everybody.
     assert deployed.host.run("find /opt /run/matrix-metal -type f -perm /022").stdout == ""
 

@@ -16,7 +16,7 @@ from operations.units import seconds_since_epoch
 from operations.virtualenvs import REQUIREMENTS
 from roles import ROLES, Port, Role, Unit
 from settings import Settings
-from settings.deployment import LocalPort
+from settings.deployment import LocalPort, PublicPort
 
 DEPLOY = "run the deploy again"
 _PROPERTIES = (
@@ -39,7 +39,7 @@ class Service:
 
     user, exposure, reads, rereads, errors, recoveries, enabled, health, own, check: as in `roles.Unit`. secrets: files and
     directories that other users must not read. depends_on: units whose restart causes errors in it. ports: those that it has to
-    listen on. local_ports: those of them on which nobody else may listen.
+    listen on. local_ports, public_ports: those of them on which nobody else may listen.
     """
 
     host: Host
@@ -58,6 +58,7 @@ class Service:
     check: str = ""
     ports: Sequence[Port] = ()
     local_ports: Sequence[LocalPort] = ()
+    public_ports: Sequence[PublicPort] = ()
 
     @classmethod
     def of(cls, host: Host, settings: Settings, role: Role, unit: Unit) -> "Service":
@@ -91,6 +92,7 @@ class Service:
                 if settings.written(port.unit) == name
             ],
             local_ports=[port for port in settings.local_ports if port.owner == unit.user],
+            public_ports=[port for port in settings.public_ports if port.owner == unit.user],
         )
 
     @cached_property
@@ -302,8 +304,8 @@ class ServiceTests:
         )
 
     def test_nobody_else_can_take_its_ports(self, service: Service) -> None:
-        """Of those that only this machine may reach: a local user could listen there while the service restarts."""
-        if not service.local_ports:
+        """A local user could listen there while the service restarts."""
+        if not service.local_ports and not service.public_ports:
             return
         shown, uid = table_of(service.host, PORTS), ask(service.host, "id -u %s", service.user).strip()
         for port in service.local_ports:
@@ -314,6 +316,11 @@ class ServiceTests:
             )
             assert port.callers is None or re.search(connected, shown), (
                 f"any local user can connect to {service.unit} on port {port.number}: {DEPLOY}"
+            )
+        for each in service.public_ports:
+            dropped = rf"{each.protocol} sport {each.number} meta skuid != {uid} counter .*drop"
+            assert re.search(dropped, shown), (
+                f"any local user can answer from {each.protocol} {each.number} while {service.unit} restarts: {DEPLOY}"
             )
 
     def test_logs_no_errors(self, service: Service) -> None:

@@ -567,6 +567,6 @@ class Host:
             target.chmod(0o644)
         for path in ("", ".ssh", ".ssh/authorized_keys"):
             os.chown(self.directory / "upper/home/admin" / path, 1000, 1000)
-        self.known_hosts.write_text(f"{self.name},{self.domain},{self.address} {host_key}\n")
+        self.known_hosts.write_text(f"{self.name},{self.domain},{self.address},{self.address6} {host_key}\n")
         names = {"name": self.name, "domain": self.domain, "address": self.address, "key": self.ssh_key}
         self.ssh_config.write_text(SSH.format(**names, known_hosts=self.known_hosts, run=self.bed.run_directory))

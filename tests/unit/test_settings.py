@@ -380,6 +380,26 @@ def test_local_ports_belong_to_their_services(tmp_path: Path) -> None:
     assert settings(tmp_path, {"postgres": ["one"]}).local_ports == []
 
 
+def test_public_ports_belong_to_their_services(tmp_path: Path) -> None:
+    """Those that any user may bind, where their service is: with those of databases that other machines use, and not of calls."""
+    relay = [(protocol, port, "root") for port in (3478, 5349) for protocol in ("tcp", "udp")]
+    for roles, more, expected in (
+        ({"synapse": ["one"], "postgres": ["one"], "caddy": ["one"], "coturn": ["one"]}, {}, relay),
+        ({"caddy": ["one"], "coturn": ["one"]}, {}, relay),
+        ({"synapse": ["two"], "postgres": ["one"]}, {}, [("tcp", 5432, "postgres")]),
+        ({"synapse": ["two"], "postgres": ["one"], "caddy": ["two"]}, {}, [("tcp", 5432, "postgres")]),
+        (
+            {"synapse": ["one"], "postgres": ["one"], "caddy": ["one"]},
+            {"federation_port_8448": True},
+            [("tcp", 8448, "caddy")],
+        ),
+        ({"synapse": ["two"], "postgres": ["two"], "caddy": ["one"]}, {}, []),
+    ):
+        here = settings(tmp_path, roles, **more)
+        assert [(port.protocol, port.number, port.owner) for port in here.public_ports] == expected
+        assert ("nftables" in here.packages) == bool(here.local_ports or expected)
+
+
 def test_a_role_may_have_several_units_and_local_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = Unit("more.service", user="more", health="true", masked=True)
     several = replace(
