@@ -1,17 +1,13 @@
 """`manage.py NAME mas ...`: the Matrix Authentication Service."""
 
 import json
-import os
 import secrets
-import subprocess
-import sys
-from pathlib import Path
 
 import click
 
 from compat import Refused
 from manage.homeserver import SERVICE_NAME, new_user_id
-from manage.machines import ROOT, Deployment, Machine
+from manage.machines import Deployment, Machine
 from manage.mas import Mas
 from manage.synapse import TOKEN_FILE
 from operations.accounts import MIGRATION
@@ -19,8 +15,6 @@ from operations.shell import quoted
 from roles import MAS, SYNAPSE
 from settings.deployment import MIGRATION_VARIABLE, Migration
 from settings.mas import Choices
-
-PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 
 
 @click.group()
@@ -78,13 +72,7 @@ def migrate(deployment: Deployment, yes: bool) -> None:
 
 
 def _deploy(deployment: Deployment, migration: Migration) -> bool:
-    done = subprocess.run(
-        [PYINFRA, str(deployment.path), "deploy.py", "-y"],
-        cwd=ROOT,
-        env={**os.environ, MIGRATION_VARIABLE: migration},
-        stdin=subprocess.DEVNULL,
-    )
-    return done.returncode == 0
+    return deployment.deploy(**{MIGRATION_VARIABLE: migration})
 
 
 def _retire(machine: Machine) -> None:

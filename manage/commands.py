@@ -10,7 +10,9 @@ from compat import Refused
 from manage.accounts import accounts
 from manage.authentication import mas
 from manage.machines import ROOT, Deployment
+from manage.outdated import outdated
 from manage.secrets import secrets
+from manage.status import status
 from manage.tokens import tokens
 from settings import SettingError
 from vault import VaultError
@@ -30,7 +32,7 @@ def cli(context: click.Context, name: str) -> None:
     os.chdir(ROOT)
 
 
-for _noun in (accounts, tokens, mas, secrets):
+for _noun in (status, accounts, tokens, mas, secrets, outdated):
     cli.add_command(_noun)
 
 

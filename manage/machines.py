@@ -1,6 +1,9 @@
 """The machines of a deployment, for commands that deploy nothing: inventory, settings, vault and connection are the deploy's."""
 
 import difflib
+import os
+import subprocess
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from operations.preflight import check_choices
 from operations.shell import answer_lines, question_command, quoted
 from roles import RoleName
 from settings import Settings, chosen_for
+from vault import WithoutSecrets
 
 ROOT = Path(__file__).parent.parent
+PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 # What a command prints on a machine where we cannot become root.
 NOT_ROOT = "not root:"
 
@@ -62,6 +67,37 @@ class Deployment:
             if settings.here(role):
                 return Machine(host, settings)
         raise Refused(f"{self.path.name} gives no machine the role {role}, which this needs")
+
+    def deploy(self, **environment: str) -> bool:
+        """Run a deploy, which shows its own progress; returns whether it succeeded."""
+        done = subprocess.run(
+            [PYINFRA, str(self.path), "deploy.py", "-y"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+        )
+        return done.returncode == 0
+
+    @property
+    def command_name(self) -> str:
+        """The inventory as it is given to pyinfra in the directory of deploy.py."""
+        return str(self.path.relative_to(ROOT)) if self.path.is_relative_to(ROOT) else str(self.path)
+
+    def every_machine(self) -> list["Machine"]:
+        """All machines, for a look that needs no secret. Raises Refused for mistakes in the settings."""
+        check_choices(self.machines)
+        # Names, ports and units are the same whatever the machine is.
+        unknown = MachineState(release="13", architecture="amd64")
+        machines = [Machine(host, chosen_for(host, unknown)) for host in self.machines]
+        for machine in machines:
+            machine.settings.vault = WithoutSecrets()
+        return machines
+
+    def settings_of(self, machine: "Machine", state: MachineState) -> Settings:
+        """The settings of a machine with its state, without secrets."""
+        settings = chosen_for(machine.host, state)
+        settings.vault = WithoutSecrets()
+        return settings
 
 
 class Machine:

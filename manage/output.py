@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import click
+from rich.console import Console, RenderableType
+
+# Of what is printed into a file, columns.
+WIDTH = 120
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -29,6 +35,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     return value
+
+
+def print_text(*parts: RenderableType) -> None:
+    """Print what rich has made for people: colours on a terminal, and its width; elsewhere neither, and no spaces at the ends."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    click.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], headed: bool = True) -> None:
