@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compat import Refused
-from manage.machines import ROOT, Deployment, Machine
+from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text
 from operations.virtualenvs import locked
 from releases import Release
@@ -123,7 +123,7 @@ def _of_pypi(client: "httpx.Client", pool: ThreadPoolExecutor, url: str, machine
     for lock in locks:
         for name, version in locked(lock).items():
             wanted.setdefault((name, version), []).append(f"requirements/{lock}.txt")
-    for name, version in _locked_here().items():
+    for name, version in locked("").items():
         wanted.setdefault((name, version), []).append("requirements.lock")
     jobs = {pair: pool.submit(_pypi_about, client, url, *pair) for pair in wanted}
     items, failed = [], {}
@@ -136,11 +136,6 @@ def _of_pypi(client: "httpx.Client", pool: ThreadPoolExecutor, url: str, machine
         direct = name in locks.values()
         items.append(Item("python", name, ", ".join(wanted[name, version]), version, newest, vulnerabilities, direct))
     return items, list(_summed_up("PyPI", failed))
-
-
-def _locked_here() -> dict[str, str]:
-    text = (ROOT / "requirements.lock").read_text()
-    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
 def _pypi_about(
@@ -169,11 +164,11 @@ def _json(client: "httpx.Client", url: str) -> Any:
         raise Unreachable(f"{url} is not JSON") from None
 
 
-def _get(client: "httpx.Client", url: str) -> "httpx.Response":
+def _get(client: "httpx.Client", url: str, follow: bool = True) -> "httpx.Response":
     import httpx
 
     try:
-        return client.get(url)
+        return client.get(url, follow_redirects=follow)
     except httpx.HTTPError as error:
         raise Unreachable(f"{url}: {str(error) or type(error).__name__}") from None
 
@@ -218,7 +213,7 @@ def _newest_release(client: "httpx.Client", release: Release) -> str:
     project, found, _ = (release.url or "").partition("/releases/download/")
     if not found:
         raise Unreachable(f"{release.url} is no page with releases")
-    answer = _get(client, f"{project}/releases/latest")
+    answer = _get(client, f"{project}/releases/latest", follow=False)
     _, found, tag = answer.headers.get("location", "").partition("/releases/tag/")
     if not found:
         raise Unreachable(f"{project}/releases/latest answers {answer.status_code}, and names no release")
@@ -279,7 +274,8 @@ def _print(items: Sequence[Item], silent: Sequence[str]) -> None:
     if shown:
         print_text(table)
     if others:
-        print_text(Text(f"Of what comes with them, {others} have newer releases: `make lock` takes them in.", "dim"))
+        have = "has" if others == 1 else "have"
+        print_text(Text(f"Of what comes with them, {others} {have} newer releases: `make lock` takes them in.", "dim"))
     for line in silent:
         print_text(Text(line, "yellow"))
     if vulnerable:

@@ -30,8 +30,8 @@ _BUILD = REQUIREMENTS / "build.txt"
 
 
 def locked(lock: str) -> dict[str, str]:
-    """What requirements/<lock>.txt installs: distribution -> version."""
-    text = (REQUIREMENTS / f"{lock}.txt").read_text()
+    """What requirements/<lock>.txt installs: distribution -> version; "": what requirements.lock does, on this computer."""
+    text = (REQUIREMENTS / f"{lock}.txt" if lock else REQUIREMENTS.with_suffix(".lock")).read_text()
     return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==([^\s;]+)", text, re.MULTILINE))
 
 

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -509,3 +510,48 @@ def test_at_a_terminal_the_value_is_asked_for_and_not_echoed(path: Path) -> None
     assert process.returncode == 0, screen
     assert b"hunter2" not in screen
     assert Vault.open(path).get("smtp_password") == Secret("hunter2")
+
+
+# --- rotation with an overlap ---------------------------------------------------------------------
+
+
+def test_the_old_secret_of_the_relay_is_accepted_for_two_days(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Vault.open(saved)
+    first = opened.get("turn_shared_secret")
+    opened.rotate("turn_shared_secret")
+    second = opened.get("turn_shared_secret")
+    opened.rotate("turn_shared_secret")
+    opened.save()
+    again = Vault.open(saved)
+    assert not again.unsaved
+    assert again.previous("turn_shared_secret") == (second, first)
+    assert first not in (second, again.get("turn_shared_secret"))
+    later = time.time() + 49 * 3600
+    monkeypatch.setattr("vault.time.time", lambda: later)
+    assert again.previous("turn_shared_secret") == ()
+    # And it is forgotten.
+    again.rotate("synapse_form_secret")
+    again.save()
+    monkeypatch.undo()
+    assert Vault.open(saved).previous("turn_shared_secret") == ()
+
+
+def test_a_secret_that_somebody_knows_is_accepted_no_longer(saved: Path) -> None:
+    opened = Vault.open(saved)
+    opened.get("turn_shared_secret")
+    opened.rotate("turn_shared_secret")
+    opened.rotate("turn_shared_secret", at_once=True)
+    assert opened.previous("turn_shared_secret") == ()
+
+
+def test_other_secrets_have_no_overlap(saved: Path) -> None:
+    opened = Vault.open(saved)
+    opened.get("livekit_secret")
+    opened.rotate("livekit_secret")
+    assert opened.previous("livekit_secret") == ()
+
+
+def test_every_secret_can_be_rotated_or_says_why_not() -> None:
+    for entry in SECRETS.values():
+        if entry.kind != "given":
+            assert bool(entry.keep) != bool(entry.rotation), entry.name
