@@ -49,8 +49,11 @@ def chosen(tmp_path: Path) -> Settings:
     return found
 
 
-def certificate(name: str, begin: datetime, end: datetime) -> x509.Certificate:
-    key = ec.generate_private_key(ec.SECP256R1())
+def certificate(
+    name: str, begin: datetime, end: datetime, key: ec.EllipticCurvePrivateKey | None = None
+) -> x509.Certificate:
+    """A self-signed one. key: its own; None: a new one."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(begin).not_valid_after(end)
@@ -213,9 +216,9 @@ def test_a_backup_is_judged_if_the_inventory_has_the_role(
     chosen: Settings, backup: BackupSeen | None, words: str
 ) -> None:
     seen = replace(answered(chosen), backups=(backup,) if backup else ())
-    chosen.roles.pop("backup", None)  # type: ignore[attr-defined]
+    chosen.roles.pop("backup", None)
     assert list(reasons(seen, "prod")) == []
-    chosen.roles["backup"] = ("one",)  # type: ignore[index]
+    chosen.roles["backup"] = ("one",)
     found = list(reasons(seen, "prod"))
     assert (words in found[0]) if words else found == []
 
