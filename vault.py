@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -93,7 +93,7 @@ class Vault:
     def __init__(
         self,
         path: Path,
-        key: Fernet | None,
+        key: MultiFernet | None,
         stored: bytes | None,
         id: str,
         values: dict[str, Secret],
@@ -193,9 +193,26 @@ class Vault:
         """The secrets that are still accepted beside this one, the latest first."""
         return tuple(each.secret for each in self._previous if each.name == name and each.until > time.time())
 
-    def save(self) -> None:
-        """Write the vault, whole or not at all, if something changed; first its key, if it has none."""
-        if not self.unsaved:
+    def rekey(self) -> None:
+        """Give the vault another key. Whenever this is interrupted, the key file opens the vault."""
+        file = self.path.with_suffix(".key")
+        if KEY_VARIABLE in os.environ:
+            raise VaultError(
+                f"the key is in {KEY_VARIABLE}: write it into {file}, take it out of the environment, try again"
+            )
+        if self._stored is None:
+            raise VaultError(f"there is no {self.path} yet: the first deploy makes it, and its key")
+        new = Fernet.generate_key()
+        with _os_errors(file):
+            old = file.read_bytes().split()
+            whole_file.replace(file, b"\n".join([new, *old]) + b"\n")
+            self._key, _ = _find_key(self.path)
+            self.save(again=True)
+            whole_file.replace(file, new + b"\n")
+
+    def save(self, again: bool = False) -> None:
+        """Write the vault, whole or not at all, if something changed, or again; first its key, if it has none."""
+        if not (self.unsaved or again):
             return
         with _os_errors(self.path), whole_file.locked(self.path.parent):
             if (self.path.read_bytes() if self.path.exists() else None) != self._stored:
@@ -287,7 +304,7 @@ def _generate(kind: str) -> Secret:
     return Secret(secrets.token_hex(32) if kind == "hex" else secrets.token_urlsafe(48))
 
 
-def _find_key(path: Path) -> tuple[Fernet | None, str]:
+def _find_key(path: Path) -> tuple[MultiFernet | None, str]:
     """The key of this vault, and where it was found or, if there is none, where it was looked for."""
     file = path.with_suffix(".key")
     if KEY_VARIABLE in os.environ:
@@ -300,12 +317,13 @@ def _find_key(path: Path) -> tuple[Fernet | None, str]:
     else:
         where, advice, text = str(file), f"restore the one that was made with {path.name}", file.read_bytes()
     try:
-        return Fernet(text.strip()), where
+        # Two while the vault gets another key: the first writes.
+        return MultiFernet([Fernet(each) for each in text.split()]), where
     except ValueError:
         raise VaultError(f"{where} is not a key; {advice}") from None
 
 
-def _make_key(path: Path) -> Fernet:
+def _make_key(path: Path) -> MultiFernet:
     file = path.with_suffix(".key")
     # Linked rather than created and then filled: of two processes one makes the key, the other finds it whole.
     with whole_file.temporary(file, Fernet.generate_key() + b"\n") as temporary, contextlib.suppress(FileExistsError):

@@ -115,6 +115,19 @@ def _relative(path: Path) -> Path:
     return Path(os.path.relpath(path)) if path.is_relative_to(ROOT) else path
 
 
+@secrets.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def rekey(deployment: Deployment, yes: bool) -> None:
+    """Give the vault another key. Copies of the old key open only copies of the old vault."""
+    path = _relative(deployment.vault_path)
+    vault = Vault.open(path)
+    if not yes:
+        click.confirm(f"Encrypt {path} with a new key", abort=True, err=True)
+    vault.rekey()
+    click.echo(f"{path.with_suffix('.key')} has a new key: keep a copy apart from {path}, and of that one a copy, too.")
+
+
 def _run(deployment: Deployment, command: Command, secret: tuple[str, ...], force: bool) -> None:
     if len(secret) > 1 or any(each.startswith("-") for each in secret):  # not repeated: it may well be the value
         raise VaultError(TOO_MANY)
