@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,7 @@ from manage.judgement import backed_up, reasons, size
 from manage.look import CertificateSeen, Seen
 from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text
+from manage.outside import federation_problem
 from roles import ROLES, Figure
 
 # Seconds for one machine, its connection included.
@@ -62,7 +63,7 @@ def status(deployment: Deployment, as_json: bool) -> None:
 
 
 def look_at_all(deployment: Deployment) -> list[Looked]:
-    """Look at every machine, all at once."""
+    """Look at every machine, all at once, and from outside."""
     jobs = [gevent.spawn(_look_at, machine, deployment) for machine in deployment.every_machine()]
     gevent.joinall(jobs)
     return [job.get() for job in jobs]
@@ -70,10 +71,13 @@ def look_at_all(deployment: Deployment) -> list[Looked]:
 
 def _look_at(machine: Machine, deployment: Deployment) -> Looked:
     asked = machine.settings
+    outside = gevent.spawn(federation_problem, asked if asked.here("synapse") else None)
     try:
         with gevent.Timeout(PATIENCE, Refused(f"{machine.name} has not answered for {PATIENCE} s")):
             lines = machine.run(look.question(asked))
         seen = look.seen(asked, deployment.settings_of(machine, look.machine_state(asked, lines)), lines)
+        if problem := outside.get():
+            seen = replace(seen, federation=seen.federation or f"from this computer, {problem}")
         why = tuple(Reason(machine.name, text) for text in reasons(seen, deployment.command_name))
     except Refused as refused:
         # Its own name comes first already.

@@ -18,10 +18,12 @@ from manage import look, status
 from manage.judgement import reasons, size
 from manage.look import BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, DiskSeen, Seen, UnitSeen
 from manage.output import plain, print_text
+from manage.outside import federation_problem, keys_problem
 from manage.status import span
 from operations.machine import MachineState
 from roles import ROLES
 from settings import Settings
+from tests.standin.release_server import ReleaseServer
 from tests.unit.test_settings import settings
 from vault import WithoutSecrets
 
@@ -358,3 +360,24 @@ def test_times_for_people(time: timedelta, words: str) -> None:
 )
 def test_sizes_for_people(number: int, words: str) -> None:
     assert size(number) == words
+
+
+# --- from outside ---------------------------------------------------------------------------------
+
+
+def test_what_other_homeservers_get(server: ReleaseServer) -> None:
+    name = server.url.removeprefix("https://")
+    assert keys_problem(name) == f"https://{name}/.well-known/matrix/server answers 404"
+    server.files[".well-known/matrix/server"] = b"<html>"
+    assert keys_problem(name) == f"https://{name}/.well-known/matrix/server is not JSON"
+    server.files[".well-known/matrix/server"] = json.dumps({"m.server": name}).encode()
+    server.files["_matrix/key/v2/server"] = json.dumps({"server_name": "other", "verify_keys": {"a": "b"}}).encode()
+    assert keys_problem(name) == f"https://{name}/_matrix/key/v2/server has no signing keys of {name}"
+    server.files["_matrix/key/v2/server"] = json.dumps({"server_name": name, "verify_keys": {"a": "b"}}).encode()
+    assert keys_problem(name) == ""
+    server.fault = "dead"
+    assert "refused" in keys_problem(name)
+
+
+def test_a_private_authority_cannot_be_judged_from_outside(chosen: Settings) -> None:
+    assert federation_problem(chosen) == ""
