@@ -298,7 +298,7 @@ _FIGURES = (
         size=True,
     ),
     Figure("servers", "other servers", "SELECT count(*) FROM destinations"),
-    Figure("failing_servers", "of them not reached", "SELECT count(*) FROM destinations WHERE failure_ts IS NOT NULL"),
+    Figure("failing_servers", "servers not reached", "SELECT count(*) FROM destinations WHERE failure_ts IS NOT NULL"),
 )
 
 SYNAPSE_ARGUMENTS = "--no-secrets-in-config -c /etc/matrix-synapse/homeserver.yaml -c /etc/matrix-synapse/conf.d"

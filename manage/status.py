@@ -149,7 +149,7 @@ def rendered(looked: Sequence[Looked]) -> list[RenderableType]:
             parts += [Padding(Text("was not reached", BAD), (0, 0, 1, 2))]
             continue
         parts += [Padding(_table_of_units(each.seen), (0, 0, 0, 2))] if each.seen.units else []
-        parts += [Padding(_facts(each.seen), (0, 0, 1, 2))]
+        parts += [Padding(_facts(each.seen), (1, 0, 1, 2))]
     why = [reason for each in looked for reason in each.reasons]
     if not why:
         parts.append(Text("All is well.", GOOD))
@@ -195,11 +195,10 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
     for program in seen.programs:
         versions.append(f", {program.name} ")
         versions.append(program.found or "none", "" if program.current else BAD)
-    # A package's program is what people know it for: those of the roles' own units, and not the tools.
+    # Those with a unit of their own, and not the tools.
+    with_units = [role.packages[0] for role in seen.settings.played if any(unit.masked for unit in role.units)]
     for package in seen.packages:
-        if any(
-            package.name == seen.settings.written(each.packages[0]) for each in seen.settings.played if each.packages
-        ):
+        if package.name in map(seen.settings.written, with_units):
             versions.append(
                 f", {package.name} {package.version.partition('-')[0] or 'none'}", "" if package.version else BAD
             )
