@@ -14,8 +14,6 @@ from roles import ROLES
 
 # A unit that crashed longer ago than this is left in peace, as is an error that is older.
 CRASHES, ERRORS, AFTER_RESTART = timedelta(days=1), timedelta(minutes=15), timedelta(minutes=5)
-# A backup is late if there was none for this long: one a day, and two hours of patience.
-BACKUP = timedelta(hours=26)
 DEPLOY = "deploy again"
 
 
@@ -138,12 +136,13 @@ def backed_up(seen: Seen) -> bool:
 
 
 def _of_backup(seen: BackupSeen) -> str:
-    if seen.last_failure and (not seen.last_success or seen.last_failure > seen.last_success):
-        return f"failed{f' ({seen.error})' if seen.error else ''}"
+    why = f" ({seen.error})" if seen.error else ""
     if not seen.last_success:
-        return f"has never succeeded{f' ({seen.error})' if seen.error else ''}"
-    if datetime.now(UTC) - seen.last_success > BACKUP:
-        return f"is from {seen.last_success:%Y-%m-%d %H:%M} UTC"
+        return f"has never succeeded{why}"
+    if seen.last_failure:
+        return f"has failed{why}; the last good one is from {seen.last_success:%Y-%m-%d %H:%M} UTC"
+    if datetime.now(UTC) - seen.last_success > timedelta(seconds=seen.late_after):
+        return f"is late, the last is from {seen.last_success:%Y-%m-%d %H:%M} UTC"
     return ""
 
 

@@ -114,12 +114,13 @@ class DiskSeen:
 
 @dataclass(frozen=True)
 class BackupSeen:
-    """A part of the backup, as its own job reports it."""
+    """A part of the backup, as its job reports it. last_failure: None if it succeeded since. late_after: seconds."""
 
     part: str
     last_success: datetime | None
     last_failure: datetime | None
-    error: str
+    error: str = ""
+    late_after: int = 26 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ def _probes(settings: Settings) -> dict[str, str]:
         "ls -d /opt/*/current/lib/python3*/site-packages/*.dist-info",
         "packages": f"dpkg-query --show --showformat '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {quoted(*packages)}",
         "disks": f"df -B1 --output=size,avail,itotal,iavail,target {states} | tail -n +2 | sort -u",
-        "backups": f'for file in {BACKUPS}/*.json; do printf "%s " "${{file##*/}}"; tr -d "\\n" <"$file"; echo; done',
+        "backups": f"for file in {BACKUPS}/*.json {BACKUPS}/*/*.json; do "
+        '[ ! -e "$file" ] || { tr -d "\\n" <"$file"; echo; }; done',
         "deployed": f'[ ! -s {LAST_DEPLOY} ] || echo "$(stat -c %Y {LAST_DEPLOY}) $(cat {LAST_DEPLOY})"',
         "began": '[ ! -s /run/matrix-metal/run ] || echo "$(stat -c %Y /run/matrix-metal/run) $(cat /run/matrix-metal/run)"',
     }
@@ -368,18 +370,18 @@ def _disks_seen(lines: Sequence[str]) -> Iterator[DiskSeen]:
 
 
 def _backups_seen(lines: Sequence[str]) -> Iterator[BackupSeen]:
-    """What each job of the role `backup` writes: last_success and last_failure as times of ISO 8601 or null, and error."""
+    """What each job of the role `backup` has written down."""
     for line in lines:
-        file, _, text = line.partition(" ")
         try:
-            about: dict[str, Any] = json.loads(text)
-        except ValueError:
-            about = {"error": "its report cannot be read"}
+            about: dict[str, Any] = dict(json.loads(line))
+        except (TypeError, ValueError):
+            about = {"part": "a part", "reason": "its report cannot be read"}
         yield BackupSeen(
-            part=file.removesuffix(".json"),
-            last_success=_parsed_time(about.get("last_success")),
-            last_failure=_parsed_time(about.get("last_failure")),
-            error=str(about.get("error") or ""),
+            part=str(about.get("part")),
+            last_success=_parsed_time(about.get("success")),
+            last_failure=_parsed_time(about.get("failure")),
+            error=str(about.get("reason") or ""),
+            late_after=int(about.get("late_after") or BackupSeen.late_after),
         )
 
 

@@ -32,10 +32,7 @@ TIMEOUT, AT_ONCE, PATIENCE = 20, 8, 60
 # Package lists that are older do not know what was published meanwhile.
 STALE = timedelta(days=3)
 # What would be upgraded, by the package lists that the machine has. Nothing is changed, and no lock is taken.
-_APT = (
-    "stat -c 'lists %Y' /var/lib/apt/lists; "
-    "apt-get -s -q -o Debug::NoLocking=true -o APT::Get::AllowUnauthenticated=true dist-upgrade"
-)
+_APT = "stat -c 'lists %Y' /var/lib/apt/lists; apt-get -s -q -o Debug::NoLocking=true dist-upgrade"
 _INST = re.compile(r"Inst (?P<name>\S+) \[(?P<old>[^\]]+)\] \((?P<new>\S+) (?P<origin>.*)\)")
 
 
@@ -268,11 +265,11 @@ def _print(items: Sequence[Item], silent: Sequence[str]) -> None:
             item.name,
             item.version,
             item.newest or "-",
-            Text(", ".join(map(_described, item.vulnerabilities)) or "-", "bold red" if item.vulnerabilities else ""),
+            Text(_described(item) or "-", "bold red" if item.vulnerabilities else ""),
             item.where,
         )
     if shown:
-        print_text(table)
+        print_text(table, "")
     if others:
         have = "has" if others == 1 else "have"
         print_text(Text(f"Of what comes with them, {others} {have} newer releases: `make lock` takes them in.", "dim"))
@@ -290,6 +287,10 @@ def _print(items: Sequence[Item], silent: Sequence[str]) -> None:
         print_text(Text("No vulnerability is known" + (" in what was answered." if silent else "."), "green"))
 
 
-def _described(vulnerability: Vulnerability) -> str:
-    fixed = " or ".join(vulnerability.fixed_in)
-    return f"{vulnerability.id} (fixed in {fixed})" if fixed else vulnerability.id
+def _described(item: Item) -> str:
+    """Its vulnerabilities, with the releases that have them no more if those are others than the newest."""
+    texts = []
+    for each in item.vulnerabilities:
+        fixed = " or ".join(version for version in each.fixed_in if version != item.newest)
+        texts.append(f"{each.id} (fixed in {fixed})" if fixed else each.id)
+    return ", ".join(texts)

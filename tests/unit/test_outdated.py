@@ -68,7 +68,7 @@ def test_all_is_current_and_a_machine_that_is_away_is_one_line(deployment: Deplo
 def test_vulnerabilities_and_newer_releases_are_listed(deployment: Deployment, server: ReleaseServer) -> None:
     pillow = LOCKED["pillow"]
     server.files[f"pypi/pillow/{pillow}/json"] = about(pillow, VULNERABILITY)
-    server.files["pypi/pillow/json"] = about("99.0.0")
+    server.files["pypi/pillow/json"] = about("99.0.1")
     server.files["pypi/matrix-synapse/json"] = about("99.1.0")
     server.files["pypi/jinja2/json"] = about("99.2.0")
     server.latest["matrix-org/sliding-sync"] = "v0.99.20"

@@ -207,11 +207,14 @@ def test_a_machine_of_another_deployment_is_not_judged(chosen: Settings) -> None
     ("backup", "words"),
     [
         (None, "nothing was backed up yet"),
-        (BackupSeen("database", NOW - DAY, None, ""), ""),
-        (BackupSeen("database", NOW - 2 * DAY, None, ""), "the backup of database is from "),
-        (BackupSeen("media", NOW - DAY, NOW, "no space"), "the backup of media failed (no space)"),
-        (BackupSeen("media", NOW, NOW - DAY, "no space"), ""),
-        (BackupSeen("media", None, None, ""), "the backup of media has never succeeded"),
+        (BackupSeen("database", NOW - DAY, None), ""),
+        (BackupSeen("database", NOW - 2 * DAY, None), "the backup of database is late, the last is from "),
+        (BackupSeen("wal", NOW - DAY, None, late_after=300), "the backup of wal is late, the last is from "),
+        (
+            BackupSeen("files", NOW - DAY, NOW, "no space"),
+            "the backup of files has failed (no space); the last good one",
+        ),
+        (BackupSeen("files", None, NOW, "no space"), "the backup of files has never succeeded (no space)"),
     ],
 )
 def test_a_backup_is_judged_if_the_inventory_has_the_role(
@@ -259,7 +262,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
         "running": ["/opt/sydent/old-py3.13/", "/opt/mas/current/"],
         "packages": ["installed caddy 2.6.2-12", "config-files coturn 4.6.1-2"],
         "disks": ["1000 100 50 10 /", "1000 100 - - /var/lib/my data"],
-        "backups": ['media.json {"last_success": "2026-11-26T10:00:00Z"}', "database.json {"],
+        "backups": ['{"part": "files", "success": "2026-11-26T10:00:00Z", "failure": null, "late_after": 300}', "{"],
         "deployed": ['1700000000 {"by": "anna@laptop", "version": "0.2.0", "commit": ""}'],
         "began": ["1700000001 ben@desk, since 2023-11-14 22:13:21 UTC"],
         "database synapse": ["size 1000", "accounts 3"],
@@ -281,7 +284,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
     packages = {each.name: each.version for each in seen.packages}
     assert packages["caddy"] == "2.6.2-12" and packages["coturn"] == ""
     assert seen.disks == (DiskSeen("/", 1000, 100, 20), DiskSeen("/var/lib/my data", 1000, 100, None))
-    assert seen.backups[0].last_success == datetime(2026, 11, 26, 10, tzinfo=UTC)
+    assert seen.backups[0] == BackupSeen("files", datetime(2026, 11, 26, 10, tzinfo=UTC), None, late_after=300)
     assert seen.backups[1].error == "its report cannot be read"
     assert seen.deployed and seen.began and seen.began.by == "ben@desk" and seen.began.at > seen.deployed.at
     databases = {each.name: each for each in seen.databases}
