@@ -75,7 +75,10 @@ def _look_at(machine: Machine, deployment: Deployment) -> Looked:
     try:
         with gevent.Timeout(PATIENCE, Refused(f"{machine.name} has not answered for {PATIENCE} s")):
             lines = machine.run(look.question(asked))
-        seen = look.seen(asked, deployment.settings_of(machine, look.machine_state(asked, lines)), lines)
+        state = look.machine_state(asked, lines)
+        if not state.user:
+            raise Refused(f"{machine.name} is too busy: it has not answered for {look.PATIENCE} s")
+        seen = look.seen(asked, deployment.settings_of(machine, state), lines)
         if problem := outside.get():
             seen = replace(seen, federation=seen.federation or f"from this computer, {problem}")
         why = tuple(Reason(machine.name, text) for text in reasons(seen, deployment.command_name))

@@ -1,7 +1,6 @@
 """`manage.py NAME status` on a complete deployment: all is well, many things are wrong, and a machine that is away."""
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,12 +62,8 @@ def texts(found: dict[str, Any]) -> list[str]:
 
 def test_all_is_well(deployed: Deployed, alice: Account) -> None:
     deployed.deployment.run("-y")
-    begin = time.monotonic()
     found = ask(deployed.deployment)
-    seconds = time.monotonic() - begin
     assert found["well"], texts(found)
-    # While another test runs on the same processors; alone it takes half of that.
-    assert seconds < 6
     [machine] = found["machines"]
     assert {unit["state"] for unit in machine["units"]} == {"active"} and all(
         unit["works"] for unit in machine["units"]
