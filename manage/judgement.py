@@ -40,7 +40,7 @@ def reasons(seen: Seen, inventory: str) -> Iterator[str]:
         if reason := _of_program(program, seen):
             yield reason
     for certificate in seen.certificates:
-        if reason := _of_certificate(certificate):
+        if reason := certificate_reason(certificate):
             yield reason
     yield from (reason for disk in seen.disks if (reason := _of_disk(disk)))
     yield from _of_backups(seen)
@@ -102,7 +102,8 @@ def _of_program(program: ProgramSeen, seen: Seen) -> str:
     return ""
 
 
-def _of_certificate(seen: CertificateSeen) -> str:
+def certificate_reason(seen: CertificateSeen) -> str:
+    """What is wrong with a certificate; empty if nothing is."""
     shown = seen.certificate
     problem = "no certificate is presented" if shown is None else certificate_problem(shown, seen.name)
     advice = "do its DNS records lead here, are ports 80 and 443 open? `journalctl -u caddy` there says more"

@@ -14,6 +14,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from manage.output import printable
 from operations.certificates import Served
 from operations.look import Answers
 from operations.machine import Machine as MachineFact
@@ -195,7 +196,8 @@ def question(settings: Settings) -> str:
 def _probes(settings: Settings) -> dict[str, str]:
     """What is asked, by a name for the answer. PostgreSQL's version is not known yet: its unit is asked for by a pattern."""
     names = quoted(*(any_version(unit.name) for _, unit in _units(settings)))
-    packages = [any_version(package) for package in (*settings.packages, *PACKAGES)]
+    of_roles = [any_version(package) for role in settings.played for package in role.packages]
+    packages = dict.fromkeys([*of_roles, *settings.packages, *PACKAGES])
     states = quoted(*(path for role in settings.played for path in role.state), "/opt", "/var/log")
     probes = {
         "machine": MachineFact().question(),
@@ -307,7 +309,7 @@ def _errors(unit: Unit, lines: Sequence[str], invocation: str) -> Iterator[tuple
     # What it wrote before it was started again is over.
     entries = [entry for entry in entries if entry.get("_SYSTEMD_INVOCATION_ID", invocation) == invocation]
     # Lines that are no text are lists of bytes.
-    messages = [text if isinstance(text := entry.get("MESSAGE"), str) else "?" for entry in entries]
+    messages = [printable(text) if isinstance(text := entry.get("MESSAGE"), str) else "?" for entry in entries]
     remaining = unrecovered(messages, unit.recoveries)
     for entry, message in zip(entries, messages, strict=True):
         if message in remaining:
@@ -350,7 +352,7 @@ def _programs_seen(settings: Settings, answers: Mapping[str, list[str]]) -> Iter
 
 
 def _packages_seen(settings: Settings, lines: Sequence[str]) -> Iterator[PackageSeen]:
-    found = {name: version for status, name, version in (line.split() for line in lines) if status == "installed"}
+    found = {name: version for status, name, version in (line.split(" ", 2) for line in lines) if status == "installed"}
     for name in dict.fromkeys((*settings.packages, *PACKAGES)):
         yield PackageSeen(name, found.get(name, ""))
 
@@ -409,7 +411,7 @@ def _began(lines: Sequence[str]) -> DeploySeen | None:
 
 
 def _federation(settings: Settings, lines: Sequence[str]) -> str:
-    kind, _, text = " ".join(lines).partition(" ")
+    kind, _, text = printable(" ".join(lines)).partition(" ")
     if kind != "keys":
         return text or f"no answer within {PATIENCE} s"
     try:

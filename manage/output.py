@@ -62,5 +62,9 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
-    # People choose their names: control characters would reach the terminal.
-    return "".join(character if character.isprintable() else " " for character in str(value))
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """A text that people or programs elsewhere have chosen, without control characters: they would reach the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

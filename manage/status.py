@@ -15,13 +15,15 @@ from rich.text import Text
 
 from compat import Refused
 from manage import look
-from manage.judgement import backed_up, reasons, size
+from manage.judgement import backed_up, certificate_reason, reasons, size
 from manage.look import CertificateSeen, Seen
 from manage.machines import Deployment, Machine
-from manage.output import as_json, plain, print_json, print_text
+from manage.output import as_json, plain, print_json, print_text, printable
 from manage.outside import federation_problem
 from roles import ROLES, Figure
 
+# Characters of a line of a log that are shown.
+LONGEST = 200
 # Seconds for one machine, its connection included.
 PATIENCE = 25
 GOOD, BAD, WEAK = "green", "bold red", "dim"
@@ -86,6 +88,10 @@ def _look_at(machine: Machine, deployment: Deployment) -> Looked:
         # Its own name comes first already.
         text = str(refused).removeprefix(f"{machine.name}: ").removeprefix(f"{machine.name} ")
         return Looked(machine, None, (Reason(machine.name, f"{text}: is it up, and is the network?"),))
+    except (LookupError, ValueError) as error:
+        # Of this machine, which must not hide the others.
+        text = f"gives an answer that is not understood ({type(error).__name__}: {error}): is its disk full?"
+        return Looked(machine, None, (Reason(machine.name, printable(text)),))
     finally:
         machine.close()
     return Looked(machine, seen, why)
@@ -206,9 +212,10 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
                 f", {package.name} {package.version.partition('-')[0] or 'none'}", "" if package.version else BAD
             )
     yield "versions", versions
-    wrong = {reason_of.name for reason_of in seen.certificates if reason_of.certificate is None}
-    for text, names in _certificates(seen.certificates).items():
-        yield "certificates", Text(f"{text}: {', '.join(names)}", BAD if set(names) & wrong else "")
+    wrong = [each for each in seen.certificates if certificate_reason(each)]
+    for style, certificates in ((BAD, wrong), ("", [each for each in seen.certificates if each not in wrong])):
+        for text, names in _certificates(certificates).items():
+            yield "certificates", Text(f"{text}: {', '.join(names)}", style)
     for disk in seen.disks:
         part = disk.free / disk.size if disk.size else 0
         yield "disk", Text(f"{size(disk.free)} of {size(disk.size)} free on {disk.path} ({part:.0%})")
@@ -221,6 +228,10 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
     if seen.federation is not None:
         works = Text("other homeservers find this one and its keys")
         yield "federation", Text(seen.federation, BAD) if seen.federation else works
+    for unit in seen.units:
+        if unit.errors:
+            when, text = unit.errors[-1]
+            yield "last error", Text(f"{unit.title.removeprefix('the ')}, {ago(when)} ago: {text[:LONGEST]}", "yellow")
     yield "backup", _backup(seen)
     yield "deployed", _deployed(seen)
 

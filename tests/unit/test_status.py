@@ -260,7 +260,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
         ],
         "installed": ["/opt/sydent/current abc-py3.13", "/opt/mas/current v1.22.0-0123456789ab"],
         "running": ["/opt/sydent/old-py3.13/", "/opt/mas/current/"],
-        "packages": ["installed caddy 2.6.2-12", "config-files coturn 4.6.1-2"],
+        "packages": ["installed caddy 2.6.2-12", "config-files coturn 4.6.1-2", "not-installed postgresql-9 "],
         "disks": ["1000 100 50 10 /", "1000 100 - - /var/lib/my data"],
         "backups": ['{"part": "files", "success": "2026-11-26T10:00:00Z", "failure": null, "late_after": 300}', "{"],
         "deployed": ['1700000000 {"by": "anna@laptop", "version": "0.2.0", "commit": ""}'],
@@ -299,6 +299,12 @@ def test_a_machine_that_answers_nothing_is_understood(chosen: Settings) -> None:
     assert {each.state for each in seen.units} == {"missing"} and seen.deployed is None and list(reasons(seen, "prod"))
 
 
+def test_versions_of_postgresql_are_not_known_before(tmp_path: Path) -> None:
+    """On Debian 12 it is another than on 13."""
+    probes = look._probes(settings(tmp_path, machine=MachineState(release="13", architecture="amd64")))
+    assert "'postgresql-*'" in probes["packages"] and "'postgresql@*-main.service'" in probes["units"]
+
+
 def test_no_health_command_depends_on_what_the_look_finds_out() -> None:
     """It is asked in the same command."""
     assert not [unit.name for role in ROLES.values() for unit in role.units if "{version}" in unit.health]
@@ -316,15 +322,17 @@ def test_it_fits_the_terminal(
     class Named:
         name, settings = "matrix.example.org", chosen
 
+    seen = unit("caddy", errors=((NOW, "bad " * 100),))(answered(chosen))
     looked = [
-        status.Looked(Named, answered(chosen), ()),  # type: ignore[arg-type]
+        status.Looked(Named, seen, ()),  # type: ignore[arg-type]
         status.Looked(Named, None, (status.Reason("relay", "cannot be reached"),)),  # type: ignore[arg-type]
     ]
     print_text(*status.rendered(looked))
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= columns
     assert printed.endswith("Something is wrong:\n 1. relay: cannot be reached\n") and "\x1b" not in printed
-    for words in ("PostgreSQL", "20.0 GiB of 40.0 GiB free on / (50%)", "12 accounts", "7.0 GiB media", "no backup"):
+    disk = "20.0 GiB of 40.0 GiB free on / (50%)"
+    for words in ("PostgreSQL", disk, "12 accounts", "7.0 GiB media", "no backup", "ago: bad"):
         assert words in " ".join(printed.split())
     print_text(*status.rendered(looked[:1]))
     assert capsys.readouterr().out.endswith("All is well.\n")
