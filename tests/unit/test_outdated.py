@@ -38,6 +38,7 @@ def deployment(tmp_path: Path, server: ReleaseServer) -> Deployment:
     found = Deployment(
         tmp_path, [], {"server_name": "a.test", "tls": "internal", "sliding_sync_releases": page}, roles={}
     )
+    found.environment["COLUMNS"] = "200"
     (tmp_path / "known_hosts").touch()
     data = {"ssh_hostname": "127.0.0.1", "ssh_port": 1, "ssh_known_hosts_file": str(tmp_path / "known_hosts")}
     machine = repr(("far", data))
