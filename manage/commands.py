@@ -1,4 +1,4 @@
-"""The command line: `python manage.py NAME NOUN VERB ...`. Exit status 0, or 1 with a line that says why."""
+"""The command line: `python manage.py NAME NOUN VERB ...`, or a single word. Exit status 0, or 1 with a line that says why."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def cli(context: click.Context, name: str) -> None:
     """Everything after the first deploy.
 
     NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
-    so has each VERB. Nothing is deployed.
+    so has each VERB. Nothing is deployed, but by `mas migrate` and `secrets rotate`.
     """
     context.obj = Deployment(name)
     # As for a deploy: paths in the inventory are relative to this directory.
