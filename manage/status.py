@@ -87,7 +87,8 @@ def _look_at(machine: Machine, deployment: Deployment) -> Looked:
     except Refused as refused:
         # Its own name comes first already.
         text = str(refused).removeprefix(f"{machine.name}: ").removeprefix(f"{machine.name} ")
-        return Looked(machine, None, (Reason(machine.name, f"{text}: is it up, and is the network?"),))
+        advice = "" if machine.host.connected else ": is it up, and is the network?"
+        return Looked(machine, None, (Reason(machine.name, f"{text}{advice}"),))
     except (LookupError, ValueError) as error:
         # Of this machine, which must not hide the others.
         text = f"gives an answer that is not understood ({type(error).__name__}: {error}): is its disk full?"

@@ -162,3 +162,18 @@ def test_a_machine_that_is_away_does_not_hide_the_others(deployed: Deployed, tmp
     assert reason["machine"] == "relay.away.test" and reason["text"].startswith("cannot be reached: ")
     one, other = found["machines"]
     assert one["well"] and one["units"] and not other["reached"]
+
+
+def test_outdated_asks_the_machine_and_needs_no_other_source(deployed: Deployed) -> None:
+    done = deployed.deployment.manage("outdated", "--json", "--pypi", "http://127.0.0.1:1/pypi")
+    found = json.loads(done.stdout)
+    name = deployed.deployment.hosts[0].name
+    assert done.returncode == (1 if found["vulnerable"] else 0), done.stderr
+    assert not [line for line in found["unreachable"] if line.startswith(name)], found
+    assert len([line for line in found["unreachable"] if line.startswith("PyPI was not asked about ")]) == 1
+    # What there is depends on the day.
+    assert {item["where"] for item in found["items"] if item["kind"] == "debian"} <= {name}
+    upgrades = deployed.host.run("apt-get -s -q dist-upgrade | grep '^Inst .*-[Ss]ecurity' || true").stdout
+    assert {item["name"] for item in found["items"] if item["vulnerabilities"]} == {
+        line.split()[1] for line in upgrades.splitlines()
+    }
