@@ -42,11 +42,15 @@ class Refused(DeployError, CommandLineError):  # type: ignore[misc]
 
 
 class RunLocks(Protocol):
-    """What keeps two runs apart (operations/lock.py). Both raise Refused."""
+    """What keeps two runs apart (operations/lock.py). take and check raise Refused."""
 
     def take(self, hosts: list[Host]) -> None: ...
 
     def check(self) -> None: ...
+
+    def finish(self, hosts: list[Host]) -> None:
+        """The run has ended on these machines without a failure."""
+        ...
 
 
 def install(check: Callable[[Inventory], None], locks: RunLocks) -> None:
@@ -137,6 +141,8 @@ class _Run(BaseStateCallback):
     def set_stage(self, stage: StateStage) -> None:
         if stage is StateStage.Execute:
             self.locks.take(list(self.state.inventory.get_active_hosts()))
+        if stage is StateStage.Disconnect and self.executes:
+            self.locks.finish(list(self.state.inventory.get_active_hosts()))
         self.enter(stage)
 
     def operation_start(self, state: State, op_hash: str) -> None:  # type: ignore[override]

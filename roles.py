@@ -19,13 +19,16 @@ Reach = Literal["everybody", "deployment", "machine"]
 class VaultEntry(NamedTuple):
     """A secret. kind: "given" by the administrator; the others are generated. A name ends in * if there may be several.
 
-    keep: why it must not change once it has been used.
+    keep: why it must not change once it has been used. rotation: what a new one means for people. overlap: hours for which the
+    old one is accepted as well.
     """
 
     name: str
     kind: Literal["token", "hex", "ed25519", "rsa", "given"]
     meaning: str
     keep: str = ""
+    rotation: str = ""
+    overlap: int = 0
 
 
 class Port(NamedTuple):
@@ -57,15 +60,26 @@ class Domain(NamedTuple):
     purpose: str
 
 
+class Figure(NamedTuple):
+    """A number that `manage.py NAME status` shows. query: SQL that gives it. size: whether it is in bytes."""
+
+    name: str
+    meaning: str
+    query: str
+    size: bool = False
+
+
 class Database(NamedTuple):
     """A database. owner: the PostgreSQL role that owns it, named like the system user.
 
-    first_filled: tables of which at least one has rows after the first start of the program.
+    first_filled: tables of which at least one has rows after the first start of the program. figures: numbers in it that an
+    administrator wants to see.
     """
 
     name: str
     owner: str
     first_filled: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
 
 class Unit(NamedTuple):
@@ -159,7 +173,8 @@ class Role:
         if self.database is None:
             return self.secrets
         meaning = f"{self.title}'s, where its database is on another machine"
-        return (*self.secrets, VaultEntry(self.password, "hex", meaning))
+        rotation = f"for some seconds {self.title} opens no new connections to its database, then it restarts"
+        return (*self.secrets, VaultEntry(self.password, "hex", meaning, rotation=rotation))
 
 
 # PostgreSQL reads its files for these views, and does not use them. A setting that takes effect at its next start is no mistake.
@@ -174,6 +189,11 @@ _CHECK_POSTGRES = (
 
 # Unless other clusters came first.
 POSTGRES_PORT = 5432
+# The start of a shell command that asks our cluster, whatever its version: that is main, the newest if there are several.
+ASK_POSTGRES = (
+    "cd /etc/postgresql && PGCLUSTER=$(ls -d */main | sort -V | tail -n 1) && cd / && runuser -u postgres -- "
+    "env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER=$PGCLUSTER"
+)
 
 POSTGRES = Role(
     name="postgres",
@@ -185,11 +205,7 @@ POSTGRES = Role(
         Unit(
             "postgresql@{version}-main.service",
             user="postgres",
-            # Ours is the cluster main, on any port; the one of the newest version, if there are several.
-            health=(
-                "cd /etc/postgresql && PGCLUSTER=$(ls -d */main | sort -V | tail -n 1) && cd / && runuser -u postgres -- "
-                "env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER=$PGCLUSTER psql -XAtqc 'SELECT 1' | grep -q 1"
-            ),
+            health=f"{ASK_POSTGRES} psql -XAtqc 'SELECT 1' | grep -q 1",
             # Debian's generator enables each cluster at every boot.
             enabled="enabled-runtime",
             masked=True,
@@ -264,6 +280,27 @@ _LOOK_UP_ALIAS = (
 # Synapse logs as errors also what goes wrong at other homeservers.
 _ABOUT_OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
 
+# Accounts of people in Synapse's table of users. The last condition is about the account with which manage.py asks Synapse.
+PEOPLE = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+)?:'"
+_FIGURES = (
+    Figure("accounts", "accounts", f"SELECT count(*) FROM users WHERE {PEOPLE}"),  # noqa: S608 - no input of anybody's
+    Figure(
+        "active_accounts",
+        "active in 30 days",
+        "SELECT count(DISTINCT user_id) FROM user_daily_visits WHERE timestamp > 1000 * (extract(epoch FROM now()) - 2592000)",
+    ),
+    Figure("rooms", "rooms", "SELECT count(DISTINCT room_id) FROM local_current_membership WHERE membership = 'join'"),
+    Figure(
+        "media",
+        "media",
+        "SELECT coalesce((SELECT sum(media_length) FROM local_media_repository), 0) + "
+        "coalesce((SELECT sum(media_length) FROM remote_media_cache), 0)",
+        size=True,
+    ),
+    Figure("servers", "other servers", "SELECT count(*) FROM destinations"),
+    Figure("failing_servers", "servers not reached", "SELECT count(*) FROM destinations WHERE failure_ts IS NOT NULL"),
+)
+
 SYNAPSE_ARGUMENTS = "--no-secrets-in-config -c /etc/matrix-synapse/homeserver.yaml -c /etc/matrix-synapse/conf.d"
 # Synapse's own check reads every file as the service will.
 CHECK_SYNAPSE = (
@@ -308,11 +345,28 @@ SYNAPSE = Role(
         Port("tcp", FEDERATION_PORT, "everybody", "caddy.service", when="federation_port_8448"),
     ),
     domain=Domain("matrix_domain", "matrix", "Synapse"),
-    database=Database("synapse", "matrix-synapse", first_filled=("schema_version", "users", "events")),
+    database=Database(
+        "synapse", "matrix-synapse", first_filled=("schema_version", "users", "events"), figures=_FIGURES
+    ),
     secrets=(
-        VaultEntry("synapse_registration_shared_secret", "token", "lets an administrator register accounts on Synapse"),
-        VaultEntry("synapse_macaroon_secret_key", "token", "signs Synapse's short-lived login, guest and SSO tokens"),
-        VaultEntry("synapse_form_secret", "token", "protects the forms that Synapse serves"),
+        VaultEntry(
+            "synapse_registration_shared_secret",
+            "token",
+            "lets an administrator register accounts on Synapse",
+            rotation="nobody notices but for the restart of Synapse",
+        ),
+        VaultEntry(
+            "synapse_macaroon_secret_key",
+            "token",
+            "signs Synapse's short-lived login, guest and SSO tokens",
+            rotation="everybody stays logged in but guests; who is just signing in with another provider begins again",
+        ),
+        VaultEntry(
+            "synapse_form_secret",
+            "token",
+            "protects the forms that Synapse serves",
+            rotation="forms that are open in a browser have to be opened again",
+        ),
     ),
 )
 
@@ -369,8 +423,18 @@ MAS = Role(
             "MAS cannot read what it has encrypted in its database without it",
         ),
         VaultEntry("mas_signing_key", "rsa", "MAS signs identity tokens with it", "clients and applications pin it"),
-        VaultEntry("mas_synapse_secret", "token", "with which MAS and Synapse recognise each other"),
-        VaultEntry("mas_admin_client_secret", "token", "with which manage.py administers MAS"),
+        VaultEntry(
+            "mas_synapse_secret",
+            "token",
+            "with which MAS and Synapse recognise each other",
+            rotation="everybody stays logged in; requests fail for the seconds between the restarts of MAS and Synapse",
+        ),
+        VaultEntry(
+            "mas_admin_client_secret",
+            "token",
+            "with which manage.py administers MAS",
+            rotation="nobody notices but for the restart of MAS",
+        ),
         VaultEntry("sso_client_secret_*", "given", "of MAS at the provider with that ID in the setting `sso`"),
     ),
 )
@@ -465,7 +529,16 @@ COTURN = Role(
         RELAYED,
     ),
     domain=Domain("turn_domain", "turn", "coturn"),
-    secrets=(VaultEntry("turn_shared_secret", "token", "Synapse signs TURN credentials with it, coturn checks them"),),
+    secrets=(
+        VaultEntry(
+            "turn_shared_secret",
+            "token",
+            "Synapse signs TURN credentials with it, coturn checks them",
+            rotation="coturn and LiveKit restart, which interrupts the calls through them, and Synapse",
+            # Synapse hands out credentials for a day (turn_user_lifetime).
+            overlap=48,
+        ),
+    ),
 )
 
 # Ports of LiveKit and lk-jwt-service.
@@ -515,7 +588,12 @@ RTC = Role(
     ),
     domain=Domain("rtc_domain", "rtc", "LiveKit: calls in Element X"),
     secrets=(
-        VaultEntry("livekit_secret", "hex", "lk-jwt-service signs with it who may join a call, LiveKit checks it"),
+        VaultEntry(
+            "livekit_secret",
+            "hex",
+            "lk-jwt-service signs with it who may join a call, LiveKit checks it",
+            rotation="calls in Element X end, and people join them again",
+        ),
     ),
 )
 

@@ -21,13 +21,14 @@ import re
 import secrets
 import sys
 import textwrap
+import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -78,16 +79,33 @@ class Secret:
         return self
 
 
+class Previous(NamedTuple):
+    """A secret that was replaced, and is accepted beside the new one until then (seconds since the epoch)."""
+
+    name: str
+    secret: Secret
+    until: float
+
+
 class Vault:
     """The secrets of one deployment. Nothing is written, not even a new key, before `save()`, so a dry run changes nothing."""
 
-    def __init__(self, path: Path, key: Fernet | None, stored: bytes | None, id: str, values: dict[str, Secret]):
+    def __init__(
+        self,
+        path: Path,
+        key: MultiFernet | None,
+        stored: bytes | None,
+        id: str,
+        values: dict[str, Secret],
+        previous: Sequence[Previous] = (),
+    ):
         self.path = path
         self.id = id  # random, not secret: machines remember it, so that a different vault is recognised
         self._key = key
         self._stored = stored  # the file as it was last read or written
         self._values = values
         self._saved = dict(values)
+        self._previous = list(previous)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -110,7 +128,8 @@ class Vault:
         if document["format"] != FORMAT:
             raise VaultError(f"{path} was written by a newer matrix-metal: update this one")
         values = {name: Secret(value) for name, value in document["secrets"].items()}
-        return cls(path, key, stored, document["id"], values)
+        previous = [Previous(name, Secret(value), until) for name, value, until in document.get("previous", ())]
+        return cls(path, key, stored, document["id"], values, previous)
 
     @property
     def unsaved(self) -> bool:
@@ -157,24 +176,51 @@ class Vault:
             self._may_change(name, "set", force)
             self._values[name] = secret
 
-    def rotate(self, name: str, force: bool = False) -> None:
-        """Put a new generated value in the place of the old one."""
+    def rotate(self, name: str, force: bool = False, at_once: bool = False) -> None:
+        """Put a new generated value in the place of the old one. at_once: no old one is accepted beside it."""
         known = _known(name)
         if known.kind == "given":
             raise VaultError(f"{name} is not generated but given: {self.command('set', name)}")
         self._may_change(name, "rotate", force)
+        old = self._values.get(name)
+        if at_once:
+            self._previous = [each for each in self._previous if each.name != name]
+        elif old and known.overlap:
+            self._previous.insert(0, Previous(name, old, time.time() + known.overlap * 3600))
         self._values[name] = _generate(known.kind)
 
-    def save(self) -> None:
-        """Write the vault, whole or not at all, if something changed; first its key, if it has none."""
-        if not self.unsaved:
+    def previous(self, name: str) -> tuple[Secret, ...]:
+        """The secrets that are still accepted beside this one, the latest first."""
+        return tuple(each.secret for each in self._previous if each.name == name and each.until > time.time())
+
+    def rekey(self) -> None:
+        """Give the vault another key. Whenever this is interrupted, the key file opens the vault."""
+        file = self.path.with_suffix(".key")
+        if KEY_VARIABLE in os.environ:
+            raise VaultError(
+                f"the key is in {KEY_VARIABLE}: write it into {file}, take it out of the environment, try again"
+            )
+        if self._stored is None:
+            raise VaultError(f"there is no {self.path} yet: the first deploy makes it, and its key")
+        new = Fernet.generate_key()
+        with _os_errors(file):
+            old = file.read_bytes().split()
+            whole_file.replace(file, b"\n".join([new, *old]) + b"\n")
+            self._key, _ = _find_key(self.path)
+            self.save(again=True)
+            whole_file.replace(file, new + b"\n")
+
+    def save(self, again: bool = False) -> None:
+        """Write the vault, whole or not at all, if something changed, or again; first its key, if it has none."""
+        if not (self.unsaved or again):
             return
         with _os_errors(self.path), whole_file.locked(self.path.parent):
             if (self.path.read_bytes() if self.path.exists() else None) != self._stored:
                 raise VaultError(f"{self.path} was changed by someone else in the meantime: run the same command again")
             key = self._key or _make_key(self.path)
             values = {name: secret.reveal() for name, secret in self._values.items()}
-            document = {"format": FORMAT, "id": self.id, "secrets": values}
+            previous = [(name, each.reveal(), until) for name, each, until in self._previous if until > time.time()]
+            document = {"format": FORMAT, "id": self.id, "secrets": values, "previous": previous}
             token = key.encrypt(json.dumps(document).encode()) + b"\n"
             whole_file.replace(self.path, token)
         self._key, self._stored, self._saved = key, token, dict(self._values)
@@ -185,11 +231,27 @@ class Vault:
             command = f"{self.command(verb, name)} --force"
             raise VaultError(f"{name} must not change: {keep}; if that is what you want: {command}")
 
+    def rotatable(self) -> list[str]:
+        """The secrets that it has and that a rotation can replace: generated ones on which no other data depends."""
+        return [
+            name for name in self.names() if self.has(name) and not (_known(name).keep or _known(name).kind == "given")
+        ]
+
     def command(self, verb: Command, name: str = "") -> str:
         """The command line that shows, sets or rotates a secret of this vault."""
         if self.path.parent.name == "inventories" and self.path.with_suffix(".py").exists():
             return f"python manage.py {self.path.stem} secrets {verb} {name}".rstrip()
         return f"python vault.py {verb} {self.path} {name}".rstrip()
+
+
+class WithoutSecrets(Vault):
+    """Used instead of the vault by what only looks: every secret is empty, so that views with secrets can be derived."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull), None, None, "", {})
+
+    def get(self, name: str) -> Secret:
+        return Secret("")
 
 
 def path_for(deployment: str, directory: Path) -> Path:
@@ -199,6 +261,11 @@ def path_for(deployment: str, directory: Path) -> Path:
     if not re.fullmatch(r"\w[\w.-]*", deployment):
         raise VaultError(f"{deployment!r} is neither a deployment's name, like prod, nor a path that ends in .vault")
     return directory / f"{deployment}.vault"
+
+
+def entry_of(name: str) -> VaultEntry:
+    """The record of a secret. Raises VaultError."""
+    return _known(name)
 
 
 def _known(name: str) -> VaultEntry:
@@ -237,7 +304,7 @@ def _generate(kind: str) -> Secret:
     return Secret(secrets.token_hex(32) if kind == "hex" else secrets.token_urlsafe(48))
 
 
-def _find_key(path: Path) -> tuple[Fernet | None, str]:
+def _find_key(path: Path) -> tuple[MultiFernet | None, str]:
     """The key of this vault, and where it was found or, if there is none, where it was looked for."""
     file = path.with_suffix(".key")
     if KEY_VARIABLE in os.environ:
@@ -250,12 +317,13 @@ def _find_key(path: Path) -> tuple[Fernet | None, str]:
     else:
         where, advice, text = str(file), f"restore the one that was made with {path.name}", file.read_bytes()
     try:
-        return Fernet(text.strip()), where
+        # Two while the vault gets another key: the first writes.
+        return MultiFernet([Fernet(each) for each in text.split()]), where
     except ValueError:
         raise VaultError(f"{where} is not a key; {advice}") from None
 
 
-def _make_key(path: Path) -> Fernet:
+def _make_key(path: Path) -> MultiFernet:
     file = path.with_suffix(".key")
     # Linked rather than created and then filled: of two processes one makes the key, the other finds it whole.
     with whole_file.temporary(file, Fernet.generate_key() + b"\n") as temporary, contextlib.suppress(FileExistsError):

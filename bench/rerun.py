@@ -1,4 +1,4 @@
-"""A second run that changes nothing, with low and with high latency."""
+"""A second run that changes nothing, with low and with high latency; and `manage.py NAME status`."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from bench.trial import load, say
 from tests.deployment import PYINFRA, Deployment
 from tests.testbed import Host
 
-RUNS = 5
+RUNS, LOOKS = 5, 9
 RUNS_WITH_MAS = 9
 ROUND_TRIP = 0.05
 
@@ -33,12 +33,14 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
         near: list[float] = []
         far: list[float] = []
         own: list[float] = []
+        looks = [_status(deployment) for _ in range(LOOKS)]
         for _ in range(RUNS):
             near.append(_timed(deployment))
             far.append(_timed(deployment, *through))
             own.append(_pyinfras_own(deployment))
     commands = _commands(deployment)
     say(f"re-runs measured; {load()}")
+    yield Figure("status", looks, "s")
     yield Figure("re-run without changes", near, "s")
     yield Figure("re-run, 50 ms of round trip added", far, "s")
     yield Figure("pyinfra's own start and one connection", own, "s")
@@ -65,6 +67,16 @@ def _timed(deployment: Deployment, *options: str) -> float:
     seconds = time.monotonic() - begin
     if run.changed:
         raise Changed(f"a second run changed something: {', '.join(run.changed)}")
+    return seconds
+
+
+def _status(deployment: Deployment) -> float:
+    """`manage.py NAME status`; what it finds does not matter."""
+    begin = time.monotonic()
+    shown = deployment.manage("status").stdout
+    seconds = time.monotonic() - begin
+    if "database" not in shown:
+        raise Changed(f"status was not shown: {shown}")
     return seconds
 
 

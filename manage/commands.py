@@ -1,4 +1,4 @@
-"""The command line: `python manage.py NAME NOUN VERB ...`. Exit status 0, or 1 with a line that says why."""
+"""The command line: `python manage.py NAME NOUN VERB ...`, or a single word. Exit status 0, or 1 with a line that says why."""
 
 import os
 import sys
@@ -10,7 +10,9 @@ from compat import Refused
 from manage.accounts import accounts
 from manage.machines import ROOT, Deployment
 from manage.mas import mas
+from manage.outdated import outdated
 from manage.secrets import secrets
+from manage.status import status
 from manage.tokens import tokens
 from settings import SettingError
 from vault import VaultError
@@ -23,14 +25,14 @@ def cli(context: click.Context, name: str) -> None:
     """Everything after the first deploy.
 
     NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
-    so has each VERB. Nothing is deployed.
+    so has each VERB. Nothing is deployed, but by `mas migrate` and `secrets rotate`.
     """
     context.obj = Deployment(name)
     # As for a deploy: paths in the inventory are relative to this directory.
     os.chdir(ROOT)
 
 
-for _noun in (accounts, tokens, mas, secrets):
+for _noun in (status, accounts, tokens, mas, secrets, outdated):
     cli.add_command(_noun)
 
 

@@ -51,7 +51,7 @@ class Steps:
         return f"  {self.step}, on {outcome[1]}{': failed' if failed else ''}"
 
 
-def deploy(deployment: Deployment, environment: Mapping[str, str], log: str) -> str:
+def deploy(deployment: Deployment, log: str, environment: Mapping[str, str] | None = None) -> str:
     """Run a deploy. Returns why it failed, in a sentence; "" if it did not. log: the name of the file with what it prints.
 
     environment: in addition to that of this process.
@@ -64,7 +64,7 @@ def deploy(deployment: Deployment, environment: Mapping[str, str], log: str) -> 
         subprocess.Popen(
             [PYINFRA, str(deployment.path), "deploy.py", "-y"],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ from operations.preflight import check_choices
 from operations.shell import answer_lines, question_command, quoted
 from roles import RoleName
 from settings import Settings, chosen_for
+from vault import WithoutSecrets
 
 ROOT = Path(__file__).parent.parent
 # What a command prints on a machine where we cannot become root.
@@ -62,6 +63,27 @@ class Deployment:
             if settings.here(role):
                 return Machine(host, settings)
         raise Refused(f"{self.path.name} gives no machine the role {role}, which this needs")
+
+    @property
+    def command_name(self) -> str:
+        """The inventory as it is given to pyinfra in the directory of deploy.py."""
+        return str(self.path.relative_to(ROOT)) if self.path.is_relative_to(ROOT) else str(self.path)
+
+    def every_machine(self) -> list["Machine"]:
+        """All machines, for a look that needs no secret. Raises Refused for mistakes in the settings."""
+        check_choices(self.machines)
+        # Names, ports and units are the same whatever the machine is.
+        unknown = MachineState(release="13", architecture="amd64")
+        machines = [Machine(host, chosen_for(host, unknown)) for host in self.machines]
+        for machine in machines:
+            machine.settings.vault = WithoutSecrets()
+        return machines
+
+    def settings_of(self, machine: "Machine", state: MachineState) -> Settings:
+        """The settings of a machine with its state, without secrets."""
+        settings = chosen_for(machine.host, state)
+        settings.vault = WithoutSecrets()
+        return settings
 
 
 class Machine:

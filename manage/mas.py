@@ -92,7 +92,7 @@ def _command(deployment: Deployment) -> str:
 def _deploy(deployment: Deployment, machine: Machine, migration: Migration) -> str:
     # It may be cut meanwhile.
     machine.close()
-    return deploy(deployment, {MIGRATION_VARIABLE: migration}, f"mas-migrate{migration and '-'}{migration}")
+    return deploy(deployment, f"mas-migrate{migration and '-'}{migration}", {MIGRATION_VARIABLE: migration})
 
 
 def _move(deployment: Deployment, machine: Machine, migration: Migration) -> str:

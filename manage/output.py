@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import click
+from rich.console import Console, RenderableType
+
+# Of what is printed into a file, columns.
+WIDTH = 120
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -31,6 +37,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def print_text(*parts: RenderableType) -> None:
+    """Print what rich has made for people: colours on a terminal, and its width; elsewhere neither, and no spaces at the ends."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    click.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], headed: bool = True) -> None:
     """Print columns, each as wide as it has to be. headed: with the headings."""
     lines = [[_cell(each) for each in row] for row in rows]
@@ -48,5 +62,9 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
-    # People choose their names: control characters would reach the terminal.
-    return "".join(character if character.isprintable() else " " for character in str(value))
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """A text that people or programs elsewhere have chosen, without control characters: they would reach the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,10 +1,14 @@
 """One run at a time on each machine: a run that changes something holds a lock there for as long as it is connected."""
 
 import getpass
+import json
 import os
 import socket
+import subprocess
 import threading
+import tomllib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import gevent
@@ -15,6 +19,7 @@ from operations.look import look_at
 from operations.shell import answer_lines, lasting_command, quoted, shell_file
 from settings import settings_of
 
+ROOT = Path(__file__).parent.parent
 # Seconds from one sign of life to the next: the machine waits for 30.
 INTERVAL = 5
 
@@ -62,6 +67,27 @@ class Locks:
                     f"{host.name}: this computer has sent no sign of life for too long, and another run may have begun: "
                     "run the same command again"
                 )
+
+    def finish(self, hosts: Sequence[Host]) -> None:
+        """Leave a note on these machines that the run has ended there without a failure, for `manage.py NAME status`."""
+        done = {host: self._held[host] for host in hosts if host in self._held}
+        if not done:
+            return
+        note = json.dumps({"by": who(), **this_version()})
+        for program in done.values():
+            program.send(f"{note}\n")
+
+
+def this_version() -> dict[str, str]:
+    """The version that is deployed, and the commit, if it was got with git."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    try:
+        told = subprocess.run(
+            ["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        told = ""
+    return {"version": version, "commit": told}
 
 
 def who() -> str:

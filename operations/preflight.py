@@ -14,6 +14,7 @@ from operations.databases import Accounts, Tables
 from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
+from roles import PEOPLE
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.addresses import public_addresses
 from settings.caddy import given_files
@@ -168,13 +169,11 @@ def accounts_of(settings: Settings) -> dict[str, int] | None:
     there = settings_of(server)
     if not there.machine.postgresql:
         return {"synapse": 0, "mas": 0}
-    # The last condition is about the account with which manage.py asks Synapse.
-    people = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+)?:'"
     with_mas = "deactivated_at IS NULL AND username !~ '^matrix-metal(-[0-9]+)?$'"
     counts: dict[str, int] = server.get_fact(
         Accounts,
         cluster=there.view(Postgres).cluster,
-        databases=[("synapse", people), ("mas", with_mas)],
+        databases=[("synapse", PEOPLE), ("mas", with_mas)],
         _sudo=there.machine.user != "root",
     )
     return counts if counts.keys() >= {"synapse", "mas"} else None

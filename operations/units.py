@@ -6,8 +6,9 @@ run restarts the unit.
 """
 
 import datetime
+import re
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from pyinfra.api import StringCommand
@@ -99,6 +100,19 @@ def seconds_since_epoch(timestamp: str) -> float:
     _, date, time, _ = timestamp.split()
     moment = datetime.datetime.fromisoformat(f"{date} {time}").replace(tzinfo=datetime.UTC)
     return moment.timestamp()
+
+
+def unrecovered(lines: Iterable[str], recoveries: str) -> list[str]:
+    """Lines of a log that report errors, without those about a name that a later line reports as recovered (roles.Unit)."""
+    remaining: list[str] = []
+    for line in lines:
+        if recoveries and (recovered := re.search(recoveries, line)):
+            # As a whole name, not as a part of a longer one.
+            about = re.compile(rf"(?<![\w.-]){re.escape(recovered[1])}(?![\w.-])")
+            remaining = [each for each in remaining if not about.search(each)]
+        else:
+            remaining.append(line)
+    return remaining
 
 
 @operation()

@@ -7,6 +7,7 @@ run that started it. /opt/<program>/current switches to it once it is complete.
 
 import base64
 import hashlib
+import re
 import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ for package in importlib.metadata.distributions():
             sys.exit(1)"""
 _UV = REQUIREMENTS / "uv.txt"
 _BUILD = REQUIREMENTS / "build.txt"
+
+
+def locked(lock: str) -> dict[str, str]:
+    """What requirements/<lock>.txt installs: distribution -> version; "": what requirements.lock does, on this computer."""
+    text = (REQUIREMENTS / f"{lock}.txt" if lock else REQUIREMENTS.with_suffix(".lock")).read_text()
+    return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==([^\s;]+)", text, re.MULTILINE))
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,19 @@ class Virtualenv:
     @property
     def requirements(self) -> bytes:
         return (REQUIREMENTS / f"{self.lock}.txt").read_bytes()
+
+    @property
+    def distribution(self) -> str:
+        """The distribution that it is for: the first in its .in file."""
+        text = (REQUIREMENTS / f"{self.lock}.in").read_text()
+        found = re.search(r"^([\w.-]+)", text, re.MULTILINE)
+        assert found
+        return found[1]
+
+    @property
+    def version(self) -> str:
+        """The version of that distribution."""
+        return locked(self.lock)[self.distribution]
 
     @property
     def key(self) -> str:

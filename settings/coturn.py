@@ -35,11 +35,13 @@ class Choices(Chosen):
 class Coturn(View):
     """issuer: of its domain's certificate. watched: the files that are written last when the certificate is renewed.
 
-    relayed: an address for each family that it relays. media_port: the UDP port of LiveKit, if that is on this machine.
+    previous_secrets: those that were replaced a short while ago. relayed: an address for each family that it relays.
+    media_port: the UDP port of LiveKit, if that is on this machine.
     """
 
     domain: str
     shared_secret: Secret
+    previous_secrets: tuple[Secret, ...]
     issuer: Issuer
     watched: tuple[str, ...]
     relayed: tuple[PublicAddress, ...]
@@ -62,6 +64,7 @@ class Coturn(View):
         return cls(
             domain=domain,
             shared_secret=settings.vault.get("turn_shared_secret"),
+            previous_secrets=settings.vault.previous("turn_shared_secret"),
             issuer=issuer,
             # Caddy writes the certificate, the key, and then the .json file; an administrator writes files in any order.
             watched=(certificate, key) if issuer.kind == "files" else (f"{certificate.removesuffix('.crt')}.json",),

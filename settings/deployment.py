@@ -16,6 +16,7 @@ from operations.certificates import BUNDLE, Served
 from operations.machine import MachineState
 from operations.users import Account
 from operations.virtualenvs import Virtualenv
+from releases import Release
 from roles import ROLES, Port, Protocol, Role, RoleName, Unit, any_version
 from settings.fields import A_DOMAIN, PRIVATE, Chosen, Domain, Host, MailAddress, Network, UserName
 from settings.issuers import Certificates, Issuer
@@ -166,6 +167,11 @@ class View:
 
     @property
     def virtualenvs(self) -> Sequence[Virtualenv]:
+        return ()
+
+    @property
+    def programs(self) -> Sequence[Release]:
+        """What it has from release pages."""
         return ()
 
 
@@ -344,6 +350,13 @@ class Settings:
     def written(self, text: str) -> str:
         """A name, path or command of a record as it is on this machine."""
         return re.sub(r"\{(\w+)\}", lambda found: self._placeholders.get(found[1], found[0]), text)
+
+    def depends_on(self, role: Role) -> list[str]:
+        """Units of this machine whose restart causes errors in those of the role."""
+        needed = [ROLES[each] for each in role.needs if self.here(each)]
+        # What it asks for its clients: Synapse asks MAS about tokens.
+        needed += [each for each in self.played if each.routes_on == role.name]
+        return [self.written(unit.name) for each in needed for unit in each.units]
 
     @property
     def packages(self) -> list[str]:

@@ -153,5 +153,9 @@ class Mas(View):
         """The directory of its pages, translations and policy, in the version in use."""
         return self.release.path("share")
 
+    @property
+    def programs(self) -> Sequence[Release]:
+        return (self.release,)
+
 
 VIEW = Mas

@@ -153,5 +153,9 @@ class Rtc(View):
     def web_names(self) -> Sequence[str]:
         return (self.domain,)
 
+    @property
+    def programs(self) -> Sequence[Release]:
+        return self.releases
+
 
 VIEW = Rtc

@@ -82,5 +82,9 @@ class SlidingSync(View):
     def web_names(self) -> Sequence[str]:
         return (self.domain,)
 
+    @property
+    def programs(self) -> Sequence[Release]:
+        return (self.release,)
+
 
 VIEW = SlidingSync

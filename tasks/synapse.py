@@ -72,7 +72,7 @@ files.present(
                 "python": f"{synapse.virtualenv.current}/bin/python",
                 "program": PROGRAM,
             },
-        )
+        ),
     ],
 )
 
@@ -95,7 +95,12 @@ as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
     unit=UNIT.name,
-    reads=[*(entry.path for entry in configuration), PROGRAM, synapse.virtualenv.current, *settings.private_authorities],
+    reads=[
+        *(entry.path for entry in configuration),
+        PROGRAM,
+        synapse.virtualenv.current,
+        *settings.private_authorities,
+    ],
     # Synapse's own program makes the signing key, once.
     check=(
         f"( cd {STATE} && umask 077 "

@@ -56,7 +56,7 @@ case $found in
     for name in registration_shared_secret macaroon_secret_key form_secret; do
       [ ! -e matrix-synapse/secrets/$name ] || secret synapse_$name <matrix-synapse/secrets/$name
     done
-    sed -n "s/^static-auth-secret=//p" turnserver.conf | secret turn_shared_secret
+    sed -n "s/^static-auth-secret=//p" turnserver.conf | head -n 1 | secret turn_shared_secret
     sed -n "s/^ed25519.signingkey = //p" sydent/sydent.conf | secret sydent_signing_key
     sed -n "s/^SYNCV3_SECRET=\"\{0,1\}\([0-9a-f]*\).*/\1/p" sliding-sync/environment | secret sliding_sync_secret
     ' 2>/dev/null ;;

@@ -26,7 +26,7 @@ from operations.machine import MachineState
 from operations.shell import answer_lines, question_command
 from roles import ROLES
 from settings import Neighbour, SettingError, Settings, choices_from, mistakes
-from vault import Secret, Vault
+from vault import WithoutSecrets
 
 ROOT = Path(__file__).parent.parent.parent
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
@@ -48,16 +48,6 @@ def _at_a_terminal() -> bool:
 
 class InventoryError(Exception):
     """Why the inventory cannot be used."""
-
-
-class _EmptyVault(Vault):
-    """Used instead of the vault: every secret is empty, so that views with secrets can be derived."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(os.devnull), None, None, "", {})
-
-    def get(self, name: str) -> Secret:
-        return Secret("")
 
 
 def _with_fixed_environment(host: Host) -> Host:
@@ -134,7 +124,7 @@ class Machine:
             neighbours,
             self.data.get("ssh_hostname"),
         )
-        settings.vault = _EmptyVault()
+        settings.vault = WithoutSecrets()
         return settings
 
     @property

@@ -12,9 +12,9 @@ import pytest
 from testinfra.host import Host
 
 from operations.filters import PORTS, Filter
-from operations.units import seconds_since_epoch
-from operations.virtualenvs import REQUIREMENTS
-from roles import ROLES, Port, Role, Unit
+from operations.units import seconds_since_epoch, unrecovered
+from operations.virtualenvs import locked
+from roles import Port, Role, Unit
 from settings import Settings
 from settings.deployment import LocalPort, PublicPort
 
@@ -67,9 +67,6 @@ class Service:
         private = list(map(settings.written, unit.private))
         if role.own_certificate:
             private.append(settings.issuer(for_relay=True).paths(settings.domain(role))[1])
-        needed = [ROLES[each] for each in role.needs if settings.here(each)]
-        # What it asks for its clients: Synapse asks MAS about tokens.
-        needed += [each for each in ROLES.values() if each.routes_on == role.name and settings.here(each.name)]
         return cls(
             host,
             name,
@@ -80,7 +77,7 @@ class Service:
             secrets=private,
             errors=unit.errors,
             recoveries=unit.recoveries,
-            depends_on=[settings.written(other.name) for each in needed for other in each.units],
+            depends_on=settings.depends_on(role),
             enabled=unit.enabled,
             health=settings.written(unit.health),
             own=list(map(settings.written, unit.own)),
@@ -332,24 +329,13 @@ class ServiceTests:
         if not service.errors or time.time() < max(ignored_until):
             return
         pattern = "|".join(filter(None, (service.errors, service.recoveries)))
-        lines = _remaining(service, service.log(since=max(service.started, *ignored_until), pattern=pattern))
+        lines = unrecovered(
+            service.log(since=max(service.started, *ignored_until), pattern=pattern), service.recoveries
+        )
         assert not lines, (
             f"{service.unit} has logged {len(lines)} error{'s' if len(lines) > 1 else ''} in the last 15 minutes, such as "
             f"{lines[-1]!r}: see journalctl -u {service.unit}"
         )
-
-
-def _remaining(service: Service, lines: list[str]) -> list[str]:
-    """Lines that report errors, without those about a name that a later line reports as recovered."""
-    remaining: list[str] = []
-    for line in lines:
-        if service.recoveries and (recovered := re.search(service.recoveries, line)):
-            # As a whole name, not as a part of a longer one.
-            about = re.compile(rf"(?<![\w.-]){re.escape(recovered[1])}(?![\w.-])")
-            remaining = [each for each in remaining if not about.search(each)]
-        else:
-            remaining.append(line)
-    return remaining
 
 
 def program_in_use(service: Service, program: str) -> str:
@@ -375,10 +361,7 @@ def program_in_use(service: Service, program: str) -> str:
 
 def locked_version(lock: str, distribution: str) -> str:
     """The version that requirements/<lock>.txt installs."""
-    text = (REQUIREMENTS / f"{lock}.txt").read_text()
-    found = re.search(rf"^{re.escape(distribution)}(?:\[.*\])?==(\S+)", text, re.MULTILINE)
-    assert found, f"requirements/{lock}.txt has no {distribution}"
-    return found[1]
+    return locked(lock)[distribution]
 
 
 @dataclass(frozen=True)

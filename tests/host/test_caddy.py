@@ -2,6 +2,7 @@
 
 from testinfra.host import Host
 
+from operations.validity import certificate_problem
 from roles import COTURN, SLIDING_SYNC, SYDENT, SYNAPSE, Role
 from settings import Settings
 from settings.caddy import Caddy
@@ -9,7 +10,7 @@ from settings.coturn import Coturn
 from settings.issuers import Issuer
 from settings.synapse import Choices as Homeserver
 from settings.synapse import Synapse
-from tests.host.certificates import certificate_problem, presented
+from tests.host.certificates import presented
 from tests.host.services import DEPLOY, Answer, ServiceTests, get, statuses
 
 # The Origin header of a browser with a web client on another site.

@@ -11,11 +11,12 @@ from cryptography import x509
 from testinfra.host import Host
 
 from operations.filters import RELAY
+from operations.validity import certificate_problem
 from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT, RELAYED
 from settings import Settings
 from settings.coturn import Coturn
 from settings.fields import PRIVATE
-from tests.host.certificates import certificate_problem, presented
+from tests.host.certificates import presented
 from tests.host.report import Note
 from tests.host.services import DEPLOY, Service, ServiceTests, ask, table_of
 from tests.protocols import turn

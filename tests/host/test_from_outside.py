@@ -14,12 +14,12 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from testinfra.host import Host
 
+from operations.validity import certificate_problem
 from roles import COTURN, MEDIA_TCP_PORT, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT
 from settings import Settings
 from settings.coturn import Choices as Relay
 from settings.rtc import Rtc
 from settings.synapse import Choices as Homeserver
-from tests.host.certificates import certificate_problem
 from tests.host.machines import Machine
 from tests.host.outside import (
     NoRoute,

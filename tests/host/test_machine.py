@@ -6,8 +6,9 @@ from testinfra.host import Host
 
 from operations.machine import MARKER
 from operations.preflight import LATER_DISK
+from operations.validity import is_for
 from settings import Settings
-from tests.host.certificates import is_for, presented
+from tests.host.certificates import presented
 from tests.host.machines import Machine
 from tests.host.report import Note
 from tests.host.services import DEPLOY, ask

@@ -36,10 +36,14 @@ _ASSETS = "/release-assets/"
 
 
 class ReleaseServer:
-    """Serves files, each under its path; requests lists every path that was asked for."""
+    """Serves files, each under its path; requests lists every path that was asked for.
+
+    latest: project, such as "owner/name" -> the release that its page calls the latest.
+    """
 
     def __init__(self, files: Mapping[str, bytes | Path]) -> None:
         self.files = {path.strip("/"): content for path, content in files.items()}
+        self.latest: dict[str, str] = {}
         self.requests: list[str] = []
         self._fault: Fault | None = None
         self._released = threading.Event()
@@ -125,14 +129,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.removeprefix(_ASSETS).strip("/")
         if fault == "unavailable":
             return self.send_error(503)
+        project, is_latest, _ = path.partition("/releases/latest")
+        if is_latest and project in page.latest:
+            return self._redirect(f"{page.url}/{project}/releases/tag/{page.latest[project]}")
         if fault == "not-found" or path not in page.files:
             return self.send_error(404)
         if not self.path.startswith(_ASSETS):
             base = page.url.replace("https:", "http:") if fault == "insecure" else page.url
-            self.send_response(302)
-            self.send_header("Location", f"{base}{_ASSETS}{path}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
+            return self._redirect(f"{base}{_ASSETS}{path}")
         content = page.files[path]
         body = content if isinstance(content, bytes) else content.read_bytes()
         if fault == "wrong":
@@ -150,6 +154,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "slow":
             page._released.wait()
         return None
+
+    def _redirect(self, url: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", url)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _send_pieces(self, body: bytes, whole: bool) -> None:
         self.protocol_version = "HTTP/1.1"

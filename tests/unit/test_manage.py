@@ -251,3 +251,57 @@ def test_of_a_deploy_its_steps_are_shown_and_why_it_fails() -> None:
     assert shown == ["  Move the accounts, on m.example.org", "  Run MAS, on m.example.org: failed"]
     assert steps.problem == "m.example.org: Run MAS failed: it does not answer"
     assert steps.shown == ["    [m.example.org] Error: it says why", "    [m.example.org] Error: executed 0 commands"]
+
+
+def test_a_rotation_says_what_it_means_and_asks(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, [], CHOSEN, roles={"caddy": ["a"]})
+    vault = Vault.open(deployment.vault)
+    for name in ("turn_shared_secret", "synapse_form_secret", "sydent_signing_key"):
+        vault.get(name)
+    vault.set("smtp_password", "hunter2")
+    vault.save()
+
+    def value(name: str) -> str:
+        return Vault.open(deployment.vault).get(name).reveal()
+
+    relay, form = value("turn_shared_secret"), value("synapse_form_secret")
+    for arguments, words in (
+        ((), "name the secrets to rotate, or give --all"),
+        (("turn_shared_secret", "--all"), "name the secrets to rotate, or give --all"),
+        (("turn_shared_secrets",), "did you mean turn_shared_secret?"),
+        (("turn_shared_secret", "sydent_signing_key", "--yes"), "sydent_signing_key must not change: clients pin it"),
+        (("smtp_password",), "smtp_password is not generated but given: "),
+        (("livekit_secret",), "livekit_secret is not set in "),
+        (("--hunter3",), "a value is asked for"),
+    ):
+        assert words in refusal(deployment, "secrets", "rotate", *arguments), arguments
+    stopped = deployment.manage("secrets", "rotate", "--all", "--no-deploy", stdin="n\n")
+    assert stopped.returncode == 1 and stopped.stderr.splitlines()[-1].endswith("manage: stopped")
+    assert (value("turn_shared_secret"), value("synapse_form_secret")) == (relay, form)
+    assert "synapse_form_secret: forms that are open in a browser have to be opened again." in stopped.stderr
+    assert "is accepted for 48 hours more." in stopped.stderr and "smtp_password" not in stopped.stderr
+
+    done = deployment.manage("secrets", "rotate", "--all", "--no-deploy", "--yes")
+    assert done.returncode == 0 and done.stdout.startswith("2 new secrets are in "), done.stderr
+    assert relay != value("turn_shared_secret") and form != value("synapse_form_secret")
+    assert [each.reveal() for each in Vault.open(deployment.vault).previous("turn_shared_secret")] == [relay]
+    known = deployment.manage("secrets", "rotate", "turn_shared_secret", "--at-once", "--no-deploy", "--yes")
+    assert "what was signed with the old one is not accepted any more." in known.stderr
+    assert Vault.open(deployment.vault).previous("turn_shared_secret") == ()
+    # The machine does not answer: the secrets are in the vault, and a deploy brings them there.
+    failed = deployment.manage("secrets", "rotate", "synapse_form_secret", "--yes")
+    last = failed.stderr.splitlines()[-1]
+    assert (
+        failed.returncode == 1 and last.startswith("manage: synapse_form_secret is in ") and "deploy.py goes on" in last
+    )
+
+
+def test_the_vault_gets_another_key(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, [], CHOSEN, roles={"caddy": ["a"]})
+    assert "the first deploy makes it" in refusal(deployment, "secrets", "rekey", "--yes")
+    assert deployment.manage("secrets", "set", "smtp_password", stdin="hunter2\n").returncode == 0
+    key = deployment.vault.with_suffix(".key")
+    before = key.read_bytes()
+    done = deployment.manage("secrets", "rekey", "--yes")
+    assert done.returncode == 0 and "trial.key has a new key" in done.stdout, done.stderr
+    assert key.read_bytes() != before and deployment.manage("secrets", "show", "smtp_password").stdout == "hunter2\n"

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 import vault
+import whole_file
 from vault import SECRETS, Secret, Vault, VaultError, path_for
 
 PROGRAM = Path(vault.__file__)
@@ -509,3 +511,94 @@ def test_at_a_terminal_the_value_is_asked_for_and_not_echoed(path: Path) -> None
     assert process.returncode == 0, screen
     assert b"hunter2" not in screen
     assert Vault.open(path).get("smtp_password") == Secret("hunter2")
+
+
+# --- rotation with an overlap ---------------------------------------------------------------------
+
+
+def test_the_old_secret_of_the_relay_is_accepted_for_two_days(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Vault.open(saved)
+    first = opened.get("turn_shared_secret")
+    opened.rotate("turn_shared_secret")
+    second = opened.get("turn_shared_secret")
+    opened.rotate("turn_shared_secret")
+    opened.save()
+    again = Vault.open(saved)
+    assert not again.unsaved
+    assert again.previous("turn_shared_secret") == (second, first)
+    assert first not in (second, again.get("turn_shared_secret"))
+    later = time.time() + 49 * 3600
+    monkeypatch.setattr("vault.time.time", lambda: later)
+    assert again.previous("turn_shared_secret") == ()
+    # And it is forgotten.
+    again.rotate("synapse_form_secret")
+    again.save()
+    monkeypatch.undo()
+    assert Vault.open(saved).previous("turn_shared_secret") == ()
+
+
+def test_a_secret_that_somebody_knows_is_accepted_no_longer(saved: Path) -> None:
+    opened = Vault.open(saved)
+    opened.get("turn_shared_secret")
+    opened.rotate("turn_shared_secret")
+    opened.rotate("turn_shared_secret", at_once=True)
+    assert opened.previous("turn_shared_secret") == ()
+
+
+def test_other_secrets_have_no_overlap(saved: Path) -> None:
+    opened = Vault.open(saved)
+    opened.get("livekit_secret")
+    opened.rotate("livekit_secret")
+    assert opened.previous("livekit_secret") == ()
+
+
+def test_every_secret_can_be_rotated_or_says_why_not() -> None:
+    for entry in SECRETS.values():
+        if entry.kind != "given":
+            assert bool(entry.keep) != bool(entry.rotation), entry.name
+
+
+# --- another key ----------------------------------------------------------------------------------
+
+
+def test_another_key_opens_the_vault_and_the_old_one_does_not(saved: Path) -> None:
+    key, values = saved.with_suffix(".key"), Vault.open(saved)
+    old = key.read_bytes()
+    Vault.open(saved).rekey()
+    assert key.read_bytes() != old and stat.S_IMODE(key.stat().st_mode) == 0o600 and len(key.read_bytes().split()) == 1
+    again = Vault.open(saved)
+    assert all(again.get(name) == values.get(name) for name in GENERATED)
+    key.write_bytes(old)
+    with pytest.raises(VaultError, match="the key of another vault"):
+        Vault.open(saved)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_new_key_that_is_interrupted_leaves_a_vault_that_opens(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    replaced = whole_file.replace
+    done: list[Path] = []
+
+    def killed(path: Path, content: bytes) -> None:
+        done.append(path)
+        if len(done) == step:
+            raise KeyboardInterrupt
+        replaced(path, content)
+
+    before = Vault.open(saved)
+    monkeypatch.setattr("vault.whole_file.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Vault.open(saved).rekey()
+    monkeypatch.undo()
+    opened = Vault.open(saved)
+    assert opened.get("smtp_password") == before.get("smtp_password")
+    opened.rekey()
+    assert len(saved.with_suffix(".key").read_bytes().split()) == 1
+    assert Vault.open(saved).get("smtp_password") == before.get("smtp_password")
+
+
+def test_a_key_of_the_environment_is_not_replaced(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATRIX_VAULT_KEY", saved.with_suffix(".key").read_text().strip())
+    with pytest.raises(VaultError, match="the key is in MATRIX_VAULT_KEY"):
+        Vault.open(saved).rekey()

@@ -1,0 +1,134 @@
+"""manage.py NAME outdated: what PyPI, release pages and apt say, and what is made of it. The sources are local servers."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manage.outdated import debian_packages, is_newer
+from operations.virtualenvs import locked
+from tests.deployment import Deployment
+from tests.standin.release_server import ReleaseServer
+
+LOCKED = {**locked("synapse"), **locked("sydent")}
+VULNERABILITY = {"id": "PYSEC-2027-1", "aliases": ["CVE-2027-1"], "fixed_in": ["99.0.0"], "withdrawn": None}
+WITHDRAWN = {"id": "PYSEC-2027-2", "fixed_in": [], "withdrawn": "2027-01-01T00:00:00Z"}
+
+
+def about(version: str, *vulnerabilities: dict[str, Any]) -> bytes:
+    return json.dumps({"info": {"version": version}, "vulnerabilities": vulnerabilities}).encode()
+
+
+def pypi(*locks: str, **newest: str) -> dict[str, bytes | Path]:
+    """The answers about every locked package: each is the newest, but for those of `newest`."""
+    found: dict[str, bytes | Path] = {}
+    for versions in (*map(locked, locks),):
+        for name, version in versions.items():
+            found[f"pypi/{name}/json"] = about(newest.get(name, version), WITHDRAWN)
+            found[f"pypi/{name}/{version}/json"] = about(version)
+    return found
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, server: ReleaseServer) -> Deployment:
+    """A machine with Sydent and the Sliding Sync proxy that does not answer."""
+    page = f"{server.url}/matrix-org/sliding-sync/releases/download"
+    found = Deployment(
+        tmp_path, [], {"server_name": "a.test", "tls": "internal", "sliding_sync_releases": page}, roles={}
+    )
+    found.environment["COLUMNS"] = "200"
+    (tmp_path / "known_hosts").touch()
+    data = {"ssh_hostname": "127.0.0.1", "ssh_port": 1, "ssh_known_hosts_file": str(tmp_path / "known_hosts")}
+    machine = repr(("far", data))
+    found.inventory.write_text(f"postgres = caddy = synapse = sydent = sliding_sync = [{machine}]\n")
+    server.files |= pypi("synapse", "sydent", "")
+    server.latest["matrix-org/sliding-sync"] = "v0.99.19"
+    return found
+
+
+def ask(deployment: Deployment, server: ReleaseServer, *options: str) -> tuple[int, str]:
+    done = deployment.manage("outdated", "--pypi", f"{server.url}/pypi", *options)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout
+
+
+def found_by(deployment: Deployment, server: ReleaseServer) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ask(deployment, server, "--json")[1])
+    return found
+
+
+def test_all_is_current_and_a_machine_that_is_away_is_one_line(deployment: Deployment, server: ReleaseServer) -> None:
+    status, printed = ask(deployment, server)
+    away, *others = printed.splitlines()
+    assert (status, others) == (0, ["No vulnerability is known in what was answered."])
+    assert away.startswith("far cannot be reached: ")
+
+
+def test_vulnerabilities_and_newer_releases_are_listed(deployment: Deployment, server: ReleaseServer) -> None:
+    pillow = LOCKED["pillow"]
+    server.files[f"pypi/pillow/{pillow}/json"] = about(pillow, VULNERABILITY)
+    server.files["pypi/pillow/json"] = about("99.0.1")
+    server.files["pypi/matrix-synapse/json"] = about("99.1.0")
+    server.files["pypi/jinja2/json"] = about("99.2.0")
+    server.latest["matrix-org/sliding-sync"] = "v0.99.20"
+    found = found_by(deployment, server)
+    items = {item["name"]: item for item in found["items"]}
+    assert set(items) == {"pillow", "matrix-synapse", "jinja2", "sliding-sync"} and found["vulnerable"]
+    assert items["pillow"]["vulnerabilities"] == [{"id": "PYSEC-2027-1", "fixed_in": ["99.0.0"]}]
+    assert items["pillow"]["version"] == pillow and items["pillow"]["where"] == "requirements/synapse.txt"
+    assert (items["sliding-sync"]["version"], items["sliding-sync"]["newest"]) == ("v0.99.19", "v0.99.20")
+    status, printed = ask(deployment, server)
+    assert status == 1 and "1 with known vulnerabilities." in printed
+    assert "PYSEC-2027-1 (fixed in 99.0.0)" in printed
+    # What came with Synapse, and is not vulnerable, is only counted.
+    assert "jinja2" not in printed and "Of what comes with them, 1 has newer releases" in printed
+
+
+def test_a_source_that_does_not_answer_is_one_line(deployment: Deployment, server: ReleaseServer) -> None:
+    server.fault = "unavailable"
+    server.latest.clear()
+    found = found_by(deployment, server)
+    assert (found["items"], found["vulnerable"]) == ([], False)
+    index, page, machine = found["unreachable"]
+    assert index.startswith("PyPI was not asked about ") and "more: https://127.0.0.1" in index and "503" in index
+    assert page.startswith("the release page of sliding-sync was not asked: ")
+    assert machine.startswith("far cannot be reached: ")
+
+
+APT = """Inst libc6 [2.41-12] (2.41-12+deb13u1 Debian:13.3/stable, Debian-Security:13/stable-security [amd64])
+Inst postgresql-17 [17.6-0+deb13u1] (17.7-0+deb13u1 Debian-Security:13/stable-security [amd64])
+Inst caddy [2.6.2-12] (2.6.2-13 Debian:13.3/stable [amd64])
+Inst vim [1-1] (1-2 Debian:13.3/stable [amd64])
+Inst linux-image-new (6.12 Debian:13.3/stable [amd64])
+Conf libc6 (2.41-12+deb13u1 Debian:13.3/stable [amd64])
+"""
+
+
+def test_debian_packages() -> None:
+    lines = [f"lists {time.time():.0f}", *APT.splitlines()]
+    items, silent = debian_packages("one", ["postgresql-{version}", "caddy"], lines)
+    assert silent == []
+    assert [(item.name, item.newest, bool(item.vulnerabilities), item.direct) for item in items] == [
+        ("libc6", "2.41-12+deb13u1", True, False),
+        ("postgresql-17", "17.7-0+deb13u1", True, True),
+        ("caddy", "2.6.2-13", False, True),
+    ]
+    _, [stale] = debian_packages("one", [], ["lists 1700000000"])
+    assert stale == "one: its package lists are from 2023-11-14: `apt-get update` there"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "newer"),
+    [
+        ("1.163.10", "1.163.2", True),
+        ("v1.22.0", "v1.22.0", False),
+        ("v1.21.0", "v1.22.0", False),
+        ("2.0rc1", "2.0", False),
+        ("nightly", "v1", True),
+        ("nightly", "nightly", False),
+    ],
+)
+def test_newer_versions(one: str, other: str, newer: bool) -> None:
+    assert is_newer(one, other) == newer

@@ -1,0 +1,394 @@
+"""manage.py NAME status without a machine: what answers mean, what is judged to be wrong, and what is printed."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from manage import look, status
+from manage.judgement import reasons, size
+from manage.look import BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, DiskSeen, Seen, UnitSeen
+from manage.output import plain, print_text
+from manage.outside import federation_problem, keys_problem
+from manage.status import span
+from operations.machine import MachineState
+from roles import ROLES
+from settings import Settings
+from tests.standin.release_server import ReleaseServer
+from tests.unit.test_settings import settings
+from vault import WithoutSecrets
+
+STATE = MachineState(
+    "root",
+    True,
+    "debian",
+    "13",
+    "amd64",
+    4096,
+    40960,
+    ("192.0.2.1",),
+    postgresql=("17",),
+    deployment={"server_name": "x.test", "vault": "0123456789abcdef"},
+)
+NOW = datetime.now(UTC)
+GIB = 1 << 30
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> Settings:
+    """A machine with every role."""
+    found = settings(tmp_path, machine=STATE)
+    found.vault = WithoutSecrets()
+    return found
+
+
+def certificate(
+    name: str, begin: datetime, end: datetime, key: ec.EllipticCurvePrivateKey | None = None
+) -> x509.Certificate:
+    """A self-signed one. key: its own; None: a new one."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(begin).not_valid_after(end)
+    return builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False).sign(key, hashes.SHA256())
+
+
+def answered(chosen: Settings) -> Seen:
+    """What is seen of a machine on which all is well."""
+    days, valid = timedelta(days=30), NOW + timedelta(days=60)
+    return Seen(
+        settings=chosen,
+        units=tuple(
+            UnitSeen(role.name, chosen.written(unit.name), role.title_of(unit), "active", True, NOW - days, 0)
+            for role in chosen.played
+            for unit in role.units
+        ),
+        programs=tuple(
+            look.ProgramSeen(role.name, each.program, each.version, each.key, each.key, each.version, (each.key,))
+            for role, view in chosen.views
+            for each in view.virtualenvs
+        ),
+        packages=tuple(look.PackageSeen(each, "1.0-1") for each in chosen.packages),
+        certificates=tuple(
+            CertificateSeen(each.domain, each.port, certificate(each.domain, NOW - days, valid))
+            for each in chosen.served
+        ),
+        disks=(DiskSeen("/", 40 * GIB, 20 * GIB, 90),),
+        backups=(),
+        databases=(DatabaseSeen("synapse", "synapse", 5 * GIB, {"accounts": 12, "media": 7 * GIB}),),
+        failed=(),
+        deployed=DeploySeen(NOW, "anna@laptop", "0.2.0", "1234567"),
+        began=DeploySeen(NOW - timedelta(minutes=1), "anna@laptop"),
+        federation="",
+    )
+
+
+Change = Callable[[Seen], Seen]
+
+
+def unit(name: str, **changes: Any) -> Change:
+    def change(seen: Seen) -> Seen:
+        return replace(
+            seen, units=tuple(replace(each, **changes) if name in each.name else each for each in seen.units)
+        )
+
+    return change
+
+
+def program(**changes: Any) -> Change:
+    return lambda seen: replace(seen, programs=(replace(seen.programs[0], **changes), *seen.programs[1:]))
+
+
+def shown(begin: timedelta, end: timedelta, name: str = "") -> Change:
+    def change(seen: Seen) -> Seen:
+        first = seen.certificates[0]
+        other = certificate(name or first.name, NOW + begin, NOW + end)
+        return replace(seen, certificates=(replace(first, certificate=other), *seen.certificates[1:]))
+
+    return change
+
+
+DAY = timedelta(days=1)
+WRONG: list[tuple[Change, str]] = [
+    (unit("matrix-synapse", state="failed", works=False), "matrix-synapse.service has failed: `journalctl -u matrix-"),
+    (unit("postgresql", state="inactive", works=False), "postgresql@17-main.service is inactive"),
+    (unit("caddy", state="missing", works=False), "caddy.service is not there: deploy again"),
+    (unit("mas", state="failing", works=False), "mas.service fails again and again"),
+    (unit("sydent", works=False), "sydent.service runs, but does not do its work"),
+    (
+        unit("livekit", restarts=3, since=NOW - timedelta(hours=1)),
+        "livekit.service has crashed and was restarted 3 times",
+    ),
+    (unit("sydent", errors=((NOW, " - ERROR - "),)), "sydent.service has logged 1 error in the last 15 minutes"),
+    (lambda seen: replace(seen, failed=("nginx.service",)), "nginx.service failed: `systemctl status nginx.service`"),
+    (
+        lambda seen: replace(seen, packages=(replace(seen.packages[0], version=""), *seen.packages[1:])),
+        "Debian's postgresql-17 is not installed: deploy again",
+    ),
+    (program(installed=""), "matrix-synapse 1."),
+    (program(installed="0123456789ab-py3.13", found="1.160.0"), "matrix-synapse 1.160.0 is installed, and 1."),
+    (program(installed="0123456789ab-py3.13"), "is installed with other packages than requirements/ has"),
+    (program(running=("0123456789ab-py3.13",)), "matrix-synapse still runs from an earlier version than is installed"),
+    (shown(-60 * DAY, 5 * DAY), "x.test, port 443: its certificate expires on "),
+    (shown(-60 * DAY, -DAY), "x.test, port 443: its certificate expired on "),
+    (shown(-DAY, 60 * DAY, "y.test"), "x.test, port 443: its certificate is for y.test"),
+    (
+        lambda seen: replace(seen, certificates=(CertificateSeen("x.test", 443, None),)),
+        "x.test, port 443: no certificate is presented",
+    ),
+    (lambda seen: replace(seen, disks=(DiskSeen("/", 40 * GIB, GIB, 90),)), "only 1.0 GiB of 40.0 GiB are free on /"),
+    (
+        lambda seen: replace(seen, disks=(DiskSeen("/", 4 * GIB, GIB // 4, 90),)),
+        "only 256 MiB of 4.0 GiB are free on /",
+    ),
+    (lambda seen: replace(seen, disks=(DiskSeen("/", 40 * GIB, 20 * GIB, 1),)), "room for few more files"),
+    (
+        lambda seen: replace(seen, databases=(DatabaseSeen("synapse", "synapse", None, {}),)),
+        "the database synapse does not say how large it is",
+    ),
+    (lambda seen: replace(seen, federation="curl: (7) refused"), "other homeservers do not reach x.test: curl: (7)"),
+    (
+        lambda seen: replace(seen, began=DeploySeen(NOW + timedelta(hours=1), "ben@desk")),
+        "the last deploy, by ben@desk at ",
+    ),
+]
+
+
+def test_nothing_is_wrong_if_all_is_well(chosen: Settings) -> None:
+    assert list(reasons(answered(chosen), "inventories/prod.py")) == []
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_what_is_wrong_is_one_sentence(chosen: Settings, change: Change, words: str) -> None:
+    [reason] = reasons(change(answered(chosen)), "inventories/prod.py")
+    assert words in reason and "\n" not in reason and len(reason) < 250
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        unit("livekit", restarts=3),
+        unit("sydent", errors=((NOW - timedelta(minutes=16), " - ERROR - "),)),
+        # PostgreSQL has just been restarted: Synapse noticed.
+        lambda seen: unit("matrix-synapse", errors=((NOW, "ERROR"),))(unit("postgresql", since=NOW)(seen)),
+        # Valid for twelve hours, and renewed when four are left.
+        shown(timedelta(hours=-6), timedelta(hours=6)),
+    ],
+    ids=[
+        "crashes of long ago",
+        "an old error",
+        "an error after a restart of its database",
+        "a short-lived certificate",
+    ],
+)
+def test_what_the_verification_does_not_report_is_not_wrong(chosen: Settings, change: Change) -> None:
+    assert list(reasons(change(answered(chosen)), "inventories/prod.py")) == []
+
+
+def test_a_machine_of_another_deployment_is_not_judged(chosen: Settings) -> None:
+    chosen.machine = replace(STATE, deployment={"server_name": "y.test", "vault": ""})
+    [reason] = reasons(answered(chosen), "inventories/prod.py")
+    assert reason.startswith("this machine serves y.test")
+    chosen.machine = replace(STATE, deployment=None)
+    [reason] = reasons(answered(chosen), "inventories/prod.py")
+    assert reason == "nothing was deployed here: pyinfra inventories/prod.py deploy.py"
+
+
+@pytest.mark.parametrize(
+    ("backup", "words"),
+    [
+        (None, "nothing was backed up yet"),
+        (BackupSeen("database", NOW - DAY, None), ""),
+        (BackupSeen("database", NOW - 2 * DAY, None), "the backup of database is late, the last is from "),
+        (BackupSeen("wal", NOW - DAY, None, late_after=300), "the backup of wal is late, the last is from "),
+        (
+            BackupSeen("files", NOW - DAY, NOW, "no space"),
+            "the backup of files has failed (no space); the last good one",
+        ),
+        (BackupSeen("files", None, NOW, "no space"), "the backup of files has never succeeded (no space)"),
+    ],
+)
+def test_a_backup_is_judged_if_the_inventory_has_the_role(
+    chosen: Settings, backup: BackupSeen | None, words: str
+) -> None:
+    seen = replace(answered(chosen), backups=(backup,) if backup else ())
+    chosen.roles.pop("backup", None)
+    assert list(reasons(seen, "prod")) == []
+    chosen.roles["backup"] = ("one",)
+    found = list(reasons(seen, "prod"))
+    assert (words in found[0]) if words else found == []
+
+
+# --- the look -------------------------------------------------------------------------------------
+
+
+def test_the_question_is_shell(chosen: Settings) -> None:
+    done = subprocess.run(["sh", "-n"], input=look.question(chosen), text=True, capture_output=True, check=False)
+    assert done.stderr == ""
+
+
+def test_answers_are_understood(chosen: Settings) -> None:
+    stamp = f"{NOW - DAY:%a %Y-%m-%d %H:%M:%S.000000} UTC"
+    answers: dict[str, list[str]] = {
+        "machine": ["user root", "release 13"],
+        "failed": ["nginx.service loaded failed failed"],
+        "units": [
+            *("Id=caddy.service", "LoadState=loaded", "ActiveState=active", "SubState=running", "NRestarts=2"),
+            *("InvocationID=now", f"ExecMainStartTimestamp={stamp}", ""),
+            *("Id=postgresql@15-main.service", "LoadState=loaded", "ActiveState=failed", ""),
+            *("Id=postgresql@17-main.service", "LoadState=loaded", "ActiveState=active", ""),
+            *("Id=sydent.service", "LoadState=loaded", "ActiveState=activating", "SubState=auto-restart"),
+        ],
+        "health caddy.service": ["works"],
+        "log caddy.service": [
+            json.dumps({"MESSAGE": text, "_SYSTEMD_INVOCATION_ID": which, "__REALTIME_TIMESTAMP": "1700000000000000"})
+            for text, which in (
+                ('{"level":"error","logger":"tls","identifier":"a.test"}', "now"),
+                ('{"level":"error","logger":"tls","identifier":"b.test"}', "now"),
+                ('{"level":"error","logger":"tls","identifier":"b.test"}', "before"),
+                ('{"msg":"certificate obtained successfully","identifier":"a.test"}', "now"),
+            )
+        ],
+        "installed": ["/opt/sydent/current abc-py3.13", "/opt/mas/current v1.22.0-0123456789ab"],
+        "running": ["/opt/sydent/old-py3.13/", "/opt/mas/current/"],
+        "packages": ["installed caddy 2.6.2-12", "config-files coturn 4.6.1-2", "not-installed postgresql-9 "],
+        "disks": ["1000 100 50 10 /", "1000 100 - - /var/lib/my data"],
+        "backups": ['{"part": "files", "success": "2026-11-26T10:00:00Z", "failure": null, "late_after": 300}', "{"],
+        "deployed": ['1700000000 {"by": "anna@laptop", "version": "0.2.0", "commit": ""}'],
+        "began": ["1700000001 ben@desk, since 2023-11-14 22:13:21 UTC"],
+        "database synapse": ["size 1000", "accounts 3"],
+        "federation": ['keys {"server_name": "y.test", "verify_keys": {"a": 1}}'],
+    }
+    lines = [f"{number}:{line}" for number, name in enumerate(look._probes(chosen)) for line in answers.get(name, [])]
+    assert look.machine_state(chosen, lines).release == "13"
+    seen = look.seen(chosen, chosen, lines)
+    units = {each.name: each for each in seen.units}
+    caddy = units["caddy.service"]
+    assert (caddy.state, caddy.works, caddy.restarts) == ("active", True, 2)
+    assert caddy.since and abs(caddy.since - (NOW - DAY)) < timedelta(seconds=2)
+    assert [text for _, text in caddy.errors] == ['{"level":"error","logger":"tls","identifier":"b.test"}']
+    assert (units["postgresql@17-main.service"].state, units["postgresql@17-main.service"].works) == ("active", False)
+    assert units["sydent.service"].state == "failing" and units["mas.service"].state == "missing"
+    programs = {each.name: each for each in seen.programs}
+    assert programs["mas"].current and programs["mas"].found == "v1.22.0" and programs["mas"].running == ()
+    assert not programs["sydent"].current and programs["sydent"].running == ("old-py3.13",)
+    packages = {each.name: each.version for each in seen.packages}
+    assert packages["caddy"] == "2.6.2-12" and packages["coturn"] == ""
+    assert seen.disks == (DiskSeen("/", 1000, 100, 20), DiskSeen("/var/lib/my data", 1000, 100, None))
+    assert seen.backups[0] == BackupSeen("files", datetime(2026, 11, 26, 10, tzinfo=UTC), None, late_after=300)
+    assert seen.backups[1].error == "its report cannot be read"
+    assert seen.deployed and seen.began and seen.began.by == "ben@desk" and seen.began.at > seen.deployed.at
+    databases = {each.name: each for each in seen.databases}
+    assert databases["synapse"].size == 1000 and databases["synapse"].figures["accounts"] == 3
+    assert databases["synapse"].figures["rooms"] is None and databases["mas"].size is None
+    assert seen.federation == "the keys of y.test are published"
+    assert seen.failed == ("nginx.service",)
+
+
+def test_a_machine_that_answers_nothing_is_understood(chosen: Settings) -> None:
+    seen = look.seen(chosen, chosen, [])
+    assert {each.state for each in seen.units} == {"missing"} and seen.deployed is None and list(reasons(seen, "prod"))
+
+
+def test_versions_of_postgresql_are_not_known_before(tmp_path: Path) -> None:
+    """On Debian 12 it is another than on 13."""
+    probes = look._probes(settings(tmp_path, machine=MachineState(release="13", architecture="amd64")))
+    assert "'postgresql-*'" in probes["packages"] and "'postgresql@*-main.service'" in probes["units"]
+
+
+def test_no_health_command_depends_on_what_the_look_finds_out() -> None:
+    """It is asked in the same command."""
+    assert not [unit.name for role in ROLES.values() for unit in role.units if "{version}" in unit.health]
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_it_fits_the_terminal(
+    chosen: Settings, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    class Named:
+        name, settings = "matrix.example.org", chosen
+
+    seen = unit("caddy", errors=((NOW, "bad " * 100),))(answered(chosen))
+    looked = [
+        status.Looked(Named, seen, ()),  # type: ignore[arg-type]
+        status.Looked(Named, None, (status.Reason("relay", "cannot be reached"),)),  # type: ignore[arg-type]
+    ]
+    print_text(*status.rendered(looked))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= columns
+    assert printed.endswith("Something is wrong:\n 1. relay: cannot be reached\n") and "\x1b" not in printed
+    disk = "20.0 GiB of 40.0 GiB free on / (50%)"
+    for words in ("PostgreSQL", disk, "12 accounts", "7.0 GiB media", "no backup", "ago: bad"):
+        assert words in " ".join(printed.split())
+    print_text(*status.rendered(looked[:1]))
+    assert capsys.readouterr().out.endswith("All is well.\n")
+
+
+def test_programs_get_plain_values(chosen: Settings) -> None:
+    class Named:
+        name, settings = "matrix.example.org", chosen
+
+    looked = status.Looked(Named, unit("caddy", errors=((NOW, "bad"),))(answered(chosen)), ())  # type: ignore[arg-type]
+    found = json.loads(json.dumps(plain(status._machine_as_plain(looked))))
+    assert found["reached"] and found["backup"] is None and found["federation"] == {"works": True, "problem": ""}
+    [caddy] = [each for each in found["units"] if each["name"] == "caddy.service"]
+    assert (caddy["works"], caddy["errors"], caddy["last_error"]) == (True, 1, "bad")
+    assert found["certificates"][0]["days"] == 59 and found["certificates"][0]["name"] == "x.test"
+    assert found["last_deploy"]["commit"] == "1234567"
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        (timedelta(seconds=-5), "0 s"),
+        (timedelta(seconds=59), "59 s"),
+        (timedelta(minutes=1), "1 minute"),
+        (timedelta(minutes=119), "119 minutes"),
+        (timedelta(hours=47), "47 hours"),
+        (timedelta(days=89, hours=23), "89 days"),
+    ],
+)
+def test_times_for_people(time: timedelta, words: str) -> None:
+    assert span(time) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (200 << 20, "200 MiB"), (5 << 40, "5.0 TiB")]
+)
+def test_sizes_for_people(number: int, words: str) -> None:
+    assert size(number) == words
+
+
+# --- from outside ---------------------------------------------------------------------------------
+
+
+def test_what_other_homeservers_get(server: ReleaseServer) -> None:
+    name = server.url.removeprefix("https://")
+    assert keys_problem(name) == f"https://{name}/.well-known/matrix/server answers 404"
+    server.files[".well-known/matrix/server"] = b"<html>"
+    assert keys_problem(name) == f"https://{name}/.well-known/matrix/server is not JSON"
+    server.files[".well-known/matrix/server"] = json.dumps({"m.server": name}).encode()
+    server.files["_matrix/key/v2/server"] = json.dumps({"server_name": "other", "verify_keys": {"a": "b"}}).encode()
+    assert keys_problem(name) == f"https://{name}/_matrix/key/v2/server has no signing keys of {name}"
+    server.files["_matrix/key/v2/server"] = json.dumps({"server_name": name, "verify_keys": {"a": "b"}}).encode()
+    assert keys_problem(name) == ""
+    server.fault = "dead"
+    assert "refused" in keys_problem(name)
+
+
+def test_a_private_authority_cannot_be_judged_from_outside(chosen: Settings) -> None:
+    assert federation_problem(chosen) == ""
