@@ -4,14 +4,12 @@ import json
 import os
 import secrets
 import subprocess
-import sys
-from pathlib import Path
 
 import click
 
 from compat import Refused
 from manage.homeserver import SERVICE_NAME, new_user_id
-from manage.machines import ROOT, Deployment, Machine
+from manage.machines import PYINFRA, ROOT, Deployment, Machine
 from manage.mas import Mas
 from manage.synapse import TOKEN_FILE
 from operations.accounts import MIGRATION
@@ -19,8 +17,6 @@ from operations.shell import quoted
 from roles import MAS, SYNAPSE
 from settings.deployment import MIGRATION_VARIABLE, Migration
 from settings.mas import Choices
-
-PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 
 
 @click.group()

@@ -10,6 +10,7 @@ from compat import Refused
 from manage.accounts import accounts
 from manage.authentication import mas
 from manage.machines import ROOT, Deployment
+from manage.removal import remove
 from manage.secrets import secrets
 from manage.tokens import tokens
 from settings import SettingError
@@ -23,14 +24,14 @@ def cli(context: click.Context, name: str) -> None:
     """Everything after the first deploy.
 
     NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
-    so has each VERB. Nothing is deployed.
+    so has each VERB. Only `remove` and `mas migrate` deploy.
     """
     context.obj = Deployment(name)
     # As for a deploy: paths in the inventory are relative to this directory.
     os.chdir(ROOT)
 
 
-for _noun in (accounts, tokens, mas, secrets):
+for _noun in (accounts, tokens, mas, secrets, remove):
     cli.add_command(_noun)
 
 
