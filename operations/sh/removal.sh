@@ -27,7 +27,7 @@ left() {
   for name; do
     case $kind in
       unit) is_wanted_unit "$name" || continue ;;
-      path | definition) is_present "$name" || continue ;;
+      path | definition | tool) is_present "$name" || continue ;;
       user) getent passwd "$name" >/dev/null || continue ;;
       group) getent group "$name" >/dev/null || continue ;;
       table) nft list table inet "$name" >/dev/null 2>&1 || continue ;;
@@ -40,9 +40,11 @@ left() {
 # needs it: what apt would remove if they were not wanted any more, and would not if they were.
 unneeded() {
   marks=$(mktemp -d)
-  ours=$(for package; do is_installed "$package" && grep -qxF -- "$package" "$OURS" 2>/dev/null && echo "$package"; done)
+  ours=$(for package; do
+    if is_installed "$package" && grep -qxF -- "$package" "$OURS" 2>/dev/null; then echo "$package"; fi
+  done)
   [ -z "$ours" ] || for mark in manual auto; do
-    cp /var/lib/apt/extended_states "$marks/states"
+    cp /var/lib/apt/extended_states "$marks/states" 2>/dev/null || : >"$marks/states"
     # shellcheck disable=SC2086 # a word for each package
     apt-mark -o Dir::State::extended_states="$marks/states" "$mark" $ours >/dev/null
     # A package that is only suggested is not needed.
