@@ -41,7 +41,7 @@ left() {
 unneeded() {
   marks=$(mktemp -d)
   ours=$(for package; do
-    if is_installed "$package" && grep -qxF -- "$package" "$OURS" 2>/dev/null; then echo "$package"; fi
+    if is_installed "$package" && grep -qxF -- "$package" "$RECORDED" 2>/dev/null; then echo "$package"; fi
   done)
   [ -z "$ours" ] || for mark in manual auto; do
     cp /var/lib/apt/extended_states "$marks/states" 2>/dev/null || : >"$marks/states"
@@ -75,7 +75,7 @@ purge() {
     return 1
   fi
   rm -f -- "$messages"
-  for package; do sed -i "/^$package\$/d" "$OURS"; done
+  for package; do sed -i "/^$package\$/d" "$RECORDED"; done
 }
 
 # stop UNIT...: they do not run, and are not started at boot.

@@ -47,10 +47,10 @@ systemctl list-units --failed --no-legend --plain | awk '{ print "failed", $1 }'
 ss -Hlntup | sed -E 's/^([a-z]+) .* ([^ ]+:[0-9]+) +[^ ]+ +users:\(\("([^"]*)".*/listener \1 \2 \3/'
 dpkg-query --show --showformat 'package ${Package} ${Version} ${db:Status-Abbrev}\n'
 apt-mark showmanual | sed 's/^/manual /'
-cd / && runuser -u postgres -- psql -XAtqc "
+cd / && ! command -v psql >/dev/null || runuser -u postgres -- psql -XAtqc "
   SELECT 'database', datname, pg_get_userbyid(datdba), datacl FROM pg_database UNION ALL
   SELECT 'role', rolname, '', NULL FROM pg_roles"
-nft -s list ruleset | sed 's/counter$/&/; s/^/nft /'
+! command -v nft >/dev/null || nft -s list ruleset | sed 's/^/nft /'
 """
 
 

@@ -163,3 +163,25 @@ def kill_midway(machine: Machine, role: RoleName) -> None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_what_nobody_needs_any_more_goes_with_the_last_role(
+    testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """On a machine without a homeserver: the packet filter of the local ports, nftables, uv."""
+    host = testbed.up(own("bare-relay"), layers=built(testbed, "trixie"))
+    machine = Machine(host, complete(testbed, host, tmp_path_factory.mktemp("relay"), release_page), {})
+    try:
+        machine.assign(["caddy"])
+        machine.deployment.run("-y")
+        before = picture(host)
+        machine.assign(["caddy", "sydent", "coturn"])
+        machine.deployment.run("-y")
+        machine.assign(["caddy"])
+        # At once, so that the deploy has two roles less than the machine.
+        for role in ("sydent", "coturn"):
+            done = machine.deployment.manage("remove", role, "--yes")
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert difference(before, picture(host)) == []
+    finally:
+        host.down()
