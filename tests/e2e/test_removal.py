@@ -20,7 +20,7 @@ from roles import ROLES, RoleName
 from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import Deployment
-from tests.e2e.client import CADDY_ROOT, REGISTER
+from tests.e2e.client import CADDY_ROOT, register
 from tests.e2e.picture import difference, picture
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -68,10 +68,7 @@ def machine(
     # Everything is used.
     status, output = deployment.verify()
     assert status == 0, output[-3000:]
-    host.run(
-        f"{REGISTER} -u anna -p secret --no-admin -c /etc/matrix-synapse/homeserver.yaml -k "
-        '"$(cat /etc/matrix-synapse/secrets/registration_shared_secret)" http://127.0.0.1:8008'
-    )
+    register(host, "anna", "secret")
     yield machine
     host.down()
 
@@ -107,7 +104,7 @@ def test_what_cannot_be_removed_is_refused(machine: Machine) -> None:
         assert why in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
-@pytest.mark.parametrize("role", reversed(REMOVABLE))
+@pytest.mark.parametrize("role", REMOVABLE[::-1])
 def test_a_machine_is_as_if_it_had_never_had_the_role(machine: Machine, role: RoleName) -> None:
     host, deployment = machine.host, machine.deployment
     staying = [*STAYING, *REMOVABLE[: REMOVABLE.index(role)]]
