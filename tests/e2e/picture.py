@@ -35,12 +35,13 @@ _OTHERS = "|".join(
 _ACCOUNTS = tuple(f"/etc/{name}{old}" for name in ("passwd", "group", "shadow", "gshadow") for old in ("", "-"))
 
 _PICTURE = r"""
-find /etc /opt /root /run /usr /var -xdev \( PRUNED \) -prune -o -printf 'file %p %y %m %U:%G %l\n'
+find /etc /opt /root /run /usr /var -xdev \( PRUNED \) -prune -o -printf 'file %p %y %m %u:%g %l\n' |
+  sed -E 's/(\.sock\.lock l .*) [0-9]+$/\1/'
 find /etc /root /usr/local /var/lib/matrix-metal -xdev \( PRUNED -o HASHED \) -prune -o -type f -exec sha256sum {} + |
   sed 's/^\(.*\)  \(.*\)$/content \2 \1/'
 getent passwd | sed 's/^/user /'
 getent group | sed 's/^/group /'
-systemctl list-unit-files --no-legend --plain | awk '{ print "unit-file", $1, $2 }'
+systemctl list-unit-files --no-legend --plain | grep -v '^session-' | awk '{ print "unit-file", $1, $2 }'
 systemctl list-units --all --no-legend --plain --type service,path,timer,socket | awk '{ print "unit", $1, $2, $3 }' |
   grep -vE '^unit (OTHERS)'
 systemctl list-units --failed --no-legend --plain | awk '{ print "failed", $1 }'

@@ -77,7 +77,7 @@ def machine(
 def client(host: Host) -> Iterator[Counter[str]]:
     """Somebody asks the homeserver by its public name during the block; afterwards: HTTP status -> number of answers."""
     found: Counter[str] = Counter()
-    url = f"https://matrix.{host.domain}/_matrix/client/v3/publicRooms"
+    url = f"https://matrix.{host.domain}/_matrix/client/versions"
     ask = f"curl -s -o /dev/null --max-time 60 --cacert {CADDY_ROOT} -w '%{{http_code}}\\n' {url}"
     host.run("rm -f /run/asked-enough")
     with ThreadPoolExecutor() as pool:
