@@ -42,8 +42,10 @@ class Removal:
 
     @property
     def trusted(self) -> tuple[str, ...]:
-        """The file of its authority."""
-        return (f"/usr/local/share/ca-certificates/{self.authority}.crt",) if self.authority else ()
+        """The certificate of its authority, and the link to it."""
+        if not self.authority:
+            return ()
+        return (f"/usr/local/share/ca-certificates/{self.authority}.crt", f"/etc/ssl/certs/{self.authority}.pem")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,14 @@ class Kept(Fact[list[str]]):
 def distrusted(removal: Removal) -> Generator[StringCommand, None, None]:
     """The machine's programs no longer trust the role's authority. Before they are started anew for another reason."""
     if removal.trusted and set(removal.trusted) & set(ask(Left, removal=removal).get("path", ())):
-        yield script(f"rm -f {quoted(*removal.trusted)}", "update-ca-certificates >/dev/null")
+        certificate, link = removal.trusted
+        yield script(
+            f"rm -f {quoted(certificate)}",
+            "update-ca-certificates >/dev/null 2>&1",
+            # With --fresh it would do this itself, and leave the machine without any authority meanwhile.
+            f"find /etc/ssl/certs -lname {quoted(link.rpartition('/')[2])} -delete",
+            f"rm -f {quoted(link)}",
+        )
 
 
 @operation()
