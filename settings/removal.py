@@ -18,7 +18,7 @@ def removal_of(settings: Settings, role: Role) -> Removal:
         return Removal(role.name, paths=certificates)
     staying = settings.played
     units = [settings.written(unit.name) for unit in role.units]
-    debians = any(unit.masked for unit in role.units)
+    packaged = any(unit.masked for unit in role.units)
     paths = [*_paths(role), *certificates]
     tables = list(role.tables)
     helpers = list(role.helpers)
@@ -44,7 +44,7 @@ def removal_of(settings: Settings, role: Role) -> Removal:
         tools=role.tools,
         accounts=tuple(sorted(accounts)),
         packages=tuple(each for each in dict.fromkeys(packages) if each not in (*settings.packages, *PACKAGES)),
-        maker=packages[0] if debians else "",
+        maker=packages[0] if packaged else "",
         tables=tuple(tables),
         state=role.state if role.irreplaceable else (),
         authority=role.authority,
