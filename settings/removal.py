@@ -1,5 +1,8 @@
 """What goes with a role that the inventory no longer gives to a machine: derived from its record, and from those that stay."""
 
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
 from operations.filters import PORTS
 from operations.removal import LastDatabase, Removal
 from roles import PACKAGES, POSTGRES, ROLES, Role
@@ -29,7 +32,7 @@ def removal_of(settings: Settings, role: Role) -> Removal:
         paths += [PORTS.path, PORTS.drop_in]
         tables.append(PORTS.table)
         packages.append("nftables")
-    kept = {path for each in staying for path in _paths(each)}
+    going = set(paths) - {path for each in staying for path in _paths(each)}
     accounts = _accounts(role) - {name for each in staying for name in _accounts(each)}
     return Removal(
         role.name,
@@ -40,7 +43,8 @@ def removal_of(settings: Settings, role: Role) -> Removal:
             for unit in (*helpers, *units)
             for path in (f"/etc/systemd/system/{unit}", f"/etc/systemd/system/{unit}.d")
         ),
-        paths=tuple(path for path in dict.fromkeys(paths) if path not in kept),
+        # What is in a directory goes with it.
+        paths=tuple(path for path in dict.fromkeys(paths) if path in going and not going & set(_above(path))),
         tools=role.tools,
         accounts=tuple(sorted(accounts)),
         packages=tuple(each for each in dict.fromkeys(packages) if each not in (*settings.packages, *PACKAGES)),
@@ -68,6 +72,11 @@ def _paths(role: Role) -> list[str]:
         # Debian's packages make the users of theirs.
         found.append(f"/etc/sysusers.d/{role.units[0].user}.conf")
     return found
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories that it is in."""
+    return (str(parent) for parent in PurePosixPath(path).parents)
 
 
 def _accounts(role: Role) -> set[str]:
