@@ -42,5 +42,7 @@ if settings.here("rtc"):
     local.include("tasks/rtc.py")
 if settings.migration == "back":
     local.include("tasks/accounts_back.py")
+if settings.leaving:
+    local.include("tasks/removal.py")
 if settings.served:
     local.include("tasks/certificates.py")

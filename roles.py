@@ -128,7 +128,12 @@ class Role:
     own_certificate: its unit presents the certificate of its domain itself, as Caddy obtained it.
     routes_on: the role to whose web site it adds routes.
     several: several machines may have it.
-    packages: Debian's, {version} as in units. state: directories with its data; the first is its user's home.
+    packages: Debian's, {version} as in units; the first has its masked units and makes their users. state: directories with its
+    data; the first is its user's home. irreplaceable: nothing can bring that data back, so a last copy of it is kept.
+    programs: its directories below /opt. helpers: further units that its task defines. files: what else it writes, outside of the
+    directories that are named elsewhere here. authority: what its own authority is called in the machine's trust store. tools:
+    programs that its helpers run, and perhaps those of other roles. tables: its tables of nftables.
+    stays: why `manage.py NAME remove` refuses it; "" if it can be removed.
     """
 
     name: RoleName
@@ -143,6 +148,14 @@ class Role:
     several: bool = False
     packages: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    irreplaceable: bool = False
+    programs: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    authority: str = ""
+    tools: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    stays: str = ""
     listens: tuple[Port, ...] = ()
     domain: Domain | None = None
     database: Database | None = None
@@ -200,6 +213,7 @@ POSTGRES = Role(
     title="PostgreSQL",
     purpose="the database",
     leave_out="never: Synapse needs it",
+    stays="all users, rooms and messages are in its databases",
     packages=("postgresql-{version}", "openssl"),
     units=(
         Unit(
@@ -217,6 +231,9 @@ POSTGRES = Role(
     state=("/var/lib/postgresql",),
     listens=(Port("tcp", POSTGRES_PORT, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
+
+# The program that makes a unit present its renewed certificate.
+PRESENT_CERTIFICATE = "/usr/local/sbin/present-certificate"
 
 # Of the Unix sockets behind Caddy, and of the units that connect to them. A client's address is what Caddy says: nobody else may.
 SOCKET_GROUP = "matrix-sockets"
@@ -248,6 +265,10 @@ CADDY = Role(
         ),
     ),
     state=("/var/lib/caddy",),
+    helpers=("caddy-certificate.path", "caddy-certificate.service"),
+    files=("/etc/sysusers.d/matrix-caddy.conf",),
+    authority="caddy-internal",
+    tools=(PRESENT_CERTIFICATE,),
     listens=(
         Port("tcp", 80, "everybody", "caddy.service"),
         Port("tcp", 443, "everybody", "caddy.service"),
@@ -313,8 +334,10 @@ SYNAPSE = Role(
     title="Synapse",
     purpose="the homeserver; it also has the sliding sync that new clients use",
     leave_out="never",
+    stays="it is the homeserver",
     needs=("postgres",),
     packages=("libjemalloc2",),
+    programs=("matrix-synapse", "uv"),
     units=(
         Unit(
             "matrix-synapse.service",
@@ -388,6 +411,8 @@ MAS = Role(
     title="the Matrix Authentication Service",
     purpose="accounts in Element X: creating them, logging in on a web page, signing in with another provider",
     leave_out="you create all accounts yourself, and nobody signs in with another provider",
+    stays="it has the passwords of all users, and Synapse cannot take them back",
+    programs=("mas",),
     needs=("postgres", "synapse"),
     beside=("synapse",),
     routes_on="synapse",
@@ -458,6 +483,8 @@ SYDENT = Role(
         ),
     ),
     state=("/var/lib/sydent",),
+    irreplaceable=True,
+    programs=("sydent", "uv"),
     # Its old API sends mails for whoever asks: Caddy lets nobody reach that.
     listens=(Port("tcp", SYDENT_PORT, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),
@@ -486,6 +513,7 @@ SLIDING_SYNC = Role(
             errors=r'\b(FTL|PNC)\b|^panic:|"level":"(fatal|panic)"',
         ),
     ),
+    programs=("sliding-sync",),
     domain=Domain("sliding_sync_domain", "sliding", "the Sliding Sync proxy, if you want it"),
     database=Database("syncv3", "sliding-sync"),
     secrets=(
@@ -505,6 +533,14 @@ COTURN = Role(
     leave_out="nobody makes calls with those, and nobody makes calls with LiveKit from networks that let out nothing but TLS",
     own_certificate=True,
     packages=("coturn", "nftables", "openssl", "python3-seccomp"),
+    helpers=("coturn-certificate.path", "coturn-certificate.service", "coturn-filter.service"),
+    files=(
+        "/etc/systemd/system/nftables.service.d/coturn-filter.conf",
+        "/etc/turnserver.nft",
+        "/usr/local/sbin/run-alone",
+    ),
+    tools=(PRESENT_CERTIFICATE,),
+    tables=("matrix_metal_relay",),
     units=(
         Unit(
             "coturn.service",
@@ -586,6 +622,7 @@ RTC = Role(
         Port("tcp", SIGNAL_PORT, "machine", "livekit.service", callers=("caddy",)),
         Port("tcp", LK_JWT_PORT, "machine", "lk-jwt.service", callers=("caddy",)),
     ),
+    programs=("livekit", "lk-jwt-service"),
     domain=Domain("rtc_domain", "rtc", "LiveKit: calls in Element X"),
     secrets=(
         VaultEntry(

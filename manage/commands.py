@@ -11,6 +11,7 @@ from manage.accounts import accounts
 from manage.machines import ROOT, Deployment
 from manage.mas import mas
 from manage.outdated import outdated
+from manage.removal import remove
 from manage.secrets import secrets
 from manage.status import status
 from manage.tokens import tokens
@@ -25,14 +26,14 @@ def cli(context: click.Context, name: str) -> None:
     """Everything after the first deploy.
 
     NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
-    so has each VERB. Nothing is deployed, but by `mas migrate` and `secrets rotate`.
+    so has each VERB. Nothing is deployed, but by `mas migrate`, `secrets rotate` and `remove`.
     """
     context.obj = Deployment(name)
     # As for a deploy: paths in the inventory are relative to this directory.
     os.chdir(ROOT)
 
 
-for _noun in (status, accounts, tokens, mas, secrets, outdated):
+for _noun in (status, accounts, tokens, mas, secrets, remove, outdated):
     cli.add_command(_noun)
 
 

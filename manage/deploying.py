@@ -51,10 +51,10 @@ class Steps:
         return f"  {self.step}, on {outcome[1]}{': failed' if failed else ''}"
 
 
-def deploy(deployment: Deployment, log: str, environment: Mapping[str, str] | None = None) -> str:
+def deploy(deployment: Deployment, log: str, environment: Mapping[str, str] | None = None, err: bool = False) -> str:
     """Run a deploy. Returns why it failed, in a sentence; "" if it did not. log: the name of the file with what it prints.
 
-    environment: in addition to that of this process.
+    environment: in addition to that of this process. err: whether the steps are printed on standard error.
     """
     path = cache_directory() / f"{log}-{deployment.path.stem}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def deploy(deployment: Deployment, log: str, environment: Mapping[str, str] | No
             for line in process.stdout:
                 file.write(line)
                 if said := steps.read(line):
-                    click.echo(said)
+                    click.echo(said, err=err)
         except KeyboardInterrupt:  # pyinfra gets it as well, if it comes from the terminal
             process.terminate()
             return "it was interrupted"

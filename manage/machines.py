@@ -3,19 +3,22 @@
 import difflib
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 
 from compat import Refused, answer_of, cause, connect, read_inventory
+from operations.machine import Machine as LookedAt
 from operations.machine import MachineState
 from operations.preflight import check_choices
-from operations.shell import answer_lines, question_command, quoted
+from operations.shell import Fact, answer_lines, question_command, quoted
 from roles import RoleName
 from settings import Settings, chosen_for
 from vault import WithoutSecrets
 
 ROOT = Path(__file__).parent.parent
+T = TypeVar("T")
 # What a command prints on a machine where we cannot become root.
 NOT_ROOT = "not root:"
 
@@ -85,6 +88,14 @@ class Deployment:
         settings.vault = WithoutSecrets()
         return settings
 
+    def known_machines(self) -> "list[Machine]":
+        """All machines, with the state that each says it has. Raises Refused, also for mistakes in the settings."""
+        check_choices(self.machines)
+        machines = [Machine(host, chosen_for(host, MachineState())) for host in self.machines]
+        for machine in machines:
+            machine.settings = chosen_for(machine.host, machine.ask(LookedAt))
+        return machines
+
 
 class Machine:
     """A machine of a deployment. The connection is made when it is first needed, as in a deploy."""
@@ -115,6 +126,12 @@ class Machine:
         if not done:
             raise Refused(f"{self.name}: {cause(errors) or 'a command failed there'}")
         return lines
+
+    def ask(self, fact: type[Fact[T]], **arguments: Any) -> T:
+        """The answer of the machine to a question of a deploy's operations. Raises Refused."""
+        lines = self.run(fact().question(**arguments))
+        answer: T = fact().answer(lines) if lines else fact.default()
+        return answer
 
     def close(self) -> None:
         if self.host.connected:

@@ -16,9 +16,6 @@ from operations.shell import Fact, YesOrNo, quoted, script, shell_file
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
-# The program that makes a unit present its renewed certificate.
-PRESENT_CERTIFICATE = "/usr/local/sbin/present-certificate"
-
 
 class Trusted(YesOrNo):
     """Whether the machine's trust store holds the certificate."""

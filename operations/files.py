@@ -95,7 +95,19 @@ class Text(File):
         return self.text.encode(), self.text.encode()
 
 
-Entry = Directory | File
+@dataclass(frozen=True)
+class Absent:
+    """A file of an earlier run that is not needed any more: it is not there."""
+
+    path: str
+
+
+Entry = Directory | File | Absent
+
+
+def secret_file(path: str, secret: Secret | None, *, mode: str, user: str, group: str) -> Text | Absent:
+    """The file with a secret; None: it is not needed, and is not there."""
+    return Text(path, secret, mode=mode, user=user, group=group) if secret else Absent(path)
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,7 @@ def _replacement(text: str) -> str:
 
 @operation()
 def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
-    """The given files and directories are as described, made in the given order.
+    """The given files and directories are as described, made in the given order; those that are not needed are gone.
 
     Only what differs is touched. Refuses if something of another kind is at a path: it is never removed.
     """
@@ -195,10 +207,14 @@ def _commands(entry: Entry, now: State | None) -> Iterator[StringCommand]:
             yield from _directory(entry, now)
         case File():
             yield from _file(entry, now)
+        case Absent() if now is not None:
+            yield script(f"rm -f {quoted(entry.path)}")
 
 
 def _problem(entry: Entry, now: State | None) -> str | None:
     """Why this entry cannot be made, if it cannot."""
+    if isinstance(entry, Absent):
+        return None
     kind = "directory" if isinstance(entry, Directory) else "file"
     # A link will do for a directory.
     if now is not None and now.kind not in (kind, "link" if kind == "directory" else kind):

@@ -25,7 +25,7 @@ class Installed(Fact[set[str]]):
 
 @operation()
 def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[StringCommand, None, None]:
-    """Debian packages are installed, without their recommendations, in one transaction.
+    """Debian packages are installed, without their recommendations, in one transaction. Which ones is recorded on the machine.
 
     packages: plain names (no version, no architecture).
     masked: units that a package would start at once with its sample configuration (an open relay, a page on port 80). They
@@ -41,4 +41,5 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
         *(shell_file("proxy"), "use_proxy", shell_file("apt")),
         f"masked={quoted(' '.join(masked))}",
         f"install_packages {quoted(*missing)}",
+        f"record_packages {quoted(*missing)}",
     )

@@ -83,10 +83,16 @@ def checked_settings(host: Host) -> Settings:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
     # When accounts are given back, the run itself takes MAS away.
     for role, units in settings.left_over if settings.migration != "back" else ():
-        add_final_line(
-            f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
-            f"{role.name}. If it is not needed any more, stop it there: systemctl disable --now {' '.join(units)}"
-        )
+        if role is not settings.leaving:
+            command = (
+                f"stop it there: systemctl disable --now {' '.join(units)}"
+                if role.stays
+                else f"remove it: python manage.py {settings.deployment} remove {role.name}"
+            )
+            add_final_line(
+                f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
+                f"{role.name}. If it is not needed any more, {command}"
+            )
     for line in settings.unreachable:
         add_final_line(f"{host.name}: {line}")
     return settings

@@ -14,9 +14,9 @@ from pyinfra.api.host import Host
 from pyinfra.context import inventory
 
 from operations.machine import Machine, MachineState
-from roles import ROLES
+from roles import ROLES, Role
 from settings.choices import Choices, choices_from
-from settings.deployment import MIGRATION_VARIABLE, Migration, Neighbour, SettingError, Settings
+from settings.deployment import MIGRATION_VARIABLE, REMOVAL_VARIABLE, Migration, Neighbour, SettingError, Settings
 from settings.postgres import port_on
 from settings.rules import misspelt_roles, mistakes
 
@@ -47,6 +47,7 @@ def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neigh
         neighbours,
         data.get("ssh_hostname"),
         migration=migration,
+        leaving=_leaving(),
     )
     if wrong := mistakes(settings):
         raise SettingError("\n".join(wrong))
@@ -61,6 +62,13 @@ def _migration() -> Migration:
             raise SettingError(
                 f"{MIGRATION_VARIABLE} = {other!r} is not allowed: it is for `manage.py NAME mas migrate`"
             )
+
+
+def _leaving() -> Role | None:
+    name = os.environ.get(REMOVAL_VARIABLE, "")
+    if name and (name not in ROLES or ROLES[name].stays):
+        raise SettingError(f"{REMOVAL_VARIABLE} = {name!r} is not allowed: it is for `manage.py NAME remove`")
+    return ROLES.get(name)
 
 
 def settings_of(host: Host) -> Settings:

@@ -39,6 +39,9 @@ _vault = cache(Vault.open)
 MIGRATION_VARIABLE = "MATRIX_METAL_MIGRATION"
 Migration = Literal["", "move", "back"]
 
+# What `manage.py NAME remove` has a run do, in the environment: remove this role from the machines that no longer have it.
+REMOVAL_VARIABLE = "MATRIX_METAL_REMOVE"
+
 
 class SettingError(Exception):
     """Settings that cannot be deployed. The text has one line per mistake: what, where, what is allowed."""
@@ -201,6 +204,7 @@ class Settings:
 
     choices: the validated group data. roles: role -> its machines. name: this machine. machine: its state.
     migration: whether this run gives Synapse's accounts to the Matrix Authentication Service, or puts everything back.
+    leaving: the role that this run removes from machines that no longer have it.
     """
 
     def __init__(
@@ -214,6 +218,7 @@ class Settings:
         connected_at: str | None = None,
         inventories: Path = ROOT / "inventories",
         migration: Migration = "",
+        leaving: Role | None = None,
     ) -> None:
         self.choices = choices
         self.deployment = deployment
@@ -224,6 +229,7 @@ class Settings:
         self.connected_at = connected_at or name
         self.inventories = inventories
         self.migration = migration
+        self.leaving = leaving
         self._views: dict[type[View], View] = {}
 
     def section(self, kind: type[C]) -> C:

@@ -4,7 +4,7 @@ from pyinfra import host
 
 from operations import certificates, files, units
 from operations.files import Copy, Directory, Template
-from roles import CADDY, SOCKET_GROUP
+from roles import CADDY, PRESENT_CERTIFICATE, SOCKET_GROUP
 from settings import settings_of
 from settings.caddy import Caddy
 from settings.issuers import STORE
@@ -61,14 +61,14 @@ if settings.choices.tls == "internal":
     certificates.trusted(
         name="Trust Caddy's internal authority on this machine",
         certificate=f"{STORE}/pki/authorities/local/root.crt",
-        label="caddy-internal",
+        label=CADDY.authority,
     )
 if caddy.issuer.kind == "files" and caddy.domains:
     values = {"caddy": caddy, "domain": caddy.domains[0]}
     files.present(
         name="Reload Caddy on renewal",
         entries=[
-            Copy(certificates.PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
+            Copy(PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
             *(
                 Template(f"/etc/systemd/system/{unit}", f"caddy/{unit}", mode="644", values=values)
                 for unit in (f"{caddy.reloader}.service", f"{caddy.reloader}.path")

@@ -2,10 +2,10 @@
 
 from pyinfra import host
 
-from operations import certificates, files, units
+from operations import files, units
 from operations.files import Copy, Directory, Template
 from operations.filters import RELAY
-from roles import COTURN
+from roles import COTURN, PRESENT_CERTIFICATE
 from settings import settings_of
 from settings.coturn import Coturn
 
@@ -58,7 +58,7 @@ units.running(
 files.present(
     name="Reload coturn on renewal",
     entries=[
-        Copy(certificates.PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
+        Copy(PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
         *(
             Template(f"/etc/systemd/system/{unit}", f"coturn/{unit}", mode="644", values={"coturn": coturn})
             for unit in (f"{coturn.reloader}.service", f"{coturn.reloader}.path")

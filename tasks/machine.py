@@ -2,10 +2,11 @@
 
 from pyinfra import host
 
-from operations import deployment, files, packages, users, virtualenvs
+from operations import deployment, files, packages, removal, users, virtualenvs
 from operations.files import Directory
 from roles import PACKAGES
 from settings import settings_of
+from settings.removal import removal_of
 
 settings = settings_of(host)
 
@@ -21,6 +22,12 @@ files.present(
         ),
     ],
 )
+
+if settings.leaving:
+    # Before the other programs start with the files that they read.
+    removal.distrusted(
+        name="Trust the authority of what is removed no more", removal=removal_of(settings, settings.leaving)
+    )
 
 users.restored(name="Restore system users that were removed", accounts=settings.accounts, groups=settings.groups)
 

@@ -5,7 +5,7 @@ from typing import Any
 from pyinfra import host
 
 from operations import accounts, files, releases, units
-from operations.files import Directory, Template, Text
+from operations.files import Directory, Template, secret_file
 from roles import CHECK_MAS, MAS, MAS_ARGUMENTS, MAS_CONFIGURATION, SOCKET_GROUP, SYNAPSE
 from settings import settings_of
 from settings.mas import Mas
@@ -17,13 +17,13 @@ mas = settings.view(Mas)
 [UNIT] = MAS.units
 HOME = "/etc/mas"
 OWNED: Any = {"user": "root", "group": "mas"}
-SECRETS: dict[str, Secret] = {
+SECRETS: dict[str, Secret | None] = {
     "encryption": mas.encryption_secret,
     "signing.pem": mas.signing_key,
     "synapse": mas.synapse_secret,
     "admin_client": mas.admin_client_secret,
-    **({"postgresql": mas.database.password} if mas.database.password else {}),
-    **({"smtp": mas.mail.password} if mas.mail.password else {}),
+    "postgresql": mas.database.password,
+    "smtp": mas.mail.password,
     **{provider.secret: secret for provider, secret in mas.sso},
 }
 
@@ -33,7 +33,7 @@ releases.installed(
 )
 configuration = [
     Template(MAS_CONFIGURATION[0], "mas/config.yaml", mode="640", values={"mas": mas}, **OWNED),
-    *(Text(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
+    *(secret_file(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
 ]
 files.present(
     name="Configure the Matrix Authentication Service",

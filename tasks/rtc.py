@@ -5,7 +5,7 @@ from typing import Any
 from pyinfra import host
 
 from operations import files, releases, units
-from operations.files import Directory, Template, Text
+from operations.files import Directory, Template, Text, secret_file
 from roles import RTC
 from settings import settings_of
 from settings.rtc import Rtc
@@ -28,7 +28,7 @@ releases.installed(
 livekit = [
     Template(f"{LIVEKIT}/livekit.yaml", "rtc/livekit.yaml", mode="640", values={"rtc": rtc}, **OF_LIVEKIT),
     Template(f"{LIVEKIT}/keys.yaml", "rtc/keys.yaml", mode="640", values={"rtc": rtc}, **OF_LIVEKIT),
-    *([Text(f"{LIVEKIT}/turn_secret", rtc.relay_secret, mode="640", **OF_LIVEKIT)] if rtc.relay_secret else []),
+    secret_file(f"{LIVEKIT}/turn_secret", rtc.relay_secret, mode="640", **OF_LIVEKIT),
 ]
 lk_jwt = [
     Template(f"{LK_JWT}/environment", "rtc/environment", mode="640", values={"rtc": rtc}, **OF_LK_JWT),

@@ -5,7 +5,7 @@ from typing import Any
 from pyinfra import host
 
 from operations import deployment, files, units, virtualenvs
-from operations.files import Copy, Directory, Template, Text
+from operations.files import Copy, Directory, Template, secret_file
 from operations.shell import quoted
 from roles import CHECK_SYNAPSE, SOCKET_GROUP, SYNAPSE, SYNAPSE_ARGUMENTS
 from settings import settings_of
@@ -20,12 +20,12 @@ HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
 PROGRAM = "/usr/local/lib/run-synapse"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}
-SECRETS = {
+SECRETS: dict[str, Secret | None] = {
     "registration_shared_secret": synapse.registration_shared_secret,
     "macaroon_secret_key": synapse.macaroon_secret_key,
     "form_secret": synapse.form_secret,
-    **({"mas": synapse.mas_secret} if synapse.mas_secret else {}),
-    **({"turn_shared_secret": synapse.turn_shared_secret} if synapse.turn_shared_secret else {}),
+    "mas": synapse.mas_secret,
+    "turn_shared_secret": synapse.turn_shared_secret,
 }
 
 virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv)
@@ -42,8 +42,8 @@ configuration = [
     ),
     Template(f"{HOME}/log.yaml", "synapse/log.yaml", mode="640", **OWNED),
     Template(f"{HOME}/conf.d/email.yaml", "synapse/email.yaml", mode="640", values={"mail": synapse.mail}, **OWNED),
-    *(Text(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
-    *([Text(f"{HOME}/secrets/postgresql", password_file, mode="600", **OWN)] if password_file else []),
+    *(secret_file(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
+    secret_file(f"{HOME}/secrets/postgresql", password_file, mode="600", **OWN),
 ]
 files.present(
     name="Configure Synapse",

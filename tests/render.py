@@ -20,7 +20,7 @@ from pyinfra.api.host import Host
 from pyinfra.context import host as current_host
 
 from operations import files
-from operations.files import Directory, Entry, File
+from operations.files import Absent, Directory, Entry, File
 from operations.machine import Machine, MachineState
 from roles import ROLES
 from tests.conftest import livekit_archive
@@ -175,7 +175,7 @@ def pretend(name: str, directory: Path, entries_file: Path) -> None:
 
     def writing(entries: Sequence[Entry], **arguments: Any) -> Any:
         with entries_file.open("a") as index:
-            for entry in entries:
+            for entry in (each for each in entries if not isinstance(each, Absent)):
                 path = f"{_machine(current_host)}{entry.path}"
                 if isinstance(entry, File):
                     _write(directory / path, entry.content()[1])
@@ -199,7 +199,7 @@ def _write(file: Path, content: bytes) -> None:
     file.write_bytes(content)
 
 
-def _access(entry: Entry) -> str:
+def _access(entry: Directory | File) -> str:
     return f"{entry.mode} {entry.user}:{entry.group}"
 
 

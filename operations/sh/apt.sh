@@ -1,4 +1,11 @@
 #!/bin/sh
+# The packages that deploys have installed on this machine, a line each: those of the administrator's own are not among them, and
+# are never removed (removal.sh).
+RECORDED=/var/lib/matrix-metal/packages
+record_packages() {
+  install -d -m 755 "${RECORDED%/*}"
+  printf '%s\n' "$@" >>"$RECORDED"
+}
 # apt ERRORS ARGUMENT...: runs apt-get, and again for as long as another package manager holds any lock: apt itself waits for
 # dpkg's lock only, not for that of the package lists. ERRORS: the file for its error messages.
 apt() {

@@ -1,0 +1,95 @@
+"""What goes with a role that the inventory no longer gives to a machine: derived from its record, and from those that stay."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from operations.filters import PORTS
+from operations.removal import LastDatabase, Removal
+from roles import PACKAGES, POSTGRES, ROLES, Role
+from settings.deployment import Settings
+from settings.issuers import STORE
+from settings.postgres import Postgres
+
+
+def removal_of(settings: Settings, role: Role) -> Removal:
+    """What of the role goes from this machine, where it may be interrupted, or not be there at all.
+
+    Only if the role's units say that a deploy brought it here: a coturn of the administrator's own is left alone.
+    """
+    certificates = _certificates(settings, role)
+    if role not in [left for left, _ in settings.left_over]:
+        return Removal(role.name, paths=certificates)
+    staying = settings.played
+    units = [settings.written(unit.name) for unit in role.units]
+    packaged = any(unit.masked for unit in role.units)
+    paths = [*_paths(role), *certificates]
+    tables = list(role.tables)
+    helpers = list(role.helpers)
+    packages = [settings.written(package) for package in role.packages]
+    if role.local_ports and not settings.local_ports:
+        # The last of the local ports: their packet filter is no role's own.
+        helpers.append(PORTS.unit)
+        paths += [PORTS.path, PORTS.drop_in]
+        tables.append(PORTS.table)
+        packages.append("nftables")
+    going = set(paths) - {path for each in staying for path in _paths(each)}
+    accounts = _accounts(role) - {name for each in staying for name in _accounts(each)}
+    return Removal(
+        role.name,
+        units=(*helpers, *units),
+        definitions=tuple(
+            path
+            # By the units of the role a later run sees that the machine has had it.
+            for unit in (*helpers, *units)
+            for path in (f"/etc/systemd/system/{unit}", f"/etc/systemd/system/{unit}.d")
+        ),
+        # What is in a directory goes with it.
+        paths=tuple(path for path in dict.fromkeys(paths) if path in going and not going & set(_above(path))),
+        tools=role.tools,
+        accounts=tuple(sorted(accounts)),
+        packages=tuple(each for each in dict.fromkeys(packages) if each not in (*settings.packages, *PACKAGES)),
+        maker=packages[0] if packaged else "",
+        tables=tuple(tables),
+        state=role.state if role.irreplaceable else (),
+        authority=role.authority,
+    )
+
+
+def last_database(settings: Settings, role: Role) -> LastDatabase | None:
+    """The role's database, if it is on this machine and no machine has the role any more."""
+    if not role.database or settings.exists(role.name) or not settings.here(POSTGRES.name):
+        return None
+    return LastDatabase(role.name, settings.view(Postgres).cluster, role.database.name, role.database.owner)
+
+
+def _paths(role: Role) -> list[str]:
+    """The files and directories that the record names, besides what defines its units."""
+    found = [*role.files, *(f"/opt/{program}" for program in role.programs), *role.state]
+    for unit in role.units:
+        found += [*unit.reads, *unit.rereads, *unit.private, *unit.secrets]
+        found += [unit.environment] if unit.environment else []
+    if not any(unit.masked for unit in role.units):
+        # Debian's packages make the users of theirs.
+        found.append(f"/etc/sysusers.d/{role.units[0].user}.conf")
+    return found
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories that it is in."""
+    return (str(parent) for parent in PurePosixPath(path).parents)
+
+
+def _accounts(role: Role) -> set[str]:
+    return {name for unit in role.units for name in (unit.user, *unit.groups)} - {"root"}
+
+
+def _certificates(settings: Settings, role: Role) -> tuple[str, ...]:
+    """The certificates that Caddy obtained here for the role's domain, if nothing here has that name any more."""
+    if not settings.here("caddy") or role.domain is None:
+        return ()
+    names = [
+        settings.server_name,
+        *(settings.domain(each) for each in ROLES.values() if each.domain and settings.exists(each.name)),
+    ]
+    domain = settings.domain(role)
+    return () if domain in names else (f"{STORE}/certificates/*/{domain}",)

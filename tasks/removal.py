@@ -1,0 +1,23 @@
+"""For `manage.py NAME remove ROLE`: what the role has left on machines that the inventory no longer gives it.
+
+After the other roles, which do without it by now.
+"""
+
+from pyinfra import host
+
+from operations import removal
+from settings import settings_of
+from settings.removal import last_database, removal_of
+
+settings = settings_of(host)
+assert settings.leaving
+leaving = removal_of(settings, settings.leaving)
+
+removal.stopped(name="Stop what is removed", removal=leaving)
+removal.copied(name="Keep a last copy of its data", removal=leaving)
+if database := last_database(settings, settings.leaving):
+    removal.database_dropped(name="Keep a last dump of its database, and drop it", database=database)
+removal.files_removed(name="Remove its files", removal=leaving)
+removal.packages_purged(name="Remove the Debian packages that only it needed", removal=leaving)
+removal.accounts_removed(name="Remove its users", removal=leaving)
+removal.forgotten(name="Remove its units", removal=leaving)

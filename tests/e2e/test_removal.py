@@ -1,0 +1,184 @@
+"""`manage.py NAME remove ROLE`: the machine is as if it had never had the role.
+
+One host gets one role after the other, and loses them in the opposite order: each time it must be as it was before.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from roles import ROLES, RoleName
+from tests.built import built
+from tests.conftest import complete, own
+from tests.deployment import Deployment
+from tests.e2e.client import CADDY_ROOT, register
+from tests.e2e.picture import difference, picture
+from tests.standin.release_server import ReleaseServer
+from tests.testbed import Host, Testbed
+
+STAYING = ("postgres", "synapse")
+REMOVABLE: list[RoleName] = [role.name for role in ROLES.values() if not role.stays]
+COPIES = "/var/backups/matrix-metal"
+# Of the administrator's own, before the first deploy: coturn needs it as well.
+OWN_PACKAGE = "python3-seccomp"
+
+
+@dataclass
+class Machine:
+    """before: what the host had before it got each role."""
+
+    host: Host
+    deployment: Deployment
+    before: dict[str, set[str]]
+
+    def assign(self, roles: list[str]) -> None:
+        self.deployment.assign({role: [self.host.name] for role in roles})
+
+
+@pytest.fixture(scope="module", params=["trixie", "bookworm"], ids=["debian13", "debian12"])
+def machine(
+    request: pytest.FixtureRequest,
+    testbed: Testbed,
+    release_page: ReleaseServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Machine]:
+    host = testbed.up(own(f"bare{request.param[0]}"), release=request.param, layers=built(testbed, request.param))
+    host.run(
+        f"apt-get update -qq && apt-get install -qq -y --no-install-recommends {OWN_PACKAGE} >/dev/null", timeout=300
+    )
+    deployment = complete(testbed, host, tmp_path_factory.mktemp("removal"), release_page)
+    machine = Machine(host, deployment, {})
+    roles = [*STAYING]
+    for role in REMOVABLE:
+        machine.assign(roles)
+        deployment.run("-y")
+        machine.before[role] = picture(host)
+        roles.append(role)
+    machine.assign(roles)
+    deployment.run("-y")
+    # Everything is used.
+    status, output = deployment.verify()
+    assert status == 0, output[-3000:]
+    register(host, "anna", "secret")
+    yield machine
+    host.down()
+
+
+@contextmanager
+def client(host: Host) -> Iterator[Counter[str]]:
+    """Somebody asks the homeserver by its public name during the block; afterwards: HTTP status -> number of answers."""
+    found: Counter[str] = Counter()
+    url = f"https://matrix.{host.domain}/_matrix/client/versions"
+    ask = f"curl -s -o /dev/null --max-time 60 --cacert {CADDY_ROOT} -w '%{{http_code}}\\n' {url}"
+    host.run("rm -f /run/asked-enough")
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(
+            host.run, f"until [ -e /run/asked-enough ]; do {ask} || true; sleep 0.05; done", timeout=300
+        )
+        try:
+            yield found
+        finally:
+            host.run("touch /run/asked-enough")
+            found += Counter(asking.result().stdout.split())
+            host.run("rm /run/asked-enough")
+
+
+def test_what_cannot_be_removed_is_refused(machine: Machine) -> None:
+    for role, why in {
+        "postgres": "postgres cannot be removed: all users, rooms and messages",
+        "mas": "mas cannot be removed: it has the passwords of all users",
+        "coturn": f"trial.py still gives {machine.host.name} the role coturn: take it out there first",
+        "cotrun": "there is no role cotrun: did you mean coturn?",
+    }.items():
+        done = machine.deployment.manage("remove", role, "--yes")
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert why in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("role", REMOVABLE[::-1])
+def test_a_machine_is_as_if_it_had_never_had_the_role(machine: Machine, role: RoleName) -> None:
+    host, deployment = machine.host, machine.deployment
+    staying = [*STAYING, *REMOVABLE[: REMOVABLE.index(role)]]
+    machine.assign(staying)
+    assert f"manage.py trial remove {role}" in deployment.run("--dry").output
+    with_role = picture(host)
+    listed = deployment.manage("remove", role, "--dry")
+    assert listed.returncode == 0 and listed.stdout.endswith("Nothing was removed.\n"), listed.stderr
+    assert difference(with_role, picture(host)) == []
+    unasked = deployment.manage("remove", role)
+    assert unasked.returncode == 1 and "There is no terminal to ask: give --yes" in unasked.stderr
+    if ROLES[role].database:
+        kill_midway(machine, role)
+
+    with client(host) as answers:
+        done = deployment.manage("remove", role, "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert role == "caddy" or set(answers) == {"200"}, answers
+    for unit in ROLES[role].units:
+        assert unit.name in listed.stdout
+
+    assert difference(machine.before[role], picture(host)) == []
+    copies = host.run(f"ls {COPIES}/{role}-removed-* 2>/dev/null || true").stdout.split()
+    assert bool(copies) == bool(ROLES[role].database or ROLES[role].irreplaceable)
+    for copy in copies:
+        assert copy in done.stdout
+        assert host.run(f"stat -c '%a %U' {COPIES} {copy}").stdout.split() == ["700", "root", "600", "root"]
+        read = "pg_restore --list" if copy.endswith(".dump") else "tar -t -f"
+        assert host.run(f"{read} {copy} | wc -l").stdout.strip() != "0"
+
+    # Nothing is left, for a deploy and for the command.
+    again = deployment.run("-y")
+    assert again.changed == [] and "still has" not in again.output
+    nothing = deployment.manage("remove", role, "--yes")
+    assert (nothing.returncode, nothing.stdout) == (0, f"Nothing is left of {ROLES[role].title}.\n")
+
+
+def kill_midway(machine: Machine, role: RoleName) -> None:
+    """The removal is killed as soon as the role's units do not run any more."""
+    deployment, [unit, *_] = machine.deployment, ROLES[role].units
+    process = subprocess.Popen(
+        [sys.executable, str(deployment.root / "manage.py"), str(deployment.inventory), "remove", role, "--yes"],
+        cwd=deployment.directory,
+        env={**os.environ, **deployment.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while machine.host.run(f"systemctl is-active --quiet {unit.name}", check=False).returncode == 0:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_what_nobody_needs_any_more_goes_with_the_last_role(
+    testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """On a machine without a homeserver: the packet filter of the local ports, nftables, uv."""
+    host = testbed.up(own("bare-relay"), layers=built(testbed, "trixie"))
+    machine = Machine(host, complete(testbed, host, tmp_path_factory.mktemp("relay"), release_page), {})
+    try:
+        machine.assign(["caddy"])
+        machine.deployment.run("-y")
+        before = picture(host)
+        machine.assign(["caddy", "sydent", "coturn"])
+        machine.deployment.run("-y")
+        machine.assign(["caddy"])
+        # At once, so that the deploy has two roles less than the machine.
+        for role in ("sydent", "coturn"):
+            done = machine.deployment.manage("remove", role, "--yes")
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert difference(before, picture(host)) == []
+    finally:
+        host.down()
