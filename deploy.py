@@ -18,6 +18,7 @@ if settings.local_ports:
     local.include("tasks/ports.py")
 
 if settings.here("postgres"):
+    local.include("tasks/cluster.py")
     local.include("tasks/postgres.py")
 if settings.here("postgres") and settings.migration == "move":
     local.include("tasks/accounts_backup.py")
@@ -40,5 +41,7 @@ if settings.here("rtc"):
     local.include("tasks/rtc.py")
 if settings.migration == "back":
     local.include("tasks/accounts_back.py")
+if settings.here("backup"):
+    local.include("tasks/backup.py")
 if settings.served:
     local.include("tasks/certificates.py")

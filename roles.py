@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc"]
+RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "backup"]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
 Reach = Literal["everybody", "deployment", "machine"]
@@ -60,12 +60,14 @@ class Domain(NamedTuple):
 class Database(NamedTuple):
     """A database. owner: the PostgreSQL role that owns it, named like the system user.
 
-    first_filled: tables of which at least one has rows after the first start of the program.
+    first_filled: tables of which at least one has rows after the first start of the program. used_once: tables that must be empty
+    after a restore, because what is in them may have been used since.
     """
 
     name: str
     owner: str
     first_filled: tuple[str, ...] = ()
+    used_once: tuple[str, ...] = ()
 
 
 class Unit(NamedTuple):
@@ -105,6 +107,27 @@ class Unit(NamedTuple):
     anywhere: bool = False
 
 
+class Timer(NamedTuple):
+    """What systemd does again and again: NAME.timer starts NAME.service, which ends when it is done.
+
+    user, exposure: as in units. beside: the role that must be on the same machine for it.
+    """
+
+    name: str
+    title: str
+    user: str
+    exposure: float
+    beside: RoleName | None = None
+
+    @property
+    def service(self) -> str:
+        return f"{self.name}.service"
+
+    @property
+    def timer(self) -> str:
+        return f"{self.name}.timer"
+
+
 @dataclass(frozen=True)
 class Role:
     """A role, which is a group of the inventory.
@@ -115,6 +138,9 @@ class Role:
     routes_on: the role to whose web site it adds routes.
     several: several machines may have it.
     packages: Debian's, {version} as in units. state: directories with its data; the first is its user's home.
+    in_database: its state is backed up as a database and not as files. not_backed_up: what of its state need not be, because it
+    can be had again. sqlite: SQLite databases in its state, which are copied while they may be written.
+    timers: what systemd does for it again and again.
     """
 
     name: RoleName
@@ -129,6 +155,10 @@ class Role:
     several: bool = False
     packages: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    in_database: bool = False
+    not_backed_up: tuple[str, ...] = ()
+    sqlite: tuple[str, ...] = ()
+    timers: tuple[Timer, ...] = ()
     listens: tuple[Port, ...] = ()
     domain: Domain | None = None
     database: Database | None = None
@@ -199,6 +229,7 @@ POSTGRES = Role(
         ),
     ),
     state=("/var/lib/postgresql",),
+    in_database=True,
     listens=(Port("tcp", POSTGRES_PORT, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
@@ -232,6 +263,7 @@ CADDY = Role(
         ),
     ),
     state=("/var/lib/caddy",),
+    not_backed_up=("/var/lib/caddy/.local/share/caddy/locks",),
     listens=(
         Port("tcp", 80, "everybody", "caddy.service"),
         Port("tcp", 443, "everybody", "caddy.service"),
@@ -302,13 +334,24 @@ SYNAPSE = Role(
         ),
     ),
     state=("/var/lib/matrix-synapse",),
+    # Copies of what other servers have.
+    not_backed_up=tuple(
+        f"/var/lib/matrix-synapse/media/{name}"
+        for name in ("remote_content", "remote_thumbnail", "url_cache", "url_cache_thumbnails")
+    ),
     listens=(
         # For application services and tools of the administrator's: Caddy connects to the sockets.
         Port("tcp", SYNAPSE_PORT, "machine", "matrix-synapse.service"),
         Port("tcp", FEDERATION_PORT, "everybody", "caddy.service", when="federation_port_8448"),
     ),
     domain=Domain("matrix_domain", "matrix", "Synapse"),
-    database=Database("synapse", "matrix-synapse", first_filled=("schema_version", "users", "events")),
+    database=Database(
+        "synapse",
+        "matrix-synapse",
+        first_filled=("schema_version", "users", "events"),
+        # A key that is given out a second time makes messages unreadable: https://github.com/element-hq/element-meta/issues/2155
+        used_once=("e2e_one_time_keys_json",),
+    ),
     secrets=(
         VaultEntry("synapse_registration_shared_secret", "token", "lets an administrator register accounts on Synapse"),
         VaultEntry("synapse_macaroon_secret_key", "token", "signs Synapse's short-lived login, guest and SSO tokens"),
@@ -394,6 +437,7 @@ SYDENT = Role(
         ),
     ),
     state=("/var/lib/sydent",),
+    sqlite=("/var/lib/sydent/sydent.db",),
     # Its old API sends mails for whoever asks: Caddy lets nobody reach that.
     listens=(Port("tcp", SYDENT_PORT, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),
@@ -519,6 +563,31 @@ RTC = Role(
     ),
 )
 
+BACKUP = Role(
+    name="backup",
+    title="the backup",
+    purpose="backups of all data, encrypted, to another disk, another machine or S3 storage",
+    leave_out="you make backups in another way",
+    several=True,
+    packages=("restic",),
+    units=(),
+    timers=(
+        Timer("matrix-metal-backup-wal", "Send the database's changes to the backup", "postgres", 2.0, "postgres"),
+        Timer("matrix-metal-backup-database", "Back up the database", "postgres", 2.0, "postgres"),
+        Timer("matrix-metal-backup-files", "Back up files", "root", 3.0),
+        Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 2.0, "postgres"),
+        Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 3.0),
+    ),
+    secrets=(
+        VaultEntry(
+            "backup_encryption_key", "hex", "encrypts the backups", "backups that were made with it cannot be read"
+        ),
+        VaultEntry("backup_ssh_key", "rsa", "with which the backup logs in to another machine (sftp://)"),
+        VaultEntry("backup_s3_access_key", "given", "of the S3 storage for backups: the access key ID"),
+        VaultEntry("backup_s3_secret_key", "given", "of the S3 storage for backups: the secret access key"),
+    ),
+)
+
 
 def any_version(text: str) -> str:
     """A name or path of a record as a pattern that fits whatever its {names} stand for."""
@@ -526,7 +595,7 @@ def any_version(text: str) -> str:
 
 
 ROLES: Mapping[str, Role] = {
-    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC)
+    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, BACKUP)
 }
 
 # Debian's packages that every machine needs, whatever its roles.

@@ -6,6 +6,7 @@
 one module per role what its templates need. Every mistake is found here, before any machine is touched.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,15 @@ from pyinfra.context import inventory
 from operations.machine import Machine, MachineState
 from roles import ROLES
 from settings.choices import Choices, choices_from
-from settings.deployment import MIGRATION_VARIABLE, Migration, Neighbour, SettingError, Settings
+from settings.deployment import (
+    MIGRATION_VARIABLE,
+    RESTORE_VARIABLE,
+    Migration,
+    Neighbour,
+    Restore,
+    SettingError,
+    Settings,
+)
 from settings.postgres import port_on
 from settings.rules import misspelt_roles, mistakes
 
@@ -47,6 +56,7 @@ def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neigh
         neighbours,
         data.get("ssh_hostname"),
         migration=migration,
+        restore=_restore(),
     )
     if wrong := mistakes(settings):
         raise SettingError("\n".join(wrong))
@@ -61,6 +71,11 @@ def _migration() -> Migration:
             raise SettingError(
                 f"{MIGRATION_VARIABLE} = {other!r} is not allowed: it is for `manage.py NAME mas migrate`"
             )
+
+
+def _restore() -> Restore | None:
+    given = os.environ.get(RESTORE_VARIABLE, "")
+    return Restore(**json.loads(given)) if given else None
 
 
 def settings_of(host: Host) -> Settings:
