@@ -139,8 +139,8 @@ lk_jwt_releases = "https://github.com/element-hq/lk-jwt-service/releases/downloa
 # --- backup (role backup), see docs/BACKUP.md ------------------------------------------------------------------------
 
 # Where backups go, encrypted: the directory of another disk, such as "/mnt/backup"; another machine, such as
-# "sftp://user@host:22/path"; or S3 storage, "s3://endpoint/bucket/path", with backup_s3_access_key and backup_s3_secret_key in the
-# vault.
+# "sftp://user@host:22/path"; or S3 storage, "s3://endpoint/bucket/path", whose keys are in the vault: backup_s3_access_key and
+# backup_s3_secret_key.
 backup_target = None
 
 # With sftp://: the public host key of the other machine, as in its /etc/ssh/ssh_host_ed25519_key.pub: "ssh-ed25519 AAAA...".
