@@ -39,7 +39,7 @@ lint: setup
 	@$(BIN)/ruff check --quiet . $(SCRIPTS)
 	@$(BIN)/ruff format --quiet --check . $(SCRIPTS)
 	@$(BIN)/mypy --no-error-summary .
-	@$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run templates/certificates/present-certificate templates/backup/keep-wal)
+	@$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run templates/certificates/present-certificate templates/backup/keep-for-pgbackrest)
 	@$(BIN)/codespell $$(git ls-files ':!*.lock' ':!requirements' ':!LICENSE')
 
 unit: setup ## The tests that need no machine

@@ -572,11 +572,11 @@ BACKUP = Role(
     packages=("restic",),
     units=(),
     timers=(
-        Timer("matrix-metal-backup-wal", "Send the database's changes to the backup", "postgres", 2.0, "postgres"),
-        Timer("matrix-metal-backup-database", "Back up the database", "postgres", 2.0, "postgres"),
-        Timer("matrix-metal-backup-files", "Back up files", "root", 3.0),
-        Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 2.0, "postgres"),
-        Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 3.0),
+        Timer("matrix-metal-backup-wal", "Send the database's changes to the backup", "postgres", 1.5, "postgres"),
+        Timer("matrix-metal-backup-database", "Back up the database", "postgres", 1.5, "postgres"),
+        Timer("matrix-metal-backup-files", "Back up files", "root", 2.0),
+        Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 1.5, "postgres"),
+        Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 2.0),
     ),
     secrets=(
         VaultEntry(

@@ -22,7 +22,8 @@ from vault import Secret, pem
 ARCHIVE_TIMEOUT = 120
 # Where PostgreSQL leaves its log until it is sent.
 SPOOL = "/var/spool/matrix-metal-backup"
-KEEP_WAL = "/usr/local/lib/matrix-metal/keep-wal"
+# pgBackRest wants to be named in an archive_command.
+KEEP_WAL = "/usr/local/lib/matrix-metal/keep-for-pgbackrest"
 PROGRAM = "/usr/local/lib/matrix-metal/backup"
 # A target in these would be hidden from the backup, or be emptied at the next boot.
 UNSUITABLE = ("/home", "/root", "/run", "/tmp", "/var/tmp", "/dev", "/proc", "/sys", "/etc", "/usr", "/boot")  # noqa: S108
@@ -266,7 +267,6 @@ class Backup(View):
         plan: dict[str, Any] = {
             "machine": self.machine,
             "server_name": self.server_name,
-            "home": access.home,
             "state_directory": BACKUP_STATE,
             "spool": SPOOL,
             "kind": access.target.kind,

@@ -30,7 +30,7 @@ values = {
 }
 kept = [
     Directory(KEEP_WAL.rpartition("/")[0], mode="755"),
-    Copy(KEEP_WAL, "backup/keep-wal", mode="755"),
+    Copy(KEEP_WAL, "backup/keep-for-pgbackrest", mode="755"),
     Directory(SPOOL, mode="700", user="postgres", group="postgres"),
 ]
 files.present(
