@@ -79,6 +79,8 @@ def prepared(repository: str, first: list[str]) -> Generator[StringCommand, None
         return
     yield script(
         f"{PROGRAM} prepare",
+        # What the jobs know is about another target.
+        f"rm -f {BACKUP_STATE}/*/*.json {BACKUP_STATE}/files/stamp {BACKUP_STATE}/files/pruned",
         f"printf '%s\\n' {quoted(repository)} >{BACKUP_STATE}/prepared",
         f"systemctl start --no-block {quoted(*first)}",
     )

@@ -17,6 +17,7 @@ import nio
 import pytest
 
 from operations.machine import BACKUP_STATE, RESTORE_HOME
+from roles import SYNAPSE
 from settings.backup import SPOOL
 from tests.built import built
 from tests.conftest import own
@@ -100,6 +101,7 @@ def begun(host: Host, directory: Path, **settings: Any) -> Drill:
     deployment.run("-y")
     outside = Outside(host, directory)
     host.run(f"echo 'enable_set_displayname: false' >{OWN}; chgrp matrix-synapse {OWN}; chmod 640 {OWN}")
+    host.run(f"systemctl restart matrix-synapse; until ( {SYNAPSE.units[0].health} ); do sleep 0.2; done", timeout=120)
     users = asyncio.run(use_everything(outside, directory))
     key = host.run("cat /var/lib/matrix-synapse/signing.key").stdout
     drill = Drill(deployment, outside, users, key)
