@@ -33,13 +33,13 @@ test: setup lint ## All tests; ROLE=coturn: those of one role
 	@$(BIN)/pytest -n 2 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
 # Python whose name does not say so.
-SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse \
+SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/backup/backup \
 	$(addprefix tests/standin/,syncv3 mas-cli livekit-server lk-jwt-service)
 lint: setup
 	@$(BIN)/ruff check --quiet . $(SCRIPTS)
 	@$(BIN)/ruff format --quiet --check . $(SCRIPTS)
 	@$(BIN)/mypy --no-error-summary .
-	@$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run templates/certificates/present-certificate)
+	@$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run templates/certificates/present-certificate templates/backup/keep-for-pgbackrest)
 	@$(BIN)/codespell $$(git ls-files ':!*.lock' ':!requirements' ':!LICENSE')
 
 unit: setup ## The tests that need no machine

@@ -18,6 +18,7 @@ if settings.local_ports or settings.public_ports:
     local.include("tasks/ports.py")
 
 if settings.here("postgres"):
+    local.include("tasks/cluster.py")
     local.include("tasks/postgres.py")
 if settings.here("postgres") and settings.migration == "move":
     local.include("tasks/accounts_backup.py")
@@ -44,5 +45,7 @@ if settings.migration == "back":
     local.include("tasks/accounts_back.py")
 if settings.leaving:
     local.include("tasks/removal.py")
+if settings.here("backup"):
+    local.include("tasks/backup.py")
 if settings.served:
     local.include("tasks/certificates.py")

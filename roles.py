@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc"]
+RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "backup"]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
 Reach = Literal["everybody", "deployment", "machine"]
@@ -73,13 +73,15 @@ class Database(NamedTuple):
     """A database. owner: the PostgreSQL role that owns it, named like the system user.
 
     first_filled: tables of which at least one has rows after the first start of the program. figures: numbers in it that an
-    administrator wants to see.
+    administrator wants to see. used_once: tables that must be empty after a restore, because what is in them may have been used
+    since.
     """
 
     name: str
     owner: str
     first_filled: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
+    used_once: tuple[str, ...] = ()
 
 
 class Unit(NamedTuple):
@@ -119,6 +121,27 @@ class Unit(NamedTuple):
     anywhere: bool = False
 
 
+class Timer(NamedTuple):
+    """What systemd does again and again: NAME.timer starts NAME.service, which ends when it is done.
+
+    user, exposure: as in units. beside: the role that must be on the same machine for it.
+    """
+
+    name: str
+    title: str
+    user: str
+    exposure: float
+    beside: RoleName | None = None
+
+    @property
+    def service(self) -> str:
+        return f"{self.name}.service"
+
+    @property
+    def timer(self) -> str:
+        return f"{self.name}.timer"
+
+
 @dataclass(frozen=True)
 class Role:
     """A role, which is a group of the inventory.
@@ -134,6 +157,9 @@ class Role:
     directories that are named elsewhere here. authority: what its own authority is called in the machine's trust store. tools:
     programs that its helpers run, and perhaps those of other roles. tables: its tables of nftables.
     stays: why `manage.py NAME remove` refuses it; "" if it can be removed.
+    in_database: its state is backed up as a database and not as files. not_backed_up: what of its state need not be, because it
+    can be had again. sqlite: SQLite databases in its state, which are copied while they may be written.
+    timers: what systemd does for it again and again.
     """
 
     name: RoleName
@@ -156,6 +182,10 @@ class Role:
     tools: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     stays: str = ""
+    in_database: bool = False
+    not_backed_up: tuple[str, ...] = ()
+    sqlite: tuple[str, ...] = ()
+    timers: tuple[Timer, ...] = ()
     listens: tuple[Port, ...] = ()
     domain: Domain | None = None
     database: Database | None = None
@@ -229,6 +259,7 @@ POSTGRES = Role(
         ),
     ),
     state=("/var/lib/postgresql",),
+    in_database=True,
     listens=(Port("tcp", POSTGRES_PORT, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
@@ -269,6 +300,7 @@ CADDY = Role(
     files=("/etc/sysusers.d/matrix-caddy.conf",),
     authority="caddy-internal",
     tools=(PRESENT_CERTIFICATE,),
+    not_backed_up=("/var/lib/caddy/.local/share/caddy/locks",),
     listens=(
         Port("tcp", 80, "everybody", "caddy.service"),
         Port("tcp", 443, "everybody", "caddy.service"),
@@ -362,6 +394,11 @@ SYNAPSE = Role(
         ),
     ),
     state=("/var/lib/matrix-synapse",),
+    # Copies of what other servers have.
+    not_backed_up=tuple(
+        f"/var/lib/matrix-synapse/media/{name}"
+        for name in ("remote_content", "remote_thumbnail", "url_cache", "url_cache_thumbnails")
+    ),
     listens=(
         # For application services and tools of the administrator's: Caddy connects to the sockets.
         Port("tcp", SYNAPSE_PORT, "machine", "matrix-synapse.service"),
@@ -369,7 +406,12 @@ SYNAPSE = Role(
     ),
     domain=Domain("matrix_domain", "matrix", "Synapse"),
     database=Database(
-        "synapse", "matrix-synapse", first_filled=("schema_version", "users", "events"), figures=_FIGURES
+        "synapse",
+        "matrix-synapse",
+        first_filled=("schema_version", "users", "events"),
+        # A key that is given out a second time makes messages unreadable: https://github.com/element-hq/element-meta/issues/2155
+        used_once=("e2e_one_time_keys_json",),
+        figures=_FIGURES,
     ),
     secrets=(
         VaultEntry(
@@ -485,6 +527,7 @@ SYDENT = Role(
     state=("/var/lib/sydent",),
     irreplaceable=True,
     programs=("sydent", "uv"),
+    sqlite=("/var/lib/sydent/sydent.db",),
     # Its old API sends mails for whoever asks: Caddy lets nobody reach that.
     listens=(Port("tcp", SYDENT_PORT, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),
@@ -634,6 +677,31 @@ RTC = Role(
     ),
 )
 
+BACKUP = Role(
+    name="backup",
+    title="the backup",
+    purpose="backups of all data, encrypted, to another disk, another machine or S3 storage",
+    leave_out="you make backups in another way",
+    several=True,
+    packages=("restic",),
+    units=(),
+    timers=(
+        Timer("matrix-metal-backup-wal", "Send the database's changes to the backup", "postgres", 1.5, "postgres"),
+        Timer("matrix-metal-backup-database", "Back up the database", "postgres", 1.5, "postgres"),
+        Timer("matrix-metal-backup-files", "Back up files", "root", 2.0),
+        Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 1.5, "postgres"),
+        Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 2.0),
+    ),
+    secrets=(
+        VaultEntry(
+            "backup_encryption_key", "hex", "encrypts the backups", "backups that were made with it cannot be read"
+        ),
+        VaultEntry("backup_ssh_key", "rsa", "with which the backup logs in to another machine (sftp://)"),
+        VaultEntry("backup_s3_access_key", "given", "of the S3 storage for backups: the access key ID"),
+        VaultEntry("backup_s3_secret_key", "given", "of the S3 storage for backups: the secret access key"),
+    ),
+)
+
 
 def any_version(text: str) -> str:
     """A name or path of a record as a pattern that fits whatever its {names} stand for."""
@@ -641,7 +709,7 @@ def any_version(text: str) -> str:
 
 
 ROLES: Mapping[str, Role] = {
-    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC)
+    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, BACKUP)
 }
 
 # Debian's packages that every machine needs, whatever its roles.

@@ -136,6 +136,28 @@ lk_jwt_sha256: dict[str, str] = {}
 livekit_releases = "https://github.com/livekit/livekit/releases/download"
 lk_jwt_releases = "https://github.com/element-hq/lk-jwt-service/releases/download"
 
+# --- backup (role backup), see docs/BACKUP.md ------------------------------------------------------------------------
+
+# Where backups go, encrypted: the directory of another disk, such as "/mnt/backup"; another machine, such as
+# "sftp://user@host:22/path"; or S3 storage, "s3://endpoint/bucket/path", whose keys are in the vault: backup_s3_access_key and
+# backup_s3_secret_key.
+backup_target = None
+
+# With sftp://: the public host key of the other machine, as in its /etc/ssh/ssh_host_ed25519_key.pub: "ssh-ed25519 AAAA...".
+backup_sftp_host_key = None
+# With s3://: the region.
+backup_s3_region = "us-east-1"
+
+# When the database is backed up, each day: "HH:MM" in UTC. What changes meanwhile, and files, are sent within five minutes.
+backup_time = "03:30"
+
+# How many days one can go back.
+backup_keep_days = 14
+
+# How much of the database's log may wait for a target that does not answer, such as "1G". If more is waiting, the homeserver goes
+# on, and what happens next can be restored only once the target answers and a new backup was made.
+backup_wal_limit = "1G"
+
 # --- how pyinfra connects --------------------------------------------------------------------------------------------
 
 # Path of the vault. None: inventories/<inventory>.vault.

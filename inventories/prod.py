@@ -22,5 +22,8 @@ sydent = [_machine]
 # Calls of Element X and Element Web.
 rtc = [_machine]
 
+# Backups. First set backup_target in group_data/prod.py: docs/BACKUP.md.
+# backup = [_machine]
+
 # Only clients from before 2025 need it: new ones use the sliding sync that Synapse has itself.
 # sliding_sync = [_machine]

@@ -60,11 +60,14 @@ class Deployment:
 
     def machine(self, role: RoleName) -> "Machine":
         """The machine that plays a role, which only one does. Raises Refused, also for mistakes in the settings."""
+        return self.machines_with(role)[0]
+
+    def machines_with(self, role: RoleName) -> list["Machine"]:
+        """The machines that play a role, one at least. Raises Refused, also for mistakes in the settings."""
         check_choices(self.machines)
-        for host in self.machines:
-            settings = chosen_for(host, MachineState())
-            if settings.here(role):
-                return Machine(host, settings)
+        settings = {host: chosen_for(host, MachineState()) for host in self.machines}
+        if found := [Machine(host, each) for host, each in settings.items() if each.here(role)]:
+            return found
         raise Refused(f"{self.path.name} gives no machine the role {role}, which this needs")
 
     @property

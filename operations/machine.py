@@ -9,6 +9,9 @@ from operations.shell import Fact, answer_lines, quoted, shell_file
 from roles import POSTGRES_PORT
 
 MARKER = "/etc/matrix-metal/deployment.json"
+# What the backup needs to reach its target, and what a restore needs; what the jobs of the backup say about themselves.
+BACKUP_HOME, RESTORE_HOME = "/etc/matrix-metal/backup", "/etc/matrix-metal/restore"
+BACKUP_STATE = "/var/lib/matrix-metal/backup"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class MachineState:
     names: domain name -> its addresses as the machine's programs get them, from /etc/hosts or DNS; none if it has none there.
     interfaces: each lasting address that is not local, with its interface, such as [("eth0", "192.0.2.7")].
     outgoing: interface and address with which the machine connects to the world, for each family that it does so with.
+    restoring: whether `manage.py NAME restore` has begun ("begun"), or has put the data back ("done"), and has not ended; or "".
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
     """
@@ -78,6 +82,7 @@ class MachineState:
     sessions: int = 10
     delegated: bool = False
     migrating: bool = False
+    restoring: str = ""
 
 
 class Machine(Fact[MachineState]):
@@ -167,6 +172,7 @@ class Machine(Fact[MachineState]):
             outgoing=tuple(on["outgoing"]),
             delegated=values.get("delegated") == "yes",
             migrating=values.get("migrating") == "yes",
+            restoring=values.get("restoring", ""),
         )
 
 

@@ -66,6 +66,7 @@ def checked_settings(host: Host) -> Settings:
             list(settings.views)
             mistakes = (
                 list(_of_another_deployment(settings))
+                or _half_restored(settings)
                 or _unreached_by_calls(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
@@ -81,6 +82,8 @@ def checked_settings(host: Host) -> Settings:
         ) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
+    if not settings.restore:
+        _say_what_is_not_backed_up(host, settings)
     # When accounts are given back, the run itself takes MAS away.
     for role, units in settings.left_over if settings.migration != "back" else ():
         if role is not settings.leaving:
@@ -96,6 +99,23 @@ def checked_settings(host: Host) -> Settings:
     for line in settings.unreachable:
         add_final_line(f"{host.name}: {line}")
     return settings
+
+
+def _say_what_is_not_backed_up(host: Host, settings: Settings) -> None:
+    if not settings.exists("backup"):
+        add_final_line("nothing is backed up: no machine has the role backup, see docs/BACKUP.md")
+    elif not settings.here("backup") and (settings.here("postgres") or settings.here("synapse")):
+        add_final_line(f"{host.name} is not backed up: it has not the role backup")
+
+
+def _half_restored(settings: Settings) -> list[str]:
+    """A line if the data of an earlier time is being put back: what runs without it would make data of its own."""
+    if settings.machine.restoring != "begun" or settings.restore:
+        return []
+    return [
+        "a restore has begun here, and has not ended; this goes on with it: "
+        f"python manage.py {settings.deployment} restore"
+    ]
 
 
 def _database_left_behind(settings: Settings) -> list[str]:
@@ -149,6 +169,9 @@ def _accounts_left_behind(settings: Settings) -> list[str]:
         where = f"inventories/{settings.deployment}.py"
         return ["MAS has the accounts already" if wanted else f"{where} gives no machine the role mas: add it first"]
     if not settings.here("synapse") or not known or wanted == delegated or settings.migration:
+        return []
+    if settings.machine.restoring or settings.restore:
+        # The accounts are there before the configuration that says whose they are.
         return []
     counts = accounts_of(settings)
     if counts is None:

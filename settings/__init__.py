@@ -6,6 +6,7 @@
 one module per role what its templates need. Every mistake is found here, before any machine is touched.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,16 @@ from pyinfra.context import inventory
 from operations.machine import Machine, MachineState
 from roles import ROLES, Role
 from settings.choices import Choices, choices_from
-from settings.deployment import MIGRATION_VARIABLE, REMOVAL_VARIABLE, Migration, Neighbour, SettingError, Settings
+from settings.deployment import (
+    MIGRATION_VARIABLE,
+    REMOVAL_VARIABLE,
+    RESTORE_VARIABLE,
+    Migration,
+    Neighbour,
+    Restore,
+    SettingError,
+    Settings,
+)
 from settings.postgres import port_on
 from settings.rules import misspelt_roles, mistakes
 
@@ -48,6 +58,7 @@ def chosen_for(host: Host, machine: MachineState, neighbours: Mapping[str, Neigh
         data.get("ssh_hostname"),
         migration=migration,
         leaving=_leaving(),
+        restore=_restore(),
     )
     if wrong := mistakes(settings):
         raise SettingError("\n".join(wrong))
@@ -69,6 +80,11 @@ def _leaving() -> Role | None:
     if name and (name not in ROLES or ROLES[name].stays):
         raise SettingError(f"{REMOVAL_VARIABLE} = {name!r} is not allowed: it is for `manage.py NAME remove`")
     return ROLES.get(name)
+
+
+def _restore() -> Restore | None:
+    given = os.environ.get(RESTORE_VARIABLE, "")
+    return Restore(**json.loads(given)) if given else None
 
 
 def settings_of(host: Host) -> Settings:

@@ -38,6 +38,21 @@ _vault = cache(Vault.open)
 # What `manage.py NAME mas migrate` has a run do, in the environment: move the accounts; or be as without the role.
 MIGRATION_VARIABLE = "MATRIX_METAL_MIGRATION"
 Migration = Literal["", "move", "back"]
+# What `manage.py NAME restore` has a run prepare, as JSON: a Restore.
+RESTORE_VARIABLE = "MATRIX_METAL_RESTORE"
+
+
+@dataclass(frozen=True)
+class Restore:
+    """A restore. to: the moment, in seconds since the epoch; None: the newest. source: the target, if not that of the settings.
+
+    machine: what the machine was called in the inventory when it was backed up, if that was another name.
+    """
+
+    to: float | None = None
+    source: str | None = None
+    machine: str | None = None
+
 
 # What `manage.py NAME remove` has a run do, in the environment: remove this role from the machines that no longer have it.
 REMOVAL_VARIABLE = "MATRIX_METAL_REMOVE"
@@ -153,6 +168,11 @@ class View:
         """Names of the deployment that it connects to on port 443, as clients do, but at no private address unless allowed."""
         return ()
 
+    @classmethod
+    def packages(cls, settings: "Settings") -> Sequence[str]:
+        """Debian's packages that it needs with these settings, besides those of its record."""
+        return ()
+
     @property
     def web_names(self) -> Sequence[str]:
         """Names that Caddy serves for the role on port 443."""
@@ -205,6 +225,7 @@ class Settings:
     choices: the validated group data. roles: role -> its machines. name: this machine. machine: its state.
     migration: whether this run gives Synapse's accounts to the Matrix Authentication Service, or puts everything back.
     leaving: the role that this run removes from machines that no longer have it.
+    restore: what this run prepares to be restored.
     """
 
     def __init__(
@@ -219,6 +240,7 @@ class Settings:
         inventories: Path = ROOT / "inventories",
         migration: Migration = "",
         leaving: Role | None = None,
+        restore: Restore | None = None,
     ) -> None:
         self.choices = choices
         self.deployment = deployment
@@ -230,6 +252,7 @@ class Settings:
         self.inventories = inventories
         self.migration = migration
         self.leaving = leaving
+        self.restore = restore
         self._views: dict[type[View], View] = {}
 
     def section(self, kind: type[C]) -> C:
@@ -367,7 +390,11 @@ class Settings:
     @property
     def packages(self) -> list[str]:
         """Debian's packages that this machine's roles need."""
-        needed = [self.written(package) for role in self.played for package in role.packages]
+        needed = [
+            package
+            for role in self.played
+            for package in (*map(self.written, role.packages), *view_of(role.name).packages(self))
+        ]
         return list(dict.fromkeys([*needed, *(["nftables"] if self.local_ports or self.public_ports else [])]))
 
     @property
@@ -403,6 +430,7 @@ class Settings:
         for role in ROLES.values():
             patterns = [any_version(unit.name) for unit in role.units]
             units = sorted(name for name in self.machine.units if any(fnmatch(name, pattern) for pattern in patterns))
+            units += [timer.timer for timer in role.timers if timer.service in self.machine.units]
             if units and not self.here(role.name):
                 found.append((role, units))
         return found

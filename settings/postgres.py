@@ -153,6 +153,33 @@ class Postgres(View):
         return f"/etc/postgresql/{self.version}/main"
 
     @property
+    def configuration(self) -> str:
+        return f"{self.directory}/conf.d/matrix-metal.conf"
+
+    @property
+    def access(self) -> str:
+        """The file that says who may connect."""
+        return f"{self.directory}/matrix-metal.hba.conf"
+
+    @property
+    def key(self) -> str:
+        return f"{self.directory}/matrix-metal.key"
+
+    @property
+    def drop_in(self) -> str:
+        return f"/etc/systemd/system/{self.unit}.d/matrix-metal.conf"
+
+    @property
+    def files(self) -> list[str]:
+        """The files of ours that it reads when it starts."""
+        return [
+            self.configuration,
+            self.access,
+            self.drop_in,
+            *([self.certificate, self.key] if self.clients else []),
+        ]
+
+    @property
     def certificate(self) -> str:
         """The certificate for other machines; the key is beside it."""
         return f"{self.directory}/matrix-metal.crt"

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from roles import COTURN, ROLES
+from settings.backup import Choices as Backups
+from settings.backup import Target
 from settings.coturn import LONGEST_NAME
 from settings.deployment import Settings
 from settings.mas import Choices as Accounts
@@ -95,5 +97,17 @@ def _choices(settings: Settings) -> Iterator[str]:
         yield f"{where}: sso has providers to sign in with, which need the role mas, and no machine has it"
     for provider in sorted({each for each in providers if providers.count(each) > 1}):
         yield f"{where}: sso has two providers with the id {provider}; each needs its own"
+    backups = settings.section(Backups)
+    if settings.exists("backup") and not backups.backup_target:
+        yield f'{where}: backup_target is missing: where backups go, such as "/mnt/backup", the directory of another disk'
+    elif (
+        settings.exists("backup")
+        and Target.parse(backups.backup_target or "").kind == "sftp"
+        and not backups.backup_sftp_host_key
+    ):
+        yield (
+            f"{where}: backup_sftp_host_key is missing: the public host key of the machine with the backups, such as "
+            '"ssh-ed25519 AAAA...", from its file /etc/ssh/ssh_host_ed25519_key.pub'
+        )
     if choices.tls == "files" and not choices.tls_files:
         yield f'{where}: tls_files is missing: tls = "files" needs {{"certificate": "/path", "key": "/path"}}'

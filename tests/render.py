@@ -34,7 +34,15 @@ VAULT = {
     "format": 1,
     "id": "0123456789abcdef",
     "secrets": dict.fromkeys(
-        ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key", "sso_client_secret_example"), "given"
+        (
+            "smtp_password",
+            "acme_eab_hmac_key",
+            "turn_acme_eab_hmac_key",
+            "sso_client_secret_example",
+            "backup_s3_access_key",
+            "backup_s3_secret_key",
+        ),
+        "given",
     ),
 }
 
@@ -55,7 +63,7 @@ class Sample:
 ONE = {role: ["matrix"] for role in ROLES}
 SAMPLES = {
     # As in inventories/prod.py and inventories/split.py.
-    "prod": Sample({role: names for role, names in ONE.items() if role != "sliding_sync"}),
+    "prod": Sample({role: names for role, names in ONE.items() if role not in ("sliding_sync", "backup")}),
     "split": Sample(
         {
             "postgres": ["db"],
@@ -71,6 +79,7 @@ SAMPLES = {
             "acme": {"directory": "https://acme.example.net/directory", "eab_key_id": "web-key"},
             "turn_acme": {"directory": "https://ca.example.net/directory", "eab_key_id": "turn-key"},
             "external_ip": "198.51.100.7",
+            "backup_target": "s3://s3.example.net/backups/matrix",
             "federation_port_8448": True,
             "private_networks": ["10.1.0.0/16"],
             "registration": "token",
@@ -91,6 +100,7 @@ SETTINGS = {
     "server_name": "metal.test",
     "admin_email": "admin@metal.test",
     # Any existing file: it is neither downloaded nor checked.
+    "backup_target": "/mnt/backup",
     "sliding_sync_binary": str(STAND_IN),
     "lk_jwt_binary": str(STAND_IN),
 }

@@ -53,7 +53,7 @@ def check_syntax(path: str, content: str) -> None:
         parser = ConfigParser(strict=False, interpolation=None, allow_no_value=False, delimiters="=")
         parser.optionxform = str  # type: ignore[assignment, method-assign]
         parser.read_string(content)
-        assert set(parser.sections()) <= {"Unit", "Service", "Path", "Install"}, path
+        assert set(parser.sections()) <= {"Unit", "Service", "Path", "Timer", "Install"}, path
 
 
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:

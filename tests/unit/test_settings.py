@@ -34,7 +34,8 @@ ALL = tuple(ROLES)
 
 
 def chosen(**choices: Any) -> Common:
-    return choices_from({**DEFAULTS, "server_name": "x.test", "tls": "internal", **choices}, "prod")
+    given = {"server_name": "x.test", "tls": "internal", "backup_target": "/mnt/backup", **choices}
+    return choices_from({**DEFAULTS, **given}, "prod")
 
 
 def settings(

@@ -24,6 +24,7 @@ from pyinfra.context import ctx_config
 
 import settings as settings_module
 from operations import (
+    backups,
     certificates,
     databases,
     deployment,
@@ -53,6 +54,7 @@ PRINTABLE = string.digits + string.ascii_letters + string.punctuation + " "
 LETS_ENCRYPT = DEFAULTS["acme"]
 ZEROSSL = {"directory": "https://acme.zerossl.com/v2/DV90", "eab_key_id": "key-1", "email": "turn@x.test"}
 MAIL = {"smtp_host": "mail.x.test", "smtp_username": "mailer"}
+S3 = ("backup_s3_access_key", "backup_s3_secret_key")
 PROVIDER = {"id": "example", "issuer": "https://id.example.net/", "client_id": "matrix", "name": "Example"}
 
 # Name -> the roles, and the settings besides the server name.
@@ -65,7 +67,16 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
         EVERYTHING,
         {"acme": {"directory": "https://ca.x.test/dir", "trusted_root": "/etc/ca.pem", "email": "a@x.test"}},
     ),
-    "mail": (EVERYTHING, {"tls": "internal", **MAIL}),
+    "mail": (EVERYTHING, {"tls": "internal", "admin_email": "admin@x.test", **MAIL}),
+    "backup to S3": (EVERYTHING, {"tls": "internal", "backup_target": "s3://s3.x.test/backups"}),
+    "backup to another machine": (
+        EVERYTHING,
+        {
+            "tls": "internal",
+            "backup_target": "sftp://backup@there.x.test/srv/backup",
+            "backup_sftp_host_key": f"ssh-ed25519 {'A' * 68}",
+        },
+    ),
     "mail over tls": (EVERYTHING, {"tls": "internal", **MAIL, "smtp_port": 465, "smtp_tls": "tls"}),
     "mail without login": (EVERYTHING, {"tls": "internal", "smtp_host": "mail.x.test", "smtp_tls": "none"}),
     "open": (EVERYTHING, {"tls": "internal", "registration": "open"}),
@@ -91,11 +102,11 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
 def settings_for(scenario: str, directory: Path, release: str = "13") -> Settings:
     roles, chosen = SCENARIOS[scenario]
     known = {name: value for name, value in DEFAULTS.items() if name in Choices.model_fields}
-    choices = choices_from({**known, "server_name": "x.test", **chosen}, "trial")
+    choices = choices_from({**known, "server_name": "x.test", "backup_target": "/mnt/backup", **chosen}, "trial")
     machine = MachineState("root", True, "debian", release, "amd64", 4096, 40960, ("192.0.2.1", "2001:db8::1"))
     made = Settings(choices, "trial", {role: ["one"] for role in roles}, "one", machine, inventories=directory)
     assert mistakes(made) == []
-    for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key", "sso_client_secret_example"):
+    for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key", "sso_client_secret_example", *S3):
         made.vault.set(name, f"{name}{PRINTABLE}")
     return made
 
@@ -115,6 +126,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Re
             pass
 
         for module in (
+            backups,
             certificates,
             databases,
             deployment,

@@ -1,0 +1,86 @@
+"""The backup on a machine: what its program has to know, and the repositories at the target."""
+
+from collections.abc import Generator
+from typing import Any
+
+from pyinfra.api import StringCommand
+from pyinfra.context import host
+
+from operations.certificates import BUNDLE
+from operations.files import Copy, Directory, Entry, Template, Text
+from operations.look import ask, operation
+from operations.machine import BACKUP_STATE
+from operations.shell import YesOrNo, quoted, script
+from settings.backup import PROGRAM, Backup
+
+
+def program_and_access(backup: Backup) -> list[Entry]:
+    """The program, and all that it needs to reach a target, in the home of the access."""
+    access, group = backup.access, "postgres" if backup.cluster else "root"
+    values: dict[str, Any] = {
+        "access": access,
+        "keep_days": backup.keep_days,
+        "cluster": backup.cluster,
+        "port": backup.port,
+        "state": BACKUP_STATE,
+        "bundle": BUNDLE,
+    }
+    parts = ["files", *(["dumps"] if backup.cluster else [])]
+    users = ["root", *(["postgres"] if backup.cluster else [])]
+    key = access.ssh_key
+    return [
+        Directory(PROGRAM.rpartition("/")[0], mode="755"),
+        Copy(PROGRAM, "backup/backup", mode="755"),
+        Directory(access.home, mode="750", group=group),
+        Text(f"{access.home}/plan.json", backup.plan, mode="644"),
+        *(
+            Template(f"{access.home}/{part}.env", "backup/restic.env", mode="600", values={**values, "part": part})
+            for part in parts
+        ),
+        *(
+            [
+                Template(
+                    f"{access.home}/pgbackrest.conf", "backup/pgbackrest.conf", mode="640", group=group, values=values
+                )
+            ]
+            if backup.cluster
+            else []
+        ),
+        *(
+            [
+                Text(f"{access.home}/known_hosts", access.known_host, mode="644"),
+                *(Text(f"{access.home}/ssh_key.{user}", key, mode="600", user=user, group=user) for user in users),
+            ]
+            if key
+            else []
+        ),
+        Directory("/var/lib/matrix-metal", mode="755"),
+        Directory(BACKUP_STATE, mode="755"),
+        Directory(f"{BACKUP_STATE}/files", mode="755"),
+        *([Directory(f"{BACKUP_STATE}/database", mode="755", user="postgres", group=group)] if backup.cluster else []),
+    ]
+
+
+class Prepared(YesOrNo):
+    """Whether the repositories were made at this target."""
+
+    def question(self, repository: str) -> str:
+        return f'[ "$(cat {BACKUP_STATE}/prepared 2>/dev/null)" != {quoted(repository)} ] || echo yes'
+
+
+@operation()
+def prepared(repository: str, first: list[str]) -> Generator[StringCommand, None, None]:
+    """The target has the repositories. Those that are there stay as they are; with another key, this fails.
+
+    repository: where they are. first: units that make the first backup then, while the run goes on.
+    """
+    if ask(Prepared, repository=repository):
+        host.noop("the repositories are there")
+        return
+    yield script(
+        f"{PROGRAM} prepare",
+        # What the jobs know is about another target.
+        f"rm -f {BACKUP_STATE}/*/*.json {BACKUP_STATE}/files/stamp {BACKUP_STATE}/files/pruned",
+        f"printf '%s\\n' {quoted(repository)} >{BACKUP_STATE}/prepared",
+        f"systemctl start --no-block {quoted(*first)}",
+    )

@@ -1,0 +1,167 @@
+"""The backup without a machine: targets, what is backed up, and what its program makes of messages."""
+
+import importlib.util
+import json
+import subprocess
+from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+
+from manage.backup import Moment
+from operations.machine import MachineState
+from operations.templating import TEMPLATES
+from roles import ROLES
+from settings import SettingError, Settings, mistakes
+from settings.backup import Backup, Target, public_key
+from tests.unit.test_settings import chosen, refusal
+from vault import Vault
+
+HOST_KEY = f"ssh-ed25519 {'A' * 68}"
+
+
+def settings(directory: Path, release: str = "13", **choices: Any) -> Settings:
+    machine = MachineState("root", True, "debian", release, "amd64", 4096, 40960, ("192.0.2.1",))
+    return Settings(chosen(**choices), "prod", {role: ["one"] for role in ROLES}, "one", machine, inventories=directory)
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("/mnt/backup", Target("directory", "/mnt/backup")),
+        ("sftp://me@there.x.test/srv/b", Target("sftp", "/srv/b", "there.x.test", 22, "me")),
+        ("sftp://me@192.0.2.1:2222/b", Target("sftp", "/b", "192.0.2.1", 2222, "me")),
+        ("s3://s3.x.test/bucket", Target("s3", "", "s3.x.test", 443, bucket="bucket")),
+        ("s3://s3.x.test:9000/bucket/a/b", Target("s3", "/a/b", "s3.x.test", 9000, bucket="bucket")),
+    ],
+)
+def test_targets(text: str, target: Target) -> None:
+    assert Target.parse(text) == target
+    chosen(backup_target=text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mnt/backup",
+        "/",
+        "/mnt/../etc",
+        "/mnt/a b",
+        "sftp://there.x.test/srv",
+        "sftp://me:secret@there.x.test/srv",
+        "sftp://me@there.x.test",
+        "s3://s3.x.test",
+        "s3://s3.x.test/UPPER",
+        "http://s3.x.test/bucket",
+        "s3://s3.x.test/bucket?x=1",
+    ],
+)
+def test_what_is_no_target_is_refused(text: str) -> None:
+    line = refusal(backup_target=text)
+    assert "backup_target = " in line and "is not allowed: it must be a directory of another disk" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("/home/backup", "/home is no place for backups"),
+        ("/var/lib/matrix-synapse/backup", "/var/lib/matrix-synapse is what is backed up"),
+        ("/var/lib/postgresql", "/var/lib/postgresql is what is backed up"),
+    ],
+)
+def test_a_target_in_a_wrong_place_is_refused(text: str, why: str) -> None:
+    assert why in refusal(backup_target=text)
+
+
+def test_the_role_needs_a_target_and_sftp_a_host_key(tmp_path: Path) -> None:
+    assert "backup_target is missing" in "".join(mistakes(settings(tmp_path, backup_target=None)))
+    sftp = {"backup_target": "sftp://me@there.x.test/srv"}
+    assert "backup_sftp_host_key is missing" in "".join(mistakes(settings(tmp_path, **sftp)))
+    assert mistakes(settings(tmp_path, **sftp, backup_sftp_host_key=HOST_KEY)) == []
+
+
+def test_the_database_on_debian_12_is_not_sent_by_sftp(tmp_path: Path) -> None:
+    sftp = {"backup_target": "sftp://me@there.x.test/srv", "backup_sftp_host_key": HOST_KEY}
+    with pytest.raises(SettingError, match="pgBackRest of Debian 12 knows no sftp"):
+        settings(tmp_path, "12", **sftp).view(Backup)
+    assert "openssh-client" in settings(tmp_path, **sftp).packages
+
+
+def test_the_public_key_is_one_of_ssh(tmp_path: Path) -> None:
+    line = public_key(Vault.open(tmp_path / "x.vault").get("backup_ssh_key"))
+    checked = subprocess.run(["ssh-keygen", "-l", "-f", "-"], input=line, capture_output=True, text=True)
+    assert checked.returncode == 0 and checked.stdout.startswith("2048 "), checked.stderr
+
+
+# --- what is backed up ----------------------------------------------------------------------------
+
+
+def test_the_state_of_every_role_is_backed_up(tmp_path: Path) -> None:
+    backup = settings(tmp_path).view(Backup)
+    for role in ROLES.values():
+        for path in role.state:
+            assert role.in_database or path in backup.state, f"{path} of {role.name}"
+        for path in (*role.sqlite, *role.not_backed_up):
+            assert any(path.startswith(f"{each}/") for each in role.state), f"{path} of {role.name}"
+        if role.database:
+            assert role.database.name in backup.databases
+    assert {"/etc/matrix-synapse/conf.d", "/etc/mas", "/etc/postgresql/17/main"} <= set(backup.own)
+    plan: Mapping[str, Any] = json.loads(backup.plan)
+    assert backup.access.key.reveal() not in backup.plan and plan["mail"] is None
+
+
+# --- the program on the machine -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    loader = SourceFileLoader("backup_program", str(TEMPLATES / "backup/backup"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_a_wrong_key_is_named(program: ModuleType) -> None:
+    output = "P00  ERROR: [029]: unable to load info file: FormatError: key/value found outside of section at line 1: x"
+    assert "is backup_encryption_key in the vault the one" in program.why_pgbackrest(output)
+    wrong = subprocess.CompletedProcess([], 12, "", '{"message_type":"exit_error","message":"Fatal: wrong password"}')
+    assert "is not the key that this backup was made with" in program.why_restic(wrong)
+
+
+def test_files_that_come_and_go_are_no_failure(program: ModuleType, tmp_path: Path) -> None:
+    def error(path: Path) -> str:
+        return json.dumps({"message_type": "error", "error": {"message": "lstat"}, "item": str(path)})
+
+    assert program.only_vanished(error(tmp_path / "gone"))
+    assert not program.only_vanished(f"{error(tmp_path / 'gone')}\n{error(tmp_path)}")
+    assert not program.only_vanished("Fatal: something else")
+
+
+def test_times_of_restic_have_nanoseconds(program: ModuleType) -> None:
+    assert program.moment("2027-01-31T17:05:00.123456789+00:00") == pytest.approx(1801415100.123456)
+    assert program.moment("2027-01-31T17:05:00Z") == 1801415100
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-31 17:05", "2026-01-31T17:05:00Z", "2026-01-31 18:05+01:00", "2026-01-31T17:05"]
+)
+def test_a_moment_is_in_utc(text: str) -> None:
+    assert Moment().convert(text, None, None) == 1769879100
+
+
+@pytest.mark.parametrize(("text", "why"), [("yesterday", "is no time such as"), ("2999-01-01", "is in the future")])
+def test_other_moments_are_refused(text: str, why: str) -> None:
+    with pytest.raises(click.UsageError, match=why):
+        Moment().convert(text, None, None)
