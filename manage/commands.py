@@ -9,6 +9,7 @@ import click
 from compat import Refused
 from manage.accounts import accounts
 from manage.authentication import mas
+from manage.database import postgres
 from manage.machines import ROOT, Deployment
 from manage.secrets import secrets
 from manage.tokens import tokens
@@ -30,7 +31,7 @@ def cli(context: click.Context, name: str) -> None:
     os.chdir(ROOT)
 
 
-for _noun in (accounts, tokens, mas, secrets):
+for _noun in (accounts, tokens, mas, postgres, secrets):
     cli.add_command(_noun)
 
 
