@@ -9,6 +9,7 @@ import click
 from compat import Refused
 from manage.accounts import accounts
 from manage.backup import backup, restore
+from manage.database import postgres
 from manage.machines import ROOT, Deployment
 from manage.mas import mas
 from manage.outdated import outdated
@@ -34,7 +35,7 @@ def cli(context: click.Context, name: str) -> None:
     os.chdir(ROOT)
 
 
-for _noun in (status, accounts, tokens, mas, backup, restore, secrets, remove, outdated):
+for _noun in (status, accounts, tokens, mas, postgres, backup, restore, secrets, remove, outdated):
     cli.add_command(_noun)
 
 

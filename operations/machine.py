@@ -43,6 +43,7 @@ class MachineState:
         there, or "".
     delegated: whether an earlier run has told Synapse that the Matrix Authentication Service has the accounts. migrating: whether
         `manage.py NAME mas migrate` has begun to move them, and has not ended.
+    upgrading: "15 17 5432" if `manage.py NAME postgres upgrade` has begun to move data from 15 to 17, and has not ended.
     database: the host of Synapse's database, as an earlier run configured it: a directory with a Unix socket, an address, or "".
     database_port: the port of that database.
     names: domain name -> its addresses as the machine's programs get them, from /etc/hosts or DNS; none if it has none there.
@@ -83,6 +84,7 @@ class MachineState:
     delegated: bool = False
     migrating: bool = False
     restoring: str = ""
+    upgrading: str = ""
 
 
 class Machine(Fact[MachineState]):
@@ -173,6 +175,7 @@ class Machine(Fact[MachineState]):
             delegated=values.get("delegated") == "yes",
             migrating=values.get("migrating") == "yes",
             restoring=values.get("restoring", ""),
+            upgrading=values.get("upgrading", ""),
         )
 
 

@@ -20,7 +20,7 @@ from settings.addresses import public_addresses
 from settings.caddy import given_files
 from settings.coturn import Choices as Relay
 from settings.deployment import PYTHON_OF_DEBIAN
-from settings.postgres import Postgres
+from settings.postgres import OF_DEBIAN, Postgres
 from settings.synapse import Synapse
 from vault import VaultError
 
@@ -67,6 +67,7 @@ def checked_settings(host: Host) -> Settings:
             mistakes = (
                 list(_of_another_deployment(settings))
                 or _half_restored(settings)
+                or _upgrade_begun(settings)
                 or _unreached_by_calls(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
@@ -96,6 +97,14 @@ def checked_settings(host: Host) -> Settings:
                 f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
                 f"{role.name}. If it is not needed any more, {command}"
             )
+    if (
+        settings.here("postgres")
+        and (version := settings.view(Postgres).version) != OF_DEBIAN[settings.machine.release]
+    ):
+        add_final_line(
+            f"{host.name} has the data in PostgreSQL {version}, for which Debian {settings.machine.release} has no updates: "
+            f"python manage.py {settings.deployment} postgres upgrade"
+        )
     for line in settings.unreachable:
         add_final_line(f"{host.name}: {line}")
     return settings
@@ -115,6 +124,17 @@ def _half_restored(settings: Settings) -> list[str]:
     return [
         "a restore has begun here, and has not ended; this goes on with it: "
         f"python manage.py {settings.deployment} restore"
+    ]
+
+
+def _upgrade_begun(settings: Settings) -> list[str]:
+    """A line if PostgreSQL's data are in two versions, of which only the older is complete."""
+    if not settings.here("postgres") or not settings.machine.upgrading:
+        return []
+    old, new, *_ = settings.machine.upgrading.split()
+    return [
+        f"the upgrade from PostgreSQL {old} to {new} has begun and is not complete: "
+        f"python manage.py {settings.deployment} postgres upgrade"
     ]
 
 

@@ -16,6 +16,7 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
   ! grep -qs "^matrix_authentication_service:" /etc/matrix-synapse/homeserver.yaml || echo "delegated yes"
   [ ! -e /etc/matrix-metal/migration ] || echo "migrating yes"
   [ ! -e /etc/matrix-metal/restore ] || { [ -e /etc/matrix-metal/restore/done ] && echo "restoring done" || echo "restoring begun"; }
+  [ ! -s /etc/matrix-metal/postgresql-upgrade ] || echo "upgrading $(cat /etc/matrix-metal/postgresql-upgrade)"
   cd /run/matrix-metal && [ -s run ] && echo "last_run $(stat -c %.9Y run)" &&
   { flock -n -s run true || echo "other_run $(cat run)"; }' 2>/dev/null &
 echo "user $(id -un)"
