@@ -154,8 +154,8 @@ def test_the_old_postgresql_is_kept_until_it_is_dropped(renewed: Renewed) -> Non
     assert done.returncode == 0 and "nothing to do" in done.stdout, done
     done = renewed.deployment.manage("postgres", "drop-old", "--yes")
     assert done.returncode == 0, done
-    left = f"ls -d /etc/postgresql/{OLD}* /var/lib/postgresql/{OLD}/main /etc/systemd/system/postgresql@{OLD}* 2>/dev/null || true"
-    assert host.run(left).stdout == ""
+    places = f"/etc/postgresql/{OLD}* /var/lib/postgresql/{OLD}/main /etc/systemd/system/postgresql@{OLD}*"
+    assert host.run(f"ls -d {places} 2>/dev/null || true").stdout == ""
     assert host.run(f"dpkg-query --show postgresql-{OLD} 2>&1 || true").stdout.startswith(
         "dpkg-query: no packages found"
     )

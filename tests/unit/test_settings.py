@@ -384,6 +384,7 @@ def test_local_ports_belong_to_their_services(tmp_path: Path) -> None:
 def test_public_ports_belong_to_their_services(tmp_path: Path) -> None:
     """Those that any user may bind, where their service is: with those of databases that other machines use, and not of calls."""
     relay = [(protocol, port, "root") for port in (3478, 5349) for protocol in ("tcp", "udp")]
+    more: dict[str, Any]
     for roles, more, expected in (
         ({"synapse": ["one"], "postgres": ["one"], "caddy": ["one"], "coturn": ["one"]}, {}, relay),
         ({"caddy": ["one"], "coturn": ["one"]}, {}, relay),
