@@ -64,6 +64,13 @@ class DatabaseAccess:
         escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items()}
         return " ".join(f"{key}='{value}'" for key, value in escaped.items())
 
+    def keywords(self, password_file: str) -> dict[str, str | int]:
+        """The arguments of a connection for psycopg2. password_file: the path of the file with `password_file`."""
+        words: dict[str, str | int] = {"user": self.user, "dbname": self.name, "host": self.host, "port": self.port}
+        if self.password and self.authority:
+            words |= {"passfile": password_file, "sslmode": "verify-full", "sslrootcert": self.authority}
+        return words
+
     @property
     def password_file(self) -> str:
         """A line for libpq's password file."""

@@ -78,16 +78,9 @@ files.present(
 
 # While its database does not work Synapse does not answer as it should, but a restart would not help.
 database = synapse.database
-connection = {"user": database.user, "dbname": database.name, "host": database.host, "port": database.port}
-if database.password:
-    connection |= {
-        "passfile": f"{HOME}/secrets/postgresql",
-        "sslmode": "verify-full",
-        "sslrootcert": database.authority,
-    }
 REACH_DATABASE = f"""import psycopg2, sys
 try:
-    psycopg2.connect(**{connection!r}, connect_timeout=5)
+    psycopg2.connect(**{database.keywords(f"{HOME}/secrets/postgresql")!r}, connect_timeout=5)
 except psycopg2.Error as error:
     sys.exit(str(error).strip())"""
 

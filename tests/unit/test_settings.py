@@ -397,7 +397,7 @@ def test_public_ports_belong_to_their_services(tmp_path: Path) -> None:
         ),
         ({"synapse": ["two"], "postgres": ["two"], "caddy": ["one"]}, {}, []),
     ):
-        here = settings(tmp_path, roles, **more)
+        here = settings(tmp_path, roles, MACHINE, **more)
         assert [(port.protocol, port.number, port.owner) for port in here.public_ports] == expected
         assert ("nftables" in here.packages) == bool(here.local_ports or expected)
 
