@@ -42,7 +42,7 @@ def reasons(seen: Seen, inventory: str) -> Iterator[str]:
     for certificate in seen.certificates:
         if reason := certificate_reason(certificate):
             yield reason
-    yield from (reason for disk in seen.disks if (reason := _of_disk(disk)))
+    yield from (reason for disk in seen.disks if (reason := disk_reason(disk)))
     yield from _of_backups(seen)
     works = {unit.role for unit in seen.units if unit.works}
     if dumb := [each.name for each in seen.databases if each.size is None and "postgres" in works]:
@@ -110,11 +110,12 @@ def certificate_reason(seen: CertificateSeen) -> str:
     return f"{seen.name}, port {seen.port}: {problem}; {advice}" if problem else ""
 
 
-def _of_disk(disk: DiskSeen) -> str:
+def disk_reason(disk: DiskSeen) -> str:
+    """What is wrong with a file system; empty if nothing is."""
     if disk.free < max(LATER_DISK << 20, disk.size // 20) and disk.size:
         return (
             f"only {size(disk.free)} of {size(disk.size)} are free on {disk.path}: remove something, or enlarge it; "
-            "PostgreSQL stops when it is full"
+            "services stop when it is full"
         )
     if disk.inodes_free is not None and disk.inodes_free < 5:
         return f"{disk.path} has room for few more files ({disk.inodes_free} % of its inodes are free): remove some"

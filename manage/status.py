@@ -15,7 +15,7 @@ from rich.text import Text
 
 from compat import Refused
 from manage import look
-from manage.judgement import backed_up, certificate_reason, reasons, size
+from manage.judgement import backed_up, certificate_reason, disk_reason, reasons, size
 from manage.look import CertificateSeen, Seen
 from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text, printable
@@ -185,7 +185,7 @@ def _table_of_units(seen: Seen) -> Table:
             unit.title.removeprefix("the "),
             Text(state, GOOD if unit.works else BAD),
             ago(unit.since) if unit.since else "-",
-            Text(str(unit.restarts), "" if unit.restarts else WEAK),
+            Text(str(unit.restarts), "yellow" if unit.restarts else WEAK),
             Text(str(len(unit.errors)), "yellow" if unit.errors else WEAK),
         )
     return table
@@ -219,7 +219,8 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
             yield "certificates", Text(f"{text}: {', '.join(names)}", style)
     for disk in seen.disks:
         part = disk.free / disk.size if disk.size else 0
-        yield "disk", Text(f"{size(disk.free)} of {size(disk.size)} free on {disk.path} ({part:.0%})")
+        text = f"{size(disk.free)} of {size(disk.size)} free on {disk.path} ({part:.0%})"
+        yield "disk", Text(text, BAD if disk_reason(disk) else "")
     for database in seen.databases:
         record = ROLES[database.role].database
         figures = record.figures if record else ()
