@@ -263,6 +263,9 @@ POSTGRES = Role(
     listens=(Port("tcp", POSTGRES_PORT, "deployment", "postgresql@{version}-main.service", when="remote"),),
 )
 
+# What uv, which builds virtualenvs, keeps of them.
+UV_CACHE = "/root/.cache/uv"
+
 # The program that makes a unit present its renewed certificate.
 PRESENT_CERTIFICATE = "/usr/local/sbin/present-certificate"
 
@@ -370,6 +373,7 @@ SYNAPSE = Role(
     needs=("postgres",),
     packages=("libjemalloc2",),
     programs=("matrix-synapse", "uv"),
+    files=(UV_CACHE,),
     units=(
         Unit(
             "matrix-synapse.service",
@@ -528,6 +532,7 @@ SYDENT = Role(
     irreplaceable=True,
     programs=("sydent", "uv"),
     sqlite=("/var/lib/sydent/sydent.db",),
+    files=(UV_CACHE,),
     # Its old API sends mails for whoever asks: Caddy lets nobody reach that.
     listens=(Port("tcp", SYDENT_PORT, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),

@@ -87,13 +87,13 @@ stop() {
 }
 
 # remove PATH...: also what a link leads to, as an administrator may have moved a directory to another disk, and what is in a
-# directory that is another disk. Directories of drop-ins that are empty now go as well.
+# directory that is another disk. Directories of drop-ins and caches that are empty now go as well.
 remove() {
   for path; do
     is_present "$path" || continue
     [ ! -d "$path" ] || find "$path/" -mindepth 1 -xdev -depth -delete
     mountpoint -q "$path" || rm -rf -- "$path"
-    case $path in /etc/systemd/system/*.d/*) rmdir --ignore-fail-on-non-empty -- "${path%/*}" ;; esac
+    case $path in /etc/systemd/system/*.d/* | /root/.cache/*) rmdir --ignore-fail-on-non-empty -- "${path%/*}" ;; esac
   done
 }
 

@@ -75,10 +75,10 @@ def machine(
 
 @contextmanager
 def client(host: Host) -> Iterator[Counter[str]]:
-    """Somebody asks the homeserver by its public name during the block; afterwards: HTTP status -> number of answers."""
+    """Somebody asks the homeserver by its public name. After the block: HTTP status or curl's error -> number of answers."""
     found: Counter[str] = Counter()
     url = f"https://matrix.{host.domain}/_matrix/client/versions"
-    ask = f"curl -s -o /dev/null --max-time 60 --cacert {CADDY_ROOT} -w '%{{http_code}}\\n' {url}"
+    ask = f"curl -s -o /dev/null --max-time 60 --cacert {CADDY_ROOT} -w '%{{http_code}} %{{errormsg}}\\n' {url}"
     host.run("rm -f /run/asked-enough")
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(
@@ -88,7 +88,7 @@ def client(host: Host) -> Iterator[Counter[str]]:
             yield found
         finally:
             host.run("touch /run/asked-enough")
-            found += Counter(asking.result().stdout.split())
+            found += Counter(line.strip() for line in asking.result().stdout.splitlines())
             host.run("rm /run/asked-enough")
 
 

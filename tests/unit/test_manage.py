@@ -192,6 +192,9 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
 
     deployment.inventory.write_text(f"synapse = postgres = caddy = [{unreachable}]\n")
     assert refusal(deployment, "accounts", "list").startswith("manage: far cannot be reached: ")
+    assert refusal(deployment, "remove", "coturn", "--yes").startswith("manage: far cannot be reached: ")
+    assert "mas cannot be removed: it has the passwords" in refusal(deployment, "remove", "mas", "--yes")
+    assert "there is no role cotrun: did you mean coturn?" in refusal(deployment, "remove", "cotrun")
     line = refusal(deployment, "tokens", "create", "--expires", "soon")
     assert "is no duration such as 30m" in line and line.endswith("see python manage.py NAME tokens create --help")
     deployment.choose(**CHOSEN, registration="no")
