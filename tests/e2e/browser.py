@@ -129,12 +129,16 @@ class Browser:
 
     def sent_to(self, scheme: str) -> dict[str, str]:
         """What a page has sent to the application with this scheme, which is not in the browser: the query of the URL."""
-        for line in self._do("se/log", type="performance"):
-            message = json.loads(line["message"])["message"]
-            headers = message["params"].get("headers", {})
-            location = {name.lower(): value for name, value in headers.items()}.get("location", "")
-            if message["method"] == "Network.responseReceivedExtraInfo" and location.startswith(f"{scheme}:"):
-                return dict(parse_qsl(urlsplit(location).query))
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            for line in self._do("se/log", type="performance"):
+                message = json.loads(line["message"])["message"]
+                headers = message["params"].get("headers", {})
+                location = {name.lower(): value for name, value in headers.items()}.get("location", "")
+                if message["method"] == "Network.responseReceivedExtraInfo" and location.startswith(f"{scheme}:"):
+                    return dict(parse_qsl(urlsplit(location).query))
+            # The answer has not come yet.
+            time.sleep(0.1)
         raise AssertionError(f"no page has sent anything to {scheme}: it shows {self.url}:\n{self.text}")
 
     def picture(self, file: Path) -> None:

@@ -191,8 +191,12 @@ def test_the_list_has_people_and_nobody_else(managed: Managed, name: str) -> Non
     assert rows[0].split()[:2] == ["ACCOUNT", "NAME"]
     [row] = [row for row in rows if name in row]
     assert row.isprintable() and "active" in row
-    assert "use themselves" in managed.refusal("accounts", "deactivate", "matrix-metal", "--yes")
     assert "use themselves" in managed.refusal("accounts", "create", "matrix-metal", "--generate")
+
+
+def test_the_account_of_the_commands_is_left_alone(managed: Managed) -> None:
+    """With MAS there is none."""
+    assert "use themselves" in managed.refusal("accounts", "deactivate", "matrix-metal", "--yes")
 
 
 def test_the_password_is_asked_for_twice_and_not_echoed(managed: Managed, name: str) -> None:
