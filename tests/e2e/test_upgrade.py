@@ -111,7 +111,8 @@ class Load:
 
     async def wait(self, over: asyncio.Event, room: str) -> None:
         """For news of no room, so that it takes long."""
-        nothing, since = f'{{"room": {{"not_rooms": ["{room}"]}}}}', {}
+        nothing = f'{{"room": {{"not_rooms": ["{room}"]}}}}'
+        since: dict[str, str] = {}
         while not over.is_set():
             query = {"timeout": str(WAIT), "filter": nothing, **since}
             answer = await self.request("GET /sync", "GET", "client/v3/sync", waits=True, params=query)
