@@ -20,11 +20,11 @@ def removal_of(settings: Settings, role: Role) -> Removal:
     if role not in [left for left, _ in settings.left_over]:
         return Removal(role.name, paths=certificates)
     staying = settings.played
-    units = [settings.written(unit.name) for unit in role.units]
+    units = [*(settings.written(unit.name) for unit in role.units), *(timer.service for timer in role.timers)]
     packaged = any(unit.masked for unit in role.units)
     paths = [*_paths(role), *certificates]
     tables = list(role.tables)
-    helpers = list(role.helpers)
+    helpers = [*(timer.timer for timer in role.timers), *role.helpers]
     packages = [settings.written(package) for package in role.packages]
     if role.local_ports and not settings.local_ports:
         # The last of the local ports: their packet filter is no role's own.
@@ -68,9 +68,10 @@ def _paths(role: Role) -> list[str]:
     for unit in role.units:
         found += [*unit.reads, *unit.rereads, *unit.private, *unit.secrets]
         found += [unit.environment] if unit.environment else []
-    if not any(unit.masked for unit in role.units):
-        # Debian's packages make the users of theirs.
-        found.append(f"/etc/sysusers.d/{role.units[0].user}.conf")
+    # Debian's packages make the users of theirs.
+    found += [
+        f"/etc/sysusers.d/{unit.user}.conf" for unit in role.units[:1] if not any(each.masked for each in role.units)
+    ]
     return found
 
 

@@ -33,6 +33,7 @@ virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv)
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
 configuration = [
+    Copy(PROGRAM, "synapse/run-synapse", mode="644"),
     Template(
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",
@@ -58,7 +59,6 @@ files.present(
 files.present(
     name="Confine Synapse",
     entries=[
-        Copy(PROGRAM, "synapse/run-synapse", mode="644"),
         Template(
             f"/etc/systemd/system/{UNIT.name}",
             "synapse/matrix-synapse.service",
@@ -88,12 +88,7 @@ as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
     unit=UNIT.name,
-    reads=[
-        *(entry.path for entry in configuration),
-        PROGRAM,
-        synapse.virtualenv.current,
-        *settings.private_authorities,
-    ],
+    reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
     # Synapse's own program makes the signing key, once.
     check=(
         f"( cd {STATE} && umask 077 "

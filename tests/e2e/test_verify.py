@@ -187,13 +187,13 @@ def test_an_address_that_leads_nowhere_is_reported(machine: Machine) -> None:
     address = machine.host.address6
     # So that this computer need not wait for each connection to time out.
     route = ["unreachable", address, "metric", "1"]
-    machine.host.run("ip -6 address flush dev host0 scope global")
+    machine.host.run("sysctl -qw net.ipv6.conf.host0.disable_ipv6=1")
     subprocess.run(["ip", "-6", "route", "add", *route], check=True)
     try:
         status, output = machine.deployment.verify("tests/host/test_from_outside.py")
     finally:
         subprocess.run(["ip", "-6", "route", "delete", *route], check=True)
-        machine.host.run("networkctl reconfigure host0")
+        machine.host.run("sysctl -qw net.ipv6.conf.host0.disable_ipv6=0; networkctl reconfigure host0")
     report = _unwrapped(output)
     assert status == 1, output
     assert f"matrix.verify.test resolves to {address}, but this machine has {machine.host.address}" in report, output

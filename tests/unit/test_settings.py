@@ -384,8 +384,7 @@ def test_local_ports_belong_to_their_services(tmp_path: Path) -> None:
 def test_public_ports_belong_to_their_services(tmp_path: Path) -> None:
     """Those that any user may bind, where their service is: with those of databases that other machines use, and not of calls."""
     relay = [(protocol, port, "root") for port in (3478, 5349) for protocol in ("tcp", "udp")]
-    more: dict[str, Any]
-    for roles, more, expected in (
+    cases: list[tuple[dict[str, list[str]], dict[str, Any], list[tuple[str, int, str]]]] = [
         ({"synapse": ["one"], "postgres": ["one"], "caddy": ["one"], "coturn": ["one"]}, {}, relay),
         ({"caddy": ["one"], "coturn": ["one"]}, {}, relay),
         ({"synapse": ["two"], "postgres": ["one"]}, {}, [("tcp", 5432, "postgres")]),
@@ -396,7 +395,8 @@ def test_public_ports_belong_to_their_services(tmp_path: Path) -> None:
             [("tcp", 8448, "caddy")],
         ),
         ({"synapse": ["two"], "postgres": ["two"], "caddy": ["one"]}, {}, []),
-    ):
+    ]
+    for roles, more, expected in cases:
         here = settings(tmp_path, roles, MACHINE, **more)
         assert [(port.protocol, port.number, port.owner) for port in here.public_ports] == expected
         assert ("nftables" in here.packages) == bool(here.local_ports or expected)
