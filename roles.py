@@ -373,7 +373,7 @@ SYNAPSE = Role(
     needs=("postgres",),
     packages=("libjemalloc2",),
     programs=("matrix-synapse", "uv"),
-    files=(UV_CACHE,),
+    files=(UV_CACHE, "/usr/local/lib/run-synapse"),
     units=(
         Unit(
             "matrix-synapse.service",
@@ -697,11 +697,23 @@ BACKUP = Role(
         Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 1.5, "postgres"),
         Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 2.0),
     ),
+    helpers=("matrix-metal-backup-failed@.service",),
+    files=(
+        "/etc/matrix-metal/backup",
+        "/usr/local/lib/matrix-metal",
+        "/var/lib/matrix-metal/backup",
+        "/var/spool/matrix-metal-backup",
+    ),
     secrets=(
         VaultEntry(
             "backup_encryption_key", "hex", "encrypts the backups", "backups that were made with it cannot be read"
         ),
-        VaultEntry("backup_ssh_key", "rsa", "with which the backup logs in to another machine (sftp://)"),
+        VaultEntry(
+            "backup_ssh_key",
+            "rsa",
+            "with which the backup logs in to another machine (sftp://)",
+            rotation="the other machine has to be given the new public key, which `backup key` shows",
+        ),
         VaultEntry("backup_s3_access_key", "given", "of the S3 storage for backups: the access key ID"),
         VaultEntry("backup_s3_secret_key", "given", "of the S3 storage for backups: the secret access key"),
     ),

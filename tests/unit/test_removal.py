@@ -27,14 +27,17 @@ OF_POSTGRES = ("/etc/postgresql-common*", "/etc/postgresql/*", "/etc/systemd/sys
 
 def removal(tmp_path: Path, role: Role, staying: Sequence[str]) -> Removal:
     """What goes with the role from a machine that has had it, and has these roles."""
-    had = replace(MACHINE, units=frozenset(unit.name for unit in role.units))
+    had = replace(MACHINE, units=units_of(role))
     return removal_of(settings(tmp_path, {name: ["one"] for name in staying}, had), role)
 
 
 def all_of(role: Role) -> Removal:
     """What goes with the role where there is nothing else."""
-    units = frozenset(unit.name for unit in role.units)
-    return removal_of(settings(Path("/nowhere"), {}, MachineState(units=units)), role)
+    return removal_of(settings(Path("/nowhere"), {}, MachineState(units=units_of(role))), role)
+
+
+def units_of(role: Role) -> frozenset[str]:
+    return frozenset([*(unit.name for unit in role.units), *(timer.service for timer in role.timers)])
 
 
 def covered(path: str, by: Removal) -> bool:
