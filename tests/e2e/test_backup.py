@@ -68,6 +68,13 @@ class Drill:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def unmount(self) -> None:
+        """The directory of the target is there, and has nothing in it."""
+        self.host.run(f"mv {TARGET}/{self.host.name} {TARGET}/away")
+
+    def mount(self) -> None:
+        self.host.run(f"mv {TARGET}/away {TARGET}/{self.host.name}")
+
     def log_sent(self) -> None:
         """The database's log is at the target up to now."""
         self.query("SELECT pg_switch_wal()")
@@ -184,7 +191,8 @@ def test_a_second_run_changes_nothing_and_the_verification_finds_nothing_wrong(d
 
 def test_a_target_that_is_away_stops_nothing_and_is_reported(drill: Drill) -> None:
     host = drill.host
-    host.run(f"mv {TARGET} {TARGET}.away; touch /var/lib/matrix-synapse/media/new")
+    drill.unmount()
+    host.run("touch /var/lib/matrix-synapse/media/new")
     drill.query("SELECT pg_switch_wal()")
     for part in ("wal", "files", "database"):
         assert host.run(f"systemctl start matrix-metal-backup-{part}", check=False).returncode
@@ -197,7 +205,7 @@ def test_a_target_that_is_away_stops_nothing_and_is_reported(drill: Drill) -> No
     shown = drill.deployment.manage("backup", "show").stdout
     assert "is the disk mounted" in shown, shown
 
-    host.run(f"mv {TARGET}.away {TARGET}")
+    drill.mount()
     drill.log_sent()
     drill.backed_up()
     assert host.run("systemctl --failed --no-legend").stdout == ""
@@ -207,14 +215,16 @@ def test_a_target_that_is_away_for_long_leaves_a_gap_that_a_backup_ends(drill: D
     host = drill.host
     configuration = host.run("ls /etc/postgresql/*/main/conf.d/matrix-metal.conf").stdout.strip()
     host.run(f"cp -a {configuration} /root/kept; sed -i 's/pgbackrest [0-9]* /pgbackrest 64 /' {configuration}")
-    host.run(f"mv {TARGET} {TARGET}.away; systemctl stop matrix-metal-backup-wal.timer; systemctl reload postgresql")
+    drill.unmount()
+    host.run("systemctl stop matrix-metal-backup-wal.timer; systemctl reload postgresql")
     for _ in range(3):
         drill.query("CREATE TABLE waste AS SELECT generate_series(1, 20000); DROP TABLE waste; SELECT pg_switch_wal()")
         host.run(f'until [ "$(ls {SPOOL})" ]; do sleep 0.1; done; sleep 0.5', timeout=30)
     assert "gap" in host.run(f"ls {SPOOL}").stdout.split()
     assert len(host.run(f"ls {SPOOL}").stdout.split()) < 4, "PostgreSQL's log is kept without a limit"
     before = drill.part("database/database")["success"]
-    host.run(f"mv {TARGET}.away {TARGET}; mv /root/kept {configuration}; systemctl reload postgresql")
+    drill.mount()
+    host.run(f"mv /root/kept {configuration}; systemctl reload postgresql")
     time.sleep(1)
     host.run("systemctl start matrix-metal-backup-wal matrix-metal-backup-wal.timer", timeout=120)
     assert drill.part("database/database")["success"] > before and "gap" not in host.run(f"ls {SPOOL}").stdout
@@ -286,3 +296,16 @@ def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
     assert done.returncode == 1 and "backup_encryption_key in the vault is not the key" in done.stderr, done.stderr
     drill.deployment.vault.write_bytes(saved)
     drill.restored()
+
+
+def test_debian_12_is_restored_on_debian_13(testbed: Testbed, tmp_path: Path) -> None:
+    """PostgreSQL 17 does not read the files of PostgreSQL 15: the dumps are for that."""
+    host = testbed.up(own("backup12"), release="bookworm", layers=built(testbed, "bookworm"))
+    drill = begun(host, tmp_path)
+    drill.backed_up()
+    replaced(drill, testbed, tmp_path)
+    output = drill.restored()
+    assert "from dumps of" in output and "(PostgreSQL 15 to 17)" in output and "Nothing is wrong" in output, output
+    assert_kept(drill, tmp_path, BEFORE, AFTER)
+    assert drill.deployment.run("-y").changed == []
+    drill.host.down()

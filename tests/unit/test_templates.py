@@ -69,8 +69,9 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     ),
     "mail": (EVERYTHING, {"tls": "internal", "admin_email": "admin@x.test", **MAIL}),
     "backup to S3": (EVERYTHING, {"tls": "internal", "backup_target": "s3://s3.x.test/backups"}),
+    # Without PostgreSQL, which Debian 12 cannot back up there.
     "backup to another machine": (
-        EVERYTHING,
+        ("caddy", "sydent", "backup"),
         {
             "tls": "internal",
             "backup_target": "sftp://backup@there.x.test/srv/backup",
