@@ -97,6 +97,13 @@ class Browser:
     def has(self, selector: str) -> bool:
         return bool(self._do("elements", using="css selector", value=selector))
 
+    def shows(self, selector: str) -> bool:
+        """Whether it is there, or comes: the page may be about to change."""
+        deadline = time.monotonic() + TIMEOUT
+        while not self.has(selector) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.has(selector)
+
     def wait_until_gone(self, selector: str) -> None:
         deadline = time.monotonic() + TIMEOUT
         while self.has(selector):

@@ -336,7 +336,7 @@ def test_a_forgotten_password_is_replaced(
         another.open(again.page())
         another.fill(username=name, password=PASSWORD)
         another.press()
-        assert another.has("input[name=password]"), "the old password is still good"
+        assert another.shows("input[name=password]"), "the old password is still good"
         another.fill(username=name, password=new)
         another.press()
         another.press()
@@ -356,7 +356,7 @@ def test_a_person_signs_in_with_a_provider(
     browser.press()
     browser.press()
     look("back")
-    assert browser.has(f"input[value='@{name}:{homeserver.outside.server_name}']"), browser.text
+    assert browser.shows(f"input[value='@{name}:{homeserver.outside.server_name}']"), browser.text
     browser.press()
     look("consent")
     browser.press()
@@ -375,7 +375,7 @@ def test_an_account_is_created_with_a_token(
     create(browser, look, name)
     browser.fill(**{"token": "another-one"})
     browser.press()
-    assert browser.has("input[name=token]"), "a wrong token is accepted"
+    assert browser.shows("input[name=token]"), "a wrong token is accepted"
     browser.fill(token=token)
     look("token")
     browser.press()
@@ -460,8 +460,7 @@ def wait_until_logged_out(managed: Managed, account: Account) -> None:
 def test_registration_tokens(managed: Managed) -> None:
     """test_an_account_is_created_with_a_token uses one."""
     created = managed.deployment.manage("tokens", "create", "--uses", "3", "--expires", "7d", "--json")
-    # The test above has closed registration.
-    assert created.returncode == 0 and 'registration is "closed"' in created.stderr
+    assert created.returncode == 0, created.stderr
     token = json.loads(created.stdout)
     assert (token["uses"], token["used"], token["usable"]) == (3, 0, True) and token["expires"].endswith("Z")
     assert token["token"] in [each["token"] for each in managed.json("tokens", "list")]
