@@ -20,7 +20,14 @@ from tests.unit.test_settings import MACHINE, settings
 REMOVABLE = [role for role in ROLES.values() if not role.stays]
 by_role = pytest.mark.parametrize("role", REMOVABLE, ids=lambda role: role.name)
 # Of the machine, whatever its roles.
-COMMON = ("/etc/matrix-metal", "/etc/sysusers.d", PORTS.path, PORTS.drop_in, f"/etc/systemd/system/{PORTS.unit}")
+COMMON = (
+    "/etc/matrix-metal",
+    "/var/lib/matrix-metal",
+    "/etc/sysusers.d",
+    PORTS.path,
+    PORTS.drop_in,
+    f"/etc/systemd/system/{PORTS.unit}",
+)
 # Of roles that stay.
 OF_POSTGRES = ("/etc/postgresql-common*", "/etc/postgresql/*", "/etc/systemd/system/postgresql@*")
 

@@ -221,7 +221,7 @@ def test_a_backup_is_judged_if_the_inventory_has_the_role(
     chosen: Settings, backup: BackupSeen | None, words: str
 ) -> None:
     seen = replace(answered(chosen), backups=(backup,) if backup else ())
-    chosen.roles.pop("backup", None)
+    chosen.roles["backup"] = ()
     assert list(reasons(seen, "prod")) == []
     chosen.roles["backup"] = ("one",)
     found = list(reasons(seen, "prod"))
