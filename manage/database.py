@@ -103,6 +103,8 @@ def upgrade(deployment: Deployment, yes: bool) -> None:
     except Refused as error:
         for other, units in others:
             other.run(f"systemctl start --no-block {quoted(*units)}")
+        for line in machine.run(f"{program}told"):
+            click.echo(f"    {line}", err=True)
         raise Refused(f"{str(error).rstrip('.')}. PostgreSQL {old} goes on, with all data") from None
     click.echo(f"PostgreSQL {new} has all data. Configuring it, and starting what uses it.")
     machine.close()

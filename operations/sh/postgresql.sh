@@ -116,9 +116,10 @@ begin() {
 watch() {
   while case $(systemctl is-active "$job") in active | activating) true ;; *) false ;; esac do sleep 0.5; done
   last=$(cat "$result" 2>/dev/null) || last='it was interrupted'
-  [ "$last" = moved ] || {
-    journalctl -u "$job" -n 30 --no-pager -o cat >&2
-    echo "$last" >&2
-    return 1
-  }
+  [ "$last" != moved ] || return 0
+  echo "$last" >&2
+  return 1
 }
+
+# told: the end of what the job has printed.
+told() { journalctl -u "$job" --since=-1h -n 30 --no-pager -o cat; }
