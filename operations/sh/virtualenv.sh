@@ -34,7 +34,8 @@ build() {
     rm -rf "$uv"
     python3 -m venv --without-pip "$uv"
     # The pip that Debian has for virtualenvs, as it is: to install it into one takes longer than all that it does here.
-    "$uv/bin/python" /usr/share/python-wheels/pip-*.whl/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt
+    wheel=$(ls /usr/share/python-wheels/pip-*.whl)
+    "$uv/bin/python" "$wheel/pip" install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt
     touch "$uv/.complete"
   fi
   rm -rf "$venv"
