@@ -11,8 +11,9 @@ from pathlib import Path
 from bench.figures import Figure
 from bench.trial import every_role, fresh_host, load, say
 from operations.virtualenvs import REQUIREMENTS
-from roles import PACKAGES, ROLES
+from roles import PACKAGES
 from settings.postgres import OF_DEBIAN
+from tests.deployment import EVERYTHING
 from tests.testbed import RELEASES, Host
 
 FLOOR = Path(__file__).parent / "floor.sh"
@@ -83,7 +84,7 @@ def _floor(host: Host) -> float:
 def _packages(host: Host) -> list[str]:
     """The Debian packages of a machine with every role."""
     version = OF_DEBIAN[str(RELEASES[host.release])]
-    needed = [*PACKAGES, *(package for role in ROLES.values() for package in role.packages)]
+    needed = [*PACKAGES, *(package for role in EVERYTHING.values() for package in role.packages)]
     return list(dict.fromkeys(package.format(version=version) for package in needed))
 
 
