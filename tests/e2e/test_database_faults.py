@@ -276,14 +276,16 @@ echo '\\echo welcome' >/var/lib/postgresql/.psqlrc
 """
 
 
-def test_other_clusters_are_left_alone(fresh: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("main", ["", "pg_createcluster {} main"], ids=["alone", "beside main"])
+def test_other_clusters_are_left_alone(fresh: Host, tmp_path: Path, main: str) -> None:
+    """main: how our cluster was made before the deploy, if it was."""
     version = VERSIONS[fresh.release]
     fresh.run(
         "export DEBIAN_FRONTEND=noninteractive; apt-get update -qq; "
         "apt-get install -qq -y --no-install-recommends postgresql-common >/dev/null 2>&1; "
         "sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf; "
         f"apt-get install -qq -y --no-install-recommends postgresql-{version} >/dev/null 2>&1; "
-        f"pg_createcluster {version} shop --start",
+        f"pg_createcluster {version} shop --start; {main.format(version)}",
         timeout=300,
     )
     fresh.run(OTHER_CLUSTER_DEFAULTS.format(version))
