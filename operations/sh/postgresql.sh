@@ -4,6 +4,7 @@
 # $mark: while it exists, the cluster of the new version is not complete, and nothing else may use it. It says "OLD NEW PORT".
 mark=/etc/matrix-metal/postgresql-upgrade
 result=/run/matrix-metal/postgresql-upgrade
+backup=/var/lib/matrix-metal/backup
 job=matrix-metal-postgresql-upgrade.service
 
 as_superuser() (
@@ -101,6 +102,11 @@ upgrade() {
   pg_ctlcluster --skip-systemctl-redirect "$new" main stop -m fast
   systemctl daemon-reload
   systemctl start "postgresql@$new-main"
+  # The deploy that follows has the backup go on with the new cluster in the place of the old (`prepare` of its program).
+  if [ -e "$backup/prepared" ]; then
+    touch "$backup/database/from_dumps"
+    rm "$backup/prepared"
+  fi
   rm "$mark"
 }
 

@@ -11,13 +11,14 @@ import pytest
 
 from tests.built import built
 from tests.conftest import complete, own
-from tests.deployment import ROOT, Deployment
+from tests.deployment import EVERYTHING, ROOT, Deployment
 from tests.e2e.client import Outside, expect, receive_message, send_message
 from tests.e2e.test_last_release import ENCRYPTED, PLAIN, UserData, bodies, use_everything
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Testbed
 
 OLD, NEW = "15", "17"
+TARGET = "/mnt/backup"
 SECTION = "## From Debian 12 to 13"
 # A script that pg_upgradecluster runs with the new cluster: as an extension that has no new version would, it fails.
 HOOK = "/etc/postgresql-common/pg_upgradecluster.d/refuse"
@@ -48,6 +49,10 @@ def renewed(
     directory = tmp_path_factory.mktemp("renewed")
     host = testbed.up(own("older"), release="bookworm", layers=built(testbed, "bookworm"))
     deployment = complete(testbed, host, directory, release_page)
+    host.run(f"mkdir {TARGET}")
+    with (directory / "group_data" / f"{deployment.name}.py").open("a") as group_data:
+        group_data.write(f"backup_target = {TARGET!r}\n")
+    deployment.assign({role: [host.name] for role in (*EVERYTHING, "backup")})
     deployment.run("-y")
     outside = Outside(host, directory)
     users = asyncio.run(use_everything(outside, directory))
@@ -118,6 +123,8 @@ def test_an_interrupted_upgrade_goes_on_when_it_is_run_again(renewed: Renewed) -
 
 def test_the_new_postgresql_has_everything(renewed: Renewed) -> None:
     assert renewed.query("SHOW data_checksums") == "on"
+    done = renewed.deployment.manage("backup", "now")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert renewed.query("SELECT datcollate, datctype FROM pg_database WHERE datname = 'synapse'") == "C|C"
     assert int(renewed.query("SELECT count(*) FROM pg_stats WHERE schemaname = 'public'")) > 100, (
         "there are no statistics"
