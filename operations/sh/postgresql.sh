@@ -87,6 +87,7 @@ upgrade() {
   contents "$old" >"$work/before"
   why="PostgreSQL $old could not be stopped"
   systemctl stop "postgresql@$old-main"
+  [ ! -e "$backup/prepared" ] || timeout 60 systemctl start matrix-metal-backup-wal.service || true
   why="the data could not be taken over (pg_upgradecluster)"
   (cd / && pg_upgradecluster --method=upgrade --no-start -v "$new" "$old" main) 9>&-
   why="PostgreSQL $new does not start"
@@ -104,6 +105,8 @@ upgrade() {
   systemctl start "postgresql@$new-main"
   # The deploy that follows has the backup go on with the new cluster in the place of the old (`prepare` of its program).
   if [ -e "$backup/prepared" ]; then
+    # What could not be sent of the old cluster's log fits the new one no more.
+    find /var/spool/matrix-metal-backup -type f -delete
     touch "$backup/database/from_dumps"
     rm "$backup/prepared"
   fi
