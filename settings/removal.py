@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from operations.filters import PORTS
 from operations.removal import LastDatabase, Removal
 from roles import PACKAGES, POSTGRES, ROLES, Role
-from settings.deployment import Settings
+from settings.deployment import Settings, view_of
 from settings.issuers import STORE
 from settings.postgres import Postgres
 
@@ -25,7 +25,7 @@ def removal_of(settings: Settings, role: Role) -> Removal:
     paths = [*_paths(role), *certificates]
     tables = list(role.tables)
     helpers = [*(timer.timer for timer in role.timers), *role.helpers]
-    packages = [settings.written(package) for package in role.packages]
+    packages = [*map(settings.written, role.packages), *view_of(role.name).packages(settings)]
     if role.local_ports and not settings.local_ports:
         # The last of the local ports: their packet filter is no role's own.
         helpers.append(PORTS.unit)

@@ -27,6 +27,7 @@ from tests.testbed import Host, Testbed
 
 STAYING = ("postgres", "synapse")
 REMOVABLE: list[RoleName] = [role.name for role in ROLES.values() if not role.stays]
+TARGET = "/mnt/backup"
 COPIES = "/var/backups/matrix-metal"
 # Of the administrator's own, before the first deploy: coturn needs it as well.
 OWN_PACKAGE = "python3-seccomp"
@@ -55,7 +56,11 @@ def machine(
     host.run(
         f"apt-get update -qq && apt-get install -qq -y --no-install-recommends {OWN_PACKAGE} >/dev/null", timeout=300
     )
-    deployment = complete(testbed, host, tmp_path_factory.mktemp("removal"), release_page)
+    directory = tmp_path_factory.mktemp("removal")
+    deployment = complete(testbed, host, directory, release_page)
+    host.run(f"mkdir {TARGET}")
+    with (directory / "group_data" / f"{deployment.name}.py").open("a") as group_data:
+        group_data.write(f"backup_target = {TARGET!r}\n")
     machine = Machine(host, deployment, {})
     roles = [*STAYING]
     for role in REMOVABLE:
