@@ -701,6 +701,8 @@ BACKUP = Role(
     files=(
         "/etc/matrix-metal/backup",
         "/usr/local/lib/matrix-metal",
+        "/var/cache/matrix-metal-backup",
+        "/var/cache/matrix-metal-backup-database",
         "/var/lib/matrix-metal/backup",
         "/var/spool/matrix-metal-backup",
     ),
