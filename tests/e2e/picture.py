@@ -7,6 +7,7 @@ from tests.testbed import Host
 _VOLATILE = (
     "/etc/.pwd.lock",
     "/etc/ld.so.cache",
+    "/run/adduser",
     "/run/log",
     "/run/matrix-metal",
     "/run/systemd",

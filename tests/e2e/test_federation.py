@@ -323,7 +323,12 @@ def with_port_8448(alice: Side) -> Iterator[None]:
     before = chosen.read_text()
     try:
         chosen.write_text(f"{before}federation_port_8448 = True\n")
-        assert deployment.run("-y").changed == ["Configure Caddy", "Run Caddy"]
+        assert deployment.run("-y").changed == [
+            "Write the packet filter of the services' ports",
+            "Keep the ports for their services",
+            "Configure Caddy",
+            "Run Caddy",
+        ]
         yield
     finally:
         chosen.write_text(before)

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import nio
@@ -99,13 +100,13 @@ def test_an_upgrade_that_fails_is_put_back(renewed: Renewed) -> None:
 
 def test_an_interrupted_upgrade_goes_on_when_it_is_run_again(renewed: Renewed) -> None:
     host = renewed.outside.host
-    # A power failure in the middle: nothing is put back.
-    host.run(
-        f"install -m 755 /dev/stdin {HOOK}",
-        stdin="#!/bin/sh\nsystemctl kill -s KILL matrix-metal-postgresql-upgrade\nsleep 9\n",
-    )
-    status, shown = renewed.upgrade()
-    host.run(f"rm {HOOK}")
+    # As a power failure in the middle: nothing is put back.
+    host.run(f"install -m 755 /dev/stdin {HOOK}", stdin="#!/bin/sh\ntouch /var/lib/postgresql/reached\nsleep 30\n")
+    with ThreadPoolExecutor() as pool:
+        upgrade = pool.submit(renewed.upgrade)
+        host.run("until [ -e /var/lib/postgresql/reached ]; do sleep 0.1; done", timeout=120)
+        host.run(f"rm {HOOK} /var/lib/postgresql/reached; systemctl kill -s KILL matrix-metal-postgresql-upgrade")
+        status, shown = upgrade.result()
     assert status == 1 and "interrupted" in shown, shown
     run = renewed.deployment.run("-y", check=False)
     assert run.status == 1, run.output

@@ -56,6 +56,7 @@ def machine(
     host.run(
         f"apt-get update -qq && apt-get install -qq -y --no-install-recommends {OWN_PACKAGE} >/dev/null", timeout=300
     )
+    host.run("rm -rf /opt/sydent")  # of the layer
     directory = tmp_path_factory.mktemp("removal")
     deployment = complete(testbed, host, directory, release_page)
     host.run(f"mkdir {TARGET}")
@@ -171,7 +172,7 @@ def test_what_nobody_needs_any_more_goes_with_the_last_role(
     testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """On a machine without a homeserver: the packet filter of the local ports, nftables, uv."""
-    host = testbed.up(own("bare-relay"), layers=built(testbed, "trixie"))
+    host = testbed.up(own("bare-relay"))
     machine = Machine(host, complete(testbed, host, tmp_path_factory.mktemp("relay"), release_page), {})
     try:
         machine.assign(["caddy"])
