@@ -139,7 +139,7 @@ def drop_old(deployment: Deployment, yes: bool) -> None:
     for version in old:
         drop_ins = f"/etc/systemd/system/{POSTGRES.units[0].name.format(version=version)}.d"
         machine.run(
-            f"set -e\npg_dropcluster {version} main\nrm -rf {drop_ins}\n"
+            f"set -e\npg_dropcluster {version} main\nrm -rf {drop_ins} /etc/postgresql/{version}/main\n"
             f"rmdir --ignore-fail-on-non-empty /etc/postgresql/{version} /var/lib/postgresql/{version} 2>/dev/null || true\n"
             f"DEBIAN_FRONTEND=noninteractive apt-get purge -q -y postgresql-{version} postgresql-client-{version} >&2\n"
             "systemctl daemon-reload"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pytest
 
 from roles import ROLES, RoleName
+from settings.issuers import STORE
 from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import Deployment
@@ -185,6 +186,8 @@ def test_what_nobody_needs_any_more_goes_with_the_last_role(
         for role in ("sydent", "coturn"):
             done = machine.deployment.manage("remove", role, "--yes")
             assert done.returncode == 0, done.stdout + done.stderr
-        assert difference(before, picture(host)) == []
+        # Caddy makes these for its first certificate, and removes empty directories itself when it starts.
+        empty = {f"+ file {STORE}/certificates{each} d 700 caddy:caddy " for each in ("", "/local")}
+        assert set(difference(before, picture(host))) <= empty
     finally:
         host.down()
