@@ -79,7 +79,9 @@ upgrade() {
   why="PostgreSQL $old could not be put back"
   [ ! -e "$mark" ] || back
   port=$(pg_conftool -s "$old" main show port)
-  echo "$old $new $port" >"$mark"
+  echo "$old $new $port" >"$mark.new"
+  sync "$mark.new"
+  mv -f "$mark.new" "$mark"
   why="the services could not be stopped"
   # shellcheck disable=SC2086
   [ -z "$units" ] || systemctl stop $units
@@ -90,6 +92,8 @@ upgrade() {
   [ ! -e "$backup/prepared" ] || timeout 60 systemctl start matrix-metal-backup-wal.service || true
   why="the data could not be taken over (pg_upgradecluster)"
   (cd / && pg_upgradecluster --method=upgrade --no-start -v "$new" "$old" main) 9>&-
+  # Until all is compared it does not start with the machine: what people wrote there would be lost if the old one went on.
+  echo manual >"/etc/postgresql/$new/main/start.conf"
   why="PostgreSQL $new does not start"
   # For itself: nothing else connects, and nothing changes sizes.
   pg_ctlcluster --skip-systemctl-redirect "$new" main start -o '-c autovacuum=off -c listen_addresses=' 9>&-
@@ -110,7 +114,9 @@ upgrade() {
     touch "$backup/database/from_dumps"
     rm "$backup/prepared"
   fi
+  echo auto >"/etc/postgresql/$new/main/start.conf"
   rm "$mark"
+  systemctl daemon-reload
 }
 
 # begin PROGRAM: starts the job, unless it is at work.
