@@ -20,7 +20,7 @@ python3 -m venv /opt/uv
 install() {
     program=$1 lock=$2
     shift 2
-    /opt/uv/bin/uv venv -q --python /usr/bin/python3 "/opt/$program/current"
+    /opt/uv/bin/uv venv -q --no-cache --python /usr/bin/python3 "/opt/$program/current"
     /opt/uv/bin/uv pip install -q --python "/opt/$program/current" --require-hashes --compile-bytecode --no-cache \
         --only-binary :all: "$@" -r "$lock"
 }

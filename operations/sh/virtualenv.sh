@@ -40,7 +40,7 @@ build() {
   fi
   rm -rf "$venv"
   mkdir -m 700 "$venv"
-  "$uv/bin/uv" venv -q --python /usr/bin/python3 "$venv"
+  "$uv/bin/uv" venv -q --no-cache --python /usr/bin/python3 "$venv"
   # shellcheck disable=SC2086 # several words
   "$uv/bin/uv" pip install -q --python "$venv" --require-hashes --compile-bytecode --no-cache $options -r requirements.txt
   "$venv/bin/python" -c "import $imports"
