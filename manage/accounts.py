@@ -15,7 +15,7 @@ from manage.backends.mas import Mas
 from manage.backends.synapse import Synapse
 from manage.homeserver import Account, Homeserver, new_user_id, user_id_of
 from manage.machines import Deployment, Machine
-from manage.output import as_json, plain, print_json, print_table
+from manage.output import as_json, confirm, plain, print_json, print_table, unasked
 
 # Letters and digits that do not look like others: 99 bits in 20 of them.
 ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -241,7 +241,7 @@ def _set_admin(deployment: Deployment, account: str, admin: bool, as_json: bool)
 @accounts.command()
 @name_of_account
 @click.option("--erase", is_flag=True, help="Also hide its messages from whoever joins its rooms later.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@unasked
 @as_json
 @click.pass_obj
 def deactivate(deployment: Deployment, account: str, erase: bool, yes: bool, as_json: bool) -> None:
@@ -322,12 +322,3 @@ def report(text: str, account: Account, as_json: bool, **more: object) -> None:
     click.echo(text)
     if "password" in more:
         click.echo(f"Its password, which is not shown again: {more['password']}")
-
-
-def confirm(question: str, yes: bool) -> None:
-    """Ask before what cannot be undone. Raises Refused without a terminal, Abort if the answer is no."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise Refused(f"{question.removesuffix(' Go on?')} There is no terminal to ask: give --yes")
-    click.confirm(question, abort=True, err=True)

@@ -13,9 +13,8 @@ from pathlib import Path
 import click
 
 from compat import Refused
-from manage.accounts import confirm
 from manage.machines import ROOT, Deployment, Machine
-from manage.output import as_json, print_json, print_table
+from manage.output import as_json, confirm, print_json, print_table, unasked
 from operations.machine import BACKUP_STATE, RESTORE_HOME
 from operations.shell import quoted
 from roles import any_version
@@ -118,7 +117,7 @@ class Moment(click.ParamType[float]):
     "--machine", "named", metavar="NAME", help="What the machine was called in the inventory when it was backed up."
 )
 @click.option("--overwrite", is_flag=True, help="Even if the machine has data, which is lost.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@unasked
 @click.pass_obj
 def restore(
     deployment: Deployment, to: float | None, source: str | None, named: str | None, overwrite: bool, yes: bool

@@ -9,10 +9,10 @@ import click
 from compat import Refused
 from manage.accounts import accounts
 from manage.backup import backup, restore
-from manage.database import postgres
 from manage.machines import ROOT, Deployment
 from manage.mas import mas
 from manage.outdated import outdated
+from manage.postgres import postgres
 from manage.removal import remove
 from manage.secrets import secrets
 from manage.status import status
@@ -28,7 +28,7 @@ def cli(context: click.Context, name: str) -> None:
     """Everything after the first deploy.
 
     NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
-    so has each VERB. Nothing is deployed, but by `mas migrate`, `secrets rotate` and `remove`.
+    so has each VERB. These deploy: `mas migrate`, `postgres upgrade`, `remove`, `restore`, `secrets rotate`. No other does.
     """
     context.obj = Deployment(name)
     # As for a deploy: paths in the inventory are relative to this directory.

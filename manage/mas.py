@@ -11,6 +11,7 @@ from manage.backends.synapse import TOKEN_FILE
 from manage.deploying import deploy
 from manage.homeserver import SERVICE_NAME, new_user_id
 from manage.machines import Deployment, Machine
+from manage.output import confirm, unasked
 from operations.accounts import MIGRATION
 from operations.shell import quoted
 from roles import MAS, SYNAPSE
@@ -33,7 +34,7 @@ def callbacks(deployment: Deployment) -> None:
 
 
 @mas.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@unasked
 @click.option("--back", is_flag=True, help="Only put everything back that an interrupted migration has left.")
 @click.pass_obj
 def migrate(deployment: Deployment, yes: bool, back: bool) -> None:
@@ -56,12 +57,11 @@ def migrate(deployment: Deployment, yes: bool, back: bool) -> None:
         return
     if begun:
         click.echo("An earlier migration was interrupted: " + ("it is completed." if delegated else "it begins anew."))
-    if not yes:
-        click.confirm(
-            f"Move all accounts of {machine.settings.server_name} to the Matrix Authentication Service? People cannot use the "
-            "homeserver for a minute, and there is no way back later",
-            abort=True,
-        )
+    confirm(
+        f"All accounts of {machine.settings.server_name} are moved to the Matrix Authentication Service. People cannot use the "
+        "homeserver for a minute, and there is no way back later. Go on?",
+        yes,
+    )
     problem = _move(deployment, machine, "" if delegated else "move")
     if not problem:
         click.echo(f"MAS has the accounts of {machine.settings.server_name}, and a log-in works.")

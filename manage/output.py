@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for programs."""
+"""What the commands print, tables for people and JSON for programs, and how they ask before what cannot be undone."""
 
 import dataclasses
 import json
@@ -11,10 +11,31 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 
+from compat import Refused
+
 # Of what is printed into a file, columns.
 WIDTH = 120
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+# For `confirm`.
+unasked = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before what cannot be undone, with sentences of which the last is "Go on?".
+
+    Without a terminal, the answer is the next line of standard input. Raises Refused if there is none, Abort if it is no.
+    """
+    if yes:
+        return
+    if sys.stdin.isatty():
+        click.confirm(question, abort=True, err=True)
+        return
+    answer = sys.stdin.readline()
+    if not answer:
+        raise Refused(f"{question.removesuffix(' Go on?')} There is no terminal to ask: give --yes")
+    if answer.strip().lower() not in ("y", "yes"):
+        raise click.Abort
 
 
 def print_json(value: Any) -> None:

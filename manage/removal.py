@@ -5,10 +5,9 @@ import difflib
 import click
 
 from compat import Refused
-from manage.accounts import confirm
 from manage.deploying import deploy
 from manage.machines import Deployment, Machine
-from manage.output import as_json, print_json, print_table
+from manage.output import as_json, confirm, print_json, print_table, unasked
 from operations.databases import Existing
 from operations.removal import Found, Kept, Left, Unneeded, left_words
 from roles import ROLES, Role
@@ -32,7 +31,7 @@ class RoleName(click.ParamType[Role]):
 @click.command()
 @click.argument("role", type=RoleName())
 @click.option("--dry", is_flag=True, help="Only list what would be removed.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@unasked
 @as_json
 @click.pass_obj
 def remove(deployment: Deployment, role: Role, dry: bool, yes: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import click
 from compat import Refused
 from manage.deploying import deploy
 from manage.machines import ROOT, Deployment
+from manage.output import confirm, unasked
 from roles import VaultEntry
 from vault import TOO_MANY, Command, Vault, VaultError, entry_of, run
 
@@ -17,7 +18,7 @@ from vault import TOO_MANY, Command, Vault, VaultError, entry_of, run
 def secrets() -> None:
     """The secrets of the deployment, in its vault.
 
-    No machine is connected to, but by `rotate`: a deploy brings them there.
+    No machine is connected to, but by `rotate`: a deploy writes them to the machines.
     """
 
 
@@ -50,8 +51,8 @@ def set_secret(deployment: Deployment, secret: tuple[str, ...], force: bool) -> 
 @name_of_secret
 @click.option("--all", "every", is_flag=True, help="All that can be rotated.")
 @click.option("--at-once", is_flag=True, help="The old ones are known to somebody: they are accepted no longer.")
-@click.option("--no-deploy", is_flag=True, help="Only in the vault: the next deploy brings them to the machines.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--no-deploy", is_flag=True, help="Only in the vault: the next deploy writes them to the machines.")
+@unasked
 @force
 @click.pass_obj
 def rotate(
@@ -84,8 +85,7 @@ def rotate(
         raise VaultError(f"{path} has no secret that can be rotated: the first deploy makes them")
     for entry in entries:
         click.echo(f"{entry.name}: {_meaning(entry, at_once)}.", err=True)
-    if not yes:
-        click.confirm("Rotate" if no_deploy else "Rotate, and deploy", abort=True, err=True)
+    confirm(f"They are rotated{'' if no_deploy else ', and deployed'}. Go on?", yes)
     vault.save()
     inventory = _relative(deployment.path)
     if no_deploy:
@@ -117,14 +117,13 @@ def _relative(path: Path) -> Path:
 
 
 @secrets.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@unasked
 @click.pass_obj
 def rekey(deployment: Deployment, yes: bool) -> None:
     """Give the vault another key. Copies of the old key open only copies of the old vault."""
     path = _relative(deployment.vault_path)
     vault = Vault.open(path)
-    if not yes:
-        click.confirm(f"Encrypt {path} with a new key", abort=True, err=True)
+    confirm(f"{path} is encrypted with a new key. Go on?", yes)
     vault.rekey()
     click.echo(f"{path.with_suffix('.key')} has a new key: keep a copy apart from {path}, and of that one a copy, too.")
 

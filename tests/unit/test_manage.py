@@ -281,6 +281,9 @@ def test_a_rotation_says_what_it_means_and_asks(tmp_path: Path) -> None:
     stopped = deployment.manage("secrets", "rotate", "--all", "--no-deploy", stdin="n\n")
     assert stopped.returncode == 1 and stopped.stderr.splitlines()[-1].endswith("manage: stopped")
     assert (value("turn_shared_secret"), value("synapse_form_secret")) == (relay, form)
+    unasked = deployment.manage("secrets", "rotate", "--all", "--no-deploy")
+    assert unasked.returncode == 1
+    assert unasked.stderr.endswith("manage: They are rotated. There is no terminal to ask: give --yes\n")
     assert "synapse_form_secret: forms that are open in a browser have to be opened again." in stopped.stderr
     assert "is accepted for 48 hours more." in stopped.stderr and "smtp_password" not in stopped.stderr
 

@@ -8,13 +8,13 @@ import click
 from compat import Refused
 from manage.deploying import deploy
 from manage.machines import Deployment, Machine
+from manage.output import confirm, unasked
 from operations.shell import quoted, shell_file
 from roles import POSTGRES, ROLES, Role
 from settings.postgres import OF_DEBIAN
 
 # MiB beside a copy of the data: for the write-ahead log of the new cluster, and the packages.
 SPARE = 1024
-YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.group()
@@ -58,7 +58,7 @@ class Clusters:
 
 
 @postgres.command()
-@YES
+@unasked
 @click.pass_obj
 def upgrade(deployment: Deployment, yes: bool) -> None:
     """Move the data to the PostgreSQL of this Debian, for example from 15 to 17 after an upgrade to Debian 13.
@@ -80,11 +80,11 @@ def upgrade(deployment: Deployment, yes: bool) -> None:
     others = _users_elsewhere(deployment, machine)
     if not found.working:
         _check(machine, found, old, new)
-        if not yes:
-            click.confirm(
-                f"Move the {found.size[old]} MiB of PostgreSQL {old} to {new}? People cannot use the homeserver meanwhile",
-                abort=True,
-            )
+        confirm(
+            f"The {found.size[old]} MiB of PostgreSQL {old} are moved to {new}; people cannot use the homeserver meanwhile. "
+            "Go on?",
+            yes,
+        )
         click.echo(f"Installing PostgreSQL {new}.")
         machine.run(
             f"{shell_file('proxy')}\nuse_proxy\n{shell_file('apt')}\nset -e\nmasked=\n"
@@ -119,7 +119,7 @@ def upgrade(deployment: Deployment, yes: bool) -> None:
 
 
 @postgres.command(name="drop-old")
-@YES
+@unasked
 @click.pass_obj
 def drop_old(deployment: Deployment, yes: bool) -> None:
     """Remove the versions of PostgreSQL that an upgrade has left behind, with their data."""
@@ -133,9 +133,8 @@ def drop_old(deployment: Deployment, yes: bool) -> None:
         return
     if running := [version for version in old if version in found.active]:
         raise Refused(f"PostgreSQL {running[0]} runs on {machine.name}: it may be in use, and is not removed")
-    if not yes:
-        sizes = ", ".join(f"{version} ({found.size[version]} MiB)" for version in old)
-        click.confirm(f"Remove PostgreSQL {sizes} from {machine.name}, with its data as of the upgrade?", abort=True)
+    sizes = ", ".join(f"{version} ({found.size[version]} MiB)" for version in old)
+    confirm(f"PostgreSQL {sizes} is removed from {machine.name}, with its data as of the upgrade. Go on?", yes)
     for version in old:
         drop_ins = f"/etc/systemd/system/{POSTGRES.units[0].name.format(version=version)}.d"
         machine.run(
