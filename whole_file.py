@@ -1,4 +1,4 @@
-"""Files of this computer: those that are written whole or not at all (vault, key, record of release files), and the cache."""
+"""Files of this computer: what is written whole or not at all (vault, key, record of release files), the cache, logs."""
 
 import contextlib
 import fcntl
@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 @contextlib.contextmanager
@@ -56,3 +57,19 @@ def cache_directory() -> Path:
     # The specification ignores relative paths.
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "matrix-metal"
+
+
+def made_cache() -> Path:
+    """The same, which only its owner can enter from now on. Raises OSError."""
+    directory = cache_directory()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_mode & 0o077:  # an earlier version has made it
+        directory.chmod(0o700)
+    return directory
+
+
+def private_log(path: Path) -> TextIO:
+    """A new file for lines that only its owner can read, instead of what was there. Raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.fchmod(handle, 0o600)  # an earlier version has made it
+    return os.fdopen(handle, "w", buffering=1)

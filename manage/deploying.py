@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from manage.machines import ROOT, Deployment
-from whole_file import cache_directory
+from whole_file import cache_directory, made_cache, private_log
 
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -57,10 +57,13 @@ def deploy(deployment: Deployment, log: str, environment: Mapping[str, str] | No
     environment: in addition to that of this process. err: whether the steps are printed on standard error.
     """
     path = cache_directory() / f"{log}-{deployment.path.stem}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        opened = private_log(made_cache() / path.name)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}; set XDG_CACHE_HOME to another directory"
     steps = Steps()
     with (
-        path.open("w", buffering=1) as file,
+        opened as file,
         subprocess.Popen(
             [PYINFRA, str(deployment.path), "deploy.py", "-y"],
             cwd=ROOT,

@@ -17,7 +17,6 @@ import hashlib
 import re
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pyinfra.api.command import FunctionCommand, PyinfraCommand, StringCommand
 from pyinfra.api.host import Host
@@ -97,7 +96,7 @@ class Installed(Fact[Installation]):
         )
 
 
-def obtain(release: Release, present: Collection[str], cache: Path | None = None) -> ReleaseFile:
+def obtain(release: Release, present: Collection[str]) -> ReleaseFile:
     """The file for a machine: checked, and on this computer unless the machine has it already.
 
     present: what the machine has below /opt, such as "sliding-sync/v0.99.19-0123456789ab" (`MachineState.releases`).
@@ -107,7 +106,7 @@ def obtain(release: Release, present: Collection[str], cache: Path | None = None
         wanted = store.wanted_sha256(release)
         if wanted is not None and f"{release.name}/{release.directory(wanted)}" in present:
             return ReleaseFile(release, wanted)
-        return store.resolve(release, cache)
+        return store.resolve(release)
     except ReleaseError as error:
         raise Refused(str(error)) from error
 

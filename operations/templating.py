@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, Stric
 from jinja2.bccache import Bucket
 
 from vault import Secret
-from whole_file import cache_directory
+from whole_file import cache_directory, made_cache
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MASK = "*****"
@@ -60,6 +60,7 @@ class _Compiled(FileSystemBytecodeCache):
 
     def __init__(self, directory: Path) -> None:
         with contextlib.suppress(OSError):
+            made_cache()
             directory.mkdir(parents=True, mode=0o700, exist_ok=True)
         super().__init__(str(directory))
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from releases import Release, ReleaseError, ReleaseFile, contents, record
 from releases.download import DownloadError, Timeouts, download, is_https
-from whole_file import cache_directory
+from whole_file import cache_directory, made_cache
 
 
 def wanted_sha256(release: Release) -> str | None:
@@ -24,7 +24,7 @@ def wanted_sha256(release: Release) -> str | None:
     return _configured_sha256(release) or record.read(release.record).get(record.key(release))
 
 
-def resolve(release: Release, cache: Path | None = None, timeouts: Timeouts | None = None) -> ReleaseFile:
+def resolve(release: Release, timeouts: Timeouts | None = None) -> ReleaseFile:
     """A checked file on this computer: the given one, or upstream's, downloaded if it is not in the cache.
 
     Writes nothing but the cache, so that a dry run may call it.
@@ -45,7 +45,7 @@ def resolve(release: Release, cache: Path | None = None, timeouts: Timeouts | No
     # Machines are prepared in parallel, and the first one downloads for all.
     with _downloading:
         expected = wanted or (_published_sha256(release, timeouts) if release.checksums else None)
-        sha256, path, size = _cached_or_downloaded(release, release.url, expected, cache or cache_directory(), timeouts)
+        sha256, path, size = _cached_or_downloaded(release, release.url, expected, timeouts)
     return ReleaseFile(release, sha256, path, size, new=wanted is None)
 
 
@@ -128,16 +128,17 @@ def _sha256(path: Path) -> str:
 
 
 def _cached_or_downloaded(
-    release: Release, url: str, expected: str | None, cache: Path, timeouts: Timeouts
+    release: Release, url: str, expected: str | None, timeouts: Timeouts
 ) -> tuple[str, Path, int]:
     """sha256, path and size of the file in the cache, downloaded if it is not there."""
     # The address is part of the name, so that the file of a mirror or a test is never taken for upstream's.
+    cache = cache_directory()
     stem = f"{release.name}-{release.version}-{release.arch}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     try:
         path = _cached(cache, stem, expected)
         if path is not None:
             return path.name.rpartition("-")[2], path, _size(release, path, url, _advice(release))
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made_cache()
         for leftover in cache.glob("*.part"):
             # Left by a run that was killed; a younger one may be a download that is still running.
             if leftover.stat().st_mtime < time.time() - 86400:

@@ -294,12 +294,18 @@ def test_a_rotation_says_what_it_means_and_asks(tmp_path: Path) -> None:
     known = deployment.manage("secrets", "rotate", "turn_shared_secret", "--at-once", "--no-deploy", "--yes")
     assert "what was signed with the old one is not accepted any more." in known.stderr
     assert Vault.open(deployment.vault).previous("turn_shared_secret") == ()
-    # The machine does not answer: the secrets are in the vault, and a deploy brings them there.
+    # The machine does not answer: the secrets are in the vault, and a deploy writes them there.
+    deployment.environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     failed = deployment.manage("secrets", "rotate", "synapse_form_secret", "--yes")
     last = failed.stderr.splitlines()[-1]
     assert (
         failed.returncode == 1 and last.startswith("manage: synapse_form_secret is in ") and "deploy.py goes on" in last
     )
+    [log] = (tmp_path / "cache" / "matrix-metal").glob("*.log")
+    assert (log.stat().st_mode & 0o777, log.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    deployment.environment["XDG_CACHE_HOME"] = str(deployment.vault)
+    failed = deployment.manage("secrets", "rotate", "synapse_form_secret", "--yes")
+    assert "trial.log cannot be written: Not a directory; set XDG_CACHE_HOME to another directory. " in failed.stderr
 
 
 def test_the_vault_gets_another_key(tmp_path: Path) -> None:

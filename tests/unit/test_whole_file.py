@@ -40,6 +40,21 @@ def test_a_temporary_file_is_private_and_has_the_targets_suffix(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_cache_and_logs_are_private_also_where_they_were_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = whole_file.cache_directory()
+    for existing in (False, True):
+        if existing:
+            cache.chmod(0o755)
+            (cache / "a.log").chmod(0o644)
+        with whole_file.private_log(whole_file.made_cache() / "a.log") as log:
+            log.write("a line\n")
+        assert cache.stat().st_mode & 0o777 == 0o700
+        assert ((cache / "a.log").read_text(), (cache / "a.log").stat().st_mode & 0o777) == ("a line\n", 0o600)
+
+
 def test_writers_wait_for_each_other(tmp_path: Path) -> None:
     file = tmp_path / "count"
     file.write_text("0")
