@@ -5,11 +5,10 @@ from urllib.parse import quote
 
 from pyinfra.api.command import PyinfraCommand
 
-from operations.databases import as_postgres
+from operations.databases import as_postgres, database_functions
 from operations.look import operation
 from operations.shell import quoted, script, shell_file
 
-BACKUPS = "/var/backups/matrix-metal"
 # On Synapse's machine from the beginning of a migration to its end: without it nothing is put back.
 MIGRATION = "/etc/matrix-metal/migration"
 
@@ -22,29 +21,15 @@ def begun() -> Generator[PyinfraCommand, None, None]:
 
 @operation()
 def backed_up(cluster: str, database: str, backup: str) -> Generator[PyinfraCommand, None, None]:
-    """The database is dumped to /var/backups/matrix-metal/<backup>.dump, for pg_restore. Refuses if it does not fit there."""
-    as_superuser, file = as_postgres(cluster), f"{BACKUPS}/{backup}.dump"
-    yield script(
-        f"install -d -m 700 {BACKUPS}",
-        f"needed=$({as_superuser} psql -XAtqc {quoted(f'SELECT pg_database_size({database!r})')})",
-        f'if [ "$(df -B1 --output=avail {BACKUPS} | tail -n 1)" -lt "$needed" ]; then',
-        f'  echo "{BACKUPS} has no space for a backup of the database {database} ($needed bytes)" >&2',
-        "  exit 1",
-        "fi",
-        "umask 077",
-        f"new=$(mktemp {BACKUPS}/.arriving-XXXXXXXXXX)",
-        "trap 'rm -f -- \"$new\"' EXIT",
-        f'( {as_superuser} pg_dump -Fc {quoted(database)} ) >"$new"',
-        'sync "$new"',
-        f'mv -fT "$new" {quoted(file)}',
-    )
+    """The database is dumped to a file of this name in COPIES, for pg_restore. Refuses if it does not fit there."""
+    yield script(database_functions(cluster), f"dump {quoted(database, f'{backup}.dump')}")
 
 
 @operation()
 def emptied(cluster: str, database: str, owner: str) -> Generator[PyinfraCommand, None, None]:
     """The database is empty: what an interrupted migration has left is removed."""
     yield script(
-        f"cluster={quoted(cluster)}\n{shell_file('databases')}",
+        database_functions(cluster),
         "systemctl stop mas.service 2>/dev/null || true",
         # The program of an interrupted migration may still be connected to it.
         f"as_superuser dropdb --if-exists --force {quoted(database)}",
@@ -74,9 +59,10 @@ def moved(
     options = "" if cluster else f"?sslmode=verify-full&sslrootcert={authority}"
     lines = (
         "set -eu",
-        f"configuration={quoted(':'.join(configuration))} cluster={quoted(cluster or '')} passwords={quoted(passwords or '')}",
+        f"configuration={quoted(':'.join(configuration))} passwords={quoted(passwords or '')}",
         f"borrowed={quoted(owner if cluster else '')}",
         f"uri={quoted(f'postgresql://{user}@{where}:{port}/{database}{options}')}",
+        database_functions(cluster or ""),
         shell_file("accounts"),
         "move",
     )

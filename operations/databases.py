@@ -26,6 +26,15 @@ def as_postgres(cluster: str) -> str:
     return f"cd / && runuser -u postgres -- env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER={quoted(cluster)}"
 
 
+# Where copies of data are kept, readable by root only.
+COPIES = "/var/backups/matrix-metal"
+
+
+def database_functions(cluster: str) -> str:
+    """The shell functions of databases.sh and copies.sh, for databases of this cluster ("17/main")."""
+    return f"cluster={quoted(cluster)} copies={COPIES}\n{shell_file('databases')}{shell_file('copies')}"
+
+
 # A condition on pg_database: every role may connect.
 OPEN_TO_ALL = (
     "EXISTS (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) "
@@ -200,7 +209,7 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
         cluster=cluster,
         first_filled=tuple((each.name, each.first_filled) for each in databases if each.first_filled),
     )
-    as_superuser, functions = as_postgres(cluster), f"cluster={quoted(cluster)}\n{shell_file('databases')}"
+    as_superuser, functions = as_postgres(cluster), database_functions(cluster)
     for database in databases:
         if f"role {database.owner}" not in existing:
             yield script(

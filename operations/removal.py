@@ -10,12 +10,9 @@ from dataclasses import dataclass
 
 from pyinfra.api import StringCommand
 
-from operations.databases import Existing, as_postgres
+from operations.databases import COPIES, Existing, database_functions
 from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
-
-# Readable by root only.
-COPIES = "/var/backups/matrix-metal"
 
 
 @dataclass(frozen=True)
@@ -159,9 +156,8 @@ def copied(removal: Removal) -> Generator[StringCommand, None, None]:
     """A last copy is kept of data that nothing can bring back, readable by root only."""
     found: Found = ask(Left, removal=removal)
     if state := [path for path in removal.state if path in found.get("path", ())]:
-        size = f"$(du -sLB1 {quoted(*state)} | awk '{{ n += $1 }} END {{ print n }}')"
-        packed = f"tar -chC / {quoted(*(path.lstrip('/') for path in state))}"
-        yield _kept(removal.role, "tar", size, packed)
+        paths = quoted(*(path.lstrip("/") for path in state))
+        yield script(f"copies={COPIES}\n{shell_file('copies')}", f"pack {_copy_name(removal.role, 'tar')} {paths}")
 
 
 @operation()
@@ -171,32 +167,17 @@ def database_dropped(database: LastDatabase) -> Generator[StringCommand, None, N
     A database of this name with another owner is not ours.
     """
     existing: dict[str, str] = ask(Existing, cluster=database.cluster)
-    as_superuser = as_postgres(database.cluster)
+    functions = database_functions(database.cluster)
     if existing.get(f"database {database.name}", "").split(" ")[0] == database.owner:
-        size = f"$({as_superuser} psql -XAtqc {quoted(f'SELECT pg_database_size({database.name!r})')})"
-        yield _kept(database.role, "dump", size, f"( {as_superuser} pg_dump -Fc {quoted(database.name)} )")
-        yield script(f"{as_superuser} dropdb --force --if-exists {quoted(database.name)}")
+        yield script(functions, f"dump {quoted(database.name)} {_copy_name(database.role, 'dump')}")
+        yield script(functions, f"as_superuser dropdb --force --if-exists {quoted(database.name)}")
     if f"role {database.owner}" in existing:
-        yield script(f"{as_superuser} dropuser --if-exists {quoted(database.owner)}")
+        yield script(functions, f"as_superuser dropuser --if-exists {quoted(database.owner)}")
 
 
-def _kept(role: str, suffix: str, size: str, command: str) -> StringCommand:
-    """Keep what the command prints, as a file that is complete or not there. size: shell for about how many bytes it needs."""
-    return script(
-        f"install -d -m 700 {COPIES}",
-        f"needed={size}",
-        f'if [ "$(df -B1 --output=avail {COPIES} | tail -n 1)" -lt "$needed" ]; then',
-        f'  echo "{COPIES} has no space for a last copy ($needed bytes): nothing of it was removed" >&2',
-        "  exit 1",
-        "fi",
-        "umask 077",
-        f"new=$(mktemp {COPIES}/.arriving-XXXXXXXXXX)",
-        "trap 'rm -f -- \"$new\"' EXIT",
-        "trap 'exit 1' HUP INT PIPE TERM",
-        f'{command} >"$new"',
-        'sync "$new"',
-        f'mv -fT "$new" "{COPIES}/{role}-removed-$(date +%Y-%m-%dT%H%M%SZ).{suffix}"',
-    )
+def _copy_name(role: str, suffix: str) -> str:
+    """Of a last copy, in shell: with the time."""
+    return f'{quoted(role)}-removed-"$(date +%Y-%m-%dT%H%M%SZ)".{suffix}'
 
 
 @operation()

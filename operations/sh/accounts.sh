@@ -1,8 +1,7 @@
 #!/bin/sh
 # Accounts from Synapse to MAS. $configuration: MAS's configuration files, with : between them. $uri: Synapse's database.
-# $borrowed: the PostgreSQL role whose rights MAS needs for it, if both are on this machine; $cluster: then, where; $passwords:
-# otherwise, a password file.
-as_superuser() (cd / && exec runuser -u postgres -- env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER="$cluster" "$@")
+# $borrowed: the PostgreSQL role whose rights MAS needs for it, if both are on this machine; $passwords: otherwise, a
+# password file. Needs databases.sh.
 
 # A copy that MAS's user may read: of Synapse's settings, not of its secrets.
 settings_copied() {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from operations.databases import COPIES
 from roles import ROLES, RoleName
 from settings.issuers import STORE
 from tests.built import built
@@ -29,7 +30,6 @@ from tests.testbed import Host, Testbed
 STAYING = ("postgres", "synapse")
 REMOVABLE: list[RoleName] = [role.name for role in ROLES.values() if not role.stays]
 TARGET = "/mnt/backup"
-COPIES = "/var/backups/matrix-metal"
 # Of the administrator's own, before the first deploy: coturn needs it as well.
 OWN_PACKAGE = "python3-seccomp"
 
