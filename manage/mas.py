@@ -13,7 +13,7 @@ from manage.homeserver import SERVICE_NAME, new_user_id
 from manage.machines import Deployment, Machine
 from manage.output import confirm, unasked
 from operations.accounts import MIGRATION
-from operations.shell import quoted
+from operations.shell import quoted, shell_file
 from roles import MAS, SYNAPSE
 from settings.deployment import MIGRATION_VARIABLE, Migration
 from settings.mas import Choices
@@ -131,21 +131,6 @@ def _retire(machine: Machine) -> None:
     homeserver.close()
 
 
-# A client on the machine itself, by the public name. Its answer is the user ID.
-_CLIENT = """
-read -r body
-client() {{ curl -qsSk --noproxy '*' --max-time 20 -H 'Content-Type: application/json' --resolve {domain}:443:127.0.0.1 "$@"; }}
-answer=$(printf %s "$body" | client -d @- https://{domain}/_matrix/client/v3/login)
-token=$(printf %s "$answer" | sed -n 's/.*"access_token" *: *"\\([^"]*\\)".*/\\1/p')
-[ "$token" ] || {{ echo "the log-in was refused: $answer" >&2; exit 1; }}
-for path in account/whoami logout; do
-  answer=$(printf 'header = "Authorization: Bearer %s"' "$token" |
-    client -K - $([ $path = logout ] && echo -d {{}}) https://{domain}/_matrix/client/v3/$path)
-  case $answer in *errcode* | '') echo "$path: $answer" >&2; exit 1 ;; esac
-done
-"""
-
-
 def _log_in(machine: Machine) -> None:
     """Log in with a new account, which is deactivated afterwards. Raises Refused if that does not work."""
     homeserver, settings = Mas(machine), machine.settings
@@ -156,7 +141,9 @@ def _log_in(machine: Machine) -> None:
     assert account is not None
     try:
         body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": user_id}, "password": password}
-        machine.run(_CLIENT.format(domain=quoted(settings.domain(SYNAPSE))), stdin=json.dumps(body) + "\n")
+        # A client on the machine itself, by the public name.
+        program = f"domain={quoted(settings.domain(SYNAPSE))}\n{shell_file('log_in')}log_in"
+        machine.run(program, stdin=json.dumps(body) + "\n")
     finally:
         homeserver.deactivate(account, erase=True)
         homeserver.close()
