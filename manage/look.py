@@ -17,17 +17,17 @@ from cryptography.x509.oid import NameOID
 from manage.output import printable
 from operations.certificates import Served
 from operations.look import Answers
+from operations.machine import BACKUP_STATE, MachineState
 from operations.machine import Machine as MachineFact
-from operations.machine import MachineState
 from operations.shell import quoted
 from operations.units import seconds_since_epoch, unrecovered
-from roles import ASK_POSTGRES, PACKAGES, ROLES, Role, Unit, any_version
+from roles import ASK_POSTGRES, FEDERATION_PORT, PACKAGES, ROLES, Role, Unit, any_version
 from settings import Settings
 from settings.synapse import Choices as Homeserver
 
 # Seconds that a probe may take, and hours of the logs that are searched for errors, of which at most so many lines are read.
 PATIENCE, HOURS, LINES = 10, 6, 200
-BACKUPS, LAST_DEPLOY = "/var/lib/matrix-metal/backup", "/var/lib/matrix-metal/last_deploy.json"
+LAST_DEPLOY = "/var/lib/matrix-metal/last_deploy.json"
 _PROPERTIES = "Id,LoadState,ActiveState,SubState,NRestarts,InvocationID,ExecMainStartTimestamp"
 # Milliseconds: a table of a large homeserver takes longer to count than anybody waits.
 _QUICKLY = "-c default_transaction_read_only=on -c statement_timeout=2000"
@@ -37,7 +37,7 @@ _FEDERATION = """
 ask() {{ curl -qsSf --noproxy '*' --max-time 5 "$1" 2>&1 || {{ echo " ($1)"; exit 1; }}; }}
 found=$(ask https://{server_name}/.well-known/matrix/server) || {{ echo "problem $found"; exit; }}
 at=$(printf %s "$found" | tr -d '\\n' | sed -n 's/.*"m\\.server" *: *"\\([^"]*\\)".*/\\1/p')
-found=$(ask "https://${{at:-{server_name}:8448}}/_matrix/key/v2/server") || {{ echo "problem $found"; exit; }}
+found=$(ask "https://${{at:-{server_name}:{port}}}/_matrix/key/v2/server") || {{ echo "problem $found"; exit; }}
 printf %s "$found" | tr -d '\\n' | sed 's/^/keys /'
 """
 
@@ -211,7 +211,7 @@ def _probes(settings: Settings) -> dict[str, str]:
         "ls -d /opt/*/current/lib/python3*/site-packages/*.dist-info",
         "packages": f"dpkg-query --show --showformat '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {quoted(*packages)}",
         "disks": f"df -B1 --output=size,avail,itotal,iavail,target {states} | tail -n +2 | sort -u",
-        "backups": f"for file in {BACKUPS}/*.json {BACKUPS}/*/*.json; do "
+        "backups": f"for file in {BACKUP_STATE}/*/*.json; do "
         '[ ! -e "$file" ] || { tr -d "\\n" <"$file"; echo; }; done',
         "deployed": f'[ ! -s {LAST_DEPLOY} ] || echo "$(stat -c %Y {LAST_DEPLOY}) $(cat {LAST_DEPLOY})"',
         "began": '[ ! -s /run/matrix-metal/run ] || echo "$(stat -c %Y /run/matrix-metal/run) $(cat /run/matrix-metal/run)"',
@@ -239,7 +239,7 @@ def _probes(settings: Settings) -> dict[str, str]:
             f"{ASK_POSTGRES} PGOPTIONS={quoted(_QUICKLY)} psql -XAtq -F ' ' -d {name} {asked}"
         )
     if settings.here("synapse") and settings.section(Homeserver).federation:
-        probes["federation"] = _FEDERATION.format(server_name=settings.server_name)
+        probes["federation"] = _FEDERATION.format(server_name=settings.server_name, port=FEDERATION_PORT)
     return probes
 
 

@@ -7,6 +7,7 @@ import urllib.request
 from typing import Any
 from urllib.error import HTTPError
 
+from roles import FEDERATION_PORT
 from settings import Settings
 from settings.synapse import Choices as Homeserver
 
@@ -30,7 +31,9 @@ def federation_problem(settings: Settings | None) -> str:
 def keys_problem(server_name: str) -> str:
     """Why the keys of a homeserver are not to be had by its name, as the federation API says; "" if they are."""
     try:
-        at = _get(f"https://{server_name}/.well-known/matrix/server").get("m.server", f"{server_name}:8448")
+        at = _get(f"https://{server_name}/.well-known/matrix/server").get(
+            "m.server", f"{server_name}:{FEDERATION_PORT}"
+        )
         url = f"https://{at}/_matrix/key/v2/server"
         found = _get(url)
     except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ import nio
 import pytest
 
 from manage.backends.synapse import TOKEN_FILE
+from roles import SYNAPSE
 from tests.conftest import Deployed
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json
@@ -41,7 +42,10 @@ rc_registration: {per_second: 1000, burst_count: 1000}
 rc_registration_token_validity: {per_second: 1000, burst_count: 1000}
 """
 FILE = "/etc/matrix-synapse/conf.d/accounts.yaml"
-RESTART = "systemctl restart matrix-synapse; timeout 60 sh -c 'until curl -qsf http://127.0.0.1:8008/health; do sleep 0.2; done'"
+SYNAPSE_URL = f"http://127.0.0.1:{SYNAPSE.port}"
+RESTART = (
+    f"systemctl restart matrix-synapse; timeout 60 sh -c 'until curl -qsf {SYNAPSE_URL}/health; do sleep 0.2; done'"
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def test_life_of_an_account(managed: Managed, deployed: Deployed, name: str) -> 
 
     # Server administrator: Synapse's admin API takes the account's own token.
     def is_admin() -> bool:
-        question = f"curl -qs --config - http://127.0.0.1:8008/_synapse/admin/v2/users/{user_id}"
+        question = f"curl -qs --config - {SYNAPSE_URL}/_synapse/admin/v2/users/{user_id}"
         header = f'header = "Authorization: Bearer {account.access_token}"'
         return "creation_ts" in deployed.host.run(question, stdin=header).stdout
 
@@ -319,7 +323,7 @@ def test_the_account_of_the_commands_is_replaced_when_its_token_is_lost(managed:
     managed.run("accounts", "list")
     assert deployed.host.run(f"cat {TOKEN_FILE}").stdout != lost
     header = f'header = "Authorization: Bearer {lost.strip()}"'
-    question = "curl -qs --config - http://127.0.0.1:8008/_matrix/client/v3/account/whoami"
+    question = f"curl -qs --config - {SYNAPSE_URL}/_matrix/client/v3/account/whoami"
     assert "M_UNKNOWN_TOKEN" in deployed.host.run(question, stdin=header).stdout
     found = deployed.host.run(
         "cd / && psql -XAtqc \"SELECT count(*) FROM users WHERE user_type = 'support' AND deactivated = 0\" synapse",

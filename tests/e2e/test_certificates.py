@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 from cryptography import x509
 
+from roles import RELAY_TLS_PORT, SYDENT
 from tests.built import built
 from tests.deployment import Deployment, Run
 from tests.protocols.turn import Credentials, relay
@@ -94,7 +95,7 @@ class Site:
 
     def assert_services_work(self) -> None:
         """Services that need no certificate answer."""
-        self.host.run("curl -sf --max-time 5 http://127.0.0.1:8090/_matrix/identity/v2")
+        self.host.run(SYDENT.units[0].health)
         with relay(self.host.address, "udp", self.credentials()) as client:
             assert client.allocate()[0] == self.host.address
 
@@ -169,9 +170,9 @@ def test_each_name_has_a_certificate_from_its_own_acme_server(site: Site) -> Non
     site.deployment.run("-y")
     site.presented(site.web, 443, site.acme.root("open"))
     site.presented(site.turn, 443, site.acme.root("bound"))
-    site.presented(site.turn, 5349, site.acme.root("bound"))
+    site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("bound"))
     with pytest.raises(ssl.SSLCertVerificationError):
-        site.presented(site.turn, 5349, site.acme.root("open"))
+        site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("open"))
     site.assert_services_work()
     assert site.deployment.run("-y").changed == []
 
@@ -192,7 +193,7 @@ def test_a_deleted_certificate_is_obtained_again(site: Site) -> None:
     site.host.run(f"rm -r {STORE}/*/{site.turn}")
     site.deployment.run("-y")
     site.host.run(f"ls {STORE}/*/{site.turn}/{site.turn}.crt")
-    site.presented(site.turn, 5349, site.acme.root("bound"))
+    site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("bound"))
     assert site.deployment.run("-y").changed == []
 
 
@@ -255,12 +256,12 @@ def test_renewals_do_not_interrupt_calls(site: Site) -> None:
     with ThreadPoolExecutor() as pool:
         encrypted = pool.submit(call, site, site.context(root), end)
         try:
-            serials = {site.presented(site.turn, 5349, root).serial_number}
+            serials = {site.presented(site.turn, RELAY_TLS_PORT, root).serial_number}
             for _ in range(20):
                 renew(site)
 
                 def new_serial() -> int:
-                    serial = site.presented(site.turn, 5349, root).serial_number
+                    serial = site.presented(site.turn, RELAY_TLS_PORT, root).serial_number
                     assert serial not in serials, "coturn presents the old certificate"
                     return serial
 
@@ -293,7 +294,7 @@ def test_certificates_that_cannot_be_obtained_yet_are_reported_and_obtained_late
         site.assert_services_work()
     site.set_names(f"turn.{LATE}")
     # Caddy tries again a minute after the first attempt.
-    retry(lambda: site.presented(site.turn, 5349, site.acme.root("bound")), 60)
+    retry(lambda: site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("bound")), 60)
     retry(lambda: site.presented(site.web, 443, site.acme.root("open")), 10)
 
 
@@ -306,7 +307,7 @@ def test_a_run_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
     begin = time.monotonic()
     assert site.deployment.run("-y").changed == ["Check every certificate"]
     assert time.monotonic() - begin < 20
-    site.presented(site.turn, 5349, site.acme.root("bound"))
+    site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("bound"))
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -370,7 +371,7 @@ def test_the_administrators_files_are_used_and_reloaded_when_replaced(site: Site
     put(site, *authority.issue(site.web, f"*.{site.host.domain}"))
     site.deployment.run("-y")
     first = site.presented(site.web, 443, authority.pem)
-    assert site.presented(site.turn, 5349, authority.pem) == first
+    assert site.presented(site.turn, RELAY_TLS_PORT, authority.pem) == first
     site.assert_services_work()
     assert site.deployment.run("-y").changed == []
 
@@ -378,10 +379,14 @@ def test_the_administrators_files_are_used_and_reloaded_when_replaced(site: Site
     certificate, key = authority.issue(site.web, site.turn)
     site.host.run(f"cat >{OWN}/chain.pem", stdin=certificate)
     time.sleep(2)
-    assert site.presented(site.turn, 5349, authority.pem) == site.presented(site.web, 443, authority.pem) == first
+    assert (
+        site.presented(site.turn, RELAY_TLS_PORT, authority.pem)
+        == site.presented(site.web, 443, authority.pem)
+        == first
+    )
     site.host.run(f"cat >{OWN}/key.pem", stdin=key)
     second = x509.load_pem_x509_certificate(certificate.encode())
-    for name, port in ((site.web, 443), (site.turn, 5349)):
+    for name, port in ((site.web, 443), (site.turn, RELAY_TLS_PORT)):
 
         def assert_second(name: str = name, port: int = port) -> None:
             assert site.presented(name, port, authority.pem) == second

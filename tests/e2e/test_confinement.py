@@ -387,7 +387,7 @@ def test_local_users_do_not_escape_the_rate_limits(deployed: Deployed) -> None:
     attempt = (
         "curl -s -o /dev/null -w '%{http_code} ' -H \"X-Forwarded-For: 203.0.113.$number\" "
         '-d "{\\"type\\": \\"m.login.password\\", \\"user\\": \\"nobody-$number\\", \\"password\\": \\"wrong\\"}" '
-        "http://127.0.0.1:8008/_matrix/client/v3/login"
+        f"http://127.0.0.1:{SYNAPSE_PORT}/_matrix/client/v3/login"
     )
     attempts = f"for number in $(seq 7); do {attempt}; done"
     answers = deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(attempts)}").stdout.split()

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import nio
 import pytest
 
+from roles import FEDERATION_PORT
 from tests.conftest import Deployed
 from tests.e2e.client import (
     Account,
@@ -342,13 +343,18 @@ def test_federation_on_port_8448_if_chosen(alice: Side, testbed: Testbed) -> Non
     assert any(finding.subject == "port 8448, keys" for finding in findings)
     with alice.outside.http() as http:
         for name in (alice.outside.url(""), alice.outside.url("matrix")):
-            assert expect_json(http.get(f"{name}:8448/_matrix/federation/v1/version"))["server"]["name"] == "Synapse"
+            assert (
+                expect_json(http.get(f"{name}:{FEDERATION_PORT}/_matrix/federation/v1/version"))["server"]["name"]
+                == "Synapse"
+            )
             for path in ("/_matrix/client/versions", "/_synapse/admin/v1/server_version", "/"):
-                assert http.get(f"{name}:8448{path}").status_code == 404, f"{path} is served on the federation port"
+                assert http.get(f"{name}:{FEDERATION_PORT}{path}").status_code == 404, (
+                    f"{path} is served on the federation port"
+                )
         for name in (alice.outside.url(""), alice.outside.url("matrix")):
             plain = name.replace("https:", "http:")
             assert http.get(f"{plain}/x").headers["location"] == f"{name}/x", "HTTP is redirected to the wrong port"
-    listening = alice.host.run("ss -Hlntup sport = :8448").stdout.split("\n")
+    listening = alice.host.run(f"ss -Hlntup sport = :{FEDERATION_PORT}").stdout.split("\n")
     assert [line.split()[0] for line in listening if line] == ["tcp"], (
         "only TCP is expected: homeservers do not use HTTP/3"
     )

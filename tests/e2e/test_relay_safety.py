@@ -12,7 +12,7 @@ from itertools import product
 
 import pytest
 
-from roles import RELAY_PORT, RELAY_TLS_PORT, RELAYED
+from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT, RELAYED
 from settings.networks import BLOCKED_NETWORKS
 from tests.conftest import Deployed, own
 from tests.e2e.client import Account, Outside, expect_json
@@ -176,7 +176,7 @@ def test_relay_does_not_reach_services_of_its_own_machine(
 def test_a_restart_of_coturn_restores_its_packet_filter(deployed: Deployed) -> None:
     deployed.host.run("nft delete table inet matrix_metal_relay; systemctl restart coturn")
     assert "drop" in deployed.host.run("nft list table inet matrix_metal_relay").stdout
-    deployed.host.run("until ss -Hlun sport = :3478 | grep -q .; do sleep 0.05; done")
+    deployed.host.run(f"until {COTURN.units[0].health}; do sleep 0.05; done")
 
 
 def test_the_packet_filters_survive_a_firewall(deployed: Deployed) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from roles import SYDENT
+from roles import SYDENT, SYNAPSE
 from tests.built import built
 from tests.conftest import complete
 from tests.deployment import Deployment
@@ -16,8 +16,8 @@ from tests.testbed import Host, Testbed
 
 CERTIFICATES = "/var/lib/caddy/.local/share/caddy/certificates/local"
 # Whether Sydent reaches the homeserver by its name: with an invalid token, it answers that the homeserver does not know it.
-FORGED = """curl -s --max-time 20 -d '{{"access_token": "none", "token_type": "Bearer", "expires_in": 60,
-"matrix_server_name": "{name}"}}' http://127.0.0.1:8090/_matrix/identity/v2/account/register"""
+FORGED = f"""curl -s --max-time 20 -d '{{"access_token": "none", "token_type": "Bearer", "expires_in": 60,
+"matrix_server_name": "NAME"}}' http://127.0.0.1:{SYDENT.port}/_matrix/identity/v2/account/register"""
 # Command that causes a fault -> patterns of the messages about it. Each is of another kind, and none is a wrong setting.
 FAULTS = {
     # A service that does not run, and what clients get instead.
@@ -79,7 +79,7 @@ FAULTS = {
     # A database that listens on all addresses.
     "echo \"listen_addresses = '*'\" > $(ls -d /etc/postgresql/*/main/conf.d)/zz-mine.conf; "
     "chmod 644 /etc/postgresql/*/main/conf.d/zz-mine.conf; systemctl restart 'postgresql@*'; "
-    "for i in $(seq 60); do curl -sf http://127.0.0.1:8008/health >/dev/null && break; sleep 0.5; done": [
+    f"for i in $(seq 60); do curl -sf http://127.0.0.1:{SYNAPSE.port}/health >/dev/null && break; sleep 0.5; done": [
         r"PostgreSQL listens on .*:5432 though only this machine uses it"
     ],
     # Settings of the administrator's that are noticed only at the next start.
@@ -168,7 +168,7 @@ def test_the_installers_line_in_hosts_does_no_harm(machine: Machine) -> None:
         host.run(f"echo '127.0.0.1 localhost\n127.0.1.1 {host.domain} verify' >/etc/hosts")
         run = deployment.run("-y")
         host.run(f"systemctl restart sydent; until {SYDENT.units[0].health}; do sleep 0.1; done", timeout=60)
-        answer = host.run(FORGED.format(name=host.domain)).stdout
+        answer = host.run(FORGED.replace("NAME", host.domain)).stdout
         assert "did not include 'sub'" in answer, answer
         assert run.changed == ["Configure Sydent", "Run Sydent"] and "refuses" not in run.output, run.output
         assert deployment.run("-y").changed == []

@@ -24,9 +24,10 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from roles import FEDERATION_PORT
+
 # Seconds to wait for each answer: a homeserver would not wait much longer.
 TIMEOUT = 20
-FEDERATION_PORT = 8448
 
 
 @dataclass(frozen=True)
