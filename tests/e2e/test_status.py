@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from operations.lock import this_version
+from settings.sliding_sync import VERSION
 from tests.conftest import Deployed
 from tests.deployment import Deployment
 from tests.e2e.client import Account
@@ -38,7 +39,7 @@ FAULTS = [
     (
         "cd /opt/sliding-sync && readlink current >/run/right && ln -sfn v0.99.18-0123456789ab current",
         "cd /opt/sliding-sync && ln -sfn $(cat /run/right) current",
-        "sliding-sync v0.99.18 is installed, and v0.99.19 wanted: deploy again",
+        f"sliding-sync v0.99.18 is installed, and {VERSION} wanted: deploy again",
     ),
     (
         "cp -a {store}/{turn} /run/kept && cp /run/expired.pem {store}/{turn}/{turn}.crt && "

@@ -9,6 +9,7 @@ import pytest
 
 from manage.outdated import debian_packages, is_newer
 from operations.virtualenvs import locked
+from settings.sliding_sync import VERSION
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
 
@@ -44,7 +45,7 @@ def deployment(tmp_path: Path, server: ReleaseServer) -> Deployment:
     machine = repr(("far", data))
     found.inventory.write_text(f"postgres = caddy = synapse = sydent = sliding_sync = [{machine}]\n")
     server.files |= pypi("synapse", "sydent", "")
-    server.latest["matrix-org/sliding-sync"] = "v0.99.19"
+    server.latest["matrix-org/sliding-sync"] = VERSION
     return found
 
 
@@ -72,13 +73,13 @@ def test_vulnerabilities_and_newer_releases_are_listed(deployment: Deployment, s
     server.files["pypi/pillow/json"] = about("99.0.1")
     server.files["pypi/matrix-synapse/json"] = about("99.1.0")
     server.files["pypi/jinja2/json"] = about("99.2.0")
-    server.latest["matrix-org/sliding-sync"] = "v0.99.20"
+    server.latest["matrix-org/sliding-sync"] = "v99.4.0"
     found = found_by(deployment, server)
     items = {item["name"]: item for item in found["items"]}
     assert set(items) == {"pillow", "matrix-synapse", "jinja2", "sliding-sync"} and found["vulnerable"]
     assert items["pillow"]["vulnerabilities"] == [{"id": "PYSEC-2027-1", "fixed_in": ["99.0.0"]}]
     assert items["pillow"]["version"] == pillow and items["pillow"]["where"] == "requirements/synapse.txt"
-    assert (items["sliding-sync"]["version"], items["sliding-sync"]["newest"]) == ("v0.99.19", "v0.99.20")
+    assert (items["sliding-sync"]["version"], items["sliding-sync"]["newest"]) == (VERSION, "v99.4.0")
     status, printed = ask(deployment, server)
     assert status == 1 and "1 with known vulnerabilities." in printed
     assert "PYSEC-2027-1 (fixed in 99.0.0)" in printed

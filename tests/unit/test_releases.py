@@ -342,10 +342,10 @@ def test_the_record_keeps_everything_sorted(release: Release) -> None:
             record.add(ReleaseFile(replace(release, name=name, arch=arch), sum_of(name.encode()), new=True))
     lines = [line for line in release.record.read_text().splitlines() if line and not line.startswith("#")]
     assert lines == [
-        '["another"."v0.99.19"]',
+        f'["another"."{VERSION}"]',
         f'"amd64" = "{sum_of(b"another")}"',
         f'"arm64" = "{sum_of(b"another")}"',
-        '["sliding-sync"."v0.99.19"]',
+        f'["sliding-sync"."{VERSION}"]',
         f'"amd64" = "{sum_of(b"sliding-sync")}"',
         f'"arm64" = "{sum_of(b"sliding-sync")}"',
     ]

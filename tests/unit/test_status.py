@@ -23,6 +23,7 @@ from manage.status import span
 from operations.machine import MachineState
 from roles import ROLES
 from settings import Settings
+from settings.mas import VERSION
 from tests.standin.release_server import ReleaseServer
 from tests.unit.test_settings import settings
 from vault import WithoutSecrets
@@ -260,7 +261,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
                 ('{"msg":"certificate obtained successfully","identifier":"a.test"}', "now"),
             )
         ],
-        "installed": ["/opt/sydent/current abc-py3.13", "/opt/mas/current v1.22.0-0123456789ab"],
+        "installed": ["/opt/sydent/current abc-py3.13", f"/opt/mas/current {VERSION}-0123456789ab"],
         "running": ["/opt/sydent/old-py3.13/", "/opt/mas/current/"],
         "packages": ["installed caddy 2.6.2-12", "config-files coturn 4.6.1-2", "not-installed postgresql-9 "],
         "disks": ["1000 100 50 10 /", "1000 100 - - /var/lib/my data"],
@@ -281,7 +282,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert (units["postgresql@17-main.service"].state, units["postgresql@17-main.service"].works) == ("active", False)
     assert units["sydent.service"].state == "failing" and units["mas.service"].state == "missing"
     programs = {each.name: each for each in seen.programs}
-    assert programs["mas"].current and programs["mas"].found == "v1.22.0" and programs["mas"].running == ()
+    assert programs["mas"].current and programs["mas"].found == VERSION and programs["mas"].running == ()
     assert not programs["sydent"].current and programs["sydent"].running == ("old-py3.13",)
     packages = {each.name: each.version for each in seen.packages}
     assert packages["caddy"] == "2.6.2-12" and packages["coturn"] == ""
