@@ -6,6 +6,7 @@ of each file and directory.
 """
 
 import json
+import runpy
 import shutil
 import sys
 import tempfile
@@ -60,19 +61,16 @@ class Sample:
         return list(dict.fromkeys(name for names in self.roles.values() for name in names))
 
 
+def _as_in(name: str) -> Sample:
+    """The machines of inventories/<name>.py, each by the first part of its name."""
+    groups = runpy.run_path(str(ROOT / "inventories" / f"{name}.py"))
+    return Sample({role: [host.partition(".")[0] for host, _ in groups[role]] for role in ROLES if role in groups})
+
+
 ONE = {role: ["matrix"] for role in ROLES}
 SAMPLES = {
-    # As in inventories/prod.py and inventories/split.py.
-    "prod": Sample({role: names for role, names in ONE.items() if role not in ("sliding_sync", "backup")}),
-    "split": Sample(
-        {
-            "postgres": ["db"],
-            "synapse": ["matrix"],
-            "sydent": ["matrix"],
-            "coturn": ["turn"],
-            "caddy": ["matrix", "turn"],
-        }
-    ),
+    "prod": _as_in("prod"),
+    "split": _as_in("split"),
     "everything": Sample(
         ONE,
         settings={
