@@ -1,11 +1,18 @@
-"""The README's tables agree with the records."""
+"""The README's tables agree with the records, the commands and the settings."""
 
+import ast
+import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
+from manage.commands import cli
 from roles import ROLES, Port, Role
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def domains() -> Iterator[str]:
@@ -59,3 +66,36 @@ def test_every_unit_is_in_the_command_that_shows_the_logs() -> None:
         return all(f"-u {unit.name.removesuffix('.service')}" in command for unit in role.units)
 
     assert [role.name for role in ROLES.values() if role.name != "postgres" and not shown(role)] == []
+
+
+def test_all_places_are_named() -> None:
+    """Where data and settings are."""
+    for role in ROLES.values():
+        settings = [path for unit in role.units for path in (*unit.reads, *unit.rereads) if path.startswith("/etc/")]
+        for path in (*role.state, *("/".join(path.split("/")[:3]) for path in settings)):
+            assert path in README, path
+
+
+def commands(group: click.Group, *above: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *above, name)
+        else:
+            yield " ".join((*above, name))
+
+
+def test_every_command_is_in_the_table() -> None:
+    table = README.partition("| `python manage.py prod ...` | |\n")[2].partition("\n\n")[0]
+    assert [command for command in commands(cli) if not re.search(rf"`{command}[ `]", table)] == []
+
+
+def test_defaults_of_settings() -> None:
+    defaults = runpy.run_path(str(ROOT / "group_data" / "all.py"))
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README.partition("\n## Settings\n")[2], re.MULTILINE)
+    backup = (
+        (ROOT / "docs" / "BACKUP.md").read_text().partition("Settings, with their defaults: ")[2].partition("\n")[0]
+    )
+    rows += re.findall(r"`(\w+) = ([^`]+)`", backup)
+    assert len(rows) > 7
+    for name, default in rows:
+        assert ast.literal_eval(default) == defaults[name], name
