@@ -152,7 +152,7 @@ class Role:
     routes_on: the role to whose web site it adds routes.
     several: several machines may have it.
     packages: Debian's, {version} as in units; the first has its masked units and makes their users. state: directories with its
-    data; the first is its user's home. irreplaceable: nothing can bring that data back, so a last copy of it is kept.
+    data; the first is its user's home. irreplaceable: that data cannot be had again, so a last copy of it is kept.
     programs: its directories below /opt. helpers: further units that its task defines. files: what else it writes, outside of the
     directories that are named elsewhere here. authority: what its own authority is called in the machine's trust store. tools:
     programs that its helpers run, and perhaps those of other roles. tables: its tables of nftables.
@@ -739,7 +739,7 @@ COMMON_SECRETS = (VaultEntry("smtp_password", "given", "of the mail account that
 
 
 def entries() -> Iterator[VaultEntry]:
-    """Every secret that a vault can hold."""
+    """Every secret that a vault can have."""
     for role in ROLES.values():
         yield from role.entries
     yield from COMMON_SECRETS

@@ -144,7 +144,7 @@ class Vault:
         return self.has(name) and name not in self._saved
 
     def names(self) -> list[str]:
-        """The secrets that it can hold, and of those with a name of the administrator's, the ones that it does."""
+        """The secrets that it can have, and of those with a name of the administrator's, the ones that it does."""
         return [name for name in dict.fromkeys([*SECRETS, *self._values]) if not name.endswith("*")]
 
     def get(self, name: str) -> Secret:

@@ -79,8 +79,8 @@ def deploy(deployment: Deployment, log: str, environment: Mapping[str, str] | No
         try:
             for line in process.stdout:
                 file.write(line)
-                if said := steps.read(line):
-                    click.echo(said, err=err)
+                if shown := steps.read(line):
+                    click.echo(shown, err=err)
         except KeyboardInterrupt:  # pyinfra gets it as well, if it comes from the terminal
             process.terminate()
             return "it was interrupted"

@@ -118,7 +118,7 @@ def disk_reason(disk: DiskSeen) -> str:
             "services stop when it is full"
         )
     if disk.inodes_free is not None and disk.inodes_free < 5:
-        return f"{disk.path} has room for few more files ({disk.inodes_free} % of its inodes are free): remove some"
+        return f"{disk.path} has space for few more files ({disk.inodes_free} % of its inodes are free): remove some"
     return ""
 
 

@@ -116,7 +116,7 @@ def _put_back(deployment: Deployment, machine: Machine, problem: str = "") -> No
     click.echo("Putting everything back as it was:", err=True)
     if another := _deploy(deployment, machine, "back"):
         raise Refused(
-            f"{problem}{problem and '; and '}it could not be put back: {another}. When that is mended, run: "
+            f"{problem}{problem and '; and '}it could not be put back: {another}. When that is fixed, run: "
             f"{_command(deployment)} --back"
         )
 

@@ -110,7 +110,7 @@ def upgrade(deployment: Deployment, yes: bool) -> None:
     machine.close()
     if problem := deploy(deployment, "postgres-upgrade"):
         raise Refused(
-            f"PostgreSQL {new} has all data, but the deploy failed: {problem}. When that is mended, deploy again"
+            f"PostgreSQL {new} has all data, but the deploy failed: {problem}. When that is fixed, deploy again"
         )
     click.echo(
         f"PostgreSQL {new} runs. {old} is kept, stopped, with the data of before: when you are content, "

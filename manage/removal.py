@@ -60,7 +60,7 @@ def remove(deployment: Deployment, role: Role, dry: bool, yes: bool, as_json: bo
         names = ", ".join(dict.fromkeys(machine for machine, _, _ in rows))
         confirm(f"This is removed from {names}, with {role.title}'s data, after a deploy without the role. Go on?", yes)
         if problem := deploy(deployment, f"remove-{role.name}", {REMOVAL_VARIABLE: role.name}, err=as_json):
-            raise Refused(f"{problem}. When that is mended, run the same command again")
+            raise Refused(f"{problem}. When that is fixed, run the same command again")
         left = _left(machines, role)
         kept = [(machine.name, path) for machine in machines for path in _ask_kept(machine, role)]
     finally:

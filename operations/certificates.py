@@ -18,7 +18,7 @@ BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class Trusted(YesOrNo):
-    """Whether the machine's trust store holds the certificate."""
+    """Whether the machine's trust store has the certificate."""
 
     def question(self, certificate: str, label: str) -> str:
         copy = f"/usr/local/share/ca-certificates/{label}.crt"

@@ -150,7 +150,7 @@ class Paths(Fact[dict[str, State]]):
 class Contents(Fact[list[str]]):
     """The lines of a text file, for --diff; none if it does not exist.
 
-    secret: (start, replacement) for each line that will hold a secret. Such lines are masked on the machine already, because
+    secret: (start, replacement) for each line that will have a secret. Such lines are masked on the machine already, because
     -vvv prints what a fact reads.
     """
 
@@ -234,7 +234,7 @@ def _directory(entry: Directory, now: State | None) -> Iterator[StringCommand]:
 def _file(entry: File, now: State | None) -> Iterator[StringCommand]:
     content, masked = entry.content()
     if content != masked and int(entry.mode[-1]) & 4:
-        raise ValueError(f"{entry.path} holds a secret and must not have mode {entry.mode}, readable by everybody")
+        raise ValueError(f"{entry.path} contains a secret and must not have mode {entry.mode}, readable by everybody")
 
     same_content = now is not None and now.sha256 == hashlib.sha256(content).hexdigest()
     same_access = now is not None and (now.mode, now.user, now.group) == (entry.mode, entry.user, entry.group)
@@ -268,7 +268,7 @@ def _show_difference(entry: File, content: bytes, masked: bytes) -> None:
     # A line with a secret is recognised by the text before the secret, so that the old secret is masked as well.
     secret = [(line.split(MASK)[0], line) for line in new_lines if MASK in line] if content != masked else []
     if not all(start.strip() for start, _ in secret):
-        host.log(f"{entry.path}: holds nothing but a secret, which differs")
+        host.log(f"{entry.path}: contains nothing but a secret, which differs")
         return
     old_lines: list[str] = ask(Contents, path=entry.path, secret=secret)
     host.log(f"{'Will change' if old_lines else 'Will create'} {format_text(entry.path, bold=True)}")

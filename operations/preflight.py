@@ -114,7 +114,7 @@ def _say_what_is_not_backed_up(host: Host, settings: Settings) -> None:
     if not settings.exists("backup"):
         add_final_line("nothing is backed up: no machine has the role backup, see docs/BACKUP.md")
     elif not settings.here("backup") and (settings.here("postgres") or settings.here("synapse")):
-        add_final_line(f"{host.name} is not backed up: it has not the role backup")
+        add_final_line(f"{host.name} is not backed up: it does not have the role backup")
 
 
 def _half_restored(settings: Settings) -> list[str]:

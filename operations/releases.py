@@ -54,7 +54,7 @@ class Installation:
 class Installed(Fact[Installation]):
     """What a machine has of a release, and in one of its directories. programs: paths of the executables there.
 
-    archive: whether the release is an archive; then <directory>.sum holds its sha256 and the checksum of _LISTING.
+    archive: whether the release is an archive; then <directory>.sum has its sha256 and the checksum of _LISTING.
     """
 
     def question(self, home: str, directory: str, programs: Sequence[str], archive: bool) -> str:
@@ -219,7 +219,7 @@ class _Encoded(list[str]):
 def _record(state: State, host: Host, file: ReleaseFile) -> bool:
     try:
         if record.add(file):
-            host.log(f"{file.release.record} now holds the sha256 of {file.release}: commit it")
+            host.log(f"{file.release.record} now has the sha256 of {file.release}: commit it")
     except ReleaseError as error:
         host.log(str(error))
         return False

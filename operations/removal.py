@@ -153,7 +153,7 @@ def stopped(removal: Removal) -> Generator[StringCommand, None, None]:
 
 @operation()
 def copied(removal: Removal) -> Generator[StringCommand, None, None]:
-    """A last copy is kept of data that nothing can bring back, readable by root only."""
+    """A last copy is kept of data that cannot be had again, readable by root only."""
     found: Found = ask(Left, removal=removal)
     if state := [path for path in removal.state if path in found.get("path", ())]:
         paths = quoted(*(path.lstrip("/") for path in state))

@@ -13,7 +13,7 @@ from pyinfra.api.exceptions import FactProcessError
 T = TypeVar("T")
 
 # The environment of every command, in place of that of the machine and the user's profile: we do not want to parse decimal
-# commas, translated words and local times. Proxies are kept, but never used for the machine itself. Their addresses may hold
+# commas, translated words and local times. Proxies are kept, but never used for the machine itself. Their addresses may contain
 # passwords, so they are not arguments of `env`: the other variables are removed one by one instead.
 _PROXIES = ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _NO_PROXY = "localhost,127.0.0.1,::1"

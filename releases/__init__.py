@@ -22,12 +22,12 @@ class Archive:
     """What a tar.gz must contain. Paths are those on the machine, without the stripped folders.
 
     programs: executables, which must be built for the machine's architecture.
-    holds: further files that must be there, to recognise a wrong or incomplete archive.
+    contains: further files that must be there, to recognise a wrong or incomplete archive.
     strip: how many leading folders are removed from each path, as in tar's --strip-components.
     """
 
     programs: tuple[str, ...] = ()
-    holds: tuple[str, ...] = ()
+    contains: tuple[str, ...] = ()
     strip: int = 0
 
 
@@ -73,7 +73,7 @@ class Release:
 
     @property
     def home(self) -> str:
-        """Its directory on the machine, which holds one directory for each version."""
+        """Its directory on the machine, which has one directory for each version."""
         return f"{self.root}/{self.name}"
 
     @property
@@ -91,7 +91,7 @@ class Release:
         return f"{self.home}/current/{relative}"
 
     def directory(self, sha256: str) -> str:
-        """Name of the directory below its home that holds exactly this file."""
+        """Name of the directory below its home that has exactly this file."""
         return f"{self.version}-{sha256[:12]}"
 
 

@@ -115,7 +115,7 @@ def _archived(archive: Archive, arch: str, path: Path) -> Iterator[tuple[tarfile
                     content = cast(io.BufferedReader, tar.extractfile(member))
                     program = name in archive.programs
                     if program and (problem := not_runnable(content.peek(64)[:64], member.size, arch)):
-                        raise Unusable(f"holds {name}, which is {problem}")
+                        raise Unusable(f"contains {name}, which is {problem}")
                     yield _member(name, member.size, program or bool(member.mode & 0o111)), content
             # tarfile takes anything that is no header for the end.
             if stream.last != bytes(tarfile.BLOCKSIZE):
@@ -128,7 +128,7 @@ def _archived(archive: Archive, arch: str, path: Path) -> Iterator[tuple[tarfile
         if head.startswith(b"\x1f\x8b"):
             raise Unusable(f"is a damaged or incomplete archive ({error})") from error
         raise Unusable(f"is {_kind(head)}, no tar.gz archive") from error
-    missing = [name for name in (*archive.programs, *archive.holds) if kinds.get(name) != "file"]
+    missing = [name for name in (*archive.programs, *archive.contains) if kinds.get(name) != "file"]
     if missing:
         raise Unusable(f"is not the expected archive: there is no {missing[0]} in it")
 
@@ -138,13 +138,13 @@ def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:
     name = member.name
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or ".." in parts:
-        raise Unusable(f"holds {name!r}, which would leave its directory: not unpacked")
+        raise Unusable(f"contains {name!r}, which would leave its directory: not unpacked")
     if not name.isprintable():
-        raise Unusable(f"holds a file whose name is not text, {name!r}: not unpacked")
+        raise Unusable(f"contains a file whose name is not text, {name!r}: not unpacked")
     if member.issym() or member.islnk():
-        raise Unusable(f"holds a link, {name!r} to {member.linkname!r}: not unpacked")
+        raise Unusable(f"contains a link, {name!r} to {member.linkname!r}: not unpacked")
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise Unusable(f"holds {name!r}, which is neither a file nor a directory: not unpacked")
+        raise Unusable(f"contains {name!r}, which is neither a file nor a directory: not unpacked")
     _check_size(member.size)
     return parts
 
@@ -154,10 +154,10 @@ def _add_entry(name: str, directory: bool, kinds: dict[str, str]) -> None:
     above = name.rpartition("/")[0]
     while above:
         if kinds.setdefault(above, "directory") != "directory":
-            raise Unusable(f"holds {name!r} below the file {above!r}: not unpacked")
+            raise Unusable(f"contains {name!r} below the file {above!r}: not unpacked")
         above = above.rpartition("/")[0]
     if name in kinds and not (directory and kinds[name] == "directory"):
-        raise Unusable(f"holds {name!r} twice: not unpacked")
+        raise Unusable(f"contains {name!r} twice: not unpacked")
     kinds[name] = "directory" if directory else "file"
 
 

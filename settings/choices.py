@@ -69,7 +69,7 @@ def _mistake(path: tuple[Any, ...], kind: str, value: Any) -> str:
         return f"there is no {name}{_nearest(str(rest[0]), model.model_fields if model else ())}"
     if rest and kind == "missing":
         return f"{name} is missing: set it to {_allowed(path)}"
-    # Also of a whole dictionary that holds a secret, which belongs into the vault.
+    # Also of a whole dictionary with a secret in it, which belongs into the vault.
     shown = "*****" if any(word in f"{name} {value!r}" for word in ("hmac", "secret")) else repr(value)
     return f"{name} = {shown} is not allowed: it must be {_allowed(path)}"
 

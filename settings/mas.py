@@ -83,7 +83,7 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
         record=record,
         file_setting="mas_archive",
         sha256_setting="mas_sha256",
-        archive=Archive(programs=("mas-cli",), holds=("share/policy.wasm", "share/manifest.json")),
+        archive=Archive(programs=("mas-cli",), contains=("share/policy.wasm", "share/manifest.json")),
     )
 
 

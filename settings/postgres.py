@@ -55,7 +55,7 @@ class DatabaseAccess:
 
     @property
     def dsn(self) -> str:
-        """The connection string for libpq and lib/pq. It holds the password: for secret files only."""
+        """The connection string for libpq and lib/pq. It contains the password: for secret files only."""
         words = {"user": self.user, "dbname": self.name, "host": self.host, "sslmode": "disable"}
         if self.other_port:
             words["port"] = str(self.other_port)

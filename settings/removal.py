@@ -14,7 +14,7 @@ from settings.postgres import Postgres
 def removal_of(settings: Settings, role: Role) -> Removal:
     """What of the role goes from this machine, where it may be interrupted, or not be there at all.
 
-    Only if the role's units say that a deploy brought it here: a coturn of the administrator's own is left alone.
+    Only if the role's units say that a deploy has set it up: a coturn of the administrator's own is left alone.
     """
     certificates = _certificates(settings, role)
     if role not in [left for left, _ in settings.left_over]:

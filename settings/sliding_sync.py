@@ -70,7 +70,7 @@ class SlidingSync(View):
 
     @property
     def dsn(self) -> str | Secret:
-        """The connection string of its database; a Secret if it holds a password."""
+        """The connection string of its database; a Secret if it contains a password."""
         return Secret(self.database.dsn) if self.database.password else self.database.dsn
 
     @property

@@ -1,7 +1,7 @@
 #!/bin/sh
 # use_proxy: exports http_proxy, https_proxy and no_proxy as the machine has them: in the environment, in /etc/environment (which
 # sudo does not read), or else in apt's configuration. One that is set for http only is used for https as well.
-# save_proxy FILE: writes them to a file that only root can read, for `.`: a proxy's address may hold a password.
+# save_proxy FILE: writes them to a file that only root can read, for `.`: a proxy's address may contain a password.
 use_proxy() {
   https_proxy=${https_proxy:-${HTTPS_PROXY:-${all_proxy:-${ALL_PROXY:-}}}}
   for name in https_proxy HTTPS_PROXY all_proxy ALL_PROXY; do

@@ -1,5 +1,5 @@
 #!/bin/sh
-# listing: a checksum of the list of the files in the directory of a virtualenv, which .complete holds: they are not read, which
+# listing: a checksum of the list of the files in the directory of a virtualenv, which .complete has: they are not read, which
 # would take seconds. Python may write into __pycache__ again, if somebody runs it as root.
 listing() {
   find . -name __pycache__ -prune -o -path ./.complete -o -type d -printf 'd %m %U %P\n' -o -printf '%y %m %U %s %T@ %l %P\n' \

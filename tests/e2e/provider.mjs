@@ -1,4 +1,4 @@
-// An OpenID Connect provider at https://NAME, for tests: oidc-provider, with the pages that it brings for development.
+// An OpenID Connect provider at https://NAME, for tests: oidc-provider, with its own pages for development.
 // Whoever types a user name there is that user. Arguments: name, client ID, file with the client secret, redirect URI.
 import fs from "node:fs";
 import https from "node:https";

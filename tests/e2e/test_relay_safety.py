@@ -180,7 +180,7 @@ def test_a_restart_of_coturn_restores_its_packet_filter(deployed: Deployed) -> N
 
 
 def test_the_packet_filters_survive_a_firewall(deployed: Deployed) -> None:
-    """Debian's nftables.service takes all tables away whenever it does something. By hand, a deploy brings them back."""
+    """Debian's nftables.service takes all tables away whenever it does something. By hand, a deploy loads them again."""
     host, tables = deployed.host, {"matrix_metal_ports", "matrix_metal_relay"}
 
     def found() -> set[str]:

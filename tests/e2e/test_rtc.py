@@ -68,9 +68,9 @@ def validate(outside: Outside, token: str) -> int:
         return http.get(outside.url("rtc", "/livekit/sfu/rtc/validate"), params={"access_token": token}).status_code
 
 
-def said_in(token: str) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
-    return said
+def claims_of(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    return claims
 
 
 def a_room(outside: Outside) -> str:
@@ -80,9 +80,9 @@ def a_room(outside: Outside) -> str:
 def test_a_user_gets_a_place_in_a_call(outside: Outside, alice: Account) -> None:
     place = expect_json(ask(outside, a_room(outside), openid_token(outside, alice)))
     assert place["url"] == f"wss://rtc.{outside.server_name}/livekit/sfu"
-    said = said_in(place["jwt"])
-    assert said["iss"] == KEY and said["sub"].startswith(f"{alice.user_id}:")
-    assert said["video"]["roomJoin"] and not said["video"].get("roomCreate")
+    claims = claims_of(place["jwt"])
+    assert claims["iss"] == KEY and claims["sub"].startswith(f"{alice.user_id}:")
+    assert claims["video"]["roomJoin"] and not claims["video"].get("roomCreate")
     assert validate(outside, place["jwt"]) == 200
 
 
@@ -157,8 +157,8 @@ def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:
     """LiveKit checks who signed it; a real one is for one room, and lets nobody create others."""
     place = expect_json(ask(outside, a_room(outside), openid_token(outside, alice)))
     header, _, signature = place["jwt"].split(".")
-    said = {**said_in(place["jwt"]), "video": {"roomJoin": True, "roomCreate": True, "room": "another"}}
-    forged = base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
+    claims = {**claims_of(place["jwt"]), "video": {"roomJoin": True, "roomCreate": True, "room": "another"}}
+    forged = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
     assert validate(outside, f"{header}.{forged}.{signature}") == 401
     url = outside.url("rtc", "/livekit/sfu/twirp/livekit.RoomService/CreateRoom")
     with outside.http() as http:

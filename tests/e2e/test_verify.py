@@ -172,7 +172,7 @@ def test_the_installers_line_in_hosts_does_no_harm(machine: Machine) -> None:
         assert "did not include 'sub'" in answer, answer
         assert run.changed == ["Configure Sydent", "Run Sydent"] and "refuses" not in run.output, run.output
         assert deployment.run("-y").changed == []
-        # An address that is not allowed: the same is said when nothing is changed.
+        # An address that is not allowed: the message is the same when nothing is changed.
         host.run("sed -i s/127.0.1.1/127.0.0.1/ /etc/hosts")
         assert re.search(
             rf"--> verify: {host.domain} is 127\.0\.0\.1 .* Sydent refuses: .*hosts", deployment.run("--dry").output

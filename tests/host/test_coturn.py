@@ -22,7 +22,7 @@ from tests.host.services import DEPLOY, Service, ServiceTests, ask, table_of
 from tests.protocols import turn
 
 CAP_DAC_READ_SEARCH = 1 << 2
-# Files and directories that may hold secrets, and a shell script that prints which of its arguments are not empty.
+# Files and directories that may contain secrets, and a shell script that prints which of its arguments are not empty.
 SENSITIVE = (
     "/etc/shadow /etc/gshadow /etc/ssh /root /etc/matrix-synapse /var/lib/matrix-synapse /etc/sydent /var/lib/sydent "
     "/etc/sliding-sync /etc/caddy /etc/ssl/private /var/lib/postgresql /run/postgresql /var/backups /var/log"

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
-# What the archive of MAS holds besides the program: nothing that the stand-in could show, only what it has to find.
+# What the archive of MAS has besides the program: nothing that the stand-in could show, only what it has to find.
 MAS_SHARE = {
     "policy.wasm": b"\0asm",
     "manifest.json": b"{}",

@@ -87,7 +87,7 @@ class _Record:
 class Testbed:
     """The throw-away hosts of one checkout. Several processes may use it at once; hosts outlive them all.
 
-    `checkout` decides the names and addresses; `directory` holds the disks (default: `.cache/testbed` in the checkout,
+    `checkout` decides the names and addresses; `directory` has the disks (default: `.cache/testbed` in the checkout,
     or $TESTBED_DIRECTORY).
     """
 

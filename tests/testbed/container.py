@@ -64,7 +64,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Container:
-    """The machine `machine` on the disk in `directory`; `run` holds what all of the testbed's machines share."""
+    """The machine `machine` on the disk in `directory`; `run` has what all of the testbed's machines share."""
 
     machine: str
     directory: Path

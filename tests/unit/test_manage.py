@@ -250,7 +250,7 @@ def test_of_a_deploy_its_steps_are_shown_and_why_it_fails() -> None:
 --> pyinfra error: m.example.org: Run MAS failed: it does not answer. When that is fixed, run the same command again: it goes
 """
     steps = Steps()
-    shown = [said for line in printed.splitlines() if (said := steps.read(line))]
+    shown = [line for each in printed.splitlines() if (line := steps.read(each))]
     assert shown == ["  Move the accounts, on m.example.org", "  Run MAS, on m.example.org: failed"]
     assert steps.problem == "m.example.org: Run MAS failed: it does not answer"
     assert steps.shown == ["    [m.example.org] Error: it says why", "    [m.example.org] Error: executed 0 commands"]

@@ -322,7 +322,7 @@ def test_file_with_nothing_but_a_secret_is_not_read(monkeypatch: pytest.MonkeyPa
     now = State("file", "600", "root", "root", "0" * 64)
     _, host = touched(monkeypatch, Text("/etc/x", Secret("hidden"), mode="600"), now, True)
     assert len(host.asked) == 1, "only about the path, not about the content"
-    assert host.logged == ["/etc/x: holds nothing but a secret, which differs"]
+    assert host.logged == ["/etc/x: contains nothing but a secret, which differs"]
 
 
 # --- machine and packages -------------------------------------------------------------------------

@@ -91,16 +91,18 @@ LINK: dict[str, Any] = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        pytest.param([entry("/etc/cron.d/x")], "holds '/etc/cron.d/x', which would leave its", id="absolute"),
-        pytest.param([entry("share/../../x")], "holds 'share/../../x', which would leave its", id="parent"),
-        pytest.param([entry("..", type=tarfile.DIRTYPE)], "holds '..', which would leave its", id="parent itself"),
-        pytest.param([entry("share/x", **LINK)], "holds a link, 'share/x' to '/etc/passwd'", id="symlink out"),
-        pytest.param([entry("x", type=tarfile.SYMTYPE, linkname="app")], "holds a link, 'x' to 'app'", id="symlink in"),
+        pytest.param([entry("/etc/cron.d/x")], "contains '/etc/cron.d/x', which would leave its", id="absolute"),
+        pytest.param([entry("share/../../x")], "contains 'share/../../x', which would leave its", id="parent"),
+        pytest.param([entry("..", type=tarfile.DIRTYPE)], "contains '..', which would leave its", id="parent itself"),
+        pytest.param([entry("share/x", **LINK)], "contains a link, 'share/x' to '/etc/passwd'", id="symlink out"),
         pytest.param(
-            [entry("x", type=tarfile.LNKTYPE, linkname="../../etc/shadow")], "holds a link", id="hard link out"
+            [entry("x", type=tarfile.SYMTYPE, linkname="app")], "contains a link, 'x' to 'app'", id="symlink in"
         ),
-        pytest.param([entry("x", type=tarfile.LNKTYPE, linkname="app")], "holds a link", id="hard link in"),
-        pytest.param([entry("x", **LINK), entry("x/y", b"z")], "holds a link", id="through a link"),
+        pytest.param(
+            [entry("x", type=tarfile.LNKTYPE, linkname="../../etc/shadow")], "contains a link", id="hard link out"
+        ),
+        pytest.param([entry("x", type=tarfile.LNKTYPE, linkname="app")], "contains a link", id="hard link in"),
+        pytest.param([entry("x", **LINK), entry("x/y", b"z")], "contains a link", id="through a link"),
         pytest.param([entry("x", type=tarfile.CHRTYPE, devmajor=1)], "neither a file nor a directory", id="device"),
         pytest.param([entry("x", type=tarfile.BLKTYPE)], "neither a file nor a directory", id="block device"),
         pytest.param([entry("x", type=tarfile.FIFOTYPE)], "neither a file nor a directory", id="fifo"),
@@ -108,11 +110,11 @@ LINK: dict[str, Any] = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
         pytest.param([entry("a\nb")], r"whose name is not text, 'a\nb'", id="line break in a name"),
         pytest.param([entry("a\x1b[2J")], "whose name is not text", id="terminal codes in a name"),
         pytest.param([entry("a\udcff")], "whose name is not text", id="not UTF-8"),
-        pytest.param([entry("app", b"#!/bin/sh\necho evil\n")], "holds 'app' twice", id="twice"),
-        pytest.param([entry("./app", b"x")], "holds 'app' twice", id="twice by another name"),
-        pytest.param([entry("share", b"x")], "holds 'share' twice", id="file over directory"),
-        pytest.param([entry("app", type=tarfile.DIRTYPE)], "holds 'app' twice", id="directory over file"),
-        pytest.param([entry("app/x", b"x")], "holds 'app/x' below the file 'app'", id="below a file"),
+        pytest.param([entry("app", b"#!/bin/sh\necho evil\n")], "contains 'app' twice", id="twice"),
+        pytest.param([entry("./app", b"x")], "contains 'app' twice", id="twice by another name"),
+        pytest.param([entry("share", b"x")], "contains 'share' twice", id="file over directory"),
+        pytest.param([entry("app", type=tarfile.DIRTYPE)], "contains 'app' twice", id="directory over file"),
+        pytest.param([entry("app/x", b"x")], "contains 'app/x' below the file 'app'", id="below a file"),
         pytest.param([entry("x", size=1 << 40)], "unpacks to more than 1024 MiB", id="claims a terabyte"),
         pytest.param([entry("x", size=contents.SIZE + 1)], "unpacks to more than 1024 MiB", id="a byte too much"),
         pytest.param([entry("x", size=-512)], "is damaged", id="negative size"),
@@ -166,9 +168,9 @@ def test_too_many_entries(refused: Callable[..., str], monkeypatch: pytest.Monke
         pytest.param(tar(APP), "there is no share/page.html in it", id="incomplete"),
         pytest.param(tar(entry("app", type=tarfile.DIRTYPE), PAGE), "there is no app in it", id="directory"),
         pytest.param(
-            tar(entry("app", program(THERE)), PAGE), f"holds app, which is an {THERE} program", id="other cpu"
+            tar(entry("app", program(THERE)), PAGE), f"contains app, which is an {THERE} program", id="other cpu"
         ),
-        pytest.param(tar(entry("app", b"<p>"), PAGE), "holds app, which is a web page, neither", id="no program"),
+        pytest.param(tar(entry("app", b"<p>"), PAGE), "contains app, which is a web page, neither", id="no program"),
     ],
 )
 def test_another_file_than_the_expected_archive_is_refused(
@@ -216,7 +218,7 @@ def test_a_given_archive(archived: Release, server: ReleaseServer, tmp_path: Pat
     file.write_bytes(tar(APP, PAGE, entry("../x")))
     with pytest.raises(ReleaseError) as caught:
         store.resolve(replace(archived, file=file))
-    assert str(caught.value).startswith(f"sliding_sync_binary = '{file}' holds '../x'")
+    assert str(caught.value).startswith(f"sliding_sync_binary = '{file}' contains '../x'")
     assert str(caught.value).endswith("set sliding_sync_binary to another archive")
     assert server.requests == []
 

@@ -99,7 +99,7 @@ def test_what_another_role_needs_stays(tmp_path: Path, role: Role) -> None:
 
 @by_role
 def test_a_service_of_the_administrators_own_is_left_alone(tmp_path: Path, role: Role) -> None:
-    """The units of the machine do not say that a deploy has ever brought the role there."""
+    """The units of the machine do not say that a deploy has ever set up the role there."""
     found = removal_of(settings(tmp_path, {"postgres": ["one"], "synapse": ["one"]}), role)
     assert found == Removal(role.name)
 

@@ -153,7 +153,7 @@ WRONG: list[tuple[Change, str]] = [
         lambda seen: replace(seen, disks=(DiskSeen("/", 4 * GIB, GIB // 4, 90),)),
         "only 256 MiB of 4.0 GiB are free on /",
     ),
-    (lambda seen: replace(seen, disks=(DiskSeen("/", 40 * GIB, 20 * GIB, 1),)), "room for few more files"),
+    (lambda seen: replace(seen, disks=(DiskSeen("/", 40 * GIB, 20 * GIB, 1),)), "space for few more files"),
     (
         lambda seen: replace(seen, databases=(DatabaseSeen("synapse", "synapse", None, {}),)),
         "the database synapse does not say how large it is",

@@ -18,7 +18,7 @@ function load(script) {
   });
 }
 
-// What a client shows who has proved its identity by a token of its homeserver, for a place in the call of a room.
+// What a client shows whose user a token names of its homeserver, for a place in the call of a room.
 async function askForPlace(matrix, server, room, forged = {}) {
   const found = await (await fetch(`https://${server}/.well-known/matrix/client`)).json();
   const [{ livekit_service_url: service }] = found["org.matrix.msc4143.rtc_foci"];
