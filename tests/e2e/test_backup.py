@@ -24,7 +24,7 @@ from tests.conftest import own
 from tests.deployment import Deployment
 from tests.e2e.client import Outside, expect, messages, receive_message, send_message
 from tests.e2e.identity import look_up
-from tests.e2e.test_last_release import ENCRYPTED, UserData, use_everything
+from tests.e2e.people import ENCRYPTED, UserData, assert_media_are_kept, use_everything
 from tests.testbed import Host, Testbed
 from vault import Vault
 
@@ -164,9 +164,8 @@ def assert_kept(drill: Drill, directory: Path, *last: str) -> None:
             assert (await receive_message(his, users.encrypted, users.alice.user_id, "We are back.")).decrypted
 
     asyncio.run(conversation())
+    assert_media_are_kept(drill.outside, users)
     with drill.outside.http() as http:
-        url = drill.outside.url("matrix", f"/_matrix/client/v1/media/download/{users.media}")
-        assert http.get(url, headers=users.bob.authorization).content == users.picture
         assert look_up(drill.outside, http, users.identity[1], users.address) == {users.address: users.alice.user_id}
 
 

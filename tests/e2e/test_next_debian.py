@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import nio
 import pytest
 
 from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import EVERYTHING, ROOT, Deployment
-from tests.e2e.client import Outside, expect, receive_message, send_message
-from tests.e2e.test_last_release import ENCRYPTED, PLAIN, UserData, bodies, use_everything
+from tests.e2e.client import Outside
+from tests.e2e.people import UserData, assert_media_are_kept, continue_as_before, use_everything
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Testbed
 
@@ -130,26 +129,8 @@ def test_the_new_postgresql_has_everything(renewed: Renewed) -> None:
     assert int(renewed.query("SELECT count(*) FROM pg_stats WHERE schemaname = 'public'")) > 100, (
         "there are no statistics"
     )
-    users, outside = renewed.users, renewed.outside
-    rooms = {users.plain: PLAIN, users.encrypted: ENCRYPTED}
-
-    async def conversation() -> None:
-        async with (
-            outside.matrix(users.alice, keys=users.keys) as hers,
-            outside.matrix(users.bob, keys=users.keys) as his,
-        ):
-            unread = expect(await his.sync(since=users.since), nio.SyncResponse)
-            expect(await hers.sync(full_state=True), nio.SyncResponse)
-            for room, written in rooms.items():
-                assert bodies(unread, room) == written[2:]
-                await send_message(hers, room, "They grow on.")
-                received = await receive_message(his, room, users.alice.user_id, "They grow on.")
-                assert received.decrypted == (room == users.encrypted)
-
-    asyncio.run(conversation())
-    with outside.http() as http:
-        url = outside.url("matrix", f"/_matrix/client/v1/media/download/{users.media}")
-        assert http.get(url, headers=users.bob.authorization).content == users.picture
+    continue_as_before(renewed.outside, renewed.users)
+    assert_media_are_kept(renewed.outside, renewed.users)
 
 
 def test_the_old_postgresql_is_kept_until_it_is_dropped(renewed: Renewed) -> None:
