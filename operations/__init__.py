@@ -21,9 +21,11 @@ databases.cluster_exists and exist, for postgres.role and postgres.database
     changed.
 certificates.*, deployment.*
     The certificates that servers present, and the trust store; the vault, saved before a machine gets a secret; the marker.
+accounts.*, backups.*, removal.*
+    Accounts that move to MAS, the target of the backup, a role that is taken away: pyinfra has nothing like it.
 
 `ssh` notices within a minute that a machine is gone; pyinfra waits without end.
 `lock` lets one run at a time change a machine; `look` collects all questions to it into one command, and has `operation` and
 `ask` for the others; `shell` runs every command in the same environment; `refusal` and `preflight` stop a run before anything is
-touched; `templating` renders templates; `machine` describes a machine.
+touched; `templating` renders templates; `machine` describes a machine; `validity` says what is wrong with a certificate.
 """
