@@ -54,6 +54,8 @@ def check_syntax(path: str, content: str) -> None:
         parser.optionxform = str  # type: ignore[assignment, method-assign]
         parser.read_string(content)
         assert set(parser.sections()) <= {"Unit", "Service", "Path", "Timer", "Install"}, path
+        # A later run sees by it what the machine has from this one (operations/sh/machine.sh).
+        assert "# Written by matrix-metal" in content.splitlines()[0], path
 
 
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
