@@ -20,6 +20,7 @@ from cryptography.fernet import Fernet
 from tests.conftest import own
 from tests.deployment import ROOT, Deployment
 from tests.e2e.client import Outside, expect_json
+from tests.e2e.database import query
 from tests.e2e.identity import look_up
 from tests.e2e.people import UserData, assert_media_are_kept, continue_as_before, exchange, use_everything
 from tests.standin.archives import mas_archive, real_mas
@@ -106,11 +107,7 @@ class Machine:
             )
             files[unit] = set(found.stdout.splitlines())
         own = host.run(f"for file in {SYNAPSE_OWN} {POSTGRES_OWN}; do stat -c '%n %a %U %G' $file; cat $file; done")
-        return cls(started, files, set(psql(host, DATABASES).splitlines()), own.stdout)
-
-
-def psql(host: Host, query: str) -> str:
-    return host.run("cd / && runuser -u postgres -- psql -XAtq -f -", stdin=query).stdout
+        return cls(started, files, set(query(host, DATABASES).splitlines()), own.stdout)
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,7 @@ def test_a_second_run_changes_nothing(upgraded: Upgraded) -> None:
 
 def test_the_administrators_own_configuration_is_kept_and_used(upgraded: Upgraded) -> None:
     assert upgraded.after.own == upgraded.before.own
-    assert psql(upgraded.outside.host, "SHOW log_min_duration_statement;").strip() == "54321ms"
+    assert query(upgraded.outside.host, "SHOW log_min_duration_statement") == "54321ms"
     with upgraded.outside.http() as http:
         url = upgraded.outside.url("matrix", "/_matrix/client/v3/capabilities")
         capabilities = expect_json(http.get(url, headers=upgraded.users.alice.authorization))["capabilities"]
@@ -255,7 +252,7 @@ def test_a_failed_migration_puts_everything_back(wants_mas: Upgraded) -> None:
     assert after.databases == before.databases and after.own == before.own
     assert after.files["matrix-synapse.service"] == before.files["matrix-synapse.service"]
     assert host.run("systemctl is-active mas || true").stdout.strip() == "inactive"
-    assert psql(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == ""
+    assert query(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == ""
     continues(wants_mas, "Nothing happened.")
     deployment.assign({role: [host.name] for role in ROLES})
     assert deployment.run("-y").changed == []
@@ -268,7 +265,7 @@ def test_accounts_sessions_and_encrypted_messages_move_to_mas(wants_mas: Upgrade
     done = deployment.manage("mas", "migrate", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     continues(wants_mas, "We have moved.")
-    assert psql(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == "", "MAS keeps rights"
+    assert query(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == "", "MAS keeps rights"
     assert host.run("ls /var/backups/matrix-metal").stdout.split() == ["synapse-before-mas.dump"]
     assert deployment.run("-y").changed == []
     status, report = deployment.verify()

@@ -14,6 +14,7 @@ from roles import CADDY, CHECK_MAS, MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET
 from tests.conftest import Deployed, complete, own
 from tests.deployment import Deployment
 from tests.e2e.client import Outside, expect_json, register
+from tests.e2e.database import query
 from tests.e2e.test_confinement import Machine, Service, assert_reaches_no_other, neighbours
 from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
@@ -54,11 +55,6 @@ def assign(deployment: Deployment, roles: tuple[str, ...]) -> None:
     deployment.assign({role: [deployment.hosts[0].name] for role in roles})
 
 
-def query(host: Host, database: str, sql: str) -> str:
-    """Run SQL as the superuser."""
-    return host.run(f"cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d {database}", stdin=sql).stdout
-
-
 def invocations(host: Host) -> list[str]:
     return host.run(f"systemctl show --value -p InvocationID {UNITS}").stdout.split()
 
@@ -83,7 +79,7 @@ def _refused_with_accounts(deployment: Deployment, host: Host) -> None:
     )
     assert invocations(host) == before and deployment.vault.read_bytes() == saved
     # As if the administrator had not made it yet.
-    query(host, "synapse", "DELETE FROM users; DELETE FROM profiles; DELETE FROM user_directory")
+    query(host, "DELETE FROM users; DELETE FROM profiles; DELETE FROM user_directory", "synapse")
 
 
 # The first test: the others change something and put it back.
@@ -267,7 +263,7 @@ def test_a_lost_or_replaced_encryption_secret_is_refused(deployed: Deployed) -> 
 def test_switching_it_off_is_refused_once_it_has_accounts(deployed: Deployed) -> None:
     deployment, host = deployed.deployment, deployed.host
     insert = "INSERT INTO users (user_id, username, created_at) VALUES (gen_random_uuid(), 'anna', now())"
-    query(host, "mas", insert)
+    query(host, insert, "mas")
     try:
         assign(deployment, WITHOUT)
         assert_refused(
@@ -277,7 +273,7 @@ def test_switching_it_off_is_refused_once_it_has_accounts(deployed: Deployed) ->
         )
     finally:
         assign(deployment, ROLES)
-        query(host, "mas", "DELETE FROM users")
+        query(host, "DELETE FROM users", "mas")
 
 
 def test_a_restart_is_refused_if_it_would_fail(deployed: Deployed, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import EVERYTHING, ROOT, Deployment
 from tests.e2e.client import Outside
+from tests.e2e.database import query
 from tests.e2e.people import UserData, assert_media_are_kept, continue_as_before, use_everything
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Testbed
@@ -34,8 +35,7 @@ class Renewed:
     users: UserData
 
     def query(self, statement: str, database: str = "synapse") -> str:
-        command = f"cd / && runuser -u postgres -- psql -XAtq -d {database} -f -"
-        return self.outside.host.run(command, stdin=statement).stdout.strip()
+        return query(self.outside.host, statement, database)
 
     def upgrade(self) -> tuple[int, str]:
         done = self.deployment.manage("postgres", "upgrade", "--yes")

@@ -25,6 +25,7 @@ from tests.built import built
 from tests.conftest import RELEASE, STAND_IN, real_proxy
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
 from tests.e2e.client import TIMEOUT, Account, Outside, expect_json, new_user
+from tests.e2e.database import query
 
 # The same tests as for a deployment on one machine, with the fixtures below.
 from tests.e2e.test_messages import (  # noqa: F401
@@ -203,11 +204,6 @@ def test_each_machine_listens_only_for_its_roles(split: Split, name: str) -> Non
 # --- the homeserver's connections to its database -------------------------------------------------
 
 
-def query(host: Host, sql: str) -> list[str]:
-    """Run SQL as the superuser, on the database's machine."""
-    return host.run("cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1", stdin=sql).stdout.splitlines()
-
-
 def test_connections_use_tls_and_scram(split: Split) -> None:
     query(split.db, "ALTER SYSTEM SET log_connections = on; SELECT pg_reload_conf();")
     try:
@@ -227,12 +223,14 @@ def test_connections_use_tls_and_scram(split: Split) -> None:
         split.db,
         "SELECT DISTINCT usename, host(client_addr), ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
         "WHERE usename = 'matrix-synapse'",
-    )
+    ).splitlines()
     assert connections == [f"matrix-synapse|{split.home.address}|t|TLSv1.3"]
 
 
 def test_the_database_stores_no_password_in_plain_text(split: Split) -> None:
-    stored = query(split.db, "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL ORDER BY 1")
+    stored = query(
+        split.db, "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL ORDER BY 1"
+    ).splitlines()
     assert [line.partition("|")[0] for line in stored] == sorted(CLIENTS)
     for line in stored:
         assert re.fullmatch(r"[\w-]+\|SCRAM-SHA-256\$4096:[\w+/=]{24}\$[\w+/=]{44}:[\w+/=]{44}", line)
@@ -504,10 +502,10 @@ def test_mas_has_its_database_on_another_machine(split: Split, tmp_path: Path) -
         database,
         "SELECT DISTINCT datname, host(client_addr), ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
         "WHERE usename = 'mas'",
-    )
+    ).splitlines()
     # The stand-in connects only when it is asked.
     assert connections in ([], [f"mas|{split.home.address}|t|TLSv1.3"])
-    [stored] = query(database, "SELECT rolpassword FROM pg_authid WHERE rolname = 'mas'")
+    stored = query(database, "SELECT rolpassword FROM pg_authid WHERE rolname = 'mas'")
     assert stored.startswith("SCRAM-SHA-256$4096:")
     assert split.home.run(MAS.units[0].health, check=False).returncode == 0
     status, output = deployment.verify("tests/host/test_mas.py")
