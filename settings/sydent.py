@@ -39,8 +39,8 @@ class Sydent(View):
         return cls(
             domain=settings.domain(SYDENT),
             brand="matrix-metal",
-            templates_path="/etc/sydent/templates",
-            database="/var/lib/sydent/sydent.db",
+            templates_path=f"{SYDENT.units[0].reads[0]}/templates",
+            database=SYDENT.sqlite[0],
             bind_address="127.0.0.1",
             port=SYDENT.port,
             virtualenv=Virtualenv(

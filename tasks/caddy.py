@@ -12,7 +12,7 @@ from settings.issuers import STORE
 settings = settings_of(host)
 [UNIT] = CADDY.units
 caddy = settings.view(Caddy)
-CADDYFILE = "/etc/caddy/Caddyfile"
+[CADDYFILE] = UNIT.rereads
 DROP_INS = f"/etc/systemd/system/{UNIT.name}.d"
 OVERRIDE = f"{DROP_INS}/override.conf"
 

@@ -12,7 +12,7 @@ from settings.coturn import Coturn
 settings = settings_of(host)
 [UNIT] = COTURN.units
 coturn = settings.view(Coturn)
-CONFIGURATION = "/etc/turnserver.conf"
+[CONFIGURATION] = UNIT.reads
 DROP_INS = f"/etc/systemd/system/{UNIT.name}.d"
 OVERRIDE = f"{DROP_INS}/override.conf"
 ALONE = "/usr/local/sbin/run-alone"

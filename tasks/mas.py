@@ -15,7 +15,7 @@ from vault import Secret
 settings = settings_of(host)
 mas = settings.view(Mas)
 [UNIT] = MAS.units
-HOME = "/etc/mas"
+[HOME] = UNIT.reads
 OWNED: Any = {"user": "root", "group": "mas"}
 SECRETS: dict[str, Secret | None] = {
     "encryption": mas.encryption_secret,

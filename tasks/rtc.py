@@ -13,7 +13,7 @@ from settings.rtc import Rtc
 settings = settings_of(host)
 rtc = settings.view(Rtc)
 SFU, SERVICE = RTC.units
-LIVEKIT, LK_JWT = "/etc/livekit", "/etc/lk-jwt"
+[LIVEKIT], [LK_JWT] = SFU.reads, SERVICE.reads
 OF_LIVEKIT: Any = {"user": "root", "group": "livekit"}
 OF_LK_JWT: Any = {"user": "root", "group": "lk-jwt"}
 

@@ -11,7 +11,7 @@ from settings.sliding_sync import SlidingSync
 settings = settings_of(host)
 [UNIT] = SLIDING_SYNC.units
 sliding_sync = settings.view(SlidingSync)
-ENVIRONMENT = "/etc/sliding-sync/environment"
+ENVIRONMENT, [HOME] = UNIT.environment, UNIT.reads
 
 releases.installed(
     name="Install the Sliding Sync proxy",
@@ -20,7 +20,7 @@ releases.installed(
 files.present(
     name="Configure the Sliding Sync proxy",
     entries=[
-        Directory("/etc/sliding-sync", mode="750"),
+        Directory(HOME, mode="750"),
         Template(ENVIRONMENT, "sliding_sync/environment", mode="600", values={"sliding_sync": sliding_sync}),
     ],
 )

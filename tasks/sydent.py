@@ -14,7 +14,7 @@ from settings.sydent import Sydent
 settings = settings_of(host)
 [UNIT] = SYDENT.units
 sydent = settings.view(Sydent)
-CONFIGURATION = "/etc/sydent/sydent.conf"
+[CONFIGURATION], [HOME], [STATE] = UNIT.secrets, UNIT.reads, SYDENT.state
 BRAND = TEMPLATES / "sydent/brand"
 OWNED: Any = {"user": "root", "group": "sydent"}
 TEXTS = f"{sydent.templates_path}/{sydent.brand}"
@@ -28,8 +28,8 @@ virtualenvs.in_use(name="Install Sydent", virtualenv=sydent.virtualenv)
 files.present(
     name="Configure Sydent",
     entries=[
-        Directory("/etc/sydent", mode="750", **OWNED),
-        Directory("/var/lib/sydent", mode="750", user="sydent", group="sydent"),
+        Directory(HOME, mode="750", **OWNED),
+        Directory(STATE, mode="750", user="sydent", group="sydent"),
         Directory(sydent.templates_path, mode="755"),
         Directory(TEXTS, mode="755"),
         *texts,

@@ -16,7 +16,7 @@ from vault import Secret
 settings = settings_of(host)
 [UNIT] = SYNAPSE.units
 synapse = settings.view(Synapse)
-HOME, STATE = "/etc/matrix-synapse", "/var/lib/matrix-synapse"
+[HOME], [STATE] = UNIT.reads, SYNAPSE.state
 PROGRAM = "/usr/local/lib/run-synapse"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}

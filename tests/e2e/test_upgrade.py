@@ -18,7 +18,6 @@ import pytest
 from tests.conftest import Deployed
 from tests.deployment import ROOT
 from tests.e2e.client import Account, Outside, expect, expect_json
-from tests.e2e.database import query
 from tests.testbed import Host
 
 pytestmark = pytest.mark.role("synapse")
@@ -133,7 +132,7 @@ class Load:
 def room(deployed: Deployed, outside: Outside, alice: Account) -> str:
     """A room of Alice's, for whom there is no rate limit."""
     unlimited = f"INSERT INTO ratelimit_override VALUES ('{alice.user_id}', 0, 0) ON CONFLICT DO NOTHING"  # noqa: S608
-    query(deployed.host, unlimited, "synapse")
+    deployed.host.run("cd / && runuser -u postgres -- psql -XAtq -d synapse -f -", stdin=unlimited)
 
     async def create() -> str:
         async with outside.matrix(alice) as client:
