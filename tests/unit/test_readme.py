@@ -11,7 +11,7 @@ import click
 
 import operations
 from manage.commands import cli
-from roles import ROLES, Port, Role
+from roles import CADDY, COTURN, POSTGRES_PORT, ROLES, RTC, Port, Role
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
@@ -55,6 +55,15 @@ def test_domains() -> None:
 
 def test_ports() -> None:
     assert "\n".join(ports()) in README
+
+
+def test_ports_of_several_machines() -> None:
+    for machine, roles in {"homeserver": [CADDY], "relay": [CADDY, COTURN], "with `rtc` also": [RTC]}.items():
+        open_to_all = [
+            port for role in roles for port in role.listens if port.reach == "everybody" and port.when is None
+        ]
+        assert f"\n| {machine} | {', '.join(written(open_to_all))} |" in README
+    assert f"\n| database | | {POSTGRES_PORT}/tcp from the homeserver " in README
 
 
 def test_components() -> None:

@@ -352,6 +352,9 @@ def test_programs_get_plain_values(chosen: Settings) -> None:
     assert (caddy["works"], caddy["errors"], caddy["last_error"]) == (True, 1, "bad")
     assert found["certificates"][0]["days"] == 59 and found["certificates"][0]["name"] == "x.test"
     assert found["last_deploy"]["commit"] == "1234567"
+    documented = (Path(__file__).parent.parent.parent / "docs" / "STATUS.md").read_text()
+    for key in (*found, *(key for kind in ("units", "programs", "certificates", "disks") for key in found[kind][0])):
+        assert f"`{key}`" in documented, key
 
 
 @pytest.mark.parametrize(
