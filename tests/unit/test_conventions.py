@@ -1,6 +1,7 @@
 """Conventions of all tasks and operations, so that runs are readable and repeatable, and show no secrets."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -145,3 +146,20 @@ def test_every_role_is_deployed_after_those_that_it_needs() -> None:
         # Synapse asks MAS about every token, so MAS is there first; it needs Synapse only once people come.
         needs = [needed for needed in ROLES[role].needs if (role, needed) != ("mas", "synapse")]
         assert all(roles.index(needed) < roles.index(role) for needed in needs), role
+
+
+def test_records_need_neither_pyinfra_nor_settings() -> None:
+    nodes = list(ast.walk(ast.parse((ROOT / "roles.py").read_text())))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names] == []
+
+
+def test_what_all_roles_share_names_no_role() -> None:
+    """`Settings` and `View` are for every role; what is about one is in its own module."""
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "settings" / "deployment.py").read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert texts & set(ROLES) == set()
