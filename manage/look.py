@@ -474,7 +474,7 @@ def _housekeeping(lines: Sequence[str]) -> HousekeepingSeen | None:
             empty_rooms=int(about["empty_rooms"]),
             tables=tuple(about["tables"]),
         )
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
 
 
