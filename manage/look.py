@@ -145,6 +145,18 @@ class DatabaseSeen:
 
 
 @dataclass(frozen=True)
+class TableSeen:
+    """A table. size: bytes, with its indexes. dead_rows: outdated ones, whose space is not used again yet. Times: the last."""
+
+    name: str
+    size: int
+    rows: int
+    dead_rows: int
+    vacuumed: datetime | None
+    analyzed: datetime | None
+
+
+@dataclass(frozen=True)
 class HousekeepingSeen:
     """What Synapse has removed by itself. at: the last count; since: the first.
 
@@ -158,7 +170,7 @@ class HousekeepingSeen:
     month: Mapping[str, int]
     unused: int
     empty_rooms: int
-    tables: tuple[Mapping[str, Any], ...]
+    tables: tuple[TableSeen, ...]
 
 
 @dataclass(frozen=True)
@@ -472,7 +484,14 @@ def _housekeeping(lines: Sequence[str]) -> HousekeepingSeen | None:
             month={name: sum(each.get(name, 0) for each in counts) for name in names},
             unused=int(about["unused_remote_media_bytes"]),
             empty_rooms=int(about["empty_rooms"]),
-            tables=tuple(about["tables"]),
+            tables=tuple(
+                TableSeen(
+                    *(str(each["name"]), int(each["bytes"]), int(each["rows"]), int(each["dead_rows"])),
+                    vacuumed=_parsed_time(each["vacuumed"]),
+                    analyzed=_parsed_time(each["analyzed"]),
+                )
+                for each in about["tables"]
+            ),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None

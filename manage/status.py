@@ -16,7 +16,7 @@ from rich.text import Text
 from compat import Refused
 from manage import look
 from manage.judgement import backed_up, certificate_reason, disk_reason, reasons, size
-from manage.look import CertificateSeen, Seen
+from manage.look import CertificateSeen, Seen, TableSeen
 from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text, printable
 from manage.outside import federation_problem
@@ -25,6 +25,8 @@ from settings.synapse import Choices as Homeserver
 
 # Characters of a line of a log that are shown.
 LONGEST = 200
+# Tables that are shown, and the part of outdated rows from which it is shown: by far more than autovacuum leaves.
+TABLES, MANY_DEAD = 3, 0.2
 # Seconds for one machine, its connection included.
 PATIENCE = 25
 GOOD, BAD, WEAK = "green", "bold red", "dim"
@@ -240,6 +242,8 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
     yield "backup", _backup(seen)
     if seen.settings.here("synapse"):
         yield "housekeeping", _housekeeping(seen)
+    if seen.housekeeping and seen.housekeeping.tables:
+        yield "large tables", Text(", ".join(_table(each) for each in seen.housekeeping.tables[:TABLES]))
     if seen.journal:
         since = f", {ago(seen.journal.since)} back" if seen.journal.since else ""
         limit = seen.settings.choices.journal_max_size
@@ -292,6 +296,11 @@ def freed_words(freed: Mapping[str, int]) -> Iterator[str]:
     for kind, word in (("rooms", "room"), ("devices", "device"), ("events", "event")):
         if number := freed.get(kind, 0):
             yield f"{number} {word}{'s' if number > 1 else ''}"
+
+
+def _table(table: TableSeen) -> str:
+    dead = table.dead_rows / max(1, table.rows + table.dead_rows)
+    return f"{table.name} {size(table.size)}{f' ({dead:.0%} outdated)' if dead > MANY_DEAD else ''}"
 
 
 def _deployed(seen: Seen) -> Text:

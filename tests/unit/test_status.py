@@ -53,7 +53,12 @@ COUNTED = {
     ],
     "empty_rooms": 4,
     "unused_remote_media_bytes": 70,
-    "tables": [],
+    "tables": [
+        {
+            **{"name": "events", "bytes": GIB, "rows": 6, "dead_rows": 4},
+            **{"vacuumed": "2026-11-20T04:40:00Z", "analyzed": None},
+        }
+    ],
     "base": {},
 }
 
@@ -313,6 +318,8 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert seen.housekeeping.last == {"rooms": 0, "devices": 1}
     assert seen.housekeeping.month == {"remote_media_files": 2, "remote_media_bytes": 5000, "rooms": 1, "devices": 1}
     assert (seen.housekeeping.unused, seen.housekeeping.empty_rooms) == (70, 4)
+    day = datetime(2026, 11, 20, 4, 40, tzinfo=UTC)
+    assert seen.housekeeping.tables == (look.TableSeen("events", GIB, 6, 4, day, None),)
     assert seen.journal and seen.journal.size == 4096 and seen.journal.since
 
 
@@ -341,7 +348,12 @@ def test_no_health_command_depends_on_what_the_look_finds_out() -> None:
 # --- what is printed ------------------------------------------------------------------------------
 
 
+TABLES = (
+    look.TableSeen("state_groups_state", 4 * GIB, 10, 0, None, None),
+    look.TableSeen("events", GIB, 6, 4, None, None),
+)
 HOUSEKEPT = (
+    "state_groups_state 4.0 GiB, events 1.0 GiB (40% outdated)",
     "freed 3 rooms, 12 events in 9 days, counted 5 hours ago; 1.0 GiB of other servers' media were not used for 90 days",
     "512 MiB of at most 1G, 9 days back",
 )
@@ -357,7 +369,7 @@ def test_it_fits_the_terminal(
         name, settings = "matrix.example.org", chosen
 
     seen = unit("caddy", errors=((NOW, "bad " * 100),))(answered(chosen))
-    counted = look.HousekeepingSeen(NOW - 5 * HOUR, NOW - 10 * DAY, {}, {"rooms": 3, "events": 12}, GIB, 4, ())
+    counted = look.HousekeepingSeen(NOW - 5 * HOUR, NOW - 10 * DAY, {}, {"rooms": 3, "events": 12}, GIB, 4, TABLES)
     seen = replace(seen, housekeeping=counted, journal=look.JournalSeen(GIB // 2, NOW - 9 * DAY))
     looked = [
         status.Looked(Named, seen, ()),  # type: ignore[arg-type]
