@@ -33,6 +33,7 @@ if settings.here("mas"):
     local.include("tasks/mas.py")
 if settings.here("synapse"):
     local.include("tasks/synapse.py")
+    local.include("tasks/housekeeping.py")
 if settings.here("caddy") and settings.migration == "move":
     local.include("tasks/accounts_routes.py")
 if settings.here("sydent"):

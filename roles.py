@@ -364,6 +364,11 @@ CHECK_SYNAPSE = (
     f"runuser -u matrix-synapse -- /opt/matrix-synapse/current/bin/python -m synapse.config {SYNAPSE_ARGUMENTS} >/dev/null"
 )
 
+# What counts what Synapse has removed by itself, and the file with what it found.
+HOUSEKEEPING_PROGRAM = "/usr/local/lib/synapse-housekeeping"
+HOUSEKEEPING_REPORT = "/var/lib/matrix-metal-housekeeping/synapse.json"
+HOUSEKEEPING = Timer("matrix-metal-housekeeping", "Count what Synapse has removed", "matrix-synapse", 1.5)
+
 SYNAPSE = Role(
     name="synapse",
     title="Synapse",
@@ -373,7 +378,8 @@ SYNAPSE = Role(
     needs=("postgres",),
     packages=("libjemalloc2",),
     programs=("matrix-synapse", "uv"),
-    files=(UV_CACHE, "/usr/local/lib/run-synapse"),
+    files=(UV_CACHE, "/usr/local/lib/run-synapse", HOUSEKEEPING_PROGRAM, HOUSEKEEPING_REPORT.rpartition("/")[0]),
+    timers=(HOUSEKEEPING,),
     units=(
         Unit(
             "matrix-synapse.service",

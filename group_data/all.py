@@ -65,6 +65,29 @@ federation_port_8448 = False
 # Largest file that users may upload, such as "50M" (mebibytes) or "1G".
 max_upload_size = "50M"
 
+# --- housekeeping (every machine, role synapse), see README ----------------------------------------------------------
+
+# Synapse removes what nobody has used for so many days, or what is so old: 1 to 3650. None: nothing is removed.
+# Files of other homeservers, since somebody here saw them last. They are fetched again when somebody wants them, if that
+# homeserver still has them.
+remote_media_days: int | None = None
+# Files that were uploaded here, since anybody saw them last; nothing can bring them back. Avatars stay.
+local_media_days: int | None = None
+# Messages, everywhere but in rooms that have chosen another time for themselves. Other homeservers keep their copies.
+message_days: int | None = None
+# Rooms that everybody of this homeserver has left and forgotten, since the last one forgot it: nobody could see them any more.
+forgotten_room_days: int | None = 28
+# Whether who leaves a room forgets it at once, and does not see it in a list of old rooms any more: True or False.
+forget_left_rooms = False
+# Devices that were not used, 30 to 3650 days: they are logged out, and lose encrypted messages that are in no other place. Not
+# with mas.
+stale_device_days: int | None = None
+
+# The largest size of a machine's journal, such as "1G". None: systemd's default, a tenth of the file system, 4 GiB at most.
+journal_max_size: str | None = "1G"
+# How many days the journal goes back at most, 1 to 3650. None: as far as its size allows.
+journal_max_days: int | None = None
+
 # --- accounts (role mas) ---------------------------------------------------------------------------------------------
 
 # Other providers that people can sign in with, by OpenID Connect: a list of dictionaries of

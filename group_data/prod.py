@@ -5,3 +5,7 @@ server_name = "example.org"
 
 # Certificate authorities write to this address when something is wrong.
 admin_email = "admin@example.org"
+
+# Files of other homeservers that nobody here has used for so many days are removed, and fetched again when somebody wants them,
+# if that homeserver still has them. None: they are all kept.
+remote_media_days = 90

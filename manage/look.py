@@ -21,7 +21,7 @@ from operations.machine import BACKUP_STATE, MachineState
 from operations.machine import Machine as MachineFact
 from operations.shell import quoted
 from operations.units import seconds_since_epoch, unrecovered
-from roles import ASK_POSTGRES, FEDERATION_PORT, PACKAGES, ROLES, Role, Unit, any_version
+from roles import ASK_POSTGRES, FEDERATION_PORT, HOUSEKEEPING_REPORT, PACKAGES, ROLES, Role, Unit, any_version
 from settings import Settings
 from settings.synapse import Choices as Homeserver
 
@@ -145,6 +145,43 @@ class DatabaseSeen:
 
 
 @dataclass(frozen=True)
+class TableSeen:
+    """A table. size: bytes, with its indexes. dead_rows: outdated ones, whose space is not used again yet. Times: the last."""
+
+    name: str
+    size: int
+    rows: int
+    dead_rows: int
+    vacuumed: datetime | None
+    analyzed: datetime | None
+
+
+@dataclass(frozen=True)
+class HousekeepingSeen:
+    """What Synapse has removed by itself. at: the last count; since: the first.
+
+    freed: numbers since the count before (`last`), and of the last 30 days (`month`), by what they count. unused: bytes of other
+    homeservers' media that nobody has used for long. empty_rooms: those with nobody of this homeserver. tables: the largest.
+    """
+
+    at: datetime | None
+    since: datetime | None
+    last: Mapping[str, int]
+    month: Mapping[str, int]
+    unused: int
+    empty_rooms: int
+    tables: tuple[TableSeen, ...]
+
+
+@dataclass(frozen=True)
+class JournalSeen:
+    """The machine's journal: its size in bytes, and when its first entry was written."""
+
+    size: int
+    since: datetime | None
+
+
+@dataclass(frozen=True)
 class Seen:
     """What was seen of a machine.
 
@@ -164,6 +201,8 @@ class Seen:
     deployed: DeploySeen | None
     began: DeploySeen | None
     federation: str | None
+    housekeeping: HousekeepingSeen | None = None
+    journal: JournalSeen | None = None
 
     @property
     def state(self) -> MachineState:
@@ -238,6 +277,12 @@ def _probes(settings: Settings) -> dict[str, str]:
         probes[f"database {role.name}"] = (
             f"{ASK_POSTGRES} PGOPTIONS={quoted(_QUICKLY)} psql -XAtq -F ' ' -d {name} {asked}"
         )
+    probes["journal"] = (
+        "du -sB1 /var/log/journal /run/log/journal | awk '{ n += $1 } END { print n }'; "
+        "journalctl -q --no-pager -o short-unix | head -n 1 | cut -d. -f1"
+    )
+    if settings.here("synapse"):
+        probes["housekeeping"] = f"[ ! -s {HOUSEKEEPING_REPORT} ] || tr -d '\\n' <{HOUSEKEEPING_REPORT}"
     if settings.here("synapse") and settings.section(Homeserver).federation:
         probes["federation"] = _FEDERATION.format(server_name=settings.server_name, port=FEDERATION_PORT)
     return probes
@@ -275,6 +320,8 @@ def seen(asked: Settings, settings: Settings, lines: Sequence[str]) -> Seen:
         deployed=_deployed(answers["deployed"]),
         began=_began(answers["began"]),
         federation=_federation(settings, answers["federation"]) if "federation" in answers else None,
+        housekeeping=_housekeeping(answers.get("housekeeping", [])),
+        journal=_journal(answers["journal"]),
     )
 
 
@@ -422,6 +469,37 @@ def _federation(settings: Settings, lines: Sequence[str]) -> str:
     if name != settings.server_name:
         return f"the keys of {name} are published"
     return "" if keys else "no signing key is published"
+
+
+def _housekeeping(lines: Sequence[str]) -> HousekeepingSeen | None:
+    """What the last count has written down; None: there was none yet."""
+    try:
+        about = json.loads(lines[0])
+        counts = [{name: number for name, number in each.items() if name != "at"} for each in about["counts"]]
+        names = dict.fromkeys(name for each in counts for name in each)
+        return HousekeepingSeen(
+            at=_parsed_time(about["at"]),
+            since=_parsed_time(about["since"]),
+            last=counts[-1] if counts else {},
+            month={name: sum(each.get(name, 0) for each in counts) for name in names},
+            unused=int(about["unused_remote_media_bytes"]),
+            empty_rooms=int(about["empty_rooms"]),
+            tables=tuple(
+                TableSeen(
+                    *(str(each["name"]), int(each["bytes"]), int(each["rows"]), int(each["dead_rows"])),
+                    vacuumed=_parsed_time(each["vacuumed"]),
+                    analyzed=_parsed_time(each["analyzed"]),
+                )
+                for each in about["tables"]
+            ),
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _journal(lines: Sequence[str]) -> JournalSeen | None:
+    numbers = [int(line) for line in lines if line.isdigit()]
+    return JournalSeen(numbers[0], _time(numbers[1]) if len(numbers) > 1 else None) if numbers else None
 
 
 def _time(seconds: float) -> datetime:

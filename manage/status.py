@@ -16,14 +16,17 @@ from rich.text import Text
 from compat import Refused
 from manage import look
 from manage.judgement import backed_up, certificate_reason, disk_reason, reasons, size
-from manage.look import CertificateSeen, Seen
+from manage.look import CertificateSeen, Seen, TableSeen
 from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text, printable
 from manage.outside import federation_problem
 from roles import ROLES, Figure
+from settings.synapse import Choices as Homeserver
 
 # Characters of a line of a log that are shown.
 LONGEST = 200
+# Tables that are shown, and the part of outdated rows from which it is shown: by far more than autovacuum leaves.
+TABLES, MANY_DEAD = 3, 0.2
 # Seconds for one machine, its connection included.
 PATIENCE = 25
 GOOD, BAD, WEAK = "green", "bold red", "dim"
@@ -136,6 +139,8 @@ def _machine_as_plain(looked: Looked) -> dict[str, Any]:
         "disks": plain(seen.disks),
         "backup": plain(seen.backups) if backed_up(seen) else None,
         "databases": [plain(each) for each in seen.databases],
+        "housekeeping": plain(seen.housekeeping),
+        "journal": plain(seen.journal),
         "federation": None if seen.federation is None else {"works": not seen.federation, "problem": seen.federation},
         "last_deploy": plain(seen.deployed),
         "deploying": seen.state.other_run or None,
@@ -235,6 +240,14 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
             when, text = unit.errors[-1]
             yield "last error", Text(f"{unit.title.removeprefix('the ')}, {ago(when)} ago: {text[:LONGEST]}", "yellow")
     yield "backup", _backup(seen)
+    if seen.settings.here("synapse"):
+        yield "housekeeping", _housekeeping(seen)
+    if seen.housekeeping and seen.housekeeping.tables:
+        yield "large tables", Text(", ".join(_table(each) for each in seen.housekeeping.tables[:TABLES]))
+    if seen.journal:
+        since = f", {ago(seen.journal.since)} back" if seen.journal.since else ""
+        limit = seen.settings.choices.journal_max_size
+        yield "journal", Text(f"{size(seen.journal.size)}{f' of at most {limit}' if limit else ''}{since}")
     yield "deployed", _deployed(seen)
 
 
@@ -261,6 +274,33 @@ def _backup(seen: Seen) -> Text:
     return Text(
         ", ".join(f"{each.part} {ago(each.last_success) if each.last_success else 'never'}" for each in seen.backups)
     )
+
+
+def _housekeeping(seen: Seen) -> Text:
+    found = seen.housekeeping
+    if not found or not found.at or not found.since:
+        return Text("nothing was counted yet", WEAK)
+    freed = ", ".join(freed_words(found.month)) or "nothing"
+    days = min(30, (found.at - found.since).days)
+    unused = ""
+    if not seen.settings.section(Homeserver).remote_media_days and found.unused:
+        unused = f"; {size(found.unused)} of other servers' media were not used for 90 days (remote_media_days)"
+    return Text(f"freed {freed} in {max(1, days)} day{'s' if days > 1 else ''}, counted {ago(found.at)} ago{unused}")
+
+
+def freed_words(freed: Mapping[str, int]) -> Iterator[str]:
+    """What Synapse has removed, for people; nothing that it has removed none of."""
+    for kind, words in (("remote_media", "other servers' media"), ("local_media", "own media")):
+        if number := freed.get(f"{kind}_files", 0):
+            yield f"{size(freed.get(f'{kind}_bytes', 0))} of {words} ({number} file{'s' if number > 1 else ''})"
+    for kind, word in (("rooms", "room"), ("devices", "device"), ("events", "event")):
+        if number := freed.get(kind, 0):
+            yield f"{number} {word}{'s' if number > 1 else ''}"
+
+
+def _table(table: TableSeen) -> str:
+    dead = table.dead_rows / max(1, table.rows + table.dead_rows)
+    return f"{table.name} {size(table.size)}{f' ({dead:.0%} outdated)' if dead > MANY_DEAD else ''}"
 
 
 def _deployed(seen: Seen) -> Text:

@@ -18,7 +18,19 @@ from operations.users import Account
 from operations.virtualenvs import Virtualenv
 from releases import Release
 from roles import ROLES, Port, Protocol, Role, RoleName, Unit, any_version
-from settings.fields import A_DOMAIN, PRIVATE, Chosen, Domain, Host, MailAddress, Network, UserName
+from settings.fields import (
+    A_DOMAIN,
+    A_NUMBER_OF_DAYS,
+    PRIVATE,
+    Chosen,
+    Days,
+    Domain,
+    Host,
+    MailAddress,
+    Network,
+    Size,
+    UserName,
+)
 from settings.issuers import Certificates, Issuer
 from settings.networks import DEBIANS_OWN, is_refused
 from vault import Secret, Vault
@@ -74,6 +86,8 @@ class Common(Certificates):
     smtp_tls: Literal["none", "starttls", "tls"] = Field(description='"starttls", "tls" or "none"')
     smtp_username: UserName | None = Field(description="None or a user name")
     mail_from: MailAddress | None = Field(description="an e-mail address, such as noreply@example.org")
+    journal_max_size: Size | None = Field(description='None or a size such as "1G"')
+    journal_max_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     address: Host | None = Field(description="an IP address or a domain name")
     vault: str | None = Field(description="None or the path of a file ending in .vault")
 

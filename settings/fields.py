@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import idna
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 _NO_ADDRESS = r"[^@\s<>\"',;:\\]"
 
@@ -111,6 +111,7 @@ IPv6 = Annotated[str, AfterValidator(_ipv6)]
 UserName = Annotated[str, AfterValidator(_printable)]
 MailAddress = Annotated[str, AfterValidator(_mail_address)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[KMG]$")]
+Days = Annotated[int, Field(ge=1, le=3650)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a file of a release page, by the machine's architecture.
 Sha256s = dict[Literal["amd64", "arm64"], Sha256]
@@ -119,6 +120,7 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\s\"'`{}%$;\\]+$")
 
 # What is allowed, as it is worded in error messages.
 A_DOMAIN = "a domain name in lower-case letters, such as {example}"
+A_NUMBER_OF_DAYS = "None or a number of days from 1 to 3650"
 SHA256S = '{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
 
 

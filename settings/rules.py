@@ -92,6 +92,13 @@ def _choices(settings: Settings) -> Iterator[str]:
     homeserver = settings.section(Homeserver)
     if homeserver.federation_port_8448 and not homeserver.federation:
         yield f"{where}: federation_port_8448 is True, but federation is False: there is nothing to serve on that port"
+    if homeserver.forget_left_rooms and not homeserver.forgotten_room_days:
+        yield f"{where}: forget_left_rooms is True, but forgotten_room_days is None: no room would be removed"
+    if homeserver.stale_device_days and settings.exists("mas"):
+        yield (
+            f"{where}: stale_device_days = {homeserver.stale_device_days} is for accounts in Synapse, and the role mas has them: "
+            "set inactive_session_expiration in /etc/mas/local.yaml"
+        )
     providers = [provider.id for provider in settings.section(Accounts).sso]
     if providers and not settings.exists("mas"):
         yield f"{where}: sso has providers to sign in with, which need the role mas, and no machine has it"

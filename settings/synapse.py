@@ -11,7 +11,7 @@ from operations.virtualenvs import Virtualenv
 from roles import COTURN, FEDERATION_PORT, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
-from settings.fields import Chosen, Size, size_in_bytes
+from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Size, size_in_bytes
 from settings.postgres import DatabaseAccess, database_of
 from settings.rtc import transports
 from vault import Secret
@@ -24,12 +24,20 @@ class Choices(Chosen):
     federation: bool = Field(description="True or False")
     federation_port_8448: bool = Field(description="True or False")
     max_upload_size: Size = Field(description='a size such as "50M" or "1G"')
+    remote_media_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
+    local_media_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
+    message_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
+    forgotten_room_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
+    forget_left_rooms: bool = Field(description="True or False")
+    # Who is on holiday stays logged in.
+    stale_device_days: int | None = Field(description="None or a number of days from 30 to 3650", ge=30, le=3650)
 
 
 @dataclass(frozen=True)
 class Synapse(View):
     """well_known_client: content of /.well-known/matrix/client. federation_port: 8448 if federation uses that port as well.
 
+    ..._days: after how many days Synapse removes what nobody has used, or what is so old; None: never.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
     """
 
@@ -53,6 +61,12 @@ class Synapse(View):
     federation: bool
     federation_port: int | None
     max_upload_size: str
+    remote_media_days: int | None
+    local_media_days: int | None
+    message_days: int | None
+    forgotten_room_days: int | None
+    forget_left_rooms: bool
+    stale_device_days: int | None
     private_networks: tuple[str, ...]
     mail: Mail
     admin_email: str | None
@@ -84,6 +98,12 @@ class Synapse(View):
             federation=choices.federation,
             federation_port=FEDERATION_PORT if choices.federation_port_8448 else None,
             max_upload_size=choices.max_upload_size,
+            remote_media_days=choices.remote_media_days,
+            local_media_days=choices.local_media_days,
+            message_days=choices.message_days,
+            forgotten_room_days=choices.forgotten_room_days,
+            forget_left_rooms=choices.forget_left_rooms,
+            stale_device_days=choices.stale_device_days,
             private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,
             admin_email=settings.choices.admin_email,

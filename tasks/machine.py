@@ -2,13 +2,14 @@
 
 from pyinfra import host
 
-from operations import deployment, files, packages, removal, users, virtualenvs
-from operations.files import Directory
+from operations import deployment, files, packages, removal, units, users, virtualenvs
+from operations.files import Directory, Template
 from roles import PACKAGES
 from settings import settings_of
 from settings.removal import removal_of
 
 settings = settings_of(host)
+JOURNAL = "/etc/systemd/journald.conf.d"
 
 deployment.vault_saved(name="Save new secrets in the vault", vault=settings.vault)
 
@@ -30,6 +31,21 @@ if settings.leaving:
     )
 
 users.restored(name="Restore system users that were removed", accounts=settings.accounts, groups=settings.groups)
+
+limits = {"max_size": settings.choices.journal_max_size, "max_days": settings.choices.journal_max_days}
+files.present(
+    name="Limit the journal",
+    entries=[
+        Directory(JOURNAL, mode="755"),
+        Template(f"{JOURNAL}/matrix-metal.conf", "journald.conf", mode="644", values=limits),
+    ],
+)
+units.running(
+    name="Run the journal with its limits",
+    unit="systemd-journald.service",
+    reads=[f"{JOURNAL}/matrix-metal.conf"],
+    enabled=False,
+)
 
 packages.installed(
     name="Install Python and the certificate authorities",

@@ -108,6 +108,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
+# Files with tests that take the complete deployments of both releases.
+BOTH = ("test_federation.py", "test_housekeeping.py")
+
+
 class SharedHostScheduling(LoadScopeScheduling):  # type: ignore[misc]
     """With `pytest -n 2`, tests that share a host run in the same process, and in order."""
 
@@ -115,7 +119,8 @@ class SharedHostScheduling(LoadScopeScheduling):  # type: ignore[misc]
         if nodeid.startswith("tests/unit/"):
             return nodeid
         release = re.search(r"[\[-](debian\d+)\b", nodeid)
-        return release[1] if release else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return release[1] if release else "both" if file.endswith(BOTH) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedHostScheduling:

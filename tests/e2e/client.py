@@ -23,6 +23,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from nio.store import SqliteMemoryStore, SqliteStore
 
 from roles import SYNAPSE_PORT
+from tests.conftest import Deployed
 from tests.testbed import Host, Testbed
 
 CADDY_ROOT = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
@@ -147,6 +148,33 @@ class Outside:
             client.user = f"@{user}:{self.server_name}"
             answer = expect(await client.login(password, device_name="matrix-metal's tests"), nio.LoginResponse)
             return Account(answer.user_id, password, answer.device_id, answer.access_token)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One homeserver, its clients, and one of its users."""
+
+    deployed: Deployed
+    outside: Outside
+    user: Account
+
+    @property
+    def host(self) -> Host:
+        return self.deployed.host
+
+    @property
+    def server_name(self) -> str:
+        return self.deployed.server_name
+
+    def client(self, *, encrypted: bool = False) -> Any:
+        """A client of matrix-nio, logged in as the user."""
+        return self.outside.matrix(self.user, encrypted=encrypted)
+
+    def request(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
+        """Send a request of the user to their homeserver; the path is below `/_matrix/client/`. Returns the JSON."""
+        with self.outside.http() as http:
+            url = self.outside.url("matrix", f"/_matrix/client/{path}")
+            return expect_json(http.request(method, url, headers=self.user.authorization, **more), status)
 
 
 async def send_message(client: nio.AsyncClient, room: str, text: str) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import Deployed
-from tests.e2e.client import Account, Outside, new_user
+from tests.e2e.client import Account, Outside, Side, new_user
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,31 @@ def alice(outside: Outside) -> Account:
 def bob(outside: Outside) -> Account:
     """Another user of the same homeserver."""
     return new_user(outside, "bob")
+
+
+@pytest.fixture(scope="session")
+def sides(both: tuple[Deployed, Deployed], tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
+    """Alice on Debian 13 and Bob on Debian 12, whose homeservers trust each other's authority.
+
+    The authorities stay trusted afterwards: no other test is affected.
+    """
+    outsides = [Outside(each.host, tmp_path_factory.mktemp(each.host.name)) for each in both]
+
+    def trust(deployed: Deployed, other: Outside) -> list[str]:
+        deployed.host.put(other.root, "/usr/local/share/ca-certificates/neighbour.crt")
+        deployed.host.run("update-ca-certificates")
+        return deployed.deployment.run("-y").changed
+
+    with ThreadPoolExecutor() as pool:
+        for changed in pool.map(trust, both, reversed(outsides)):
+            # They read the trust store only when they start, so the deploy after its change has to restart them.
+            expected = ["Run Synapse", "Run Sydent", "Run lk-jwt-service"]
+            assert changed == expected, f"the trust store has changed; the deploy did {changed}"
+    first, second = (
+        Side(deployed, outside, new_user(outside, name))
+        for deployed, outside, name in zip(both, outsides, ("alice", "bob"), strict=True)
+    )
+    return first, second
 
 
 @pytest.fixture

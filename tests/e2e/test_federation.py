@@ -11,10 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import nio
@@ -23,12 +20,10 @@ import pytest
 from roles import FEDERATION_PORT
 from tests.conftest import Deployed
 from tests.e2e.client import (
-    Account,
-    Outside,
+    Side,
     expect,
     expect_json,
     messages,
-    new_user,
     receive_message,
     send_message,
     sync_until,
@@ -42,33 +37,6 @@ pytestmark = pytest.mark.role("synapse")
 # Seconds within which a homeserver has what it missed during an outage. The others retry within 21 s (max_long_retry_delay,
 # with Synapse's jitter); the rest is for busy machines.
 CATCH_UP = 50
-
-
-@dataclass(frozen=True)
-class Side:
-    """One homeserver, its clients, and one of its users."""
-
-    deployed: Deployed
-    outside: Outside
-    user: Account
-
-    @property
-    def host(self) -> Host:
-        return self.deployed.host
-
-    @property
-    def server_name(self) -> str:
-        return self.deployed.server_name
-
-    def client(self, *, encrypted: bool = False) -> Any:
-        """A client of matrix-nio, logged in as the user."""
-        return self.outside.matrix(self.user, encrypted=encrypted)
-
-    def request(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
-        """Send a request of the user to their homeserver; the path is below `/_matrix/client/`. Returns the JSON."""
-        with self.outside.http() as http:
-            url = self.outside.url("matrix", f"/_matrix/client/{path}")
-            return expect_json(http.request(method, url, headers=self.user.authorization, **more), status)
 
 
 def secrets_of(deployed: Deployed) -> set[str]:
@@ -87,31 +55,6 @@ def test_deployments_share_no_secret(both: tuple[Deployed, Deployed]) -> None:
     # Secrets are not compared by `assert`, which would print them.
     shared = len(one & other)
     assert shared == 0
-
-
-@pytest.fixture(scope="module")
-def sides(both: tuple[Deployed, Deployed], tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
-    """Alice on Debian 13 and Bob on Debian 12, whose homeservers trust each other's authority.
-
-    The authorities stay trusted afterwards: no other test is affected.
-    """
-    outsides = [Outside(each.host, tmp_path_factory.mktemp(each.host.name)) for each in both]
-
-    def trust(deployed: Deployed, other: Outside) -> list[str]:
-        deployed.host.put(other.root, "/usr/local/share/ca-certificates/neighbour.crt")
-        deployed.host.run("update-ca-certificates")
-        return deployed.deployment.run("-y").changed
-
-    with ThreadPoolExecutor() as pool:
-        for changed in pool.map(trust, both, reversed(outsides)):
-            # They read the trust store only when they start, so the deploy after its change has to restart them.
-            expected = ["Run Synapse", "Run Sydent", "Run lk-jwt-service"]
-            assert changed == expected, f"the trust store has changed; the deploy did {changed}"
-    first, second = (
-        Side(deployed, outside, new_user(outside, name))
-        for deployed, outside, name in zip(both, outsides, ("alice", "bob"), strict=True)
-    )
-    return first, second
 
 
 @pytest.fixture(scope="module")

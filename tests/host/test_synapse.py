@@ -1,13 +1,16 @@
 """Synapse, the homeserver."""
 
+import json
 import time
+from datetime import datetime
 
 from testinfra.host import Host
 
+from roles import HOUSEKEEPING, HOUSEKEEPING_REPORT
 from settings import Settings
 from settings.synapse import Choices, Synapse
 from tests.host.report import Note
-from tests.host.services import DEPLOY, Answer, Service, ServiceTests, get, locked_version, program_in_use
+from tests.host.services import DAY, DEPLOY, Answer, Service, ServiceTests, ask, get, locked_version, program_in_use
 
 
 class TestService(ServiceTests):
@@ -73,3 +76,27 @@ def test_registration_is_as_chosen(host: Host, settings: Settings) -> None:
         assert answer.status == 403, f"registration is closed in the settings, but {answer}: {DEPLOY}"
     else:
         assert answer.status == 200, f'registration is "{chosen}" in the settings, but {answer}: {DEPLOY}'
+
+
+def test_what_it_removes_is_counted(host: Host, settings: Settings, note: Note) -> None:
+    timer = HOUSEKEEPING.timer
+    shown = ask(host, "systemctl show -p ActiveState -p UnitFileState %s", timer)
+    assert "ActiveState=active" in shown and "UnitFileState=enabled" in shown, (
+        f"{timer} is not active and enabled: {DEPLOY}"
+    )
+    threshold = str(int(HOUSEKEEPING.exposure * 10))
+    done = host.run("systemd-analyze security --no-pager --threshold=%s %s", threshold, HOUSEKEEPING.service)
+    assert done.rc == 0, f"{HOUSEKEEPING.service} may do more than it needs: {DEPLOY}"
+    found = host.run("cat %s", HOUSEKEEPING_REPORT)
+    # The first is made a minute after the deploy.
+    made = float(ask(host, "stat -c %%Y %s", f"/etc/systemd/system/{timer}"))
+    assert found.rc == 0 or time.time() - made < DAY, (
+        f"nothing was counted so far: journalctl -u {HOUSEKEEPING.service}"
+    )
+    if found.rc == 0:
+        counted = datetime.fromisoformat(json.loads(found.stdout)["at"])
+        note("housekeeping", f"counted {counted:%Y-%m-%d %H:%M} UTC")
+        age = time.time() - counted.timestamp()
+        assert age < 2 * DAY, (
+            f"the last count is {age / DAY:.0f} days old: systemctl status {timer} {HOUSEKEEPING.service}"
+        )

@@ -24,6 +24,8 @@ COMMON = (
     "/etc/matrix-metal",
     "/var/lib/matrix-metal",
     "/etc/sysusers.d",
+    "/etc/systemd/journald.conf.d",
+    "/etc/systemd/journald.conf.d/matrix-metal.conf",
     PORTS.path,
     PORTS.drop_in,
     f"/etc/systemd/system/{PORTS.unit}",

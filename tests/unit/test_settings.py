@@ -166,6 +166,14 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("max_upload_size", "50MB", '"50M" or "1G"'),
         ("max_upload_size", 52428800, '"50M" or "1G"'),
         ("max_upload_size", "0M", '"50M" or "1G"'),
+        ("remote_media_days", 0, "None or a number of days from 1 to 3650"),
+        ("local_media_days", "90d", "None or a number of days from 1 to 3650"),
+        ("message_days", True, "None or a number of days from 1 to 3650"),
+        ("forgotten_room_days", 3651, "None or a number of days from 1 to 3650"),
+        ("forget_left_rooms", "yes", "True or False"),
+        ("stale_device_days", 29, "None or a number of days from 30 to 3650"),
+        ("journal_max_size", "1GB", 'None or a size such as "1G"'),
+        ("journal_max_days", -1, "None or a number of days from 1 to 3650"),
         ("smtp_port", "587", "a port from 1 to 65535"),
         ("smtp_port", 0, "a port from 1 to 65535"),
         ("smtp_port", True, "a port from 1 to 65535"),
@@ -287,6 +295,23 @@ def test_providers_to_sign_in_with_need_mas_and_a_name_each(tmp_path: Path) -> N
     [line] = mistakes(settings(tmp_path, with_mas, sso=[provider, provider]))
     assert "sso has two providers with the id example" in line
     assert mistakes(settings(tmp_path, with_mas, sso=[provider, {**provider, "id": "other"}])) == []
+
+
+def test_housekeeping_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
+    [line] = mistakes(settings(tmp_path, forget_left_rooms=True, forgotten_room_days=None))
+    assert "forget_left_rooms is True, but forgotten_room_days is None" in line
+    assert mistakes(settings(tmp_path, forget_left_rooms=True)) == []
+    [line] = mistakes(settings(tmp_path, stale_device_days=400))
+    assert "stale_device_days = 400 is for accounts in Synapse, and the role mas has them" in line
+    without_mas = {role: ["one"] for role in ALL if role != "mas"}
+    assert mistakes(settings(tmp_path, without_mas, stale_device_days=400)) == []
+
+
+def test_nothing_that_people_may_miss_is_removed_unless_chosen() -> None:
+    choices = chosen()
+    assert isinstance(choices, Homeserver)
+    removed = ("remote_media_days", "local_media_days", "message_days", "stale_device_days")
+    assert [getattr(choices, name) for name in removed] == [None] * 4 and not choices.forget_left_rooms
 
 
 def test_certificate_authority_needs_a_contact(tmp_path: Path) -> None:

@@ -44,6 +44,24 @@ NOW = datetime.now(UTC)
 # The tests may run long after they were collected.
 LATER = NOW + timedelta(hours=12)
 GIB = 1 << 30
+# What templates/synapse/synapse-housekeeping writes.
+COUNTED = {
+    "at": "2026-11-26T04:40:00Z",
+    "since": "2026-11-20T04:40:00Z",
+    "counts": [
+        {"at": "2026-11-25T04:40:00Z", "remote_media_files": 2, "remote_media_bytes": 5000, "rooms": 1},
+        {"at": "2026-11-26T04:40:00Z", "rooms": 0, "devices": 1},
+    ],
+    "empty_rooms": 4,
+    "unused_remote_media_bytes": 70,
+    "tables": [
+        {
+            **{"name": "events", "bytes": GIB, "rows": 6, "dead_rows": 4},
+            **{"vacuumed": "2026-11-20T04:40:00Z", "analyzed": None},
+        }
+    ],
+    "base": {},
+}
 
 
 @pytest.fixture
@@ -120,7 +138,7 @@ def shown(begin: timedelta, end: timedelta, name: str = "") -> Change:
     return change
 
 
-DAY = timedelta(days=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 WRONG: list[tuple[Change, str]] = [
     (unit("matrix-synapse", state="failed", works=False), "matrix-synapse.service has failed: `journalctl -u matrix-"),
     (unit("postgresql", state="inactive", works=False), "postgresql@17-main.service is inactive"),
@@ -269,6 +287,8 @@ def test_answers_are_understood(chosen: Settings) -> None:
         "deployed": ['1700000000 {"by": "anna@laptop", "version": "0.2.0", "commit": ""}'],
         "began": ["1700000001 ben@desk, since 2023-11-14 22:13:21 UTC"],
         "database synapse": ["size 1000", "accounts 3"],
+        "housekeeping": [json.dumps(COUNTED)],
+        "journal": ["4096", "1700000000"],
         "federation": ['keys {"server_name": "y.test", "verify_keys": {"a": 1}}'],
     }
     lines = [f"{number}:{line}" for number, name in enumerate(look._probes(chosen)) for line in answers.get(name, [])]
@@ -295,6 +315,19 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert databases["synapse"].figures["rooms"] is None and databases["mas"].size is None
     assert seen.federation == "the keys of y.test are published"
     assert seen.failed == ("nginx.service",)
+    assert seen.housekeeping and seen.housekeeping.at == datetime(2026, 11, 26, 4, 40, tzinfo=UTC)
+    assert seen.housekeeping.last == {"rooms": 0, "devices": 1}
+    assert seen.housekeeping.month == {"remote_media_files": 2, "remote_media_bytes": 5000, "rooms": 1, "devices": 1}
+    assert (seen.housekeeping.unused, seen.housekeeping.empty_rooms) == (70, 4)
+    day = datetime(2026, 11, 20, 4, 40, tzinfo=UTC)
+    assert seen.housekeeping.tables == (look.TableSeen("events", GIB, 6, 4, day, None),)
+    assert seen.journal and seen.journal.size == 4096 and seen.journal.since
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({**COUNTED, "counts": [1]}), json.dumps({"at": "now"})])
+def test_a_count_that_cannot_be_read_is_none(chosen: Settings, text: str) -> None:
+    number = list(look._probes(chosen)).index("housekeeping")
+    assert look.seen(chosen, chosen, [f"{number}:{text}"]).housekeeping is None
 
 
 def test_a_machine_that_answers_nothing_is_understood(chosen: Settings) -> None:
@@ -316,6 +349,17 @@ def test_no_health_command_depends_on_what_the_look_finds_out() -> None:
 # --- what is printed ------------------------------------------------------------------------------
 
 
+TABLES = (
+    look.TableSeen("state_groups_state", 4 * GIB, 10, 0, None, None),
+    look.TableSeen("events", GIB, 6, 4, None, None),
+)
+HOUSEKEPT = (
+    "state_groups_state 4.0 GiB, events 1.0 GiB (40% outdated)",
+    "freed 3 rooms, 12 events in 9 days, counted 5 hours ago; 1.0 GiB of other servers' media were not used for 90 days",
+    "512 MiB of at most 1G, 9 days back",
+)
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_it_fits_the_terminal(
     chosen: Settings, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -326,6 +370,8 @@ def test_it_fits_the_terminal(
         name, settings = "matrix.example.org", chosen
 
     seen = unit("caddy", errors=((NOW, "bad " * 100),))(answered(chosen))
+    counted = look.HousekeepingSeen(NOW - 5 * HOUR, NOW - 10 * DAY, {}, {"rooms": 3, "events": 12}, GIB, 4, TABLES)
+    seen = replace(seen, housekeeping=counted, journal=look.JournalSeen(GIB // 2, NOW - 9 * DAY))
     looked = [
         status.Looked(Named, seen, ()),  # type: ignore[arg-type]
         status.Looked(Named, None, (status.Reason("relay", "cannot be reached"),)),  # type: ignore[arg-type]
@@ -335,7 +381,7 @@ def test_it_fits_the_terminal(
     assert max(map(len, printed.splitlines())) <= columns
     assert printed.endswith("Something is wrong:\n 1. relay: cannot be reached\n") and "\x1b" not in printed
     disk = "20.0 GiB of 40.0 GiB free on / (50%)"
-    for words in ("PostgreSQL", disk, "12 accounts", "7.0 GiB media", "no backup", "ago: bad"):
+    for words in ("PostgreSQL", disk, "12 accounts", "7.0 GiB media", "no backup", "ago: bad", *HOUSEKEPT):
         assert words in " ".join(printed.split())
     print_text(*status.rendered(looked[:1]))
     assert capsys.readouterr().out.endswith("All is well.\n")
@@ -355,6 +401,20 @@ def test_programs_get_plain_values(chosen: Settings) -> None:
     documented = (Path(__file__).parent.parent.parent / "docs" / "STATUS.md").read_text()
     for key in (*found, *(key for kind in ("units", "programs", "certificates", "disks") for key in found[kind][0])):
         assert f"`{key}`" in documented, key
+
+
+@pytest.mark.parametrize(
+    ("freed", "words"),
+    [
+        ({}, []),
+        ({"rooms": 0, "local_media_files": 0}, []),
+        ({"remote_media_files": 1, "remote_media_bytes": 3 << 30}, ["3.0 GiB of other servers' media (1 file)"]),
+        ({"local_media_files": 2, "local_media_bytes": 512}, ["512 B of own media (2 files)"]),
+        ({"rooms": 1, "devices": 3, "events": 7}, ["1 room", "3 devices", "7 events"]),
+    ],
+)
+def test_what_was_freed_for_people(freed: dict[str, int], words: list[str]) -> None:
+    assert list(status.freed_words(freed)) == words
 
 
 @pytest.mark.parametrize(

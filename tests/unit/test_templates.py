@@ -93,6 +93,20 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
         ("postgres", "caddy", "synapse", "rtc"),
         {"tls": "internal", "rtc_full_access_servers": ["y.test"]},
     ),
+    "housekeeping": (
+        ("postgres", "caddy", "synapse"),
+        {
+            "tls": "internal",
+            "remote_media_days": 90,
+            "local_media_days": 365,
+            "message_days": 400,
+            "forgotten_room_days": 7,
+            "forget_left_rooms": True,
+            "stale_device_days": 500,
+            "journal_max_size": None,
+            "journal_max_days": 14,
+        },
+    ),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
     "without caddy": (("postgres", "synapse", "sydent"), {"tls": "internal"}),
     "relay alone": (("caddy", "coturn"), {"tls": "internal"}),
@@ -288,6 +302,20 @@ def well_known(rendered: Rendered, kind: str) -> dict[str, Any] | None:
         rf"/\.well-known/matrix/{kind} {{.*?respond `(.*?)` 200", rendered["/etc/caddy/Caddyfile"][0], re.S
     )
     return json.loads(found[1]) if found else None
+
+
+def test_synapse_removes_what_was_chosen(written: Callable[..., Rendered]) -> None:
+    rendered = written("housekeeping")
+    chosen = homeserver(rendered)
+    assert chosen["media_retention"] == {"remote_media_lifetime": "90d", "local_media_lifetime": "365d"}
+    assert chosen["retention"]["default_policy"] == {"max_lifetime": "400d"} and chosen["retention"]["enabled"]
+    assert (chosen["forgotten_room_retention_period"], chosen["forget_rooms_on_leave"]) == ("7d", True)
+    assert chosen["delete_stale_devices_after"] == "500d"
+    limits = rendered["/etc/systemd/journald.conf.d/matrix-metal.conf"][0]
+    assert "SystemMaxUse" not in limits and "MaxRetentionSec=14day" in limits
+    unchosen = homeserver(written("homeserver alone"))
+    assert not {"media_retention", "retention", "forget_rooms_on_leave", "delete_stale_devices_after"} & set(unchosen)
+    assert unchosen["forgotten_room_retention_period"] == "28d"
 
 
 def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) -> None:
