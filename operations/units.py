@@ -253,14 +253,14 @@ def _needs_step(unit: str, needs: str | None) -> list[str]:
 def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool, gives_up: bool = False) -> list[str]:
     """Shell functions that wait for the unit, and that print why it does not come up, with the end of its log.
 
-    gives_up: whether it is enough that it ends three times: systemd would start it again however often it does.
+    gives_up: whether it is enough that it ends twice: systemd would start it again however often it does.
     """
     name = shlex.quote(unit)
     starting = f"[ $(systemctl is-active {name}) = activating ] || " if slow_to_start else ""
     # It depends on no other unit: when its first attempt fails, further ones will fail as well.
     restarting = f" || [ $(systemctl show {name} -p SubState --value) = auto-restart ]" if slow_to_start else ""
     if gives_up:
-        restarting = f" || [ $(systemctl show {name} -p NRestarts --value) -gt 2 ]"
+        restarting = f" || [ $(systemctl show {name} -p NRestarts --value) -gt 1 ]"
     return [
         "failed() {",
         f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',
