@@ -122,7 +122,7 @@ trial() {
     drop
     return
   fi
-  old=$(version_of "$from") new=$(version_of "$to")
+  failed=$(date +%s) old=$(version_of "$from") new=$(version_of "$to") serves="serves"
   cause=$(why)
   problem="$title $new did not come up: $cause"
   if [ "$(compatible "$to" "$from")" = impossible ]; then
@@ -131,14 +131,18 @@ trial() {
     return 1
   fi
   put_back
-  if [ "$(invocation)" != "$before" ] && ! in_shell resume; then
-    rm -rf "$kept"
-    tell "$problem. $old was put back, and does not come up either: $(why). Repair the cause, then deploy again"
-    return 1
+  # It still runs if the new version was not even started.
+  if [ "$(invocation)" != "$before" ]; then
+    if ! in_shell resume; then
+      rm -rf "$kept"
+      tell "$problem. $old was put back, and does not come up either: $(why). Repair the cause, then deploy again"
+      return 1
+    fi
+    serves="serves again, $(($(date +%s) - failed)) s later,"
   fi
   printf '%s\t%s\t%s\n' "$to" "$(date -u '+%Y-%m-%d %H:%M UTC')" "$cause" >"$kept.failed"
   rm -rf "$kept"
-  tell "$problem. $old serves, with the files that it had before. Repair the cause, then try again with" \
+  tell "$problem. $old $serves with the files that it had before. Repair the cause, then try again with" \
     "--data try_again=$new; or choose another version"
   return 1
 }
