@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quiet
-COMPILE := $(BIN)/uv pip compile $(LOCKED)
+COMPILE := $(BIN)/uv pip compile $(LOCKED) $(if $(UPGRADE),--upgrade)
 
 .PHONY: help setup demo demo-stop check test lint unit render bench lock
 
@@ -49,10 +49,10 @@ OUT ?= .cache/render
 render: setup ## Write every file of a few sample deployments into .cache/render, or OUT=DIRECTORY
 	@$(BIN)/python -m tests.render '$(OUT)'
 
-bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation
+bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation, upgrade
 	@$(BIN)/python -m bench
 
-lock: setup ## Update every lock file from PyPI
+lock: setup ## Write the locks anew, with as few changes as possible; UPGRADE=1: with the newest of all
 	@$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	@cd requirements && for lock in build uv synapse; do ../$(COMPILE) --only-binary :all: $$lock.in --output-file $$lock.txt; done
 	@cd requirements && ../$(COMPILE) --only-binary :all: --no-binary signedjson --build-constraints build.txt sydent.in --output-file sydent.txt

@@ -27,6 +27,8 @@ from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.util import make_unix_command_for_host
 from pyinfra.context import ctx_config, ctx_inventory, ctx_state
 
+# What a sentence begins with that a machine prints, and that is all that has to be said about a failure.
+TOLD = "--> "
 RUN_AGAIN = "run the same command again: it goes on where it stopped"
 
 # What pyinfra's command line shows without a traceback. It is imported only in pyinfra's own process: the import patches the
@@ -196,7 +198,11 @@ class _Run(BaseStateCallback):
         if why := connection_error(host):
             return f"{what}: {why}. When the machine is back, {RUN_AGAIN}"
         meta = self.state.get_op_data_for_host(host, operation).operation_meta if operation else None
-        why = cause(meta.stderr_lines) if meta and meta.is_complete() else ""
+        lines = meta.stderr_lines if meta and meta.is_complete() else []
+        # The machine has said all of it (operations/sh/program.sh).
+        if told := [line.removeprefix(TOLD) for line in lines if line.startswith(TOLD)]:
+            return f"{what} failed: {told[-1]}"
+        why = cause(lines)
         return f"{what} failed: {why or 'see above'}. When that is fixed, {RUN_AGAIN}"
 
 

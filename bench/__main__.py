@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from bench import element_x, federation, full_deploy, memory, relay, rerun, web
+from bench import element_x, federation, full_deploy, memory, relay, rerun, upgrade, web
 from bench.figures import Figure, table
 from bench.trial import every_role, fresh_host, load, proxy, say
 from tests.conftest import STAND_IN, real_rtc
 from tests.standin.archives import real_mas
 from tests.testbed import TestbedError
 
-NAMES = ("deploy", "rerun", "memory", "web", "relay", "federation", "element-x")
+NAMES = ("deploy", "rerun", "memory", "web", "relay", "federation", "upgrade", "element-x")
 
 
 def main() -> int:
@@ -72,6 +72,8 @@ def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
                     yield from relay.measure(host)
                 if "federation" in wanted and release == "trixie":
                     yield from federation.measure(host, deployment)
+                if "upgrade" in wanted and release == "trixie":
+                    yield from upgrade.measure(host, deployment)
     if "element-x" in wanted and given():
         with fresh_host("bench-element-x") as host, every_role(host) as deployment:
             say(f"deploying everything to {host.name}, then MAS")

@@ -31,6 +31,13 @@ private_networks: list[str] = []
 # set for a single machine, beside its name in the inventory. None: the address that pyinfra connects to.
 address = None
 
+# The version of a program below /opt that is tried again although it did not come up before. Meant for one run, as its option:
+# --data try_again=1.163.2
+try_again = None
+
+# The version of Synapse that is switched to although there is no way back from it. As an option: --data one_way=1.163.2
+one_way = None
+
 # --- certificates (role caddy) ---------------------------------------------------------------------------------------
 
 # "acme": Caddy obtains certificates by ACME. "internal": Caddy issues them with its own authority, for trials; clients must be

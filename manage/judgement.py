@@ -91,6 +91,12 @@ def _of_program(program: ProgramSeen, seen: Seen) -> str:
     if not program.installed:
         return f"{program.name} {program.version} is not installed: {DEPLOY}"
     if not program.current:
+        failure = seen.state.failures.get(program.name)
+        if failure and failure.directory.startswith(program.wanted):
+            return (
+                f"{program.name} {program.version} was tried on {failure.when} and did not come up: {failure.why}. "
+                f"{program.found} serves: docs/UPGRADE.md"
+            )
         if program.found == program.version:
             return f"{program.name} {program.version} is installed with other packages than requirements/ has: {DEPLOY}"
         return (

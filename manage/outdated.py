@@ -272,14 +272,18 @@ def _print(items: Sequence[Item], silent: Sequence[str]) -> None:
         print_text(table, "")
     if others:
         have = "has" if others == 1 else "have"
-        print_text(Text(f"Of what comes with them, {others} {have} newer releases: `make lock` takes them in.", "dim"))
+        print_text(
+            Text(
+                f"Of what comes with them, {others} {have} newer releases: `make lock UPGRADE=1` takes them in.", "dim"
+            )
+        )
     for line in silent:
         print_text(Text(line, "yellow"))
     if vulnerable:
         print_text(
             Text(f"{len(vulnerable)} with known vulnerabilities. ", "bold red").append(
-                "Debian's packages: `apt-get upgrade` on the machine. Others: a new version of matrix-metal, or `make lock`; "
-                "then deploy.",
+                "Debian's packages: `apt-get upgrade` on the machine. Others: a new version of matrix-metal, or "
+                "`make lock UPGRADE=1`; then deploy.",
                 "default",
             )
         )

@@ -12,6 +12,8 @@ virtualenvs.build_started and in_use, for pip.venv and pip.packages
     Locked with hashes, extras included. Built in the background, and switched to once complete.
 releases.installed, for files.download and files.unarchive
     Checked before it is installed. Unsafe archives are refused. The previous version is kept.
+programs.Program
+    What either is, and what runs it: with that, `units.running` puts back a version that does not come up.
 filters.Filter, for iptables
     A table of nftables with a unit that loads it. What a firewall takes away is loaded again.
 users.restored, for server.user

@@ -26,11 +26,29 @@ class Listener:
 
 
 @dataclass(frozen=True)
+class InUse:
+    """What is in use of a program below /opt: the name of a directory, and what people call that version."""
+
+    directory: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A version of a program below /opt that did not come up: its directory, when it was tried, and why."""
+
+    directory: str
+    when: str
+    why: str
+
+
+@dataclass(frozen=True)
 class MachineState:
     """What a run finds on a machine.
 
     root: whether we are root or can become root by sudo without a password.
     processors: how many it has; 0 if unknown.
+    programs: what is in use below /opt, by the name of the program's directory; failures: what was tried last, and put back.
     releases: installed files of release pages below /opt, such as "sliding-sync/v0.99.19-0123456789ab".
     memory, disk: MiB in all, and MiB free for /opt and /var.
     postgresql: versions of the clusters called main, such as ["17"].
@@ -85,6 +103,8 @@ class MachineState:
     migrating: bool = False
     restoring: str = ""
     upgrading: str = ""
+    programs: Mapping[str, InUse] = field(default_factory=dict)
+    failures: Mapping[str, Failure] = field(default_factory=dict)
 
 
 class Machine(Fact[MachineState]):
@@ -112,6 +132,8 @@ class Machine(Fact[MachineState]):
         on: dict[str, list[tuple[str, str]]] = {"interface": [], "outgoing": []}
         secrets: list[tuple[str, str]] = []
         sessions = 10
+        programs: dict[str, InUse] = {}
+        failures: dict[str, Failure] = {}
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
@@ -119,6 +141,12 @@ class Machine(Fact[MachineState]):
             elif key == "secret":
                 name, _, digest = value.partition(" ")
                 secrets.append((name, digest))
+            elif key == "program":
+                name, directory, version = value.split(" ")
+                programs[name] = InUse(directory, version)
+            elif key == "failure":
+                name, directory, when, why = value.split("\t")
+                failures[name] = Failure(directory, when, why)
             elif key == "sessions":
                 sessions = min(sessions, int(value))
             elif key == "unit":
@@ -176,6 +204,8 @@ class Machine(Fact[MachineState]):
             migrating=values.get("migrating") == "yes",
             restoring=values.get("restoring", ""),
             upgrading=values.get("upgrading", ""),
+            programs=programs,
+            failures=failures,
         )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 
+import click
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
@@ -14,6 +15,8 @@ from operations.databases import Accounts, Tables
 from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
+from operations.virtualenvs import Virtualenv
+from releases import Release, ReleaseError, store
 from roles import PEOPLE
 from settings import SettingError, Settings, chosen_for, settings_of
 from settings.addresses import public_addresses
@@ -68,6 +71,7 @@ def checked_settings(host: Host) -> Settings:
                 list(_of_another_deployment(settings))
                 or _half_restored(settings)
                 or _upgrade_begun(settings)
+                or _failed_before(settings)
                 or _unreached_by_calls(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
@@ -83,6 +87,7 @@ def checked_settings(host: Host) -> Settings:
         ) from None
     if mistakes:
         raise Refused("\n".join(f"{host.name}: {mistake}" for mistake in mistakes))
+    _say_what_is_upgraded(host, settings)
     if not settings.restore:
         _say_what_is_not_backed_up(host, settings)
     # When accounts are given back, the run itself takes MAS away.
@@ -115,6 +120,51 @@ def _say_what_is_not_backed_up(host: Host, settings: Settings) -> None:
         add_final_line("nothing is backed up: no machine has the role backup, see docs/BACKUP.md")
     elif not settings.here("backup") and (settings.here("postgres") or settings.here("synapse")):
         add_final_line(f"{host.name} is not backed up: it does not have the role backup")
+
+
+def _say_what_is_upgraded(host: Host, settings: Settings) -> None:
+    """A line for each program below /opt of which the machine will get another version: at the end of a run that only plans."""
+    for title, program in settings.programs:
+        now, wanted = settings.machine.programs.get(_name(program)), _wanted_directory(program)
+        if not now or wanted in ("", now.directory, f"{now.version}-"):
+            continue
+        new = program.version if now.version != program.version else f"{now.version}, built anew,"
+        line = f"{title} {now.version} -> {new} on {host.name}"
+        if executes():
+            click.echo(f"--> {line}", err=True)
+        else:
+            add_final_line(line)
+
+
+def _failed_before(settings: Settings) -> list[str]:
+    """A line for each program that would get a version again which was tried and put back."""
+    lines = []
+    for title, program in settings.programs:
+        failure, now = settings.machine.failures.get(_name(program)), settings.machine.programs.get(_name(program))
+        if not failure or not now or now.directory == failure.directory:
+            continue
+        if failure.directory == _wanted_directory(program) and settings.choices.try_again != program.version:
+            lines.append(
+                f"{title} {program.version} was tried on {failure.when} and did not come up: {failure.why}. {now.version} "
+                f"serves. Repair the cause, then try again with --data try_again={program.version}; or choose another version"
+            )
+    return lines
+
+
+def _name(program: Virtualenv | Release) -> str:
+    return program.home.rpartition("/")[2]
+
+
+def _wanted_directory(program: Virtualenv | Release) -> str:
+    """The directory of the version that is wanted; "" if it is not known before the file is downloaded."""
+    if isinstance(program, Virtualenv):
+        return program.key
+    try:
+        sha256 = store.wanted_sha256(program)
+    except ReleaseError:
+        return ""  # the task says it
+    # Its version is known in any case.
+    return program.directory(sha256) if sha256 else f"{program.version}-"
 
 
 def _half_restored(settings: Settings) -> list[str]:

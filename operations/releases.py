@@ -23,6 +23,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from operations.look import ask, operation
+from operations.programs import KEPT, Program
 from operations.refusal import Refused
 from operations.shell import Fact, quoted, script
 from releases import Release, ReleaseError, ReleaseFile, contents, record, store
@@ -43,12 +44,14 @@ class Installation:
 
     current: directory in use; sha256: of the file that the directory asked about was made from, empty if it is damaged;
     versions: directories of all installed versions, last used first; modes: of the programs in the directory asked about.
+    back: the directory to which there is a way back, because the one in use has not come up yet.
     """
 
     current: str = ""
     sha256: str = ""
     modes: str = ""
     versions: tuple[str, ...] = ()
+    back: str = ""
 
 
 class Installed(Fact[Installation]):
@@ -71,6 +74,7 @@ class Installed(Fact[Installation]):
             'echo "current=$(readlink current)"; '
             f'{sha256}echo "modes="$(stat -c %a -- {quoted(*files)}); '
             "ls -1dt -- */ | sed 's/^/version=/'; "
+            f'echo "back=$(cat {KEPT}/"${{PWD##*/}}"/from)"; '
             "fi 2>/dev/null; true"
         )
 
@@ -91,6 +95,7 @@ class Installed(Fact[Installation]):
             current=values.get("current", ""),
             sha256=values.get("sha256", "").partition(" ")[0],
             modes=values.get("modes", ""),
+            back=values.get("back", ""),
             # Only our own directories count, so that nothing else is ever removed.
             versions=tuple(version for version in versions if _DIRECTORY.fullmatch(version)),
         )
@@ -112,11 +117,13 @@ def obtain(release: Release, present: Collection[str]) -> ReleaseFile:
 
 
 @operation()
-def installed(file: ReleaseFile) -> Generator[PyinfraCommand, None, None]:
+def installed(file: ReleaseFile, program: Program | None = None) -> Generator[PyinfraCommand, None, None]:
     """The files are in a directory of their own, complete, and `current` links to it.
 
     The directory gets its name only after the machine has checked the upload, so neither an interrupted upload nor a full
     disk leaves wrong files behind. The previous version is kept, older ones are removed. A first download is recorded.
+
+    program: what runs it, and how to go back if it does not come up; None: nothing runs it.
     """
     release = file.release
     now = ask(
@@ -131,13 +138,14 @@ def installed(file: ReleaseFile) -> Generator[PyinfraCommand, None, None]:
 
     others = [version for version in now.versions if version != file.directory]
     before = others[:1] if in_use or now.current not in others else [now.current]
-    surplus = [version for version in others if version not in before]
+    surplus = [version for version in others if version not in (*before, now.back)]
 
     if not complete:
         yield from _send(file)
     if not (complete and in_use and executable):
         programs = [f"{file.directory}/{program}" for program in release.programs]
         yield script(
+            *([program.keep(file.directory)] if program and now.current not in ("", file.directory) else []),
             f"cd {quoted(release.home)}",
             # The time when the previous version was last in use decides which one is kept.
             *([f"touch -c {quoted(now.current)}"] if before == [now.current] else []),

@@ -17,6 +17,7 @@ from pyinfra.context import host
 from compat import add_final_line
 from operations import virtualenvs
 from operations.look import ask, operation
+from operations.programs import Program
 from operations.shell import Fact, quoted, script, shell_file
 from operations.virtualenvs import Virtualenv
 
@@ -37,6 +38,8 @@ class UnitState:
     # What the administrator changed since it was started, and why it would not start again with that.
     own_changed: tuple[str, ...] = ()
     refused: str = ""
+    # The version of its program to which there is a way back, because the one in use has not come up yet.
+    back: str = ""
 
     def newer_than(self, moment: float, paths: Sequence[str]) -> bool:
         """Whether one of the files was written after that moment."""
@@ -54,10 +57,12 @@ class Unit(Fact[UnitState]):
         slow_to_start: bool = False,
         own: Sequence[str] = (),
         own_check: str = "",
+        kept: str = "",
     ) -> str:
         # An earlier run may not have waited until systemd took the unit for started.
         patience = "25" if slow_to_start else "0"
-        return f"{shell_file('unit')}about {quoted(unit, patience, ready or 'true', quoted(*own), own_check, *reads)}"
+        asked = f"{shell_file('unit')}about {quoted(unit, patience, ready or 'true', quoted(*own), own_check, *reads)}"
+        return f'{asked}\necho "Back=$(cat {quoted(f"{kept}/from")} 2>/dev/null)"' if kept else asked
 
     @staticmethod
     def default() -> UnitState:
@@ -90,6 +95,7 @@ class Unit(Fact[UnitState]):
             ready=values.get("Ready") == "yes",
             own_changed=tuple(own_changed),
             refused=values.get("Refused", ""),
+            back=values.get("Back", ""),
         )
 
 
@@ -125,7 +131,7 @@ def running(
     needs: str | None = None,
     patience: int = 60,
     enabled: bool = True,
-    program: Virtualenv | None = None,
+    program: Program | None = None,
     slow_to_start: bool = False,
     own: Sequence[str] = (),
     own_check: str = "",
@@ -142,7 +148,8 @@ def running(
         fails, a unit that does not answer is not restarted: that would not help.
     patience: seconds to wait for `ready`.
     enabled: whether to enable it; False for units that their package enables in its own way.
-    program: what it runs, if that is in a virtualenv: built again before the unit is started, if files of it were lost.
+    program: what it runs, if that is below /opt. If a new version does not come up, the one before is put back. A virtualenv is
+        built again before the unit is started, if files of it were lost.
     slow_to_start: it works long before systemd takes it for started: a unit that did not run is waited for by `ready` only.
     own: files and directories of the administrator's, which it reads when it starts. It is not restarted for them.
     own_check: shell command that fails with the reason, as the last line on stderr, if the unit would not start again with them.
@@ -156,6 +163,7 @@ def running(
         slow_to_start=slow_to_start,
         own=own,
         own_check=own_check,
+        kept=program.kept if program else "",
     )
     definition = [path for path, _ in now.written if path not in (*reads, *rereads)]
     stale = now.definition_changed or now.newer_than(now.started, [*reads, *definition])
@@ -200,12 +208,31 @@ def running(
             *start,
             "wait_ready; }",
         ]
-    if not steps:
+    if not (steps or now.back):
         host.noop(f"{unit} runs with the files that are on the machine")
         return
-    if program and (restarts or (ready and not now.ready)):
-        yield from virtualenvs.rebuilt_if_damaged(program)
-    yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
+    if program and isinstance(program.source, Virtualenv) and (restarts or (ready and not now.ready)):
+        yield from virtualenvs.rebuilt_if_damaged(program.source)
+    if program and now.back:
+        steps = steps or ["wait_ready 10"]
+        yield _tried(program, _functions(unit, ready, patience, slow_to_start, gives_up=True), steps, start[1:])
+    else:
+        yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
+
+
+def _tried(program: Program, functions: Sequence[str], steps: Sequence[str], start: Sequence[str]) -> StringCommand:
+    """The steps for a version that has not come up yet. What follows if it does not is done on the machine alone."""
+    trial = [
+        "umask 022",
+        "export LC_ALL=C.UTF-8 TZ=UTC",
+        "cd /",
+        program.shell,
+        *functions,
+        *("attempt() {", *steps, "}"),
+        *("resume() {", *start, "wait_ready", "}"),
+        "trial",
+    ]
+    return script(program.shell, "try_new", stdin="\n".join(trial) + "\n")
 
 
 def _check_step(unit: str, check: str | None) -> list[str]:
@@ -223,12 +250,17 @@ def _needs_step(unit: str, needs: str | None) -> list[str]:
     return [f"{needs} || {{ echo {quoted(message)} >&2; exit 1; }}"]
 
 
-def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool) -> list[str]:
-    """Shell functions that wait for the unit, and that print why it does not come up, with the end of its log."""
+def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool, gives_up: bool = False) -> list[str]:
+    """Shell functions that wait for the unit, and that print why it does not come up, with the end of its log.
+
+    gives_up: whether it is enough that it ends twice: systemd would start it again however often it does.
+    """
     name = shlex.quote(unit)
     starting = f"[ $(systemctl is-active {name}) = activating ] || " if slow_to_start else ""
     # It depends on no other unit: when its first attempt fails, further ones will fail as well.
     restarting = f" || [ $(systemctl show {name} -p SubState --value) = auto-restart ]" if slow_to_start else ""
+    if gives_up:
+        restarting = f" || [ $(systemctl show {name} -p NRestarts --value) -gt 1 ]"
     return [
         "failed() {",
         f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',

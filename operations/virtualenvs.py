@@ -16,6 +16,7 @@ from pathlib import Path
 from pyinfra.api import StringCommand
 
 from operations.look import ask, operation
+from operations.programs import Program
 from operations.shell import Fact, quoted, script, shell_file
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
@@ -76,13 +77,13 @@ class Virtualenv:
         return f"{hashlib.sha256(recipe).hexdigest()[:12]}-py{self.python}"
 
     @property
-    def root(self) -> str:
+    def home(self) -> str:
         return f"/opt/{self.program}"
 
     @property
     def current(self) -> str:
         """The link that always leads to the virtualenv in use."""
-        return f"{self.root}/current"
+        return f"{self.home}/current"
 
     @property
     def unit(self) -> str:
@@ -100,7 +101,7 @@ class Virtualenv:
     @property
     def shell(self) -> str:
         """operations/sh/virtualenv.sh, for this one."""
-        return f"venv={quoted(f'{self.root}/{self.key}')}\n{shell_file('virtualenv')}"
+        return f"venv={quoted(f'{self.home}/{self.key}')}\n{shell_file('virtualenv')}"
 
     def build_script(self) -> str:
         """What the transient unit runs."""
@@ -123,7 +124,7 @@ class Builds(Fact[dict[str, BuildState]]):
     def question(self, virtualenvs: Sequence[Virtualenv]) -> str:
         questions = (
             f"echo program {quoted(each.program)}; "
-            f"if [ -e {quoted(f'{each.root}/{each.key}/.complete')} ]; then echo complete; "
+            f"if [ -e {quoted(f'{each.home}/{each.key}/.complete')} ]; then echo complete; "
             f"elif systemctl is-active {quoted(each.unit)} | grep -qE '^(active|activating)$'; then echo building; fi; "
             f'echo "current $(readlink {quoted(each.current)})"; '
             for each in virtualenvs
@@ -172,7 +173,7 @@ def _states(*virtualenvs: Virtualenv) -> list[BuildState]:
 
 def _start_build(virtualenv: Virtualenv) -> StringCommand:
     """Upload the locks and start the transient unit; the upload is one stream: base64 texts, separated by empty lines."""
-    build = f"{virtualenv.root}/{virtualenv.key}.build"
+    build = f"{virtualenv.home}/{virtualenv.key}.build"
     files = {
         "requirements.txt": virtualenv.requirements,
         "uv.txt": _UV.read_bytes(),
@@ -203,10 +204,10 @@ def build_started(virtualenvs: Sequence[Virtualenv]) -> Generator[StringCommand,
 
 
 @operation()
-def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringCommand, None, None]:
+def in_use(virtualenv: Virtualenv, program: Program, patience: int = 900) -> Generator[StringCommand, None, None]:
     """The virtualenv is complete, and `current` links to it. The previous one is kept; older ones are removed.
 
-    patience: seconds to wait for the build.
+    program: what it is, and how to go back if it does not come up. patience: seconds to wait for the build.
     """
     (state,) = _states(virtualenv)
     if state.complete and state.current == virtualenv.key:
@@ -215,7 +216,7 @@ def in_use(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringComma
         if not state.building:
             yield _start_build(virtualenv)
         yield _wait(virtualenv, patience)
-    yield script(virtualenv.shell, f"switch {quoted(state.current or virtualenv.key)}")
+    yield script(virtualenv.shell, program.keep(virtualenv.key), f"switch {quoted(state.current or virtualenv.key)}")
 
 
 def rebuilt_if_damaged(virtualenv: Virtualenv, patience: int = 900) -> Generator[StringCommand, None, None]:

@@ -77,6 +77,11 @@ class Release:
         return f"{self.root}/{self.name}"
 
     @property
+    def distribution(self) -> str:
+        """It is none of Python's distributions."""
+        return ""
+
+    @property
     def programs(self) -> tuple[str, ...]:
         """Paths of its executables, within a version's directory."""
         return (self.name,) if self.archive is None else self.archive.programs

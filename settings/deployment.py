@@ -90,6 +90,8 @@ class Common(Certificates):
     journal_max_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     address: Host | None = Field(description="an IP address or a domain name")
     vault: str | None = Field(description="None or the path of a file ending in .vault")
+    try_again: str | None = Field(description='None or a version, such as "1.163.2"')
+    one_way: str | None = Field(description='None or a version, such as "1.163.2"')
 
 
 @dataclass(frozen=True)
@@ -507,6 +509,16 @@ class Settings:
     def virtualenvs(self) -> list[Virtualenv]:
         """The virtualenvs that this machine's roles need."""
         return [each for _, view in self.views for each in view.virtualenvs]
+
+    @property
+    def programs(self) -> list[tuple[str, Virtualenv | Release]]:
+        """What this machine's roles have below /opt, each with its title."""
+        found: list[tuple[str, Virtualenv | Release]] = []
+        for role, view in self.views:
+            below_opt: list[Virtualenv | Release] = [*view.virtualenvs, *view.programs]
+            titles = (role.title_of(unit).removeprefix("the ") for unit in role.units)
+            found += zip(titles, below_opt, strict=False)
+        return found
 
     @property
     def python(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from operations.filters import PORTS
+from operations.programs import KEPT
 from operations.removal import LastDatabase, Removal
 from roles import PACKAGES, POSTGRES, ROLES, Role
 from settings.deployment import Settings, view_of
@@ -65,6 +66,7 @@ def last_database(settings: Settings, role: Role) -> LastDatabase | None:
 def _paths(role: Role) -> list[str]:
     """The files and directories that the record names, besides what defines its units."""
     found = [*role.files, *(f"/opt/{program}" for program in role.programs), *role.state]
+    found += [path for program in role.programs for path in (f"{KEPT}/{program}", f"{KEPT}/{program}.failed")]
     for unit in role.units:
         found += [*unit.reads, *unit.rereads, *unit.private, *unit.secrets]
         found += [unit.environment] if unit.environment else []

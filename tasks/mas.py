@@ -6,6 +6,7 @@ from pyinfra import host
 
 from operations import accounts, files, releases, units
 from operations.files import Directory, Template, secret_file
+from operations.programs import Program
 from roles import CHECK_MAS, MAS, MAS_ARGUMENTS, MAS_CONFIGURATION, SOCKET_GROUP, SYNAPSE
 from settings import settings_of
 from settings.mas import Mas
@@ -27,14 +28,16 @@ SECRETS: dict[str, Secret | None] = {
     **{provider.secret: secret for provider, secret in mas.sso},
 }
 
-releases.installed(
-    name="Install the Matrix Authentication Service",
-    file=releases.obtain(mas.release, settings.machine.releases),
-)
 configuration = [
     Template(MAS_CONFIGURATION[0], "mas/config.yaml", mode="640", values={"mas": mas}, **OWNED),
     *(secret_file(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
 ]
+program = Program(MAS.title, mas.release, UNIT.name, files=[entry.path for entry in configuration])
+releases.installed(
+    name="Install the Matrix Authentication Service",
+    file=releases.obtain(mas.release, settings.machine.releases),
+    program=program,
+)
 files.present(
     name="Configure the Matrix Authentication Service",
     entries=[
@@ -76,13 +79,14 @@ units.running(
     name="Run the Matrix Authentication Service",
     unit=UNIT.name,
     reads=[
-        *(entry.path for entry in configuration),
+        *program.files,
         "/opt/mas/current",
         mas.release.executable,
         *settings.private_authorities,
     ],
     check=CHECK_MAS,
     ready=UNIT.health,
+    program=program,
     own=UNIT.own,
     own_check=UNIT.check,
 )

@@ -4,6 +4,7 @@ from pyinfra import host
 
 from operations import files, releases, units
 from operations.files import Directory, Template
+from operations.programs import Program
 from roles import SLIDING_SYNC, SOCKET_GROUP
 from settings import settings_of
 from settings.sliding_sync import SlidingSync
@@ -13,9 +14,11 @@ settings = settings_of(host)
 sliding_sync = settings.view(SlidingSync)
 ENVIRONMENT, [HOME] = UNIT.environment, UNIT.reads
 
+program = Program(SLIDING_SYNC.title, sliding_sync.release, UNIT.name, files=[ENVIRONMENT])
 releases.installed(
     name="Install the Sliding Sync proxy",
     file=releases.obtain(sliding_sync.release, settings.machine.releases),
+    program=program,
 )
 files.present(
     name="Configure the Sliding Sync proxy",
@@ -45,4 +48,5 @@ units.running(
     unit=UNIT.name,
     reads=[ENVIRONMENT, "/opt/sliding-sync/current", sliding_sync.release.executable],
     ready=UNIT.health,
+    program=program,
 )

@@ -6,6 +6,7 @@ from pyinfra import host
 
 from operations import files, units, virtualenvs
 from operations.files import Copy, Directory, Template
+from operations.programs import Program
 from operations.templating import TEMPLATES
 from roles import SYDENT
 from settings import settings_of
@@ -24,7 +25,8 @@ texts = [
     Template(f"{TEXTS}/site.j2", "sydent/site.j2", mode="644", values={"sydent": sydent}),
 ]
 
-virtualenvs.in_use(name="Install Sydent", virtualenv=sydent.virtualenv)
+program = Program(SYDENT.title, sydent.virtualenv, UNIT.name, files=[CONFIGURATION, *(text.path for text in texts)])
+virtualenvs.in_use(name="Install Sydent", virtualenv=sydent.virtualenv, program=program)
 files.present(
     name="Configure Sydent",
     entries=[
@@ -54,12 +56,7 @@ files.present(
 units.running(
     name="Run Sydent",
     unit=UNIT.name,
-    reads=[
-        CONFIGURATION,
-        *(text.path for text in texts),
-        sydent.virtualenv.current,
-        *settings.private_authorities,
-    ],
+    reads=[*program.files, sydent.virtualenv.current, *settings.private_authorities],
     ready=UNIT.health,
-    program=sydent.virtualenv,
+    program=program,
 )

@@ -4,8 +4,9 @@ from typing import Any
 
 from pyinfra import host
 
-from operations import deployment, files, units, virtualenvs
+from operations import deployment, files, schema, units, virtualenvs
 from operations.files import Copy, Directory, Template, secret_file
+from operations.programs import Program
 from operations.shell import quoted
 from roles import CHECK_SYNAPSE, SOCKET_GROUP, SYNAPSE, SYNAPSE_ARGUMENTS
 from settings import settings_of
@@ -17,7 +18,7 @@ settings = settings_of(host)
 [UNIT] = SYNAPSE.units
 synapse = settings.view(Synapse)
 [HOME], [STATE] = UNIT.reads, SYNAPSE.state
-PROGRAM = "/usr/local/lib/run-synapse"
+RUN_SYNAPSE = "/usr/local/lib/run-synapse"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}
 SECRETS: dict[str, Secret | None] = {
@@ -28,12 +29,10 @@ SECRETS: dict[str, Secret | None] = {
     "turn_shared_secret": synapse.turn_shared_secret,
 }
 
-virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv)
-
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
 configuration = [
-    Copy(PROGRAM, "synapse/run-synapse", mode="644"),
+    Copy(RUN_SYNAPSE, "synapse/run-synapse", mode="644"),
     Template(
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",
@@ -46,6 +45,17 @@ configuration = [
     *(secret_file(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
     secret_file(f"{HOME}/secrets/postgresql", password_file, mode="600", **OWN),
 ]
+database = synapse.database
+KEYWORDS = database.keywords(f"{HOME}/secrets/postgresql")
+program = Program(
+    SYNAPSE.title,
+    synapse.virtualenv,
+    UNIT.name,
+    files=[entry.path for entry in configuration],
+    compatible=schema.compatible(KEYWORDS),
+    one_way=settings.choices.one_way,
+)
+virtualenvs.in_use(name="Install Synapse", virtualenv=synapse.virtualenv, program=program)
 files.present(
     name="Configure Synapse",
     entries=[
@@ -70,17 +80,16 @@ files.present(
                 "socket_group": SOCKET_GROUP,
                 "release": settings.machine.release,
                 "python": f"{synapse.virtualenv.current}/bin/python",
-                "program": PROGRAM,
+                "program": RUN_SYNAPSE,
             },
         ),
     ],
 )
 
 # While its database does not work Synapse does not answer as it should, but a restart would not help.
-database = synapse.database
 REACH_DATABASE = f"""import psycopg2, sys
 try:
-    psycopg2.connect(**{database.keywords(f"{HOME}/secrets/postgresql")!r}, connect_timeout=5)
+    psycopg2.connect(**{KEYWORDS!r}, connect_timeout=5)
 except psycopg2.Error as error:
     sys.exit(str(error).strip())"""
 
@@ -88,7 +97,7 @@ as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
     unit=UNIT.name,
-    reads=[*(entry.path for entry in configuration), synapse.virtualenv.current, *settings.private_authorities],
+    reads=[*program.files, synapse.virtualenv.current, *settings.private_authorities],
     # Synapse's own program makes the signing key, once.
     check=(
         f"( cd {STATE} && umask 077 "
@@ -96,7 +105,7 @@ units.running(
         f"&& {CHECK_SYNAPSE} )"
     ),
     ready=UNIT.health,
-    program=synapse.virtualenv,
+    program=program,
     needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
     patience=180,
     own=UNIT.own,

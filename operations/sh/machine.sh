@@ -17,6 +17,14 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
   [ ! -e /etc/matrix-metal/migration ] || echo "migrating yes"
   [ ! -e /etc/matrix-metal/restore ] || { [ -e /etc/matrix-metal/restore/done ] && echo "restoring done" || echo "restoring begun"; }
   [ ! -s /etc/matrix-metal/postgresql-upgrade ] || echo "upgrading $(cat /etc/matrix-metal/postgresql-upgrade)"
+  for each in /var/lib/matrix-metal/upgrades/*; do
+    [ -e "$each" ] || continue
+    name=${each##*/}
+    case $each in
+      *.failed) printf "failure %s\t" "${name%.failed}"; cat "$each" ;;
+      *) ! systemctl is-active --quiet "matrix-metal-upgrade-$name" || echo "other_run the trial of a new version of $name" ;;
+    esac
+  done
   cd /run/matrix-metal && [ -s run ] && echo "last_run $(stat -c %.9Y run)" &&
   { flock -n -s run true || echo "other_run $(cat run)"; }' 2>/dev/null &
 echo "user $(id -un)"
@@ -25,6 +33,17 @@ $sudo true 2>/dev/null && echo "root yes"
 echo "architecture $(dpkg --print-architecture 2>/dev/null || uname -m)"
 echo "processors $(nproc)"
 for directory in /opt/*/*-????????????; do [ -d "$directory" ] && echo "installed ${directory#/opt/}"; done
+# What people call a virtualenv's version is that of its distribution, which is named like the program or has "matrix-" before it.
+for link in /opt/*/current; do
+  [ -L "$link" ] || continue
+  program=${link#/opt/} directory=$(readlink "$link")
+  program=${program%/current} version=${directory%-*}
+  for found in "$link"/lib/python3*/site-packages/matrix_*.dist-info; do
+    name=${found##*/}
+    case $(echo "${name%%-*}" | tr _ -) in "$program" | "matrix-$program") version=${name#*-} version=${version%.dist-info} ;; esac
+  done
+  echo "program $program $directory $version"
+done
 grep -ls '^# Written by matrix-metal' /etc/systemd/system/*.service /etc/systemd/system/*.service.d/*.conf 2>/dev/null |
   sed 's,^/etc/systemd/system/\([^/]*\.service\).*,unit \1,'
 awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo

@@ -60,12 +60,15 @@ await_build() {
   journalctl -u "$1" -n 20 --no-pager -o cat >&2 || true
   return 1
 }
-# switch KEPT: makes `current` lead to $venv. Virtualenvs are large: of the others only KEPT stays, the previous one.
+# switch KEPT: makes `current` lead to $venv. Virtualenvs are large: of the others only KEPT stays, the previous one, and the one to
+# which there is a way back (program.sh).
 switch() {
   cd "${venv%/*}"
+  # shellcheck disable=SC2154 # of program.sh
+  back=$(cat "$kept/from" 2>/dev/null) || back=$1
   ln -sfn "${venv##*/}" current.new
   mv -fT current.new current
   for old in *-py3.*; do
-    case $old in "${venv##*/}" | "$1" | *.build) ;; *) rm -rf -- "$old" ;; esac
+    case $old in "${venv##*/}" | "$1" | "$back" | *.build) ;; *) rm -rf -- "$old" ;; esac
   done
 }

@@ -1,157 +1,52 @@
-"""Synapse is restarted and upgraded while clients use it: no request of theirs fails, whether it has a body or not."""
+"""Synapse is restarted and upgraded while clients use it: no request of theirs fails, whether it has a body or not.
 
-import asyncio
-import os
-import shutil
-import subprocess
+A version that does not come up is put back. One from which there is no way back is refused.
+"""
+
+import re
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import nio
 import pytest
 
 from tests.conftest import Deployed
-from tests.deployment import ROOT
-from tests.e2e.client import Account, Outside, expect, expect_json
+from tests.deployment import ROOT, Deployment
+from tests.e2e.client import Account, Outside, expect_json
+from tests.e2e.load import Load, during, room_of
+from tests.e2e.older import OLDER, broken_checkout, older_checkout
 from tests.testbed import Host
 
 pytestmark = pytest.mark.role("synapse")
 
-OLDER = "1.160.0"
-# Clients of each kind, and how long each pauses between two requests, in seconds.
-CLIENTS, PAUSE = 2, 0.02
-# For how long a client that asks for news waits, in milliseconds.
-WAIT = 20_000
-SLIDING_SYNC = "unstable/org.matrix.simplified_msc3575/sync"
+UPGRADES = "/var/lib/matrix-metal/upgrades"
 
 
-@dataclass
-class Load:
-    """Requests of clients. failed: what was not answered with 200. longest: the seconds of the slowest, without /sync."""
+@pytest.fixture(scope="session")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project, with an older Synapse."""
+    return older_checkout(tmp_path_factory.mktemp("older"))
 
-    answered: Counter[str] = field(default_factory=Counter)
-    failed: list[str] = field(default_factory=list)
-    longest: float = 0
 
-    @asynccontextmanager
-    async def clients(self, outside: Outside, account: Account, room: str) -> AsyncIterator[None]:
-        """They send requests meanwhile."""
-        async with outside.matrix(account) as client:
-            assert client.client_session
-            self.session, self.url, self.user = client.client_session, outside.url("matrix", "/_matrix/"), account
-            over = asyncio.Event()
-            kinds = (self.ask, self.send, self.upload, self.query, self.wait, self.wait_sliding)
-            tasks = [asyncio.create_task(kind(over, room)) for kind in kinds for _ in range(CLIENTS)]
-            http2 = asyncio.create_task(asyncio.to_thread(self.query_by_http2, outside, over))
-            await asyncio.sleep(1)
-            try:
-                yield
-                await asyncio.sleep(1)
-            finally:
-                over.set()
-                await http2
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def request(self, kind: str, method: str, path: str, *, waits: bool = False, **options: Any) -> Any:
-        begin = time.monotonic()
-        try:
-            async with self.session.request(
-                method, f"{self.url}{path}", headers=self.user.authorization, **options
-            ) as answer:
-                status, text = answer.status, await answer.text()
-        except Exception as error:
-            status, text = 0, repr(error)
-        self.note(kind, status, text, 0 if waits else time.monotonic() - begin)
-        return await answer.json() if status == 200 else {}
-
-    def note(self, kind: str, status: int, text: str, seconds: float) -> None:
-        self.answered[kind] += 1
-        self.longest = max(self.longest, seconds)
-        if status != 200:
-            self.failed.append(f"{kind}: {status} after {seconds:.2f} s: {text[:200]}")
-
-    async def ask(self, over: asyncio.Event, _: str) -> None:
-        while not over.is_set():
-            await self.request("GET", "GET", "client/v3/account/whoami")
-            await asyncio.sleep(PAUSE)
-
-    async def send(self, over: asyncio.Event, room: str) -> None:
-        while not over.is_set():
-            path = f"client/v3/rooms/{room}/send/m.room.message/{time.time_ns()}"
-            await self.request("PUT", "PUT", path, json={"msgtype": "m.text", "body": "It works."})
-            await asyncio.sleep(PAUSE)
-
-    async def upload(self, over: asyncio.Event, _: str) -> None:
-        content = os.urandom(200_000)
-        while not over.is_set():
-            await self.request("upload", "POST", "media/v3/upload", data=content)
-            await asyncio.sleep(10 * PAUSE)
-
-    async def query(self, over: asyncio.Event, _: str) -> None:
-        while not over.is_set():
-            await self.request("POST", "POST", "client/v3/keys/query", json={"device_keys": {self.user.user_id: []}})
-            await asyncio.sleep(PAUSE)
-
-    def query_by_http2(self, outside: Outside, over: asyncio.Event) -> None:
-        with outside.http(http2=True) as http:
-            while not over.is_set():
-                begin = time.monotonic()
-                answer = http.post(
-                    f"{self.url}client/v3/keys/query", json={"device_keys": {}}, headers=self.user.authorization
-                )
-                self.note("POST by HTTP/2", answer.status_code, answer.text, time.monotonic() - begin)
-                time.sleep(PAUSE)
-
-    async def wait(self, over: asyncio.Event, room: str) -> None:
-        """For news of no room, so that it takes long."""
-        nothing = f'{{"room": {{"not_rooms": ["{room}"]}}}}'
-        since: dict[str, str] = {}
-        while not over.is_set():
-            query = {"timeout": str(WAIT), "filter": nothing, **since}
-            answer = await self.request("GET /sync", "GET", "client/v3/sync", waits=True, params=query)
-            since = {"since": answer["next_batch"]} if "next_batch" in answer else since
-
-    async def wait_sliding(self, over: asyncio.Event, _: str) -> None:
-        position: dict[str, str] = {}
-        while not over.is_set():
-            query = {"timeout": str(WAIT), **position}
-            answer = await self.request(
-                "POST /sync", "POST", f"client/{SLIDING_SYNC}", waits=True, params=query, json={"conn_id": "load"}
-            )
-            position = {"pos": answer["pos"]} if "pos" in answer else {}
+@pytest.fixture(scope="session")
+def broken(older: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with a Synapse that does not start."""
+    return broken_checkout(older, tmp_path_factory.mktemp("broken"))
 
 
 @pytest.fixture(scope="module")
 def room(deployed: Deployed, outside: Outside, alice: Account) -> str:
-    """A room of Alice's, for whom there is no rate limit."""
-    unlimited = f"INSERT INTO ratelimit_override VALUES ('{alice.user_id}', 0, 0) ON CONFLICT DO NOTHING"  # noqa: S608
-    deployed.host.run("cd / && runuser -u postgres -- psql -XAtq -d synapse -f -", stdin=unlimited)
-
-    async def create() -> str:
-        async with outside.matrix(alice) as client:
-            return str(expect(await client.room_create(name="Load"), nio.RoomCreateResponse).room_id)
-
-    return asyncio.run(create())
+    return room_of(deployed.host, outside, alice)
 
 
-def during(outside: Outside, account: Account, room: str, action: Callable[[], object]) -> Load:
-    """What clients notice of it."""
-    load = Load()
-
-    async def run() -> None:
-        async with load.clients(outside, account, room):
-            await asyncio.to_thread(action)
-
-    asyncio.run(run())
-    print(f"{load.answered}, longest {load.longest:.2f} s, failed {len(load.failed)}")
-    return load
+@pytest.fixture
+def deployment(deployed: Deployed) -> Iterator[Deployment]:
+    """The deployment, which is as it was after the test."""
+    settings = deployed.deployment.settings
+    yield deployed.deployment
+    deployed.deployment.root = ROOT
+    deployed.deployment.choose(**settings)
+    deployed.deployment.run("-y")
 
 
 def version(outside: Outside) -> str:
@@ -166,32 +61,130 @@ def restart(host: Host) -> None:
         time.sleep(3)  # whoever waited has an answer
 
 
+def assert_nothing_failed(load: Load, longest: float) -> None:
+    assert load.failed == [] and load.longest < longest and len(load.answered) == 7, load
+
+
+def assert_nothing_is_left(host: Host) -> None:
+    """Of an upgrade, but for the note that it has failed."""
+    left = host.run(f"ls -A {UPGRADES} 2>/dev/null; ls -d /run/matrix-metal-trial* 2>/dev/null; true").stdout.split()
+    assert [name for name in left if not name.endswith(".failed")] == []
+
+
 def test_a_restart_of_synapse_fails_no_request(deployed: Deployed, outside: Outside, alice: Account, room: str) -> None:
-    load = during(outside, alice, room, lambda: restart(deployed.host))
-    assert load.failed == [] and load.longest < 20 and len(load.answered) == 7, load
+    assert_nothing_failed(during(outside, alice, room, lambda: restart(deployed.host)), 20)
+
+
+def test_a_synapse_that_does_not_start_is_put_back(
+    deployment: Deployment, outside: Outside, alice: Account, room: str, broken: Path
+) -> None:
+    host, current, runs = deployment.hosts[0], version(outside), []
+    deployment.root = broken
+    load = during(outside, alice, room, lambda: runs.append(deployment.run("-y", check=False)))
+    [run] = runs
+    assert run.status == 1
+    why = (
+        rf"{host.name}: Run Synapse failed: Synapse {OLDER} did not come up: .*No module named 'psycopg2'\. {current} serves "
+        r"again, (\d+) s later, with the files that it had before\. Repair the cause, then try again with --data "
+        rf"try_again={OLDER}; or choose another version"
+    )
+    told = re.fullmatch(why, run.refusal)
+    assert told and int(told[1]) < 10, run.output
+    assert version(outside) == current
+    assert_nothing_failed(load, 20)
+    assert_nothing_is_left(host)
+
+    # It is not tried again, unless it is asked for. Nor is anything else touched.
+    again = deployment.run("-y", check=False)
+    assert again.status == 1 and again.changed == []
+    assert re.match(rf"{host.name}: Synapse {OLDER} was tried on .* and did not come up: .*psycopg2", again.refusal)
+    deployment.root = ROOT
+    assert deployment.run("-y").changed == [], "not everything was put back"
 
 
 def test_an_upgrade_of_synapse_fails_no_request(
-    deployed: Deployed, outside: Outside, alice: Account, room: str, tmp_path: Path
+    deployment: Deployment, outside: Outside, alice: Account, room: str, older: Path
 ) -> None:
-    deployment, older = deployed.deployment, tmp_path / "older"
-    shutil.copytree(ROOT, older, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "__pycache__"))
-    lock = older / "requirements" / "synapse"
-    wanted = lock.with_suffix(".in").read_text().splitlines()
-    lock.with_suffix(".in").write_text(
-        "".join(f"{line.partition('==')[0]}=={OLDER}\n" if "matrix-synapse" in line else f"{line}\n" for line in wanted)
-    )
-    command = "uv pip compile -q --universal --generate-hashes --python-version 3.11 --only-binary :all: synapse.in"
-    subprocess.run([ROOT / ".venv/bin/uv", *command.split()[1:], "-o", "synapse.txt"], cwd=lock.parent, check=True)
-    current = version(outside)
+    """Nor does the one before it, to an older version. It is refused while the older could not run with the newer's database."""
+    host, current = deployment.hosts[0], version(outside)
     deployment.root = older
-    try:
-        deployment.run("-y")
-        assert version(outside) == OLDER != current
-        deployment.root = ROOT
-        load = during(outside, alice, room, lambda: deployment.run("-y"))
-    finally:
-        deployment.root = ROOT
-        deployment.run("-y")
+    assert f"--> Synapse {current} -> {OLDER} on {host.name}\n" in deployment.run("--dry").output
+    deployment.run("-y")
+    assert version(outside) == OLDER != current
+
+    # As if much had changed between the two.
+    schema = "/opt/matrix-synapse/current/lib/python3*/site-packages/synapse/storage/schema/__init__.py"
+    host.run(f"sed -i 's/^SCHEMA_VERSION = .*/SCHEMA_VERSION = 80/' {schema}")
+    deployment.root = ROOT
+    run = deployment.run("-y", check=False)
+    assert run.status == 1
+    assert re.fullmatch(
+        rf"{host.name}: Install Synapse failed: from Synapse {current} there is no way back: .* To upgrade nevertheless, with a "
+        rf"backup at hand: --data one_way={current}",
+        run.refusal,
+    ), run.output
+    assert version(outside) == OLDER
+    load = during(outside, alice, room, lambda: deployment.run("-y", "--data", f"one_way={current}"))
     assert version(outside) == current
-    assert load.failed == [] and load.longest < 20 and len(load.answered) == 7, load
+    assert_nothing_failed(load, 20)
+    assert_nothing_is_left(host)
+    dry = deployment.run("--dry")
+    assert dry.planned == [] and " -> " not in dry.output
+
+
+def test_a_synapse_that_is_too_old_for_the_database_is_refused(
+    deployment: Deployment, outside: Outside, older: Path
+) -> None:
+    host, current = deployment.hosts[0], version(outside)
+
+    def change(schema: str) -> None:
+        statement = f"UPDATE schema_compat_version SET compat_version = compat_version {schema}"  # noqa: S608
+        host.run("cd / && runuser -u postgres -- psql -XAtq -d synapse -f -", stdin=statement)
+
+    change("+ 1000")
+    try:
+        deployment.root = older
+        run = deployment.run("-y", check=False)
+    finally:
+        change("- 1000")
+    assert run.status == 1
+    assert f"Synapse {OLDER} cannot run with the data any more, which a newer version has changed" in run.refusal
+    assert version(outside) == current
+
+
+@pytest.mark.role("sliding_sync")
+def test_a_program_that_ends_at_once_is_put_back(deployment: Deployment, tmp_path: Path) -> None:
+    host, program = deployment.hosts[0], tmp_path / "syncv3"
+    program.write_text("#!/bin/sh\necho 'I cannot.'\nexit 3\n")
+    deployment.choose(**deployment.settings, sliding_sync_binary=str(program))
+    begin = time.monotonic()
+    run = deployment.run("-y", check=False)
+    took = time.monotonic() - begin
+    assert run.status == 1
+    assert re.search(
+        r"Sliding Sync proxy v[\d.]+ did not come up: I cannot\. v[\d.]+ serves again, \d s later, with the files",
+        run.refusal,
+    ), run.output
+    assert took < 20, took
+    host.run("systemctl is-active sliding-sync")
+    assert_nothing_is_left(host)
+    again = deployment.run("-y", check=False)
+    assert again.status == 1 and again.changed == [] and "did not come up: I cannot. " in again.refusal
+
+
+@pytest.mark.role("rtc")
+def test_a_version_is_put_back_without_the_computer_that_has_tried_it(deployment: Deployment, tmp_path: Path) -> None:
+    host, program = deployment.hosts[0], tmp_path / "lk-jwt-service"
+    program.write_text("#!/bin/sh\nsleep 3\necho 'I cannot.'\nexit 3\n")
+    deployment.choose(**deployment.settings, lk_jwt_binary=str(program))
+    process = deployment.start("-y")
+    host.run("until systemctl is-active -q matrix-metal-upgrade-lk-jwt-service; do sleep 0.1; done", timeout=120)
+    process.kill()
+    process.communicate()
+    # Who comes next is told what goes on.
+    second = deployment.run("-y", check=False)
+    assert second.status == 1 and second.changed == []
+    assert re.search("the trial of a new version of lk-jwt-service|another run is at work", second.refusal)
+    host.run(f"until [ -e {UPGRADES}/lk-jwt-service.failed ]; do sleep 0.1; done", timeout=60)
+    host.run("systemctl is-active lk-jwt")
+    assert_nothing_is_left(host)

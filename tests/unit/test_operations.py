@@ -511,7 +511,7 @@ def test_a_group_that_was_removed_is_restored(monkeypatch: pytest.MonkeyPatch) -
 def test_damage_of_a_virtualenv_is_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str, intact: bool
 ) -> None:
-    monkeypatch.setattr(Virtualenv, "root", str(tmp_path))
+    monkeypatch.setattr(Virtualenv, "home", str(tmp_path))
     virtualenv = Virtualenv("x", "sydent", "3.13", imports="x")
     directory = tmp_path / virtualenv.key
     (directory / "package").mkdir(parents=True)

@@ -80,7 +80,7 @@ def _releases(view: View) -> Iterator[Release]:
 
 def test_records_name_every_program(tmp_path: Path) -> None:
     for role, view in settings(tmp_path).views:
-        found = {*(each.root for each in view.virtualenvs), *(each.home for each in _releases(view))}
+        found = {*(each.home for each in view.virtualenvs), *(each.home for each in _releases(view))}
         uv = {"/opt/uv"} if view.virtualenvs else set()
         assert {f"/opt/{program}" for program in role.programs} == found | uv, role.name
 

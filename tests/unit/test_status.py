@@ -20,7 +20,7 @@ from manage.look import BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, D
 from manage.output import plain, print_text
 from manage.outside import federation_problem, keys_problem
 from manage.status import span
-from operations.machine import MachineState
+from operations.machine import Failure, MachineState
 from roles import ROLES
 from settings import Settings
 from settings.mas import VERSION
@@ -129,6 +129,12 @@ def program(**changes: Any) -> Change:
     return lambda seen: replace(seen, programs=(replace(seen.programs[0], **changes), *seen.programs[1:]))
 
 
+def put_back(seen: Seen) -> Seen:
+    failure = Failure(seen.programs[0].wanted, "yesterday", "it cannot")
+    seen.settings.machine = replace(seen.settings.machine, failures={seen.programs[0].name: failure})
+    return program(installed="0123456789ab-py3.13", found="1.160.0")(seen)
+
+
 def shown(begin: timedelta, end: timedelta, name: str = "") -> Change:
     def change(seen: Seen) -> Seen:
         first = seen.certificates[0]
@@ -157,6 +163,7 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (program(installed=""), "matrix-synapse 1."),
     (program(installed="0123456789ab-py3.13", found="1.160.0"), "matrix-synapse 1.160.0 is installed, and 1."),
+    (put_back, "was tried on yesterday and did not come up: it cannot. 1.160.0 serves: docs/UPGRADE.md"),
     (program(installed="0123456789ab-py3.13"), "is installed with other packages than requirements/ has"),
     (program(running=("0123456789ab-py3.13",)), "matrix-synapse still runs from an earlier version than is installed"),
     (shown(-60 * DAY, 5 * DAY), "x.test, port 443: its certificate expires on "),
