@@ -19,7 +19,7 @@ from manage.output import as_json, print_json, print_table
 from operations.machine import BACKUP_STATE, RESTORE_HOME
 from operations.shell import quoted
 from roles import any_version
-from settings.backup import PROGRAM, Target, public_key
+from settings.backup import RESTORE_PROGRAM, Target, public_key
 from settings.deployment import RESTORE_VARIABLE, Restore
 
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
@@ -213,7 +213,7 @@ def _put_back(machine: Machine) -> str:
     """Start the restore on the machine, and show how far it is. Returns what was restored. Raises Refused."""
     machine.run(
         f"rm -f /run/matrix-metal/restore.json; systemctl reset-failed {RESTORE_UNIT} 2>/dev/null || true; "
-        f"systemd-run --quiet --unit={RESTORE_UNIT} {PROGRAM} restore"
+        f"systemd-run --quiet --unit={RESTORE_UNIT} {RESTORE_PROGRAM}"
     )
     shown, at_terminal = "", sys.stderr.isatty()
     while True:
@@ -228,7 +228,8 @@ def _put_back(machine: Machine) -> str:
             raise Refused(f"{machine.name}: {text}; when that is fixed, run the same command again")
         if active not in ("active", "activating"):
             raise Refused(
-                f"{machine.name}: the restore has ended before it was done: journalctl -u {RESTORE_UNIT} there"
+                f"{machine.name}: the restore has ended before it was done (journalctl -u {RESTORE_UNIT} there says why); "
+                "run the same command again"
             )
         if text != shown:
             line = f"{machine.name}: {text}"

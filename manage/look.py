@@ -17,8 +17,8 @@ from cryptography.x509.oid import NameOID
 from manage.output import printable
 from operations.certificates import Served
 from operations.look import Answers
+from operations.machine import BACKUP_STATE, MachineState
 from operations.machine import Machine as MachineFact
-from operations.machine import MachineState
 from operations.shell import quoted
 from operations.units import seconds_since_epoch, unrecovered
 from roles import ASK_POSTGRES, PACKAGES, ROLES, Role, Unit, any_version
@@ -27,7 +27,7 @@ from settings.synapse import Choices as Homeserver
 
 # Seconds that a probe may take, and hours of the logs that are searched for errors, of which at most so many lines are read.
 PATIENCE, HOURS, LINES = 10, 6, 200
-BACKUPS, LAST_DEPLOY = "/var/lib/matrix-metal/backup", "/var/lib/matrix-metal/last_deploy.json"
+LAST_DEPLOY = "/var/lib/matrix-metal/last_deploy.json"
 _PROPERTIES = "Id,LoadState,ActiveState,SubState,NRestarts,InvocationID,ExecMainStartTimestamp"
 # Milliseconds: a table of a large homeserver takes longer to count than anybody waits.
 _QUICKLY = "-c default_transaction_read_only=on -c statement_timeout=2000"
@@ -211,7 +211,7 @@ def _probes(settings: Settings) -> dict[str, str]:
         "ls -d /opt/*/current/lib/python3*/site-packages/*.dist-info",
         "packages": f"dpkg-query --show --showformat '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {quoted(*packages)}",
         "disks": f"df -B1 --output=size,avail,itotal,iavail,target {states} | tail -n +2 | sort -u",
-        "backups": f"for file in {BACKUPS}/*.json {BACKUPS}/*/*.json; do "
+        "backups": f"for file in {BACKUP_STATE}/*.json {BACKUP_STATE}/*/*.json; do "
         '[ ! -e "$file" ] || { tr -d "\\n" <"$file"; echo; }; done',
         "deployed": f'[ ! -s {LAST_DEPLOY} ] || echo "$(stat -c %Y {LAST_DEPLOY}) $(cat {LAST_DEPLOY})"',
         "began": '[ ! -s /run/matrix-metal/run ] || echo "$(stat -c %Y /run/matrix-metal/run) $(cat /run/matrix-metal/run)"',

@@ -22,9 +22,10 @@ from vault import Secret, pem
 ARCHIVE_TIMEOUT = 120
 # Where PostgreSQL leaves its log until it is sent.
 SPOOL = "/var/spool/matrix-metal-backup"
+PROGRAMS = "/usr/local/lib/matrix-metal"
 # pgBackRest wants to be named in an archive_command.
-KEEP_WAL = "/usr/local/lib/matrix-metal/keep-for-pgbackrest"
-PROGRAM = "/usr/local/lib/matrix-metal/backup"
+KEEP_WAL = f"{PROGRAMS}/keep-for-pgbackrest"
+PROGRAM, RESTORE_PROGRAM = f"{PROGRAMS}/backup", f"{PROGRAMS}/restore"
 # A target in these would be hidden from the backup, or be emptied at the next boot.
 UNSUITABLE = ("/home", "/root", "/run", "/tmp", "/var/tmp", "/dev", "/proc", "/sys", "/etc", "/usr", "/boot")  # noqa: S108
 

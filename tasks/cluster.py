@@ -5,7 +5,7 @@ from pyinfra import host
 from operations import certificates, databases, files
 from operations.files import Copy, Directory, Template
 from settings import settings_of
-from settings.backup import ARCHIVE_TIMEOUT, KEEP_WAL, SPOOL, Backup
+from settings.backup import ARCHIVE_TIMEOUT, KEEP_WAL, PROGRAMS, SPOOL, Backup
 from settings.postgres import Postgres
 
 settings = settings_of(host)
@@ -29,7 +29,7 @@ values = {
     "archive_timeout": ARCHIVE_TIMEOUT,
 }
 kept = [
-    Directory(KEEP_WAL.rpartition("/")[0], mode="755"),
+    Directory(PROGRAMS, mode="755"),
     Copy(KEEP_WAL, "backup/keep-for-pgbackrest", mode="755"),
     Directory(SPOOL, mode="700", user="postgres", group="postgres"),
 ]
