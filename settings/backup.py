@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from cryptography.hazmat.primitives import serialization
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 
-from operations.machine import BACKUP_HOME, BACKUP_STATE, MARKER, RESTORE_HOME
+from operations.machine import BACKUP_HOME, BACKUP_STATE, MARKER, REHEARSAL_NOTE, RESTORE_HOME
 from roles import BACKUP, ROLES, Timer
 from settings.deployment import Mail, SettingError, Settings, View
 from settings.fields import Chosen, Explained, Host, Size, size_in_bytes
@@ -181,6 +181,7 @@ class Backup(View):
     admin_email: str | None
     server_name: str
     machine: str
+    rehearsal: bool
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -232,6 +233,7 @@ class Backup(View):
             admin_email=settings.choices.admin_email,
             server_name=settings.server_name,
             machine=settings.name,
+            rehearsal=settings.restore is not None and settings.restore.rehearsal,
         )
 
     @classmethod
@@ -292,6 +294,7 @@ class Backup(View):
             }
             if self.mail.host and self.admin_email
             else None,
+            "rehearsal_note": REHEARSAL_NOTE if self.rehearsal else None,
         }
         return json.dumps(plan, indent=1) + "\n"
 

@@ -11,6 +11,9 @@ from settings.postgres import Postgres
 settings = settings_of(host)
 postgres = settings.view(Postgres)
 backup = settings.view(Backup) if settings.here("backup") else None
+if backup and backup.rehearsal:
+    # What PostgreSQL logs there is nothing to back up.
+    backup = None
 
 databases.cluster_exists(name="Create the PostgreSQL cluster", cluster=postgres.cluster, port=postgres.port)
 if postgres.clients:

@@ -46,6 +46,7 @@ class Plan:
     keep_days: int
     late_after: dict[str, int]
     mail: dict[str, Any]
+    rehearsal_note: str | None
 
     def __init__(self, home: str) -> None:
         self.home = Path(home)
@@ -162,8 +163,9 @@ def psql(plan: Plan, program: str, *words: str) -> list[str]:
 
 
 def restic_command(plan: Plan, part: str, *words: str) -> tuple[list[str], dict[str, str]]:
-    """The command, and its environment."""
-    command, environment = ["restic", "--json", *plan.restic_options[part], *words], plan.environment(part)
+    """The command, and its environment. A restore writes nothing to the target, not even a lock."""
+    reading = ["--no-lock"] if str(plan.home) == RESTORE_HOME else []
+    command, environment = ["restic", "--json", *reading, *plan.restic_options[part], *words], plan.environment(part)
     cache = os.environ.get("CACHE_DIRECTORY")
     environment["RESTIC_CACHE_DIR"] = cache or f"/var/cache/matrix-metal-backup{'' if part == 'files' else '-database'}"
     if part == "dumps" and os.geteuid() == 0:
