@@ -49,7 +49,7 @@ OUT ?= .cache/render
 render: setup ## Write every file of a few sample deployments into .cache/render, or OUT=DIRECTORY
 	@$(BIN)/python -m tests.render '$(OUT)'
 
-bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation
+bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation, backup
 	@$(BIN)/python -m bench
 
 lock: setup ## Update every lock file from PyPI
