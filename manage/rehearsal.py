@@ -180,7 +180,7 @@ def _wrong(machine: Machine, homeserver: Machine | None) -> Iterator[str]:
             yield f"{path} is damaged: {said}"
         click.echo(f"  {path}: whole")
     [key] = machine.run(f"sha256sum <{KEY}")
-    if not machine.run(f"grep -cE '^ed25519 \\S+ [A-Za-z0-9+/]{{43}}' {KEY} || true")[0].isdigit():
+    if machine.run(f"grep -cE '^ed25519 \\S+ [A-Za-z0-9+/]{{43}}' {KEY} || true") == ["0"]:
         yield f"{KEY} is no signing key"
     if homeserver and homeserver.run(f"sha256sum <{KEY}") != [key]:
         yield "the signing key is another than the homeserver has"

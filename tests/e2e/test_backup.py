@@ -322,23 +322,7 @@ def test_a_machine_with_data_is_refused(drill: Drill) -> None:
     assert done.returncode == 1 and "there is data on" in done.stderr and "--overwrite" in done.stderr, done.stderr
 
 
-def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> None:
-    """And the first attempt is killed in the middle: nothing runs with half of the data."""
-    host = drill.host
-    host.run("rm -f /run/matrix-metal/restore.json")
-    with ThreadPoolExecutor() as pool:
-        arguments = ("restore", "--yes", "--overwrite", "--to", drill.moment)
-        running = pool.submit(drill.deployment.manage, *arguments)
-        reached = "grep -qs 'restoring the database' /run/matrix-metal/restore.json"
-        host.run(f"until {reached}; do sleep 0.02; done; systemctl kill -s KILL matrix-metal-restore", timeout=120)
-        killed = running.result()
-    assert killed.returncode == 1 and "run the same command again" in killed.stderr, killed.stderr
-    refused = drill.deployment.run("-y", check=False)
-    assert refused.status == 1 and "a restore has begun here" in refused.refusal, refused.output
-    # Without --overwrite: the restore that has begun may go on.
-    drill.restored("--to", drill.moment)
-    assert host.run(f"ls {RESTORE_HOME}", check=False).returncode
-    assert_kept(drill, directory, BEFORE)
+# A restore that fails leaves the machine as it is for the next attempt: the last of these succeeds.
 
 
 def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
@@ -351,26 +335,38 @@ def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
     drill.deployment.vault.write_bytes(saved)
 
 
-@pytest.mark.parametrize(
-    ("job", "part", "program"),
-    [("files", "files/data", "restic: "), ("database", "postgresql/backup", "pgbackrest")],
-)
-def test_a_repository_that_was_truncated_is_reported(drill: Drill, job: str, part: str, program: str) -> None:
-    """By the weekly check, the verification, and a restore, in one line each."""
+def test_a_repository_that_was_truncated_is_reported_and_not_restored(drill: Drill) -> None:
+    """By the weekly checks, and by a restore, in one line each."""
     host = drill.host
-    found = f"find {TARGET}/{host.name}/{part} -type f -printf '%s %p\\n' | sort -n | tail -n 1"
-    size, path = host.run(found).stdout.split()
-    host.run(f"cp -a {path} /root/whole; truncate -s {int(size) // 2} {path}")
-    assert host.run(f"systemctl start matrix-metal-backup-check-{job}", check=False).returncode
-    reason = drill.part(f"{job}/check-{job}")["reason"]
-    assert program in reason.lower() and "is damaged" in reason, reason
-    output = drill.deployment.verify("tests/host/test_backup.py")[1]
-    assert f"the backup fails (check-{job})" in output and "is damaged" in output, output
-    done = drill.deployment.manage("restore", "--yes", "--overwrite")
-    assert done.returncode == 1 and "is damaged" in done.stderr.splitlines()[-1], done.stderr
-    host.run(f"mv /root/whole {path}; systemctl start matrix-metal-backup-check-{job}")
-    if job == "database":
-        drill.restored()
+    for job, part, program in (("files", "files/data", "restic: "), ("database", "postgresql/backup", "pgbackrest")):
+        found = f"find {TARGET}/{host.name}/{part} -type f -printf '%s %p\\n' | sort -n | tail -n 1"
+        size, path = host.run(found).stdout.split()
+        host.run(f"cp -a {path} /root/whole; truncate -s {int(size) // 2} {path}")
+        assert host.run(f"systemctl start matrix-metal-backup-check-{job}", check=False).returncode
+        reason = drill.part(f"{job}/check-{job}")["reason"]
+        assert program in reason.lower() and "is damaged" in reason, reason
+        assert "is damaged" in drill.deployment.manage("backup", "show").stdout
+        done = drill.deployment.manage("restore", "--yes", "--overwrite")
+        assert done.returncode == 1 and "is damaged" in done.stderr.splitlines()[-1], done.stderr
+        host.run(f"mv /root/whole {path}; systemctl start matrix-metal-backup-check-{job}")
+
+
+def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> None:
+    """And the first attempt is killed in the middle: nothing runs with half of the data."""
+    host = drill.host
+    host.run("rm -f /run/matrix-metal/restore.json")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(drill.deployment.manage, "restore", "--yes", "--to", drill.moment)
+        reached = "grep -qs 'restoring the database' /run/matrix-metal/restore.json"
+        host.run(f"until {reached}; do sleep 0.02; done; systemctl kill -s KILL matrix-metal-restore", timeout=120)
+        killed = running.result()
+    assert killed.returncode == 1 and "run the same command again" in killed.stderr, killed.stderr
+    refused = drill.deployment.run("-y", check=False)
+    assert refused.status == 1 and "a restore has begun here" in refused.refusal, refused.output
+    # Without --overwrite: the restore that has begun may go on.
+    drill.restored("--to", drill.moment)
+    assert host.run(f"ls {RESTORE_HOME}", check=False).returncode
+    assert_kept(drill, directory, BEFORE)
 
 
 # --- other targets --------------------------------------------------------------------------------
@@ -398,12 +394,10 @@ def assert_restored_from(drill: Drill, directory: Path, **settings: Any) -> None
     asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))
     drill.log_sent()
     messages = written(drill)
-    drill.host.run(f"mv {TARGET} /mnt/unused 2>/dev/null || umount {TARGET}")
+    drill.host.run(f"rm -rf {TARGET}")
     lose_data(drill.host)
     drill.restored()
     assert_kept(drill, directory, *messages)
-    status, output = drill.deployment.verify("tests/host/test_backup.py")
-    assert status == 0, output
 
 
 def test_everything_is_restored_from_another_machine_by_sftp(drill: Drill, other: Host, directory: Path) -> None:
