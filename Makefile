@@ -33,7 +33,8 @@ test: setup lint ## All tests; ROLE=coturn: those of one role
 	@$(BIN)/pytest -n 2 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
 # Python whose name does not say so.
-SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping templates/backup/backup \
+SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping \
+	$(addprefix templates/backup/,backup restore) \
 	$(addprefix tests/standin/,syncv3 mas-cli livekit-server lk-jwt-service)
 lint: setup
 	@$(BIN)/ruff check --quiet . $(SCRIPTS)
@@ -49,7 +50,7 @@ OUT ?= .cache/render
 render: setup ## Write every file of a few sample deployments into .cache/render, or OUT=DIRECTORY
 	@$(BIN)/python -m tests.render '$(OUT)'
 
-bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation, upgrade
+bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation, upgrade, backup
 	@$(BIN)/python -m bench
 
 lock: setup ## Write the locks anew, with as few changes as possible; UPGRADE=1: with the newest of all

@@ -1,18 +1,18 @@
-"""`python -m bench [--runs N] [--only NAME]`: a table of figures; the exit status is 1 if one misses its bound."""
+"""`python -m bench [--runs N] [--only NAME] [--size MIB]`: a table of figures; the exit status is 1 if one misses its bound."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from bench import element_x, federation, full_deploy, memory, relay, rerun, upgrade, web
+from bench import backup, element_x, federation, full_deploy, memory, relay, rerun, upgrade, web
 from bench.figures import Figure, table
 from bench.trial import every_role, fresh_host, load, proxy, say
 from tests.conftest import STAND_IN, real_rtc
 from tests.standin.archives import real_mas
 from tests.testbed import TestbedError
 
-NAMES = ("deploy", "rerun", "memory", "web", "relay", "federation", "upgrade", "element-x")
+NAMES = ("deploy", "rerun", "memory", "web", "relay", "federation", "upgrade", "element-x", "backup")
 
 
 def main() -> int:
@@ -21,16 +21,26 @@ def main() -> int:
         "--runs", type=int, default=5, help="full deploys, and floors to compare them with (default: 5)"
     )
     parser.add_argument("--only", choices=NAMES, help="measure only this")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=1024,
+        help="backup: MiB of database, and of media (default: 1024, needs 8 GiB of disk)",
+    )
+    parser.add_argument("--seconds", type=int, default=60, help="backup: of each round of transactions (default: 60)")
     options = parser.parse_args()
     if options.runs < 1:
         parser.error("--runs must be at least 1")
+    if options.size < 1 or options.seconds < 1:
+        parser.error("--size and --seconds must be at least 1")
     wanted = (options.only,) if options.only else NAMES
     say(load())
     try:
-        figures = list(measure(wanted, options.runs))
+        figures = list(measure(wanted, options.runs, options.size, options.seconds))
     except (
         TestbedError,
         AssertionError,
+        backup.Failed,
         element_x.NoMigration,
         full_deploy.Incomparable,
         rerun.Changed,
@@ -52,10 +62,10 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
+def measure(wanted: tuple[str, ...], runs: int, size: int, seconds: int) -> Iterator[Figure]:
     if "deploy" in wanted:
         yield from full_deploy.measure(runs)
-    if set(wanted) - {"deploy", "element-x"}:
+    if set(wanted) - {"deploy", "element-x", "backup"}:
         for release in ("trixie", "bookworm") if "memory" in wanted else ("trixie",):
             with ExitStack() as stack:
                 host = stack.enter_context(fresh_host(f"bench-{release}", release))
@@ -74,6 +84,8 @@ def measure(wanted: tuple[str, ...], runs: int) -> Iterator[Figure]:
                     yield from federation.measure(host, deployment)
                 if "upgrade" in wanted and release == "trixie":
                     yield from upgrade.measure(host, deployment)
+    if "backup" in wanted:
+        yield from backup.measure(size, seconds)
     if "element-x" in wanted and given():
         with fresh_host("bench-element-x") as host, every_role(host) as deployment:
             say(f"deploying everything to {host.name}, then MAS")

@@ -1,28 +1,21 @@
 """`manage.py NAME backup ...` and `manage.py NAME restore`."""
 
-import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
 from compat import Refused
 from manage.machines import ROOT, Deployment, Machine
 from manage.output import as_json, confirm, print_json, print_table, unasked
+from manage.rehearsal import rehearse
+from manage.restoring import check_target, data_of, put_back, pyinfra, stop
 from operations.machine import BACKUP_STATE, RESTORE_HOME
-from operations.shell import quoted
-from roles import any_version
-from settings.backup import PROGRAM, Target, public_key
-from settings.deployment import RESTORE_VARIABLE, Restore
-
-PYINFRA = str(Path(sys.executable).parent / "pyinfra")
-RESTORE_UNIT = "matrix-metal-restore"
+from settings.backup import public_key
+from settings.deployment import Restore
 
 
 @click.group()
@@ -117,23 +110,42 @@ class Moment(click.ParamType[float]):
     "--machine", "named", metavar="NAME", help="What the machine was called in the inventory when it was backed up."
 )
 @click.option("--overwrite", is_flag=True, help="Even if the machine has data, which is lost.")
+@click.option("--rehearse", "rehearsing", is_flag=True, help="On a spare machine, which is as before in the end.")
+@click.option(
+    "--on", "spare", metavar="INVENTORY", help="That of the spare machine, for --rehearse: `spare`, or a path."
+)
 @unasked
 @click.pass_obj
 def restore(
-    deployment: Deployment, to: float | None, source: str | None, named: str | None, overwrite: bool, yes: bool
+    deployment: Deployment,
+    to: float | None,
+    source: str | None,
+    named: str | None,
+    overwrite: bool,
+    rehearsing: bool,
+    spare: str | None,
+    yes: bool,
 ) -> None:
     """Put everything back from the backup, on an empty machine.
 
     The inventory, the vault and the target are enough. Everything is installed, the data are put back, the services are started
     and verified. If it is interrupted, run it again.
+
+    With --rehearse, only the data are put back, on a spare machine. They are checked there, and removed again.
     """
     begin = time.monotonic()
     if source:
-        _check_target(source)
+        check_target(source)
+    if rehearsing:
+        if overwrite:
+            raise click.UsageError("--overwrite is not for --rehearse: a spare machine is empty")
+        return rehearse(deployment, spare, Restore(to, source, named, rehearsal=True))
+    if spare:
+        raise click.UsageError("--on is for --rehearse")
     machines = deployment.machines_with("backup")
     if named and len(machines) > 1:
         raise Refused("--machine is for a deployment with one machine; others keep their names in the inventory")
-    with_data = [f"{machine.name} ({where})" for machine in machines if (where := _data_of(machine))]
+    with_data = [f"{machine.name} ({where})" for machine in machines if (where := data_of(machine))]
     if with_data and not overwrite:
         raise Refused(f"there is data on {', '.join(with_data)}; --overwrite replaces it, and it is lost")
     names = ", ".join(machine.name for machine in machines)
@@ -141,14 +153,14 @@ def restore(
     lost = f" The data on {', '.join(with_data)} is lost." if with_data else ""
     confirm(f"Restore {when} to {names}.{lost} Go on?", yes)
     for machine in machines:
-        _stop(machine)
-    _pyinfra(deployment, "restore.py", Restore(to, source, named), "the preparation failed, see above")
+        stop(machine)
+    pyinfra(deployment, "restore.py", Restore(to, source, named), "the preparation failed, see above")
     for machine in machines:
         try:
-            click.echo(f"{machine.name}: {_put_back(machine)}.")
+            click.echo(f"{machine.name}: {put_back(machine)}.")
         finally:
             machine.close()
-    _pyinfra(
+    pyinfra(
         deployment,
         "deploy.py",
         None,
@@ -168,78 +180,3 @@ def restore(
     click.echo(f"Restored in {(time.monotonic() - begin) / 60:.1f} minutes.")
     if done.returncode:
         raise Refused("everything was restored and runs, but the verification finds something wrong, see above")
-
-
-def _check_target(target: str) -> None:
-    try:
-        Target.parse(target)
-    except ValueError as error:
-        raise Refused(
-            f"{target!r} is no target{f': {error}' if str(error) else ''}; it must be /path, sftp://user@host:22/path "
-            "or s3://endpoint/bucket/path"
-        ) from None
-
-
-def _data_of(machine: Machine) -> str:
-    """Where the machine has data already; "" while a restore of it has not ended."""
-    played = machine.settings.played
-    state = [path for role in played for path in role.state if not role.in_database]
-    try:
-        found = machine.run(
-            f"[ ! -e {RESTORE_HOME} ] || exit 0\n"
-            f'for path in {quoted(*state)}; do [ -z "$(ls -A "$path" 2>/dev/null)" ] || echo "$path"; done\n'
-            # Besides the three databases that every cluster has.
-            "for path in /var/lib/postgresql/*/main/base; do "
-            'if [ "$(ls "$path" 2>/dev/null | grep -v pgsql_tmp | wc -l)" -gt 3 ]; then echo "$path"; fi; done'
-        )
-        return ", ".join(found)
-    finally:
-        machine.close()
-
-
-def _stop(machine: Machine) -> None:
-    """Nothing of the deployment runs, nor a restore that was interrupted."""
-    played = machine.settings.played
-    units = [any_version(unit.name) for role in played for unit in role.units]
-    timers = [name for role in played for timer in role.timers for name in (timer.timer, timer.service)]
-    # The last first: it needs the others.
-    machine.run(f"systemctl stop {RESTORE_UNIT}.service {quoted(*timers, *units[::-1])} 2>/dev/null || true")
-    machine.run(f"rm -f {RESTORE_HOME}/done")
-    machine.close()
-
-
-def _put_back(machine: Machine) -> str:
-    """Start the restore on the machine, and show how far it is. Returns what was restored. Raises Refused."""
-    machine.run(
-        f"rm -f /run/matrix-metal/restore.json; systemctl reset-failed {RESTORE_UNIT} 2>/dev/null || true; "
-        f"systemd-run --quiet --unit={RESTORE_UNIT} {PROGRAM} restore"
-    )
-    shown, at_terminal = "", sys.stderr.isatty()
-    while True:
-        active, *printed = machine.run(
-            f"systemctl is-active {RESTORE_UNIT} || true; cat /run/matrix-metal/restore.json 2>/dev/null || true"
-        )
-        progress = json.loads("".join(printed) or '{"state": "running", "text": "starting"}')
-        text = str(progress["text"])
-        if progress["state"] == "done":
-            return text
-        if progress["state"] == "failed":
-            raise Refused(f"{machine.name}: {text}; when that is fixed, run the same command again")
-        if active not in ("active", "activating"):
-            raise Refused(
-                f"{machine.name}: the restore has ended before it was done: journalctl -u {RESTORE_UNIT} there"
-            )
-        if text != shown:
-            line = f"{machine.name}: {text}"
-            click.echo(f"\r\x1b[K{line}" if at_terminal else line, err=True, nl=not at_terminal)
-            shown = text
-        time.sleep(1)
-
-
-def _pyinfra(deployment: Deployment, file: str, restore: Restore | None, problem: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != RESTORE_VARIABLE}
-    if restore:
-        environment[RESTORE_VARIABLE] = json.dumps(dataclasses.asdict(restore))
-    command: Sequence[str] = [PYINFRA, str(deployment.path), file, "-y"]
-    if subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode:
-        raise Refused(problem)

@@ -14,6 +14,8 @@ from roles import ROLES
 
 # A unit that crashed longer ago than this is left in peace, as is an error that is older.
 CRASHES, ERRORS, AFTER_RESTART = timedelta(days=1), timedelta(minutes=15), timedelta(minutes=5)
+# By as much the clocks of this computer and of a machine may differ.
+CLOCKS = timedelta(minutes=10)
 DEPLOY = "deploy again"
 
 
@@ -149,6 +151,11 @@ def _of_backup(seen: BackupSeen) -> str:
         return f"has never succeeded{why}"
     if seen.last_failure:
         return f"has failed{why}; the last good one is from {seen.last_success:%Y-%m-%d %H:%M} UTC"
+    if seen.last_success - datetime.now(UTC) > CLOCKS:
+        return (
+            f"succeeded at {seen.last_success:%Y-%m-%d %H:%M} UTC, which is in the future: is the machine's clock right "
+            "(timedatectl)? If it is, make a new one (`backup now`)"
+        )
     if datetime.now(UTC) - seen.last_success > timedelta(seconds=seen.late_after):
         return f"is late, the last is from {seen.last_success:%Y-%m-%d %H:%M} UTC"
     return ""

@@ -9,8 +9,10 @@ from compat import Refused
 from manage.deploying import deploy
 from manage.machines import Deployment, Machine
 from manage.output import confirm, unasked
+from operations.machine import BACKUP_STATE
 from operations.shell import quoted, shell_file
 from roles import POSTGRES, ROLES, Role
+from settings.backup import SPOOL
 from settings.postgres import OF_DEBIAN
 
 # MiB beside a copy of the data: for the write-ahead log of the new cluster, and the packages.
@@ -96,7 +98,8 @@ def upgrade(deployment: Deployment, yes: bool) -> None:
     for other, units in others:
         other.run(f"systemctl stop {quoted(*units)}")
     here = " ".join(unit.name for role in _users(machine) for unit in role.units)
-    program = f"{shell_file('postgresql')}\nold={old} new={new} units={quoted(here)}\n"
+    given = f"old={old} new={new} units={quoted(here)} backup={BACKUP_STATE} spool={SPOOL}"
+    program = f"{shell_file('postgresql')}\n{given}\n"
     try:
         # As a unit: it goes on if the connection ends.
         machine.run(f"{program}begin {quoted(program + 'upgrade')} && watch")

@@ -11,11 +11,11 @@ from operations.files import Copy, Directory, Entry, Template, Text
 from operations.look import ask, operation
 from operations.machine import BACKUP_STATE
 from operations.shell import YesOrNo, quoted, script
-from settings.backup import PROGRAM, Backup
+from settings.backup import PROGRAM, PROGRAMS, Backup
 
 
-def program_and_access(backup: Backup) -> list[Entry]:
-    """The program, and all that it needs to reach a target, in the home of the access."""
+def program_and_access(program: str, backup: Backup) -> list[Entry]:
+    """A program, and all that it needs to reach a target, in the home of the access."""
     access, group = backup.access, "postgres" if backup.cluster else "root"
     values: dict[str, Any] = {
         "access": access,
@@ -29,8 +29,9 @@ def program_and_access(backup: Backup) -> list[Entry]:
     users = ["root", *(["postgres"] if backup.cluster else [])]
     key = access.ssh_key
     return [
-        Directory(PROGRAM.rpartition("/")[0], mode="755"),
-        Copy(PROGRAM, "backup/backup", mode="755"),
+        Directory(PROGRAMS, mode="755"),
+        Copy(f"{PROGRAMS}/repositories.py", "backup/repositories.py", mode="644"),
+        Copy(program, f"backup/{program.rpartition('/')[2]}", mode="755"),
         Directory(access.home, mode="750", group=group),
         Text(f"{access.home}/plan.json", backup.plan, mode="644"),
         *(

@@ -12,6 +12,8 @@ MARKER = "/etc/matrix-metal/deployment.json"
 # What the backup needs to reach its target, and what a restore needs; what the jobs of the backup say about themselves.
 BACKUP_HOME, RESTORE_HOME = "/etc/matrix-metal/backup", "/etc/matrix-metal/restore"
 BACKUP_STATE = "/var/lib/matrix-metal/backup"
+# On a spare machine: what it had before the rehearsal of a restore, and what that has put there.
+REHEARSAL_NOTE = "/var/lib/matrix-metal-rehearsal"
 
 
 @dataclass(frozen=True)

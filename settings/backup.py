@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from cryptography.hazmat.primitives import serialization
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 
-from operations.machine import BACKUP_HOME, BACKUP_STATE, MARKER, RESTORE_HOME
+from operations.machine import BACKUP_HOME, BACKUP_STATE, MARKER, REHEARSAL_NOTE, RESTORE_HOME
 from roles import BACKUP, ROLES, Timer
 from settings.deployment import Mail, SettingError, Settings, View
 from settings.fields import Chosen, Explained, Host, Size, size_in_bytes
@@ -22,9 +22,10 @@ from vault import Secret, pem
 ARCHIVE_TIMEOUT = 120
 # Where PostgreSQL leaves its log until it is sent.
 SPOOL = "/var/spool/matrix-metal-backup"
+PROGRAMS = "/usr/local/lib/matrix-metal"
 # pgBackRest wants to be named in an archive_command.
-KEEP_WAL = "/usr/local/lib/matrix-metal/keep-for-pgbackrest"
-PROGRAM = "/usr/local/lib/matrix-metal/backup"
+KEEP_WAL = f"{PROGRAMS}/keep-for-pgbackrest"
+PROGRAM, RESTORE_PROGRAM = f"{PROGRAMS}/backup", f"{PROGRAMS}/restore"
 # A target in these would be hidden from the backup, or be emptied at the next boot.
 UNSUITABLE = ("/home", "/root", "/run", "/tmp", "/var/tmp", "/dev", "/proc", "/sys", "/etc", "/usr", "/boot")  # noqa: S108
 
@@ -180,6 +181,7 @@ class Backup(View):
     admin_email: str | None
     server_name: str
     machine: str
+    rehearsal: bool
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -231,6 +233,7 @@ class Backup(View):
             admin_email=settings.choices.admin_email,
             server_name=settings.server_name,
             machine=settings.name,
+            rehearsal=settings.restore is not None and settings.restore.rehearsal,
         )
 
     @classmethod
@@ -291,6 +294,7 @@ class Backup(View):
             }
             if self.mail.host and self.admin_email
             else None,
+            "rehearsal_note": REHEARSAL_NOTE if self.rehearsal else None,
         }
         return json.dumps(plan, indent=1) + "\n"
 

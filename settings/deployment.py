@@ -59,11 +59,13 @@ class Restore:
     """A restore. to: the moment, in seconds since the epoch; None: the newest. source: the target, if not that of the settings.
 
     machine: what the machine was called in the inventory when it was backed up, if that was another name.
+    rehearsal: whether it is one, on a spare machine, where nothing is to run.
     """
 
     to: float | None = None
     source: str | None = None
     machine: str | None = None
+    rehearsal: bool = False
 
 
 # What `manage.py NAME remove` has a run do, in the environment: remove this role from the machines that no longer have it.

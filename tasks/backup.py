@@ -15,7 +15,7 @@ values = {"backup": backup, "program": PROGRAM, "state": BACKUP_STATE, "spool": 
 files.present(
     name="Configure the backup",
     entries=[
-        *backups.program_and_access(backup),
+        *backups.program_and_access(PROGRAM, backup),
         *(
             [Template(f"{backup.access.home}/mail.env", "backup/mail.env", mode="600", values=values)]
             if backup.mail_password

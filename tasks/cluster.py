@@ -5,12 +5,15 @@ from pyinfra import host
 from operations import certificates, databases, files
 from operations.files import Copy, Directory, Template
 from settings import settings_of
-from settings.backup import ARCHIVE_TIMEOUT, KEEP_WAL, SPOOL, Backup
+from settings.backup import ARCHIVE_TIMEOUT, KEEP_WAL, PROGRAMS, SPOOL, Backup
 from settings.postgres import Postgres
 
 settings = settings_of(host)
 postgres = settings.view(Postgres)
 backup = settings.view(Backup) if settings.here("backup") else None
+if backup and backup.rehearsal:
+    # What PostgreSQL logs there is nothing to back up.
+    backup = None
 
 databases.cluster_exists(name="Create the PostgreSQL cluster", cluster=postgres.cluster, port=postgres.port)
 if postgres.clients:
@@ -29,7 +32,7 @@ values = {
     "archive_timeout": ARCHIVE_TIMEOUT,
 }
 kept = [
-    Directory(KEEP_WAL.rpartition("/")[0], mode="755"),
+    Directory(PROGRAMS, mode="755"),
     Copy(KEEP_WAL, "backup/keep-for-pgbackrest", mode="755"),
     Directory(SPOOL, mode="700", user="postgres", group="postgres"),
 ]

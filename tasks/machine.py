@@ -52,5 +52,6 @@ packages.installed(
     packages=list(PACKAGES),
 )
 
-# Virtualenvs need the processor and PyPI, packages the disk and the mirror: in parallel they take half the time.
-virtualenvs.build_started(name="Start building the virtualenvs", virtualenvs=settings.virtualenvs)
+if not (settings.restore and settings.restore.rehearsal):
+    # Virtualenvs need the processor and PyPI, packages the disk and the mirror: in parallel they take half the time.
+    virtualenvs.build_started(name="Start building the virtualenvs", virtualenvs=settings.virtualenvs)

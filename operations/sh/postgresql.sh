@@ -1,10 +1,10 @@
 #!/bin/sh
 # From the PostgreSQL of one Debian to that of the next. $old, $new: major versions; $units: those on this machine that use it.
+# $backup: where the jobs of the backup keep what they know; $spool: where PostgreSQL leaves its log for them.
 #
 # $mark: while it exists, the cluster of the new version is not complete, and nothing else may use it. It says "OLD NEW PORT".
 mark=/etc/matrix-metal/postgresql-upgrade
 result=/run/matrix-metal/postgresql-upgrade
-backup=/var/lib/matrix-metal/backup
 job=matrix-metal-postgresql-upgrade.service
 
 as_superuser() (
@@ -110,7 +110,7 @@ upgrade() {
   # The deploy that follows has the backup go on with the new cluster in the place of the old (`prepare` of its program).
   if [ -e "$backup/prepared" ]; then
     # What could not be sent of the old cluster's log fits the new one no more.
-    find /var/spool/matrix-metal-backup -type f -delete
+    find "$spool" -type f -delete
     touch "$backup/database/from_dumps"
     rm "$backup/prepared"
   fi

@@ -7,9 +7,10 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from settings.backup import SPOOL
 from tests.built import built
 from tests.conftest import own
 from tests.deployment import Deployment
-from tests.e2e.client import Outside, expect, messages, receive_message, send_message
+from tests.e2e.client import Outside, expect, expect_json, messages, receive_message, send_message
 from tests.e2e.identity import look_up
 from tests.e2e.people import ENCRYPTED, UserData, assert_media_are_kept, use_everything
+from tests.e2e.storage import S3, Sftp, lose_data
+from tests.protocols.federation_tester import key_problem
 from tests.testbed import Host, Testbed
 from vault import Vault
 
@@ -39,12 +42,17 @@ BEFORE, AFTER = "Before the minute.", "After the minute."
 
 @dataclass
 class Drill:
-    """A homeserver with a backup. moment: between its last two messages in the encrypted room. key: its signing key."""
+    """A homeserver with a backup.
+
+    moment: between its last two messages in the encrypted room. key: its signing key. published: what other homeservers know it
+    by.
+    """
 
     deployment: Deployment
     outside: Outside
     users: UserData
     key: str
+    published: Mapping[str, Any]
     moment: str = ""
 
     @property
@@ -111,7 +119,7 @@ def begun(host: Host, directory: Path, **settings: Any) -> Drill:
     host.run(f"systemctl restart matrix-synapse; until ( {SYNAPSE.units[0].health} ); do sleep 0.2; done", timeout=120)
     users = asyncio.run(use_everything(outside, directory))
     key = host.run("cat /var/lib/matrix-synapse/signing.key").stdout
-    drill = Drill(deployment, outside, users, key)
+    drill = Drill(deployment, outside, users, key, published(outside))
     drill.backed_up()
     asyncio.run(say(drill, BEFORE))
     time.sleep(1.1)
@@ -120,6 +128,27 @@ def begun(host: Host, directory: Path, **settings: Any) -> Drill:
     asyncio.run(say(drill, AFTER))
     drill.log_sent()
     return drill
+
+
+def published(outside: Outside) -> Mapping[str, Any]:
+    """The keys by which other homeservers trust it."""
+    with outside.http() as http:
+        document = expect_json(http.get(outside.url("matrix", "/_matrix/key/v2/server")))
+    assert key_problem(document, outside.server_name, time.time()) is None
+    keys: Mapping[str, Any] = document["verify_keys"]
+    return keys
+
+
+def written(drill: Drill) -> list[str]:
+    """The messages in the encrypted room, as Bob reads them, without the first."""
+
+    async def read() -> list[str]:
+        async with drill.outside.matrix(drill.users.bob, keys=drill.users.keys) as his:
+            whole = {"room": {"timeline": {"limit": 100}}}
+            sync = expect(await his.sync(sync_filter=whole, full_state=True), nio.SyncResponse)
+            return [message.body for message in messages(sync, drill.users.encrypted)]
+
+    return asyncio.run(read())[len(ENCRYPTED) :]
 
 
 async def say(drill: Drill, text: str) -> None:
@@ -149,6 +178,7 @@ def assert_kept(drill: Drill, directory: Path, *last: str) -> None:
     assert drill.host.run("cat /var/lib/matrix-synapse/signing.key").stdout == drill.key
     assert drill.host.run(f"stat -c '%a %U %G' {OWN}").stdout == "640 root matrix-synapse\n"
     drill.outside = Outside(drill.host, directory)
+    assert published(drill.outside) == drill.published
 
     async def conversation() -> None:
         async with (
@@ -252,6 +282,27 @@ def test_a_backup_that_is_killed_is_made_again(drill: Drill) -> None:
     drill.backed_up()
 
 
+def test_a_clock_that_was_ahead_by_a_day_hides_nothing(drill: Drill) -> None:
+    """When it is right again: what has changed is backed up, a success in the future is none, and its backup not the newest."""
+    host, file = drill.host, f"{BACKUP_STATE}/files/files.json"
+    host.run(
+        "set -a; . /etc/matrix-metal/backup/files.env; "
+        "restic backup --quiet --time \"$(date -d tomorrow '+%F %T')\" --host matrix-metal /etc/hostname"
+    )
+    host.run(f"touch -d tomorrow {BACKUP_STATE}/files/stamp; systemctl stop matrix-metal-backup-files.timer")
+    future = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
+    host.run(f"cat >{file}", stdin=json.dumps({**drill.part("files/files"), "success": future}))
+    for output in (
+        drill.deployment.verify("tests/host/test_backup.py")[1],
+        drill.deployment.manage("status").stdout,
+    ):
+        assert "which is in the future" in output, output
+    host.run("touch /var/lib/matrix-synapse/media/since; systemctl start matrix-metal-backup-files")
+    assert float(host.run(f"stat -c %Y {BACKUP_STATE}/files/stamp").stdout) <= time.time()
+    host.run("systemctl start matrix-metal-backup-files.timer")
+    assert "which is in the future" not in drill.deployment.manage("status").stdout
+
+
 def test_everything_is_restored_on_a_new_machine(drill: Drill, testbed: Testbed, directory: Path) -> None:
     drill.log_sent()
     drill.backed_up()
@@ -270,20 +321,7 @@ def test_a_machine_with_data_is_refused(drill: Drill) -> None:
     assert done.returncode == 1 and "there is data on" in done.stderr and "--overwrite" in done.stderr, done.stderr
 
 
-def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> None:
-    """And the first attempt is killed in the middle: nothing runs with half of the data."""
-    host = drill.host
-    arguments = ("restore", "--yes", "--overwrite", "--to", drill.moment)
-    host.run(f"mv {TARGET}/{host.name}/postgresql {TARGET}/away")
-    stopped = drill.deployment.manage(*arguments)
-    assert stopped.returncode == 1 and "run the same command again" in stopped.stderr, stopped.stderr
-    refused = drill.deployment.run("-y", check=False)
-    assert refused.status == 1 and "a restore has begun here" in refused.refusal, refused.output
-    host.run(f"mv {TARGET}/away {TARGET}/{host.name}/postgresql")
-    # Without --overwrite: the restore that has begun may go on.
-    drill.restored("--to", drill.moment)
-    assert host.run(f"ls {RESTORE_HOME}", check=False).returncode
-    assert_kept(drill, directory, BEFORE)
+# A restore that fails leaves the machine as it is for the next attempt: the last of these succeeds.
 
 
 def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
@@ -294,7 +332,141 @@ def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
     done = drill.deployment.manage("restore", "--yes", "--overwrite")
     assert done.returncode == 1 and "backup_encryption_key in the vault is not the key" in done.stderr, done.stderr
     drill.deployment.vault.write_bytes(saved)
+
+
+def test_a_repository_that_was_truncated_is_reported_and_not_restored(drill: Drill) -> None:
+    """By the weekly checks, and by a restore, in one line each."""
+    host = drill.host
+    for job, part, program in (("files", "files/data", "restic: "), ("database", "postgresql/backup", "pgbackrest")):
+        found = f"find {TARGET}/{host.name}/{part} -type f -printf '%s %p\\n' | sort -n | tail -n 1"
+        size, path = host.run(found).stdout.split()
+        host.run(f"cp -a {path} /root/whole; truncate -s {int(size) // 2} {path}")
+        assert host.run(f"systemctl start matrix-metal-backup-check-{job}", check=False).returncode
+        reason = drill.part(f"{job}/check-{job}")["reason"]
+        assert program in reason.lower() and "is damaged" in reason, reason
+        assert "is damaged" in drill.deployment.manage("backup", "show").stdout
+        done = drill.deployment.manage("restore", "--yes", "--overwrite")
+        assert done.returncode == 1 and "is damaged" in done.stderr.splitlines()[-1], done.stderr
+        host.run(f"mv /root/whole {path}; systemctl start matrix-metal-backup-check-{job}")
+
+
+def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> None:
+    """And the first attempt is killed in the middle: nothing runs with half of the data."""
+    host = drill.host
+    host.run("rm -f /run/matrix-metal/restore.json")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(drill.deployment.manage, "restore", "--yes", "--to", drill.moment)
+        reached = "grep -qs 'restoring the database' /run/matrix-metal/restore.json"
+        host.run(f"until {reached}; do sleep 0.02; done; systemctl kill -s KILL matrix-metal-restore", timeout=120)
+        killed = running.result()
+    assert killed.returncode == 1 and "run the same command again" in killed.stderr, killed.stderr
+    refused = drill.deployment.run("-y", check=False)
+    assert refused.status == 1 and "a restore has begun here" in refused.refusal, refused.output
+    # Without --overwrite: the restore that has begun may go on.
+    drill.restored("--to", drill.moment)
+    assert host.run(f"ls {RESTORE_HOME}", check=False).returncode
+    assert_kept(drill, directory, BEFORE)
+
+
+# --- other targets --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(testbed: Testbed) -> Iterator[Host]:
+    """An empty Debian: for SFTP, and to rehearse on."""
+    host = testbed.up(own("backup-other"))
+    yield host
+    host.down()
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with S3(tmp_path_factory.mktemp("s3")) as storage:
+        yield storage
+
+
+def assert_restored_from(drill: Drill, directory: Path, **settings: Any) -> None:
+    """Backups go to this target from now on; the data are lost, and all are put back from there."""
+    drill.deployment.choose(**{**drill.deployment.settings, **settings})
+    drill.deployment.run("-y")
+    drill.backed_up()
+    asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))
+    drill.log_sent()
+    messages = written(drill)
+    drill.host.run(f"rm -rf {TARGET}")
+    lose_data(drill.host)
     drill.restored()
+    assert_kept(drill, directory, *messages)
+
+
+def test_everything_is_restored_from_another_machine_by_sftp(drill: Drill, other: Host, directory: Path) -> None:
+    line = drill.deployment.manage("backup", "key").stdout
+    account = Sftp(other, line.strip())
+    assert_restored_from(drill, directory, backup_target=account.target, backup_sftp_host_key=account.host_key)
+
+
+def test_everything_is_restored_from_s3(drill: Drill, s3: S3, directory: Path) -> None:
+    s3.trusted_by(drill.host)
+    for name, value in (("backup_s3_access_key", s3.access_key), ("backup_s3_secret_key", s3.secret_key)):
+        set_ = drill.deployment.manage("secrets", "set", name, stdin=f"{value}\n")
+        assert set_.returncode == 0, set_.stderr
+    assert_restored_from(drill, directory, backup_target=s3.target)
+
+
+# --- rehearsal ------------------------------------------------------------------------------------
+
+# What is listening, and which units run, twice a second.
+WATCH = "systemd-run -q --unit=watch sh -c 'while sleep 0.5; do ss -Hlntu; done >/var/tmp/watched'"
+LISTENING = "sort -u /var/tmp/watched | awk '{ print $1, $5 }'"
+TRACES = (
+    "ls -d /etc/matrix-* /var/lib/matrix-* /var/lib/postgresql /etc/postgresql /usr/local/lib/matrix-metal 2>/dev/null; "
+    "cat /etc/passwd /etc/group; dpkg-query --show"
+)
+
+
+def test_a_restore_is_rehearsed_on_another_machine(drill: Drill, other: Host, s3: S3, directory: Path) -> None:
+    """Nothing of the homeserver runs there, and nothing is left."""
+    spare = directory / "spare.py"
+    spare.write_text(f"spare = [{one(other)!r}]\n")
+    s3.trusted_by(other)
+    other.run(WATCH)
+    before = other.run(TRACES).stdout
+    count = drill.query("SELECT count(*) FROM events")
+    done = drill.deployment.manage("restore", "--rehearse", "--on", str(spare), "--yes")
+    assert done.returncode == 0 and "Nothing is wrong." in done.stdout, done.stdout + done.stderr
+    for words in (
+        "the database synapse can be read",
+        "the signing key: the same as the homeserver has",
+        "Rehearsed in ",
+    ):
+        assert words in done.stdout, done.stdout
+    assert "  media compared with the homeserver's, byte for byte: 0" not in done.stdout
+    assert other.run(TRACES).stdout == before
+    other.run("systemctl stop watch")
+    listening = {line.rpartition(":")[2] for line in other.run(LISTENING).stdout.splitlines()}
+    assert listening <= {"22", "53", "5355"}, "something of the homeserver listened"
+    assert drill.query("SELECT count(*) FROM events") == count
+
+
+def test_what_is_no_spare_machine_is_refused(drill: Drill, other: Host, directory: Path) -> None:
+    host, spare = drill.host, directory / "spare.py"
+    done = drill.deployment.manage("restore", "--rehearse")
+    assert done.returncode == 1 and "a rehearsal needs a spare machine: write inventories/spare.py" in done.stderr
+    for name, words in ((host.name, "is the homeserver"), ("alias", "itself; a rehearsal needs another machine")):
+        address = {"ssh_hostname": host.address6} if name == "alias" else {}
+        spare.write_text(f"spare = [{(name, {**one(host)[1], **address})!r}]\n")
+        done = drill.deployment.manage("restore", "--rehearse", "--on", str(spare))
+        assert done.returncode == 1 and words in done.stderr, done.stderr
+    other.run("mkdir /var/lib/postgresql")
+    spare.write_text(f"spare = [{one(other)!r}]\n")
+    done = drill.deployment.manage("restore", "--rehearse", "--on", str(spare))
+    assert done.returncode == 1 and "has /var/lib/postgresql, so it is no spare machine" in done.stderr, done.stderr
+
+
+def one(host: Host) -> tuple[str, dict[str, str]]:
+    """A machine of an inventory."""
+    options = {"ssh_hostname": host.address, "ssh_user": "root", "ssh_key": str(host.ssh_key)}
+    return host.name, {**options, "ssh_known_hosts_file": str(host.known_hosts)}
 
 
 def test_debian_12_is_restored_on_debian_13(testbed: Testbed, tmp_path: Path) -> None:

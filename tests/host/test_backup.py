@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from manage.judgement import CLOCKS
 from operations.databases import as_postgres
 from operations.machine import BACKUP_HOME, BACKUP_STATE
 from settings import Settings
@@ -70,6 +71,10 @@ def test_no_part_is_late(host: Host, backup: Backup, parts: Parts, note: Note) -
             made = float(ask(host, "stat -c %%Y %s", f"/etc/systemd/system/{timer.timer}"))
             assert time.time() - made < LATE_AFTER[name], f"nothing was backed up so far ({name}): {DEPLOY}"
             continue
+        assert age(part["success"]) > -CLOCKS.total_seconds(), (
+            f"the last backup ({name}) is from {part['success']}, which is in the future: is the machine's clock right "
+            "(timedatectl)? If it is, make a new one: manage.py NAME backup now"
+        )
         assert age(part["success"]) < LATE_AFTER[name], (
             f"the last backup ({name}) is {age(part['success']) / 3600:.1f} h old: systemctl status {timer.timer} {timer.service}"
         )

@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import os
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import click
 import pytest
@@ -120,9 +123,9 @@ def test_the_state_of_every_role_is_backed_up(tmp_path: Path) -> None:
 # --- the program on the machine -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    loader = SourceFileLoader("backup_program", str(TEMPLATES / "backup/backup"))
+def program(name: str) -> ModuleType:
+    """One of the programs, as a module."""
+    loader = SourceFileLoader(f"backup_{name}", str(TEMPLATES / "backup" / name))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec
     module = importlib.util.module_from_spec(spec)
@@ -130,25 +133,97 @@ def program() -> ModuleType:
     return module
 
 
-def test_a_wrong_key_is_named(program: ModuleType) -> None:
+@pytest.fixture(scope="module")
+def backup() -> ModuleType:
+    return program("backup")
+
+
+@pytest.fixture(scope="module")
+def restore() -> ModuleType:
+    return program("restore")
+
+
+def test_a_wrong_key_is_named(restore: ModuleType) -> None:
     output = "P00  ERROR: [029]: unable to load info file: FormatError: key/value found outside of section at line 1: x"
-    assert "is backup_encryption_key in the vault the one" in program.why_pgbackrest(output)
-    wrong = subprocess.CompletedProcess([], 12, "", '{"message_type":"exit_error","message":"Fatal: wrong password"}')
-    assert "is not the key that this backup was made with" in program.why_restic(wrong)
+    assert "is backup_encryption_key in the vault the one" in restore.why_pgbackrest(output)
+    wrong = '{"message_type":"exit_error","message":"Fatal: wrong password"}'
+    assert "is not the key that this backup was made with" in restore.why_restic(12, wrong)
 
 
-def test_files_that_come_and_go_are_no_failure(program: ModuleType, tmp_path: Path) -> None:
+def test_files_that_come_and_go_are_no_failure(tmp_path: Path) -> None:
     def error(path: Path) -> str:
         return json.dumps({"message_type": "error", "error": {"message": "lstat"}, "item": str(path)})
 
-    assert program.only_vanished(error(tmp_path / "gone"))
-    assert not program.only_vanished(f"{error(tmp_path / 'gone')}\n{error(tmp_path)}")
-    assert not program.only_vanished("Fatal: something else")
+    only_vanished = program("repositories.py").only_vanished
+    assert only_vanished(error(tmp_path / "gone"))
+    assert not only_vanished(f"{error(tmp_path / 'gone')}\n{error(tmp_path)}")
+    assert not only_vanished("Fatal: something else")
 
 
-def test_times_of_restic_have_nanoseconds(program: ModuleType) -> None:
-    assert program.moment("2027-01-31T17:05:00.123456789+00:00") == pytest.approx(1801415100.123456)
-    assert program.moment("2027-01-31T17:05:00Z") == 1801415100
+def test_times_of_restic_have_nanoseconds(restore: ModuleType) -> None:
+    assert restore.moment("2027-01-31T17:05:00.123456789+00:00") == pytest.approx(1801415100.123456)
+    assert restore.moment("2027-01-31T17:05:00Z") == 1801415100
+
+
+# --- a clock that was wrong by a day --------------------------------------------------------------
+
+A_DAY = 24 * 60 * 60
+
+
+def test_what_is_dated_in_the_future_is_not_the_newest(restore: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [{"id": days, "time": restore.at(time.time() + days * A_DAY)} for days in (1, -1, 0)]
+    monkeypatch.setattr(restore, "restic", lambda *_: json.dumps(known))
+    assert [each["id"] for each in restore.snapshots(None, "files")] == [-1, 0]
+    del known[1:]
+    assert [each["id"] for each in restore.snapshots(None, "files")] == [1], "nothing else is there"
+
+
+def test_the_age_of_a_file_from_the_future_is_negative(backup: ModuleType, tmp_path: Path) -> None:
+    """So that changes since are looked for, and old backups are removed."""
+    file = tmp_path / "stamp"
+    assert backup.age(file) < 0
+    file.touch()
+    assert 0 <= backup.age(file) < 60
+    os.utime(file, (time.time() + A_DAY,) * 2)
+    assert backup.age(file) < 0
+
+
+@pytest.mark.parametrize(
+    ("mailed", "success", "mails"),
+    [
+        (None, -2 * A_DAY, True),
+        (-60, -2 * A_DAY, False),
+        (-A_DAY - 60, -2 * A_DAY, True),
+        # It had succeeded since.
+        (-600, -60, True),
+        # The clock was ahead when it last succeeded, or when the last mail was written.
+        (-60, A_DAY, False),
+        (A_DAY, -2 * A_DAY, True),
+    ],
+)
+def test_a_mail_about_a_failure_comes_once_a_day(
+    backup: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    mailed: float | None,
+    success: float,
+    mails: bool,
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "mail").mkdir()
+    (tmp_path / "files/files.json").write_text(json.dumps({"success": backup.at(time.time() + success)}))
+    if mailed is not None:
+        (tmp_path / "mail/files").touch()
+        os.utime(tmp_path / "mail/files", (time.time() + mailed,) * 2)
+    sent: list[object] = []
+    monkeypatch.setattr(backup.smtplib, "SMTP", MagicMock())
+    backup.smtplib.SMTP.return_value.send_message = sent.append
+    mail = {"from": "a@x.test", "to": "b@x.test", "host": "x", "port": 25, "tls": "none", "username": None}
+    plan = SimpleNamespace(
+        directory=tmp_path, of=lambda _: tmp_path / "files", mail=mail, server_name="x.test", machine="one"
+    )
+    backup.mail_about(plan, "matrix-metal-backup-files.service")
+    assert bool(sent) == mails
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -238,6 +238,7 @@ def test_a_machine_of_another_deployment_is_not_judged(chosen: Settings) -> None
         (BackupSeen("database", NOW - DAY, None), ""),
         (BackupSeen("database", NOW - 2 * DAY, None), "the backup of database is late, the last is from "),
         (BackupSeen("wal", NOW - DAY, None, late_after=300), "the backup of wal is late, the last is from "),
+        (BackupSeen("files", NOW + DAY, None), "the backup of files succeeded at"),
         (
             BackupSeen("files", NOW - DAY, NOW, "no space"),
             "the backup of files has failed (no space); the last good one",

@@ -1,0 +1,99 @@
+"""The steps of a restore, which `manage.py NAME restore` takes on the deployment's machines, and a rehearsal on a spare one."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from compat import Refused
+from manage.machines import ROOT, Deployment, Machine
+from operations.machine import RESTORE_HOME
+from operations.shell import quoted
+from roles import any_version
+from settings.backup import RESTORE_PROGRAM, Target
+from settings.deployment import RESTORE_VARIABLE, Restore
+
+PYINFRA = str(Path(sys.executable).parent / "pyinfra")
+RESTORE_UNIT = "matrix-metal-restore"
+
+
+def check_target(target: str) -> None:
+    try:
+        Target.parse(target)
+    except ValueError as error:
+        raise Refused(
+            f"{target!r} is no target{f': {error}' if str(error) else ''}; it must be /path, sftp://user@host:22/path "
+            "or s3://endpoint/bucket/path"
+        ) from None
+
+
+def data_of(machine: Machine) -> str:
+    """Where the machine has data already; "" while a restore of it has not ended."""
+    played = machine.settings.played
+    state = [path for role in played for path in role.state if not role.in_database]
+    try:
+        found = machine.run(
+            f"[ ! -e {RESTORE_HOME} ] || exit 0\n"
+            f'for path in {quoted(*state)}; do [ -z "$(ls -A "$path" 2>/dev/null)" ] || echo "$path"; done\n'
+            # Besides the three databases that every cluster has.
+            "for path in /var/lib/postgresql/*/main/base; do "
+            'if [ "$(ls "$path" 2>/dev/null | grep -v pgsql_tmp | wc -l)" -gt 3 ]; then echo "$path"; fi; done'
+        )
+        return ", ".join(found)
+    finally:
+        machine.close()
+
+
+def stop(machine: Machine) -> None:
+    """Nothing of the deployment runs, nor a restore that was interrupted."""
+    played = machine.settings.played
+    units = [any_version(unit.name) for role in played for unit in role.units]
+    timers = [name for role in played for timer in role.timers for name in (timer.timer, timer.service)]
+    # The last first: it needs the others.
+    machine.run(f"systemctl stop {RESTORE_UNIT}.service {quoted(*timers, *units[::-1])} 2>/dev/null || true")
+    machine.run(f"rm -f {RESTORE_HOME}/done")
+    machine.close()
+
+
+def put_back(machine: Machine) -> str:
+    """Start the restore on the machine, and show how far it is. Returns what was restored. Raises Refused."""
+    machine.run(
+        f"rm -f /run/matrix-metal/restore.json; systemctl reset-failed {RESTORE_UNIT} 2>/dev/null || true; "
+        f"systemd-run --quiet --unit={RESTORE_UNIT} {RESTORE_PROGRAM}"
+    )
+    shown, at_terminal = "", sys.stderr.isatty()
+    while True:
+        active, *printed = machine.run(
+            f"systemctl is-active {RESTORE_UNIT} || true; cat /run/matrix-metal/restore.json 2>/dev/null || true"
+        )
+        progress = json.loads("".join(printed) or '{"state": "running", "text": "starting"}')
+        text = str(progress["text"])
+        if progress["state"] == "done":
+            return text
+        if progress["state"] == "failed":
+            raise Refused(f"{machine.name}: {text}; when that is fixed, run the same command again")
+        if active not in ("active", "activating"):
+            raise Refused(
+                f"{machine.name}: the restore has ended before it was done (journalctl -u {RESTORE_UNIT} there says why); "
+                "run the same command again"
+            )
+        if text != shown:
+            line = f"{machine.name}: {text}"
+            click.echo(f"\r\x1b[K{line}" if at_terminal else line, err=True, nl=not at_terminal)
+            shown = text
+        time.sleep(1)
+
+
+def pyinfra(deployment: Deployment, file: str, restore: Restore | None, problem: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != RESTORE_VARIABLE}
+    if restore:
+        environment[RESTORE_VARIABLE] = json.dumps(dataclasses.asdict(restore))
+    command: Sequence[str] = [PYINFRA, str(deployment.path), file, "-y"]
+    if subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode:
+        raise Refused(problem)
