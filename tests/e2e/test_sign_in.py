@@ -308,6 +308,7 @@ def test_an_account_is_created_with_an_address(
     homeserver: Homeserver, element: ElementX, browser: Browser, look: Look, tmp_path: Path
 ) -> None:
     name, address = new_name("anna"), f"{homeserver.mailbox}+{secrets.token_hex(3)}@{homeserver.outside.server_name}"
+    assert "create" in element.metadata["prompt_values_supported"]
     browser.open(element.page("create"))
     create(browser, look, name, email=address)
     look("code")
