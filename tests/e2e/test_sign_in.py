@@ -401,9 +401,8 @@ def test_nobody_gets_somebody_elses_account_from_a_provider(
     browser.open(element.page())
     browser.press(f"a[href*='/upstream/authorize/{PROVIDER.ulid}']")
     sign_in_there(browser, look, name)
-    assert browser.shows("a[href], button") and "/upstream/link/" in browser.url, browser.url
+    assert browser.says("User exists"), browser.text
     look("taken")
-    assert not browser.has(f"input[value='@{name}:{homeserver.outside.server_name}']"), browser.text
     assert managed.json("accounts", "show", name)["sessions"] == 0
 
 
