@@ -68,7 +68,9 @@ SAMPLES = {
         {
             "postgres": ["db"],
             "synapse": ["matrix"],
+            "mas": ["matrix"],
             "sydent": ["matrix"],
+            "rtc": ["matrix"],
             "coturn": ["turn"],
             "caddy": ["matrix", "turn"],
         }
