@@ -16,7 +16,7 @@ from bench.figures import Figure
 from bench.memory import sizes
 from bench.trial import load, say
 from roles import MAS, ROLES
-from tests.deployment import Deployment
+from tests.deployment import WITH_MAS, Deployment
 from tests.e2e.client import Account, Outside, expect_json, register
 from tests.standin.archives import real_mas
 from tests.testbed import Host
@@ -47,7 +47,7 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
     alone = log_ins(outside, password)
 
     deployment.choose(**deployment.settings, mas_archive=str(real_mas()))
-    deployment.assign({role: [host.name] for role in ROLES})
+    deployment.assign({role: [host.name] for role in WITH_MAS})
     moved = deployment.manage("mas", "migrate", "--yes")
     if moved.returncode:
         raise NoMigration(moved.stdout + moved.stderr)
@@ -62,10 +62,10 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
     yield from rerun.measure_with_mas(deployment)
 
     host.reboot()
-    yield from sizes(host, ROLES.values(), IDLE, "memory when idle, with mas and rtc")
+    yield from sizes(host, WITH_MAS.values(), IDLE, "memory when idle, with mas and rtc")
     log_ins(outside, password)
     use(outside, password)
-    yield from sizes(host, ROLES.values(), IDLE_AFTER_USE, "memory after use, with mas and rtc")
+    yield from sizes(host, WITH_MAS.values(), IDLE_AFTER_USE, "memory after use, with mas and rtc")
 
 
 def write(host: Host, path: str, group: str, text: str) -> None:

@@ -11,7 +11,6 @@ import sys
 import time
 
 from demo.programs import Found, look_for
-from roles import ROLES
 from tests.deployment import PYINFRA, ROOT
 from tests.testbed import Host, Testbed, TestbedError
 
@@ -76,8 +75,7 @@ def deploy() -> int | None:
 
 
 def report(host: Host, changed: int, found: Found) -> str:
-    played = [role for role in ROLES.values() if role.name not in found.without]
-    names = ["demo.test", *(f"{role.domain.prefix}.demo.test" for role in played if role.domain)]
+    names = ["demo.test", *(f"{role.domain.prefix}.demo.test" for role in found.played if role.domain)]
     certificate = ROOT_CERTIFICATE.relative_to(ROOT)
     return f"""
 A Matrix homeserver runs at {host.address} ({changed or "no"} change{"" if changed == 1 else "s"} in this run).

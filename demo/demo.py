@@ -1,7 +1,6 @@
 """The throw-away host of `make demo`."""
 
 from demo.programs import found as _found
-from roles import ROLES
 from tests.testbed import Testbed
 
 _host = Testbed().get("demo")
@@ -16,4 +15,4 @@ _machine = (
 )
 
 # Each role is a group; `make demo` has looked whether its program can be had.
-globals().update({_role: [_machine] for _role in ROLES if _role not in _found().without})
+globals().update({_role.name: [_machine] for _role in _found().played})

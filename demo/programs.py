@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from releases import Release, ReleaseError, store
-from roles import MAS, RTC, SLIDING_SYNC, Role
+from roles import MAS, ROLES, RTC, SLIDING_SYNC, Role
 from settings import Choices, choices_from, mas, rtc, sliding_sync
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +43,10 @@ PROGRAMS = (
 )
 
 
+# A throw-away host has no other disk for backups.
+NEVER = {"backup"}
+
+
 @dataclass(frozen=True)
 class Found:
     """given: setting -> the file that was named. missing: setting -> why its program cannot be had."""
@@ -51,9 +55,10 @@ class Found:
     missing: Mapping[str, str]
 
     @property
-    def without(self) -> set[str]:
-        """The roles that are left out."""
-        return {program.role.name for program in PROGRAMS if program.setting in self.missing}
+    def played(self) -> list[Role]:
+        """The roles that the demo has."""
+        without = NEVER | {program.role.name for program in PROGRAMS if program.setting in self.missing}
+        return [role for role in ROLES.values() if role.name not in without]
 
     @property
     def explanation(self) -> str:

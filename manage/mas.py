@@ -9,7 +9,7 @@ from compat import Refused
 from manage.backends.mas import Mas
 from manage.backends.synapse import TOKEN_FILE
 from manage.deploying import deploy
-from manage.homeserver import SERVICE_NAME, new_user_id
+from manage.homeserver import SERVICE_NAME
 from manage.machines import Deployment, Machine
 from manage.output import confirm, unasked
 from operations.accounts import MIGRATION
@@ -134,7 +134,8 @@ def _retire(machine: Machine) -> None:
 def _log_in(machine: Machine) -> None:
     """Log in with a new account, which is deactivated afterwards. Raises Refused if that does not work."""
     homeserver, settings = Mas(machine), machine.settings
-    user_id = new_user_id(f"migration-check-{secrets.token_hex(4)}", settings.server_name)
+    # As the account that these commands have without MAS, which is not listed.
+    user_id = f"@{SERVICE_NAME}-{secrets.randbelow(10**9)}:{settings.server_name}"
     password = secrets.token_urlsafe(24)
     homeserver.create(user_id, password, admin=False, display_name=None)
     account = homeserver.find(user_id)

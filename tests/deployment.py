@@ -19,6 +19,7 @@ from tests.testbed import Host
 # What complete deployments of the tests have. With MAS nobody logs in to Synapse with a password: tests/e2e/test_mas.py has it.
 # The backup needs a target: tests/e2e/test_backup.py.
 EVERYTHING = {name: role for name, role in ROLES.items() if name not in ("mas", "backup")}
+WITH_MAS = {name: role for name, role in ROLES.items() if name != "backup"}
 ROOT = Path(__file__).parent.parent
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 

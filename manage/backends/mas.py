@@ -110,7 +110,8 @@ class Mas:
 
     def all(self) -> Sequence[Account]:
         found = [self._account(each) for each in self._list("users", **{"legacy-guest": "false"})]
-        # Without MAS these commands had an account, which was moved with the others (manage/backends/synapse.py).
+        # Without MAS these commands had an account, which was moved with the others (manage/backends/synapse.py). The migration
+        # has logged in with another.
         people = [each for each in found if not re.fullmatch(rf"@{SERVICE_NAME}(-\d+)?:.*", each.user_id)]
         return sorted(people, key=lambda each: each.user_id)
 

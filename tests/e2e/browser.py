@@ -104,6 +104,13 @@ class Browser:
             time.sleep(0.1)
         return self.has(selector)
 
+    def says(self, text: str) -> bool:
+        """Whether the text is there, or comes."""
+        deadline = time.monotonic() + TIMEOUT
+        while text not in self.text and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return text in self.text
+
     def wait_until_gone(self, selector: str) -> None:
         deadline = time.monotonic() + TIMEOUT
         while self.has(selector):

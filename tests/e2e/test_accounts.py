@@ -279,12 +279,11 @@ def descendants(pid: int) -> Iterator[Path]:
             yield from descendants(int(child))
 
 
-def test_no_secret_is_on_a_command_line_or_in_the_journal(managed: Managed, deployed: Deployed, name: str) -> None:
-    password = secrets.token_hex(16)
-    # So that the account of these commands is made again.
-    deployed.host.run(f"rm -f {TOKEN_FILE}")
+def set_passwords(managed: Managed, name: str) -> tuple[list[str], dict[str, str]]:
+    """Make an account, then give it another password; returns both, and what others can read: where -> text."""
+    host, password = managed.outside.host, secrets.token_hex(16)
     here: set[bytes] = set()
-    with command_lines(deployed.host) as there:
+    with command_lines(host) as there:
         command = [sys.executable, "manage.py", str(managed.deployment.inventory), "accounts", "create", name]
         with subprocess.Popen(
             [*command, "--password-stdin"],
@@ -302,18 +301,24 @@ def test_no_secret_is_on_a_command_line_or_in_the_journal(managed: Managed, depl
                         here |= {(directory / file).read_bytes() for file in ("cmdline", "environ")}
         generated = managed.json("accounts", "reset-password", name, "--generate")["password"]
     assert process.returncode == 0
-    token = deployed.host.run(f"cat {TOKEN_FILE}").stdout.strip()
-    assert deployed.host.run(f"stat -c '%a %U:%G' {TOKEN_FILE}").stdout == "600 root:root\n"
     assert any("curl" in line for line in there) and any(name.encode() in line for line in here)
-    journal = deployed.host.run("journalctl --all --no-pager -o verbose --since -10min", timeout=120).stdout
-    assert "COMMAND=" in journal
-    found = {
+    journal = host.run("journalctl --all --no-pager -o verbose --since -10min", timeout=120).stdout
+    return [password, generated], {
         "the command lines of the machine": "".join(there),
         "the command lines of this computer": b"".join(here).decode(errors="replace"),
         "the journal": journal,
     }
+
+
+def test_no_secret_is_on_a_command_line_or_in_the_journal(managed: Managed, deployed: Deployed, name: str) -> None:
+    # So that the account of these commands is made again.
+    deployed.host.run(f"rm -f {TOKEN_FILE}")
+    passwords, found = set_passwords(managed, name)
+    token = deployed.host.run(f"cat {TOKEN_FILE}").stdout.strip()
+    assert deployed.host.run(f"stat -c '%a %U:%G' {TOKEN_FILE}").stdout == "600 root:root\n"
+    assert "COMMAND=" in found["the journal"]
     for where, text in found.items():
-        assert_none_in([password, generated, token], text, where)
+        assert_none_in([*passwords, token], text, where)
 
 
 def test_the_account_of_the_commands_is_replaced_when_its_token_is_lost(managed: Managed, deployed: Deployed) -> None:

@@ -258,13 +258,38 @@ def test_a_failed_migration_puts_everything_back(wants_mas: Upgraded) -> None:
     assert deployment.run("-y").changed == []
 
 
+REAL = pytest.mark.skipif(
+    not real_mas(), reason="the stand-in has no accounts: set MAS_BINARY to an archive of the real MAS"
+)
+
+
 @pytest.mark.role("mas")
-@pytest.mark.skipif(not real_mas(), reason="the stand-in has no accounts: set MAS_BINARY to an archive of the real MAS")
+@REAL
+def test_a_migration_after_which_nobody_could_log_in_is_put_back(wants_mas: Upgraded) -> None:
+    """Everything has moved then; settings of the administrator's have MAS show Synapse another secret."""
+    host, own = wants_mas.outside.host, "/etc/mas/local.yaml"
+    before = Machine.of(host)
+    host.run(f"mkdir -p /etc/mas; echo 'matrix: {{secret_file: /etc/hostname}}' >{own}; chmod 644 {own}")
+    done = wants_mas.deployment.manage("mas", "migrate", "--yes")
+    host.run(f"rm {own}")
+    assert done.returncode == 1
+    assert re.search("MAS refuses: .*; Synapse has the accounts, as before$", done.stderr.splitlines()[-1]), done.stderr
+    after = Machine.of(host)
+    assert after.databases == before.databases
+    assert after.files["matrix-synapse.service"] == before.files["matrix-synapse.service"]
+    continues(wants_mas, "We are still here.")
+
+
+@pytest.mark.role("mas")
+@REAL
 def test_accounts_sessions_and_encrypted_messages_move_to_mas(wants_mas: Upgraded) -> None:
     host, deployment = wants_mas.outside.host, wants_mas.deployment
     done = deployment.manage("mas", "migrate", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     continues(wants_mas, "We have moved.")
+    # With which the migration, and the commands before it, have logged in.
+    accounts = json.loads(deployment.manage("accounts", "list", "--deactivated", "--json").stdout)
+    assert {each["user_id"] for each in accounts} == {wants_mas.users.alice.user_id, wants_mas.users.bob.user_id}
     assert query(host, "SELECT 1 FROM pg_auth_members WHERE member::regrole::text = 'mas';") == "", "MAS keeps rights"
     assert host.run("ls /var/backups/matrix-metal").stdout.split() == ["synapse-before-mas.dump"]
     assert deployment.run("-y").changed == []

@@ -111,7 +111,7 @@ def test_clients_reach_synapse_and_mas_each_where_it_answers(outside: Outside) -
         for path in ("/_matrix/client/v1/auth_metadata", "/_matrix/client/unstable/org.matrix.msc2965/auth_metadata"):
             metadata = expect_json(http.get(outside.url("matrix", path)))
             assert metadata == expect_json(http.get(outside.url("auth", "/.well-known/openid-configuration")))
-            assert metadata["issuer"] == issuer and "create" in metadata["prompt_values_supported"]
+            assert metadata["issuer"] == issuer and "create" not in metadata["prompt_values_supported"]
 
         flows = expect_json(http.get(outside.url("matrix", "/_matrix/client/v3/login")))["flows"]
         assert {"m.login.sso", "m.login.password"} <= {flow["type"] for flow in flows}

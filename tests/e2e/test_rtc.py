@@ -153,6 +153,22 @@ def test_the_journal_says_why_lk_jwt_service_does_not_start(deployed: Deployed) 
         host.run(f"systemctl stop taken lk-jwt; systemctl reset-failed lk-jwt || true; {RESTART}")
 
 
+def test_livekit_that_lacks_something_has_failed(deployed: Deployed) -> None:
+    """It ends with exit status 0 then."""
+    host, directory = deployed.host, "/etc/systemd/system/livekit.service.d"
+    lacking = (
+        f"mkdir {directory}; cat >{directory}/lacking.conf; systemctl daemon-reload; touch /etc/livekit/livekit.yaml"
+    )
+    host.run(lacking, stdin="[Service]\nRestrictAddressFamilies=~AF_NETLINK\n")
+    try:
+        run = deployed.deployment.run("-y", check=False)
+        assert run.status == 1 and "livekit.service failed to start" in run.refusal, run.output
+        assert host.run("systemctl show -p ExecMainStatus --value livekit").stdout == "0\n"
+    finally:
+        host.run(f"rm -r {directory}; systemctl daemon-reload")
+    assert deployed.deployment.run("-y").changed == ["Run LiveKit"]
+
+
 def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:
     """LiveKit checks who signed it; a real one is for one room, and lets nobody create others."""
     place = expect_json(ask(outside, a_room(outside), openid_token(outside, alice)))
@@ -170,6 +186,7 @@ def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:
 def test_users_of_other_servers_join_calls_and_start_none(
     both: tuple[Deployed, Deployed], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """Unless a setting lets them."""
     here, elsewhere = (Outside(each.host, tmp_path_factory.mktemp("rtc")) for each in both)
     authority, host, room = "/usr/local/share/ca-certificates/elsewhere.crt", here.host, a_room(here)
     local, foreign = new_user(here, "local"), new_user(elsewhere, "foreign")
@@ -180,6 +197,16 @@ def test_users_of_other_servers_join_calls_and_start_none(
         assert validate(here, place["jwt"]) != 200, "a user of another server has started a call"
         expect_json(ask(here, room, openid_token(here, local)))
         assert validate(here, place["jwt"]) == 200
+
+        deployment, before = both[0].deployment, both[0].deployment.settings
+        deployment.choose(**before, rtc_full_access_servers=[elsewhere.server_name])
+        try:
+            assert deployment.run("-y").changed == ["Configure lk-jwt-service", "Run lk-jwt-service"]
+            place = expect_json(ask(here, a_room(here), openid_token(elsewhere, foreign)))
+            assert validate(here, place["jwt"]) == 200
+        finally:
+            deployment.choose(**before)
+            deployment.run("-y")
     finally:
         host.run(f"rm {authority}; update-ca-certificates --fresh; {RESTART}")
 
@@ -296,7 +323,7 @@ def test_two_users_hear_each_other(callers: Callers) -> None:
     }
 
 
-@pytest.mark.parametrize("unit", ["lk-jwt", "matrix-synapse", "caddy"])
+@pytest.mark.parametrize("unit", ["lk-jwt", "matrix-synapse", "caddy", "'postgresql@*'"])
 def test_a_call_goes_on_while_a_service_is_restarted(callers: Callers, pool: ThreadPoolExecutor, unit: str) -> None:
     callers.join(a_room(callers.outside))
     callers.hear_each_other()

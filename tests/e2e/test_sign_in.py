@@ -20,32 +20,37 @@ import httpx
 import pytest
 
 from roles import MAS
-from settings.mas import Provider
-from tests.conftest import complete, own
+from settings.mas import ADMIN_CLIENT, Provider
+from tests.conftest import complete, own, real_rtc
 from tests.deployment import Deployment
 from tests.e2e.browser import DESKTOP, PHONE, Browser, Phone
+from tests.e2e.call.browser import install
 from tests.e2e.client import TIMEOUT, Account, Outside, expect_json
 from tests.e2e.identity import MAIL_SERVER, receive_mail
 
 # The commands for accounts, as without MAS.
 from tests.e2e.test_accounts import (  # noqa: F401
     Managed,
+    set_passwords,
     test_an_account_that_exists_is_left_alone,
     test_an_unknown_account_suggests_the_nearest,
     test_the_list_has_people_and_nobody_else,
     test_the_password_is_asked_for_twice_and_not_echoed,
 )
+from tests.e2e.test_rtc import calling, livekit_client
+from tests.e2e.test_secrets import assert_none_in
 from tests.standin.archives import real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Testbed
 from vault import Vault
 
+__all__ = ["livekit_client"]
 pytestmark = [
     pytest.mark.role("mas"),
     pytest.mark.skipif(not real_mas(), reason="set MAS_BINARY to an archive of the real MAS"),
 ]
 
-ROLES = ("postgres", "synapse", "caddy", "mas")
+ROLES = ("postgres", "synapse", "caddy", "mas", *(("coturn", "rtc") if real_rtc() else ()))
 # Of Element X on Android: its redirect URI belongs to the application, not to a web site.
 SCHEME = "io.element.android"
 ELEMENT_X = {
@@ -121,7 +126,10 @@ def homeserver(
 
     phone.host.run("install -d -m 700 /srv/provider")
     phone.host.put(Path(__file__).with_name("provider.mjs"), "/srv/provider/provider.mjs")
-    back = f"https://auth.{host.domain}/upstream/callback/{PROVIDER.ulid}"
+    # As the README has the administrator tell the provider.
+    shown = deployment.manage("mas", "callbacks")
+    [(identifier, back)] = [line.split() for line in shown.stdout.splitlines()]
+    assert identifier == PROVIDER.id and back.startswith(f"https://auth.{host.domain}/"), shown
     start = START_PROVIDER.format(name="id.phone.test", client=PROVIDER.client_id, back=back)
     phone.host.run(start, stdin=client_secret, timeout=300)
     phone.host.get("/srv/provider/ca.crt", directory / "provider.crt")
@@ -158,6 +166,7 @@ class ElementX:
         registered = self.http.post(self.metadata["registration_endpoint"], json=ELEMENT_X)
         self.client = expect_json(registered, registered.status_code)["client_id"]
         self.verifier, self.state = secrets.token_urlsafe(48), secrets.token_urlsafe(16)
+        self.device = secrets.token_hex(5).upper()
 
     def page(self, prompt: str = "") -> str:
         """The URL that it opens in the browser. prompt: "create" for "Create account"."""
@@ -167,7 +176,7 @@ class ElementX:
             "response_type": "code",
             "client_id": self.client,
             "redirect_uri": f"{SCHEME}:/",
-            "scope": f"openid {matrix}:api:* {matrix}:device:{secrets.token_hex(5).upper()}",
+            "scope": f"openid {matrix}:api:* {matrix}:device:{self.device}",
             "state": self.state,
             "code_challenge": challenge,
             "code_challenge_method": "S256",
@@ -283,10 +292,23 @@ def finish(browser: Browser, look: Look, element: ElementX) -> str:
     return element.come_back(browser.sent_to(SCHEME))
 
 
+def new_person(homeserver: Homeserver, element: ElementX, name: str, directory: Path) -> str:
+    """Create an account with an address where everybody may; returns the address."""
+    address = f"{homeserver.mailbox}+{secrets.token_hex(3)}@{homeserver.outside.server_name}"
+    with homeserver.phone.browser() as browser:
+        browser.open(element.page("create"))
+        create(browser, lambda name: None, name, email=address)
+        browser.fill(code=mailed(homeserver, address, r"\b(\d{6})\b", directory))
+        browser.press()
+        finish(browser, lambda name: None, element)
+    return address
+
+
 def test_an_account_is_created_with_an_address(
     homeserver: Homeserver, element: ElementX, browser: Browser, look: Look, tmp_path: Path
 ) -> None:
     name, address = new_name("anna"), f"{homeserver.mailbox}+{secrets.token_hex(3)}@{homeserver.outside.server_name}"
+    assert "create" in element.metadata["prompt_values_supported"]
     browser.open(element.page("create"))
     create(browser, look, name, email=address)
     look("code")
@@ -310,14 +332,8 @@ def test_a_forgotten_password_is_replaced(
     homeserver: Homeserver, element: ElementX, browser: Browser, look: Look, tmp_path: Path
 ) -> None:
     """MAS sends a link to the address of the account."""
-    name, address = new_name("dora"), f"{homeserver.mailbox}+{secrets.token_hex(3)}@{homeserver.outside.server_name}"
-    with homeserver.phone.browser() as before:
-        before.open(element.page("create"))
-        create(before, lambda name: None, name, email=address)
-        before.fill(code=mailed(homeserver, address, r"\b(\d{6})\b", tmp_path))
-        before.press()
-        finish(before, lambda name: None, element)
-
+    name = new_name("dora")
+    address = new_person(homeserver, element, name, tmp_path)
     browser.open(homeserver.outside.url("auth", "/recover"))
     browser.fill(email=address)
     look("recover")
@@ -343,6 +359,26 @@ def test_a_forgotten_password_is_replaced(
         assert again.come_back(another.sent_to(SCHEME)) == f"@{name}:{homeserver.outside.server_name}"
 
 
+def sign_in_there(browser: Browser, look: Look, name: str) -> None:
+    """At the provider."""
+    assert browser.shows("input[name=login]"), browser.text
+    look("provider")
+    browser.fill(login=name, password=PASSWORD)
+    browser.press()
+    browser.press()
+
+
+def come_from_there(homeserver: Homeserver, browser: Browser, look: Look, element: ElementX, name: str) -> None:
+    """The pages after the provider's, for who was not here before."""
+    user_id = f"@{name}:{homeserver.outside.server_name}"
+    assert browser.shows(f"input[value='{user_id}']"), browser.text
+    look("back")
+    browser.press()
+    look("consent")
+    browser.press()
+    assert element.come_back(browser.sent_to(SCHEME)) == user_id
+
+
 def test_a_person_signs_in_with_a_provider(
     homeserver: Homeserver, element: ElementX, browser: Browser, look: Look
 ) -> None:
@@ -351,18 +387,46 @@ def test_a_person_signs_in_with_a_provider(
     look("log-in")
     assert PROVIDER.name in browser.text
     browser.press(f"a[href*='/upstream/authorize/{PROVIDER.ulid}']")
-    look("provider")
-    browser.fill(login=name, password=PASSWORD)
-    browser.press()
-    browser.press()
-    look("back")
-    assert browser.shows(f"input[value='@{name}:{homeserver.outside.server_name}']"), browser.text
-    browser.press()
-    look("consent")
-    browser.press()
-    assert element.come_back(browser.sent_to(SCHEME)) == f"@{name}:{homeserver.outside.server_name}"
+    sign_in_there(browser, look, name)
+    come_from_there(homeserver, browser, look, element, name)
     profile = expect_json(element.ask(f"v3/profile/@{name}:{homeserver.outside.server_name}"))
     assert profile.get("displayname") == f"{name} of the provider"
+
+
+def test_nobody_gets_somebody_elses_account_from_a_provider(
+    homeserver: Homeserver, managed: Managed, element: ElementX, browser: Browser, look: Look
+) -> None:
+    name = f"emil{secrets.token_hex(3)}"
+    managed.run("accounts", "create", name, "--generate")
+    browser.open(element.page())
+    browser.press(f"a[href*='/upstream/authorize/{PROVIDER.ulid}']")
+    sign_in_there(browser, look, name)
+    assert browser.says("User exists"), browser.text
+    look("taken")
+    assert managed.json("accounts", "show", name)["sessions"] == 0
+
+
+@pytest.mark.skipif(not real_rtc(), reason="set LIVEKIT_BINARY and LK_JWT_BINARY to the real programs")
+def test_two_people_who_have_just_made_accounts_call_each_other(
+    homeserver: Homeserver, livekit_client: Path, tmp_path: Path
+) -> None:
+    """The first call of the README. It goes on while MAS is restarted."""
+    outside, accounts = homeserver.outside, []
+    with outside.http() as http:
+        for each in ("anna", "ben"):
+            element, name = ElementX(homeserver, http), new_name(each)
+            new_person(homeserver, element, name, tmp_path)
+            accounts.append(Account(f"@{name}:{outside.server_name}", PASSWORD, element.device, element.access))
+    install(homeserver.phone.host)
+    anna, ben = accounts
+    with calling(homeserver.phone.host, outside, livekit_client, (anna, ben), outside.root) as callers:
+        room = callers.pages[0].run("(other) => matrix.createRoom(other)", ben.user_id)
+        callers.pages[1].run("(room) => matrix.request('POST', `/join/${room}`, {})", room)
+        callers.join(room)
+        callers.hear_each_other()
+        outside.host.run(f"systemctl restart mas; until {MAS.units[0].health}; do sleep 0.1; done")
+        callers.hear_each_other()
+        assert not any("Disconnected" in event for events in callers.both("conference.events") for event in events)
 
 
 def test_an_account_is_created_with_a_token(
@@ -375,7 +439,7 @@ def test_an_account_is_created_with_a_token(
     create(browser, look, name)
     browser.fill(**{"token": "another-one"})
     browser.press()
-    assert browser.shows("input[name=token]"), "a wrong token is accepted"
+    assert browser.shows("[data-error-kind=invalid]"), f"a wrong token is accepted: {browser.text}"
     browser.fill(token=token)
     look("token")
     browser.press()
@@ -386,11 +450,17 @@ def test_nobody_creates_an_account_if_registration_is_closed(
     homeserver: Homeserver, element: ElementX, browser: Browser, look: Look
 ) -> None:
     homeserver.choose("closed")
-    browser.open(element.page("create"))
-    look("closed")
-    assert not browser.has("input[name=password_confirm]")
+    browser.open(element.page())
+    look("log-in")
+    assert PROVIDER.name in browser.text and not browser.has("a[href^='/register']")
     answer = element.http.get(homeserver.outside.url("auth", "/register/password"))
     assert answer.status_code == 303 and "/login" in answer.headers["location"]
+
+    # Whom the provider knows still gets one, and is sent there at once.
+    name = f"frida{secrets.token_hex(3)}"
+    browser.open(element.page("create"))
+    sign_in_there(browser, look, name)
+    come_from_there(homeserver, browser, look, element, name)
     status, output = homeserver.deployment.verify()
     assert status == 0, output
 
@@ -467,3 +537,11 @@ def test_registration_tokens(managed: Managed) -> None:
     managed.run("tokens", "revoke", token["token"])
     assert token["token"] not in managed.run("tokens", "list", "--all")
     assert "no such registration token" in managed.refusal("tokens", "revoke", token["token"])
+
+
+def test_no_password_is_on_a_command_line_or_in_the_journal(managed: Managed, name: str) -> None:
+    passwords, found = set_passwords(managed, name)
+    client = Vault.open(managed.deployment.vault).get("mas_admin_client_secret").reveal()
+    pair = base64.b64encode(f"{ADMIN_CLIENT}:{client}".encode()).decode()
+    for where, text in found.items():
+        assert_none_in([*passwords, client, pair], text, where)

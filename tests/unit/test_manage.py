@@ -207,6 +207,19 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
         assert f"trial.py cannot be read: {error}" in refusal(deployment, "accounts", "list")
 
 
+def test_where_providers_send_people_back_needs_no_machine_and_no_secret(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, [], CHOSEN, roles={role: ["a"] for role in ("postgres", "synapse", "mas")})
+    provider = {"issuer": "https://id.b.test", "client_id": "matrix", "name": "Example"}
+    deployment.choose(**CHOSEN, sso=[{"id": name, **provider} for name in ("example", "other")])
+    done = deployment.manage("mas", "callbacks")
+    shown = [line.split() for line in done.stdout.splitlines()]
+    # MAS knows a provider by its ULID, for ever.
+    assert shown == [
+        ["example", "https://auth.a.test/upstream/callback/2GV1CE162YSHZP0GCANW6CBATR"],
+        ["other", "https://auth.a.test/upstream/callback/6S56511MDGEDC3FQ2BV1ETRS0V"],
+    ], done.stderr
+
+
 def test_secrets_are_those_of_the_deployments_vault(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, [], CHOSEN, roles={"caddy": ["a"]})
     done = deployment.manage("secrets", "set", "smtp_password", stdin="hunter2\n")

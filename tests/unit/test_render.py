@@ -1,6 +1,7 @@
 """`make render`: the files of the sample deployments, as a directory that can be compared with another."""
 
 import json
+import runpy
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from roles import ROLES
+from tests.deployment import ROOT
 from tests.render import INDEX, SAMPLES, render
 
 
@@ -32,6 +35,13 @@ def test_samples_are_rendered_completely_and_reproducibly(tmp_path: Path) -> Non
     assert "debian12/matrix/etc/postgresql/15/main/conf.d/matrix-metal.conf" in rendered
     for path, content in rendered.items():
         check_syntax(path, content.decode())
+
+
+@pytest.mark.parametrize("name", ["prod", "split"])
+def test_samples_have_the_roles_of_the_inventories_that_are_shipped(name: str) -> None:
+    shipped = runpy.run_path(str(ROOT / "inventories" / f"{name}.py"))
+    machines = {role: len(shipped[role]) for role in ROLES if role in shipped}
+    assert machines == {role: len(SAMPLES[name].roles[role]) for role in ROLES if role in SAMPLES[name].roles}
 
 
 def files_of(index: dict[str, str]) -> Iterator[tuple[str, str]]:

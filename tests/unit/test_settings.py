@@ -22,6 +22,7 @@ from settings.rules import misspelt_roles
 from settings.sydent import Sydent
 from settings.synapse import Choices as Homeserver
 from settings.synapse import Synapse
+from tests.deployment import EVERYTHING, WITH_MAS
 
 ROOT = Path(__file__).parent.parent.parent
 DEFAULTS = {
@@ -284,6 +285,11 @@ def test_port_for_federation_without_federation_is_refused(tmp_path: Path) -> No
     [line] = mistakes(settings(tmp_path, federation=False, federation_port_8448=True))
     assert "federation_port_8448 is True, but federation is False" in line
     assert mistakes(settings(tmp_path, federation_port_8448=True)) == []
+
+
+@pytest.mark.parametrize("roles", [EVERYTHING, WITH_MAS], ids=["EVERYTHING", "WITH_MAS"])
+def test_what_tests_and_measurements_deploy_fits_together(tmp_path: Path, roles: Mapping[str, Role]) -> None:
+    assert mistakes(settings(tmp_path, {role: ["one"] for role in roles}, backup_target=None)) == []
 
 
 def test_providers_to_sign_in_with_need_mas_and_a_name_each(tmp_path: Path) -> None:
