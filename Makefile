@@ -33,7 +33,7 @@ test: setup lint ## All tests; ROLE=coturn: those of one role
 	@$(BIN)/pytest -n 2 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
 # Python whose name does not say so.
-SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/backup/backup \
+SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/backup/backup templates/takeover/takeover \
 	$(addprefix tests/standin/,syncv3 mas-cli livekit-server lk-jwt-service)
 lint: setup
 	@$(BIN)/ruff check --quiet . $(SCRIPTS)
