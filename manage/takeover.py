@@ -57,7 +57,7 @@ def takeover(deployment: Deployment, paths: Sequence[str], dry: bool, yes: bool)
         return
     if state != BEGUN:
         found = _look(machine, paths)
-        for line in described(found):
+        for line in described(found, machine.settings.domain(SYNAPSE)):
             click.echo(line)
         vault = machine.settings.vault
         for name, value in found["secrets"].items():
@@ -178,8 +178,8 @@ def problems(found: Mapping[str, Any], server_name: str) -> Iterator[str]:
             yield f"{size(each['needed'])} are needed in {each['at']}, and {size(each['free'])} are free"
 
 
-def described(found: Mapping[str, Any]) -> Iterator[str]:
-    """What was found and is taken, and what is not."""
+def described(found: Mapping[str, Any], domain: str) -> Iterator[str]:
+    """What was found and is taken, and what is not. domain: the name by which clients reach the new homeserver."""
     database, media, counts = found["database"], found["media"], found["database"]["counts"]
     kind = "SQLite" if database["kind"] == "SQLite" else f"dump of PostgreSQL, {database['kind']}"
     yield f"  server name    {found['server_name']}"
@@ -191,6 +191,9 @@ def described(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  older keys     {', '.join(found['old_signing_keys'])}, into /etc/matrix-synapse/conf.d/takeover.yaml"
     if found["secrets"]:
         yield f"  into the vault {', '.join(SECRETS[name] for name in found['secrets'])}"
+    if (url := found["public_baseurl"]) and url.rstrip("/") != f"https://{domain}":
+        yield f"  but            clients that are logged in know it as {url}, and here it is https://{domain}/:"
+        yield "                 set matrix_domain to that name, or they have to log in again"
     replaced, ignored = settings_not_taken(found)
     if replaced:
         yield f"  as deployed    {', '.join(replaced)}"
