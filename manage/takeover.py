@@ -72,19 +72,20 @@ def takeover(deployment: Deployment, paths: Sequence[str], dry: bool, yes: bool)
         return
     click.echo("Starting the homeserver with it.")
     machine.close()
-    if problem := deploy(deployment, "takeover"):
-        raise Refused(
-            f"the data is in its place, but the deploy failed: {problem}. When that is mended, run the same command again"
-        )
+    problem = deploy(deployment, "takeover")
     request = {"done": f"{DONE}{time.strftime('%Y-%m-%d')}", "federation": machine.settings.section(Choices).federation}
     try:
         for line in _program(machine, "verify", request):
             click.echo(f"Verified: {line}.")
     except Refused as error:
-        raise Refused(
-            f"the data is in its place, but {error}. When that is mended, run the same command again"
-        ) from None
+        why = f"{problem}; {error}" if problem else str(error)
+        raise Refused(f"the data is in its place, but {why}. When that is mended, run the same command again") from None
     click.echo(f"{machine.settings.server_name} is taken over. The old homeserver must never be started again.")
+    if problem:
+        # As long as the names lead to the old machine, there are no certificates.
+        raise Refused(
+            f"the homeserver runs with its data, but the deploy did not end: {problem}. Mend that, and deploy"
+        )
 
 
 def _machine(deployment: Deployment) -> Machine:
