@@ -126,7 +126,7 @@ def _look(machine: Machine, paths: Sequence[str]) -> Mapping[str, Any]:
             f"{machine.name} has {people} account{'s' * (people > 1)} already, which a takeover would replace"
         )
     machine.run(
-        f"install -d -m 700 /run/matrix-metal && install -m 700 /dev/stdin {PROGRAM}",
+        f"install -d -m 700 /run/matrix-metal && umask 077 && cat >{PROGRAM}",
         (ROOT / "templates/takeover/takeover").read_text(),
     )
     click.echo(f"Looking at {', '.join(paths)} on {machine.name}. A large dump takes minutes.")

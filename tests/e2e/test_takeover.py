@@ -18,6 +18,7 @@ import nio
 import pytest
 from nio.store import SqliteStore
 
+from roles import SYNAPSE
 from tests.built import built
 from tests.conftest import own
 from tests.deployment import Deployment
@@ -274,7 +275,7 @@ def test_after_a_takeover_that_was_killed_it_can_be_run_again(home: Home) -> Non
         )
         status, shown = running.result()
     assert status == 1 and "it has ended before it was done" in shown.splitlines()[-1], shown
-    assert home.deployment.verify("tests/host/test_synapse.py")[0] == 0
+    home.host.run(SYNAPSE.units[0].health)
     status, shown = home.take(*home.paths, "--yes")
     print(shown)
     assert status == 0, shown
