@@ -34,7 +34,7 @@ test: setup lint ## All tests; ROLE=coturn: those of one role
 
 # Python whose name does not say so.
 SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping \
-	$(addprefix templates/backup/,backup restore) \
+	$(addprefix templates/backup/,backup restore) templates/takeover/takeover \
 	$(addprefix tests/standin/,syncv3 mas-cli livekit-server lk-jwt-service)
 lint: setup
 	@$(BIN)/ruff check --quiet . $(SCRIPTS)

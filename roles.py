@@ -442,6 +442,11 @@ SYNAPSE = Role(
             "protects the forms that Synapse serves",
             rotation="forms that are open in a browser have to be opened again",
         ),
+        VaultEntry(
+            "synapse_password_pepper",
+            "given",
+            "without which passwords from a homeserver that was taken over cannot be checked",
+        ),
     ),
 )
 

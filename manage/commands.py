@@ -16,6 +16,7 @@ from manage.postgres import postgres
 from manage.removal import remove
 from manage.secrets import secrets
 from manage.status import status
+from manage.takeover import takeover
 from manage.tokens import tokens
 from settings import SettingError
 from vault import VaultError
@@ -28,14 +29,14 @@ def cli(context: click.Context, name: str) -> None:
     """Everything after the first deploy.
 
     NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
-    so has each VERB. These deploy: `mas migrate`, `postgres upgrade`, `remove`, `restore`, `secrets rotate`. No other does.
+    so has each VERB. These deploy: `mas migrate`, `postgres upgrade`, `remove`, `restore`, `secrets rotate`, `takeover`. No other does.
     """
     context.obj = Deployment(name)
     # As for a deploy: paths in the inventory are relative to this directory.
     os.chdir(ROOT)
 
 
-for _noun in (status, accounts, tokens, mas, postgres, backup, restore, secrets, remove, outdated):
+for _noun in (status, accounts, tokens, mas, postgres, backup, restore, takeover, secrets, remove, outdated):
     cli.add_command(_noun)
 
 

@@ -63,15 +63,19 @@ def stop(machine: Machine) -> None:
 
 def put_back(machine: Machine) -> str:
     """Start the restore on the machine, and show how far it is. Returns what was restored. Raises Refused."""
+    progress = "/run/matrix-metal/restore.json"
     machine.run(
-        f"rm -f /run/matrix-metal/restore.json; systemctl reset-failed {RESTORE_UNIT} 2>/dev/null || true; "
+        f"rm -f {progress}; systemctl reset-failed {RESTORE_UNIT} 2>/dev/null || true; "
         f"systemd-run --quiet --unit={RESTORE_UNIT} {RESTORE_PROGRAM}"
     )
+    return follow(machine, RESTORE_UNIT, progress)
+
+
+def follow(machine: Machine, unit: str, file: str) -> str:
+    """Show how far a unit is that writes its progress into a file, as JSON. Returns what it says at its end. Raises Refused."""
     shown, at_terminal = "", sys.stderr.isatty()
     while True:
-        active, *printed = machine.run(
-            f"systemctl is-active {RESTORE_UNIT} || true; cat /run/matrix-metal/restore.json 2>/dev/null || true"
-        )
+        active, *printed = machine.run(f"systemctl is-active {unit} || true; cat {file} 2>/dev/null || true")
         progress = json.loads("".join(printed) or '{"state": "running", "text": "starting"}')
         text = str(progress["text"])
         if progress["state"] == "done":
@@ -80,8 +84,7 @@ def put_back(machine: Machine) -> str:
             raise Refused(f"{machine.name}: {text}; when that is fixed, run the same command again")
         if active not in ("active", "activating"):
             raise Refused(
-                f"{machine.name}: the restore has ended before it was done (journalctl -u {RESTORE_UNIT} there says why); "
-                "run the same command again"
+                f"{machine.name}: it has ended before it was done (journalctl -u {unit} there says why); run the same command again"
             )
         if text != shown:
             line = f"{machine.name}: {text}"

@@ -13,6 +13,7 @@ from roles import MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
 from settings.deployment import Mail, Settings, View
 from settings.fields import SHA256S, Chosen, Https, Sha256s, UserName, sha256_for
 from settings.postgres import DatabaseAccess, database_of
+from settings.synapse import PEPPER
 from settings.synapse import Choices as Homeserver
 from vault import Secret, pem
 
@@ -103,6 +104,7 @@ class Mas(View):
     synapse_secret: Secret
     admin_client: str
     admin_client_secret: Secret
+    password_pepper: Secret | None
     registration: str
     mail: Mail
     sso: tuple[tuple[Provider, Secret], ...]
@@ -124,6 +126,7 @@ class Mas(View):
             synapse_secret=vault.get("mas_synapse_secret"),
             admin_client=ADMIN_CLIENT,
             admin_client_secret=vault.get("mas_admin_client_secret"),
+            password_pepper=vault.get(PEPPER) if vault.has(PEPPER) else None,
             registration=settings.section(Homeserver).registration,
             mail=settings.mail,
             sso=tuple((provider, vault.get(provider.secret)) for provider in choices.sso),

@@ -16,6 +16,9 @@ from settings.postgres import DatabaseAccess, database_of
 from settings.rtc import transports
 from vault import Secret
 
+# Only passwords of a homeserver that was taken over may need it.
+PEPPER = "synapse_password_pepper"
+
 
 class Choices(Chosen):
     """The settings of the homeserver."""
@@ -55,6 +58,7 @@ class Synapse(View):
     registration_shared_secret: Secret
     macaroon_secret_key: Secret
     form_secret: Secret
+    password_pepper: Secret | None
     mas_url: str | None
     mas_secret: Secret | None
     registration: str
@@ -92,6 +96,7 @@ class Synapse(View):
             registration_shared_secret=vault.get("synapse_registration_shared_secret"),
             macaroon_secret_key=vault.get("synapse_macaroon_secret_key"),
             form_secret=vault.get("synapse_form_secret"),
+            password_pepper=vault.get(PEPPER) if vault.has(PEPPER) else None,
             mas_url=f"http://127.0.0.1:{MAS_PORT}/" if settings.exists("mas") else None,
             mas_secret=vault.get("mas_synapse_secret") if settings.exists("mas") else None,
             registration=choices.registration,

@@ -41,7 +41,13 @@ configuration = [
         **OWNED,
     ),
     Template(f"{HOME}/log.yaml", "synapse/log.yaml", mode="640", **OWNED),
-    Template(f"{HOME}/conf.d/email.yaml", "synapse/email.yaml", mode="640", values={"mail": synapse.mail}, **OWNED),
+    Template(
+        f"{HOME}/conf.d/email.yaml",
+        "synapse/email.yaml",
+        mode="640",
+        values={"mail": synapse.mail, "pepper": synapse.password_pepper},
+        **OWNED,
+    ),
     *(secret_file(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),
     secret_file(f"{HOME}/secrets/postgresql", password_file, mode="600", **OWN),
 ]
