@@ -29,7 +29,8 @@ def cli(context: click.Context, name: str) -> None:
     """Everything after the first deploy.
 
     NAME is the deployment: prod means inventories/prod.py; a path of another inventory may be given. Each NOUN has --help, and
-    so has each VERB. These deploy: `mas migrate`, `postgres upgrade`, `remove`, `restore`, `secrets rotate`, `takeover`. No other does.
+    so has each VERB. These deploy: `mas migrate`, `postgres upgrade`, `remove`, `restore`, `secrets rotate`, `takeover`. No other
+    does.
     """
     context.obj = Deployment(name)
     # As for a deploy: paths in the inventory are relative to this directory.

@@ -84,7 +84,8 @@ def follow(machine: Machine, unit: str, file: str) -> str:
             raise Refused(f"{machine.name}: {text}; when that is fixed, run the same command again")
         if active not in ("active", "activating"):
             raise Refused(
-                f"{machine.name}: it has ended before it was done (journalctl -u {unit} there says why); run the same command again"
+                f"{machine.name}: it has ended before it was done (journalctl -u {unit} there says why); "
+                "run the same command again"
             )
         if text != shown:
             line = f"{machine.name}: {text}"

@@ -13,7 +13,8 @@ virtualenvs.build_started and in_use, for pip.venv and pip.packages
 releases.installed, for files.download and files.unarchive
     Checked before it is installed. Unsafe archives are refused. The previous version is kept.
 programs.Program
-    What either is, and what runs it: with that, `units.running` puts back a version that does not come up.
+    What either is, and what runs it: with that, `units.running` puts back a version that does not come up. `schema` says whether
+    Synapse's database allows that.
 filters.Filter, for iptables
     A table of nftables with a unit that loads it. What a firewall takes away is loaded again.
 users.restored, for server.user

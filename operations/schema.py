@@ -34,3 +34,12 @@ def compatible(keywords: Mapping[str, str | int]) -> str:
     """A shell command for `operations.programs.Program`. keywords: those of a connection to the database, for psycopg2."""
     program = f"keywords = {dict(keywords)!r}{_PROGRAM}"
     return f'runuser -u matrix-synapse -- "/opt/matrix-synapse/$2/bin/python" -c {quoted(program)}'
+
+
+def reach(keywords: Mapping[str, object]) -> str:
+    """A program for Synapse's Python and user, which ends with PostgreSQL's reason if the database does not answer."""
+    return f"""import psycopg2, sys
+try:
+    psycopg2.connect(**{dict(keywords)!r}, connect_timeout=5)
+except psycopg2.Error as error:
+    sys.exit(str(error).strip())"""

@@ -92,13 +92,6 @@ files.present(
     ],
 )
 
-# While its database does not work Synapse does not answer as it should, but a restart would not help.
-REACH_DATABASE = f"""import psycopg2, sys
-try:
-    psycopg2.connect(**{KEYWORDS!r}, connect_timeout=5)
-except psycopg2.Error as error:
-    sys.exit(str(error).strip())"""
-
 as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
 units.running(
     name="Run Synapse",
@@ -112,7 +105,8 @@ units.running(
     ),
     ready=UNIT.health,
     program=program,
-    needs=f"( cd / && {as_synapse}/python -c {quoted(REACH_DATABASE)} )",
+    # While its database does not work Synapse does not answer as it should, but a restart would not help.
+    needs=f"( cd / && {as_synapse}/python -c {quoted(schema.reach(KEYWORDS))} )",
     patience=180,
     own=UNIT.own,
     own_check=UNIT.check,

@@ -23,7 +23,7 @@ from tests.built import built
 from tests.conftest import own
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json, receive_message, send_message
-from tests.e2e.test_last_release import bodies, create_shared_room
+from tests.e2e.people import bodies, create_shared_room
 from tests.testbed import Host, Testbed
 from vault import Vault
 
