@@ -102,6 +102,42 @@ def test_a_synapse_that_does_not_start_is_put_back(
     assert deployment.run("-y").changed == [], "not everything was put back"
 
 
+# Who connects sends the request only when the next process is there.
+SENT_LATE = """import socket, subprocess
+link = socket.socket(socket.AF_UNIX)
+link.connect("/run/matrix-synapse/1.sock")
+subprocess.run(["systemctl", "restart", "matrix-synapse"], check=True)
+link.settimeout(30)
+link.sendall(b"GET /_matrix/client/versions HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
+print(link.recv(15).decode())"""
+
+
+def test_connections_are_handed_over(deployed: Deployed) -> None:
+    """Caddy may be slow between connecting and sending, for lack of time."""
+    answer = deployed.host.run("python3 -", stdin=SENT_LATE, timeout=120).stdout
+    assert answer == "HTTP/1.1 200 OK\n"
+    kept = deployed.host.run("systemctl show -P NFileDescriptorStore matrix-synapse").stdout.strip()
+    assert kept == deployed.host.run("ls /run/matrix-synapse/*.sock | wc -l").stdout.strip()
+
+
+def test_a_request_that_is_under_way_is_answered(deployed: Deployed, outside: Outside, alice: Account) -> None:
+    """Its client sends the rest when Synapse was told to stop."""
+    body = b'{"device_keys": {}}'
+
+    def slowly() -> Iterator[bytes]:
+        yield body[:5]
+        time.sleep(0.5)
+        deployed.host.run("systemctl restart --no-block matrix-synapse")
+        time.sleep(1)
+        yield body[5:]
+
+    headers = {**alice.authorization, "Content-Length": str(len(body))}
+    with outside.http() as http:
+        answer = http.post(outside.url("matrix", "/_matrix/client/v3/keys/query"), content=slowly(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    deployed.host.run("systemctl start matrix-synapse", timeout=120)  # waits until it is up
+
+
 def test_an_upgrade_of_synapse_fails_no_request(
     deployment: Deployment, outside: Outside, alice: Account, room: str, older: Path
 ) -> None:
