@@ -81,9 +81,9 @@ def test_a_synapse_that_does_not_start_is_put_back(
     host, current = deployment.hosts[0], version(outside)
     deployment.root = broken
     why = (
-        rf"{host.name}: Run Synapse failed: Synapse {OLDER} did not come up: .*No module named 'psycopg2'\. {current} serves "
-        r"again, (\d+) s later, with the files that it had before\. Repair the cause, then try again with --data "
-        rf"try_again={OLDER}; or choose another version"
+        rf"{host.name}: Run Synapse failed: Synapse {OLDER} did not come up: RuntimeError: .*psycopg2 module is not installed\. "
+        rf"{current} serves again, (\d+) s later, with the files that it had before\. Repair the cause, then try again with "
+        rf"--data try_again={OLDER}; or choose another version"
     )
 
     def assert_put_back(run: Run) -> None:
