@@ -78,7 +78,8 @@ try_new() {
   status=0
   systemd-run --quiet --collect --wait --unit="matrix-metal-upgrade-${home##*/}" -p StandardOutput="append:$kept.log" \
     -p StandardError=inherit sh "$kept/trial" || status=$?
-  cat "$kept.log" >&2
+  # The connection may be cut by now.
+  cat "$kept.log" >&2 || true
   rm -f "$kept.log"
   return $status
 }

@@ -162,15 +162,12 @@ def test_a_program_that_ends_at_once_is_put_back(deployment: Deployment, tmp_pat
     host, program = deployment.hosts[0], tmp_path / "syncv3"
     program.write_text("#!/bin/sh\necho 'I cannot.'\nexit 3\n")
     deployment.choose(**deployment.settings, sliding_sync_binary=str(program))
-    begin = time.monotonic()
     run = deployment.run("-y", check=False)
-    took = time.monotonic() - begin
     assert run.status == 1
     assert re.search(
         r"Sliding Sync proxy v[\d.]+ did not come up: I cannot\. v[\d.]+ serves again, \d s later, with the files",
         run.refusal,
     ), run.output
-    assert took < 20, took
     host.run("systemctl is-active sliding-sync")
     assert_nothing_is_left(host)
     again = deployment.run("-y", check=False)
