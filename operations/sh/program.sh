@@ -78,21 +78,24 @@ try_new() {
   status=0
   systemd-run --quiet --collect --wait --unit="matrix-metal-upgrade-${home##*/}" -p StandardOutput="append:$kept.log" \
     -p StandardError=inherit sh "$kept/trial" || status=$?
-  cat "$kept.log" >&2
+  # The connection may be cut by now.
+  cat "$kept.log" >&2 || true
   rm -f "$kept.log"
   return $status
 }
 
 invocation() { systemctl show "$unit" -p InvocationID --value; }
 
-# Why it did not come up: the last line that it has written since it was started, or what systemd says about its end.
+# Why it did not come up: the last line about an error that it has written since it was started, or its last line, or what systemd
+# says about its end.
 why() {
   found=$(journalctl -q --no-pager -o cat -u "$unit" --since "@$began" -n 1000 | awk -v unit="$unit: " '
     /^Starting / { started = 1; next }
-    !started || /^(Started|Stopping|Stopped|Failed to start|Scheduled) / || /^[[:space:]]*$/ { next }
+    !started || /^(Started|Stopping|Stopped|Failed to start|Scheduled) / || !/[[:alpha:]]/ { next }
     index($0, unit) == 1 { if (!ended && /exited|failed|Failed/) ended = $0; next }
     { last = $0 }
-    END { print last ? last : ended }')
+    /[Ee]rror|[Ee]xception|[Cc]annot|[Ff]ailed|[Pp]anic|[Ff]atal|FATAL/ { error = $0 }
+    END { print error ? error : last ? last : ended }')
   # The check of its configuration has failed.
   [ "$found" ] || found=$(grep -vE '^[[:space:]]*$|was not touched:|the end of its log:$' "$kept/output" | tail -n 1)
   printf %s "$found" | tr -d '\000-\037' | sed 's/^ *//; s/[. ]*$//' | cut -c -300
@@ -133,6 +136,7 @@ trial() {
   put_back
   # It still runs if the new version was not even started.
   if [ "$(invocation)" != "$before" ]; then
+    began=$(date +%s)
     if ! in_shell resume; then
       rm -rf "$kept"
       tell "$problem. $old was put back, and does not come up either: $(why). Repair the cause, then deploy again"

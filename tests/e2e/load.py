@@ -140,5 +140,10 @@ def during(outside: Outside, account: Account, room: str, action: Callable[[], o
             await asyncio.to_thread(action)
 
     asyncio.run(run())
+    if load.failed:
+        said = outside.host.run(
+            "journalctl -u caddy -o cat --no-pager -n 2000 | grep -F '\"error\"' | tail -n 20; true"
+        ).stdout
+        print(f"What Caddy said:\n{said}")
     print(f"{load.answered}, longest {load.longest:.2f} s, failed {len(load.failed)}")
     return load

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Deployed
-from tests.deployment import ROOT, Deployment
+from tests.deployment import ROOT, Deployment, Run
 from tests.e2e.client import Account, Outside, expect_json
 from tests.e2e.load import Load, during, room_of
 from tests.e2e.older import OLDER, broken_checkout, older_checkout
@@ -78,26 +78,31 @@ def test_a_restart_of_synapse_fails_no_request(deployed: Deployed, outside: Outs
 def test_a_synapse_that_does_not_start_is_put_back(
     deployment: Deployment, outside: Outside, alice: Account, room: str, broken: Path
 ) -> None:
-    host, current, runs = deployment.hosts[0], version(outside), []
+    host, current = deployment.hosts[0], version(outside)
     deployment.root = broken
-    load = during(outside, alice, room, lambda: runs.append(deployment.run("-y", check=False)))
-    [run] = runs
-    assert run.status == 1
     why = (
-        rf"{host.name}: Run Synapse failed: Synapse {OLDER} did not come up: .*No module named 'psycopg2'\. {current} serves "
-        r"again, (\d+) s later, with the files that it had before\. Repair the cause, then try again with --data "
-        rf"try_again={OLDER}; or choose another version"
+        rf"{host.name}: Run Synapse failed: Synapse {OLDER} did not come up: RuntimeError: .*psycopg2 module is not installed\. "
+        rf"{current} serves again, (\d+) s later, with the files that it had before\. Repair the cause, then try again with "
+        rf"--data try_again={OLDER}; or choose another version"
     )
-    told = re.fullmatch(why, run.refusal)
-    assert told and int(told[1]) < 10, run.output
-    assert version(outside) == current
-    assert_nothing_failed(load, 20)
-    assert_nothing_is_left(host)
 
+    def assert_put_back(run: Run) -> None:
+        assert run.status == 1
+        told = re.fullmatch(why, run.refusal)
+        assert told and int(told[1]) < 10, run.output
+        assert version(outside) == current
+        assert_nothing_is_left(host)
+
+    assert_put_back(deployment.run("-y", check=False))
     # It is not tried again, unless it is asked for. Nor is anything else touched.
     again = deployment.run("-y", check=False)
     assert again.status == 1 and again.changed == []
     assert re.match(rf"{host.name}: Synapse {OLDER} was tried on .* and did not come up: .*psycopg2", again.refusal)
+    runs: list[Run] = []
+    asked = ("-y", "--data", f"try_again={OLDER}")
+    load = during(outside, alice, room, lambda: runs.append(deployment.run(*asked, check=False)))
+    assert_put_back(runs[0])
+    assert_nothing_failed(load, 20)
     deployment.root = ROOT
     assert deployment.run("-y").changed == [], "not everything was put back"
 
@@ -193,15 +198,12 @@ def test_a_program_that_ends_at_once_is_put_back(deployment: Deployment, tmp_pat
     host, program = deployment.hosts[0], tmp_path / "syncv3"
     program.write_text("#!/bin/sh\necho 'I cannot.'\nexit 3\n")
     deployment.choose(**deployment.settings, sliding_sync_binary=str(program))
-    begin = time.monotonic()
     run = deployment.run("-y", check=False)
-    took = time.monotonic() - begin
     assert run.status == 1
     assert re.search(
         r"Sliding Sync proxy v[\d.]+ did not come up: I cannot\. v[\d.]+ serves again, \d s later, with the files",
         run.refusal,
     ), run.output
-    assert took < 20, took
     host.run("systemctl is-active sliding-sync")
     assert_nothing_is_left(host)
     again = deployment.run("-y", check=False)

@@ -120,11 +120,12 @@ def run(tmp_path: Path, *lines: str, **variables: str) -> subprocess.CompletedPr
     ("journal", "output", "why"),
     [
         (
-            "Stopping X...\nI stop.\nStopped X.\nStarting X...\nTraceback:\n  Error: it is wrong.\n\n"
+            "Stopping X...\nI stop.\nStopped X.\nStarting X...\nTraceback:\n  Error: it is wrong.\n\nMore in the logs.\n****\n"
             "x.service: Main process exited, code=exited, status=1/FAILURE\nx.service: Failed with result 'exit-code'.\n",
             "",
             "Error: it is wrong",
         ),
+        ("Failure of before.\nStarting X...\nI begin.\nI go.\n----\n", "", "I go"),
         (
             "I stop.\nStarting X...\nx.service: Main process exited, code=exited, status=203/EXEC\n"
             "x.service: Scheduled restart job, restart counter is at 1.\n",
@@ -133,7 +134,7 @@ def run(tmp_path: Path, *lines: str, **variables: str) -> subprocess.CompletedPr
         ),
         ("", "Error in configuration:\n  no such key\nx.service was not touched: see above\n", "no such key"),
     ],
-    ids=["its last line", "it has none", "it was not started"],
+    ids=["its last error", "its last line", "it has none", "it was not started"],
 )  # fmt: skip
 def test_why_a_unit_did_not_come_up(tmp_path: Path, journal: str, output: str, why: str) -> None:
     (tmp_path / "kept").mkdir()
