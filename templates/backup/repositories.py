@@ -21,6 +21,7 @@ DAY = 24 * 60 * 60
 PATIENCE = 4 * 60 * 60
 # Beside the copies of databases.
 IDS = "ids.json"
+DAMAGED = "(what is at the target is damaged: see docs/BACKUP.md)"
 
 
 class Problem(Exception):
@@ -118,7 +119,8 @@ def pgbackrest(plan: Plan, *words: str, timeout: float | None = None) -> str:
     return done.stdout
 
 
-def why_pgbackrest(output: str) -> str:
+def why_pgbackrest(output: str, key_is_right: bool = False) -> str:
+    """key_is_right: something of the repository could be read with it before."""
     lines = output.splitlines()
     errors = [number for number, line in enumerate(lines) if re.search(r"ERROR: \[\d+\]: ", line)]
     if not errors:
@@ -130,7 +132,9 @@ def why_pgbackrest(output: str) -> str:
             break
         first += f" {line.strip()}"
     first = first[:500]
-    if re.search(
+    if key_is_right and re.search(r"(?i)CryptoError|FormatError|unexpected e(of|nd)|expected checksum", first):
+        first += f" {DAMAGED}"
+    elif re.search(
         r"^\[(025|029|095)\].*(key/value found|cipher|decrypt|checksum|unable to load info)|unable to flush", first
     ):
         first += " (is backup_encryption_key in the vault the one that the backup was made with?)"
@@ -224,9 +228,8 @@ def why_restic(status: int, errors: str) -> str:
 
 # What its messages have in common about files of a repository that are not what was written.
 _DAMAGE = re.compile(
-    r"(?i)unexpected (file size|EOF)|verification failed|invalid data|hash mismatch|not found in index|pack \w+: .*not exist"
+    r"(?i)unexpected (file size|EOF)|too short|verification failed|invalid data|hash mismatch|pack \w+: .*not exist"
 )
-DAMAGED = "(what is at the target is damaged: see docs/BACKUP.md)"
 
 
 def _message(line: str) -> str:

@@ -150,6 +150,23 @@ def test_a_wrong_key_is_named(restore: ModuleType) -> None:
     assert "is not the key that this backup was made with" in restore.why_restic(12, wrong)
 
 
+def test_a_damaged_repository_is_named(restore: ModuleType) -> None:
+    output = "P00  ERROR: [095]: raised from local-2 protocol: unable to flush\n     [CryptoError] on 2 retries: unable to flush"
+    assert "(is backup_encryption_key in the vault" in restore.why_pgbackrest(output)
+    assert "is damaged" in restore.why_pgbackrest(output, key_is_right=True)
+    error = {"error": {"message": "ReadFull(<data/3cd71c7040>): file is too short"}, "item": "/var/lib/x"}
+    lines = [
+        error,
+        {"error": {"message": "lchown /var/lib/x: no such file or directory"}},
+        {"message": "Fatal: 2 errors"},
+    ]
+    reason = restore.why_restic(1, "\n".join(map(json.dumps, lines)))
+    assert (
+        reason.startswith("restic: /var/lib/x: ReadFull(<data/3cd71c7040>): file is too short (")
+        and "damaged" in reason
+    )
+
+
 def test_files_that_come_and_go_are_no_failure(tmp_path: Path) -> None:
     def error(path: Path) -> str:
         return json.dumps({"message_type": "error", "error": {"message": "lstat"}, "item": str(path)})
