@@ -91,7 +91,7 @@ PACKAGE = Old(
     key="homeserver.signing.key",
     media="media",
     prepare="""
-apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y postgresql >&2
+DEBIAN_FRONTEND=noninteractive apt-get install -qq -y postgresql >&2
 cd / && runuser -u postgres -- createuser synapse_user
 runuser -u postgres -- createdb --owner synapse_user --locale C.UTF-8 --template template0 messages
 """,
@@ -104,9 +104,10 @@ INSTALL = """
 set -eu
 useradd --system synapse_user
 mkdir -p {data}
+apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends python3 curl ca-certificates >&2
 {prepare}
 cd {programs}
-export UV_PYTHON_DOWNLOADS=never
+export UV_PYTHON_DOWNLOADS=never SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 ./uv venv -q --no-cache --python /usr/bin/python3 v
 ./uv pip install -q --no-cache --only-binary :all: --python v --exclude-newer {newest} \\
   matrix-synapse=={version} psycopg2-binary
@@ -135,7 +136,7 @@ if [ -d /etc/postgresql ]; then
   runuser -u postgres -- dropdb messages
   runuser -u postgres -- dropuser synapse_user
 fi
-rm -r {home} {data} {programs}
+rm -rf {home} {data} {programs}
 userdel synapse_user
 """
 
