@@ -17,8 +17,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from roles import RELAY_PORT, RELAY_TLS_PORT
-
+# Those of the protocol. Not from roles.py: the verification runs this file on machines, where nothing else of ours is.
+PORT, TLS_PORT = 3478, 5349
 COOKIE = 0x2112A442
 BINDING, ALLOCATE, REFRESH, SEND, DATA_INDICATION, PERMIT, BIND_CHANNEL = (
     0x001,
@@ -230,7 +230,7 @@ def relay(
     connection = socket.socket(family, socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM)
     try:
         connection.settimeout(WAIT * ATTEMPTS)
-        connection.connect((address, port or (RELAY_TLS_PORT if transport == "tls" else RELAY_PORT)))
+        connection.connect((address, port or (TLS_PORT if transport == "tls" else PORT)))
         if transport == "tls":
             assert context and name
             connection = context.wrap_socket(connection, server_hostname=name)
