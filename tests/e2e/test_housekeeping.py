@@ -102,6 +102,10 @@ def download(side: Side, media: str, status: int = 200) -> bytes:
         return response.content
 
 
+def user_name(side: Side) -> str:
+    return side.user.user_id.removeprefix("@").partition(":")[0]
+
+
 def make(side: Side, other: Side) -> Made:
     names = ("old", "new", "avatar", "remote_old", "remote_new")
     # Of different sizes, by which they are counted.
@@ -133,7 +137,7 @@ def make(side: Side, other: Side) -> Made:
         room=found["room"],
         old_message=found["room old"],
         new_message=found["room new"],
-        device=asyncio.run(side.outside.log_in(side.user.user_id, side.user.password)),
+        device=asyncio.run(side.outside.log_in(user_name(side), side.user.password)),
     )
 
 
