@@ -162,7 +162,8 @@ def make_older(host: Host, made: Made) -> None:
         host,
         f"UPDATE scheduled_tasks SET timestamp = timestamp - {28 * DAY} "
         f"WHERE action = 'purge_room' AND resource_id = '{made.forgotten}'",
-        f"UPDATE devices SET last_seen = last_seen - {70 * DAY} WHERE device_id = '{made.device.device_id}'",
+        # It was not used at all so far, and then Synapse knows no time.
+        f"UPDATE devices SET last_seen = {time.time() * 1000 - 70 * DAY:.0f} WHERE device_id = '{made.device.device_id}'",
         # In order: whatever came before it is at least as old.
         f"UPDATE events SET received_ts = received_ts - {40 * DAY} "
         f"WHERE stream_ordering <= (SELECT stream_ordering FROM events WHERE event_id = '{made.old_message}')",
