@@ -147,8 +147,10 @@ class Machine(Fact[MachineState]):
                 name, directory, version = value.split(" ")
                 programs[name] = InUse(directory, version)
             elif key == "failure":
-                name, directory, when, why = value.split("\t")
-                failures[name] = Failure(directory, when, why)
+                name, *about = value.split("\t")
+                # It may just be written.
+                if len(about) == 3:
+                    failures[name] = Failure(*about)
             elif key == "sessions":
                 sessions = min(sessions, int(value))
             elif key == "unit":

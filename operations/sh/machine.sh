@@ -21,7 +21,7 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
     [ -e "$each" ] || continue
     name=${each##*/}
     case $each in
-      *.failed) printf "failure %s\t" "${name%.failed}"; cat "$each" ;;
+      *.failed) printf "failure %s\t%s\n" "${name%.failed}" "$(cat "$each")" ;;
       *) ! systemctl is-active --quiet "matrix-metal-upgrade-$name" || echo "other_run the trial of a new version of $name" ;;
     esac
   done

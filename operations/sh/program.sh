@@ -144,7 +144,8 @@ trial() {
     fi
     serves="serves again, $(($(date +%s) - failed)) s later,"
   fi
-  printf '%s\t%s\t%s\n' "$to" "$(date -u '+%Y-%m-%d %H:%M UTC')" "$cause" >"$kept.failed"
+  printf '%s\t%s\t%s\n' "$to" "$(date -u '+%Y-%m-%d %H:%M UTC')" "$cause" >"$kept.new"
+  mv -fT "$kept.new" "$kept.failed"
   rm -rf "$kept"
   tell "$problem. $old $serves with the files that it had before. Repair the cause, then try again with" \
     "--data try_again=$new; or choose another version"

@@ -33,7 +33,11 @@ def wanted(tmp_path: Path) -> tuple[str, str]:
 
 def test_machine_says_what_is_in_use_and_what_has_failed() -> None:
     state = Machine().answer(
-        ["program mas v1.2.3-0123456789ab v1.2.3", "failure mas\tv1.2.4-0123456789ab\t2026-11-26 21:00 UTC\tIt: cannot"]
+        [
+            "program mas v1.2.3-0123456789ab v1.2.3",
+            "failure mas\tv1.2.4-0123456789ab\t2026-11-26 21:00 UTC\tIt: cannot",
+            "failure x\t",
+        ]
     )
     assert state.programs == {"mas": InUse("v1.2.3-0123456789ab", "v1.2.3")}
     assert state.failures == {"mas": Failure("v1.2.4-0123456789ab", "2026-11-26 21:00 UTC", "It: cannot")}
