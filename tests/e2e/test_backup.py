@@ -396,7 +396,7 @@ def assert_restored_from(drill: Drill, directory: Path, **settings: Any) -> None
     asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))
     drill.log_sent()
     messages = written(drill)
-    drill.host.run(f"rm -rf {TARGET}")
+    drill.host.run(f"umount {TARGET} 2>/dev/null; rm -rf {TARGET}")
     lose_data(drill.host)
     drill.restored()
     assert_kept(drill, directory, *messages)
