@@ -132,7 +132,7 @@ def why_pgbackrest(output: str, key_is_right: bool = False) -> str:
             break
         first += f" {line.strip()}"
     first = first[:500]
-    if key_is_right and re.search(r"(?i)CryptoError|FormatError|unexpected e(of|nd)|expected checksum", first):
+    if key_is_right and re.search(r"(?i)CryptoError|FormatError|unexpected (eof|end)|expected checksum", first):
         first += f" {DAMAGED}"
     elif re.search(
         r"^\[(025|029|095)\].*(key/value found|cipher|decrypt|checksum|unable to load info)|unable to flush", first

@@ -85,7 +85,11 @@ class Drill:
 
     def log_sent(self) -> None:
         """The database's log is at the target up to now."""
-        self.query("SELECT pg_switch_wal()")
+        self.query("SELECT pg_create_restore_point('sent')")
+        last = self.query("SELECT pg_walfile_name(pg_switch_wal())")
+        # PostgreSQL leaves it in the spool a moment later.
+        while self.query(f"SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver") != "t":  # noqa: S608
+            time.sleep(0.1)
         self.host.run(
             f'until [ -z "$(ls {SPOOL})" ]; do systemctl start matrix-metal-backup-wal; sleep 0.2; done', timeout=60
         )
@@ -188,7 +192,7 @@ def assert_kept(drill: Drill, directory: Path, *last: str) -> None:
             whole = {"room": {"timeline": {"limit": 100}}}
             read = expect(await his.sync(sync_filter=whole, full_state=True), nio.SyncResponse)
             found = [message.body for message in messages(read, users.encrypted)]
-            assert found == [*ENCRYPTED, *last]
+            assert found == [*ENCRYPTED, *last], found
             expect(await hers.sync(full_state=True), nio.SyncResponse)
             await send_message(hers, users.encrypted, "We are back.")
             assert (await receive_message(his, users.encrypted, users.alice.user_id, "We are back.")).decrypted
@@ -395,7 +399,7 @@ def assert_restored_from(drill: Drill, directory: Path, **settings: Any) -> None
     asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))
     drill.log_sent()
     messages = written(drill)
-    drill.host.run(f"rm -rf {TARGET}")
+    drill.host.run(f"umount {TARGET} 2>/dev/null; rm -rf {TARGET}")
     lose_data(drill.host)
     drill.restored()
     assert_kept(drill, directory, *messages)
