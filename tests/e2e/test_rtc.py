@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from roles import LK_JWT_PORT, MEDIA_TCP_PORT, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT, RELAYED
+from roles import LK_JWT_PORT, MEDIA_TCP_PORT, MEDIA_UDP_PORT, RELAY_PORT, RELAY_TLS_PORT, RELAYED, RTC
 from settings.rtc import KEY
 from tests.conftest import Deployed, real_rtc
 from tests.e2e.call.browser import HOME, Page, browsing
@@ -166,7 +166,8 @@ def test_livekit_that_lacks_something_has_failed(deployed: Deployed) -> None:
         assert host.run("systemctl show -p ExecMainStatus --value livekit").stdout == "0\n"
     finally:
         host.run(f"rm -r {directory}; systemctl daemon-reload")
-    assert deployed.deployment.run("-y").changed == ["Run LiveKit"]
+    # systemd goes on trying.
+    host.run(f"until ( {RTC.units[0].health} ); do sleep 0.2; done", timeout=60)
 
 
 def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:
@@ -201,7 +202,7 @@ def test_users_of_other_servers_join_calls_and_start_none(
         deployment, before = both[0].deployment, both[0].deployment.settings
         deployment.choose(**before, rtc_full_access_servers=[elsewhere.server_name])
         try:
-            assert deployment.run("-y").changed == ["Configure lk-jwt-service", "Run lk-jwt-service"]
+            assert "Run lk-jwt-service" in deployment.run("-y").changed
             place = expect_json(ask(here, a_room(here), openid_token(elsewhere, foreign)))
             assert validate(here, place["jwt"]) == 200
         finally:
@@ -323,7 +324,8 @@ def test_two_users_hear_each_other(callers: Callers) -> None:
     }
 
 
-@pytest.mark.parametrize("unit", ["lk-jwt", "matrix-synapse", "caddy", "'postgresql@*'"])
+# Synapse answers once with an error for each connection to the database that it had: so it is restarted with it.
+@pytest.mark.parametrize("unit", ["lk-jwt", "matrix-synapse", "caddy", "'postgresql@*' matrix-synapse"])
 def test_a_call_goes_on_while_a_service_is_restarted(callers: Callers, pool: ThreadPoolExecutor, unit: str) -> None:
     callers.join(a_room(callers.outside))
     callers.hear_each_other()
