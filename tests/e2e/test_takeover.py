@@ -91,6 +91,8 @@ PACKAGE = Old(
     key="homeserver.signing.key",
     media="media",
     prepare="""
+install -d /etc/postgresql-common/createcluster.d
+echo "initdb_options = '--data-checksums'" >/etc/postgresql-common/createcluster.d/checksums.conf
 apt-get install -qq -y postgresql >&2
 cd / && runuser -u postgres -- createuser synapse_user
 runuser -u postgres -- createdb --owner synapse_user --locale C.UTF-8 --template template0 messages
@@ -245,7 +247,8 @@ def test_what_cannot_be_taken_over_is_refused(home: Home) -> None:
         home.host.run(f"cp -a {COPY}/data {broken} && rm {broken}/*.signing.key")
         wrong, paths = f"there is no signing key {home.old.key} in what was given", [broken]
     else:
-        home.host.run(f"head -c -2000 {DUMP} >{broken}")
+        # Newer versions of pg_dump repeat the list of contents at the end, which may be missing.
+        home.host.run(f"head -c $(($(stat -c %s {DUMP}) / 2)) {DUMP} >{broken}")
         wrong, paths = f"pg_restore cannot read {broken}: ", [COPY, broken]
     status, shown = home.take(*paths, "--yes")
     home.host.run(f"rm -r {broken}")
