@@ -91,7 +91,9 @@ PACKAGE = Old(
     key="homeserver.signing.key",
     media="media",
     prepare="""
-DEBIAN_FRONTEND=noninteractive apt-get install -qq -y postgresql >&2
+install -d /etc/postgresql-common/createcluster.d
+echo "initdb_options = '--data-checksums'" >/etc/postgresql-common/createcluster.d/checksums.conf
+apt-get install -qq -y postgresql >&2
 cd / && runuser -u postgres -- createuser synapse_user
 runuser -u postgres -- createdb --owner synapse_user --locale C.UTF-8 --template template0 messages
 """,
@@ -104,7 +106,8 @@ INSTALL = """
 set -eu
 useradd --system synapse_user
 mkdir -p {data}
-apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends python3 curl ca-certificates >&2
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 curl ca-certificates >&2
 {prepare}
 cd {programs}
 export UV_PYTHON_DOWNLOADS=never SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
@@ -244,7 +247,8 @@ def test_what_cannot_be_taken_over_is_refused(home: Home) -> None:
         home.host.run(f"cp -a {COPY}/data {broken} && rm {broken}/*.signing.key")
         wrong, paths = f"there is no signing key {home.old.key} in what was given", [broken]
     else:
-        home.host.run(f"head -c -2000 {DUMP} >{broken}")
+        # Newer versions of pg_dump repeat the list of contents at the end, which may be missing.
+        home.host.run(f"head -c $(($(stat -c %s {DUMP}) / 2)) {DUMP} >{broken}")
         wrong, paths = f"pg_restore cannot read {broken}: ", [COPY, broken]
     status, shown = home.take(*paths, "--yes")
     home.host.run(f"rm -r {broken}")
@@ -264,19 +268,24 @@ def test_it_says_what_it_takes_and_what_not(home: Home) -> None:
     assert "into the vault macaroon_secret_key, form_secret, password_config.pepper" in shown
     assert re.search(r"^  ignored        pid_file, retention$", shown, re.M), shown
     assert not Vault.open(home.deployment.vault).has("synapse_password_pepper")
-    assert home.deployment.run("-y").changed == []
 
 
-def test_after_a_takeover_that_was_killed_it_can_be_run_again(home: Home) -> None:
+def test_a_takeover_that_was_killed_leaves_the_empty_homeserver(home: Home) -> None:
+    if home.old is PACKAGE:
+        pytest.skip("it is the same with a dump, and takes half a minute")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(home.take, *home.paths, "--yes")
         home.host.run(
             "until systemctl is-active -q matrix-metal-takeover; do sleep 0.1; done; sleep 0.5\n"
-            "systemctl kill -s KILL matrix-metal-takeover"
+            "systemctl kill -s KILL matrix-metal-takeover",
+            timeout=120,
         )
         status, shown = running.result()
     assert status == 1 and "it has ended before it was done" in shown.splitlines()[-1], shown
     home.host.run(SYNAPSE.units[0].health)
+
+
+def test_it_is_taken_over(home: Home) -> None:
     status, shown = home.take(*home.paths, "--yes")
     print(shown)
     assert status == 0, shown
@@ -314,8 +323,9 @@ def test_other_homeservers_see_the_same_one(home: Home) -> None:
 
 def test_it_is_a_deployment_like_any_other(home: Home) -> None:
     assert home.deployment.run("-y").changed == []
-    status, report = home.deployment.verify()
-    assert status == 0, report
+    if home.old is PACKAGE:
+        status, report = home.deployment.verify()
+        assert status == 0, report
     status, shown = home.take(*home.paths)
     assert status == 0 and re.search(r" was taken over on \d{4}-\d\d-\d\d: nothing to do\.$", shown.strip()), shown
     left = home.host.run(
