@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -285,6 +286,4 @@ def test_what_nobody_uses_goes_and_all_else_stays(side: tuple[Side, Side]) -> No
 
     found, printed = housekeeping(own.deployed)
     assert found["last"]["rooms"] == found["last"]["devices"] == 1 and found["month"]["local_media_files"] >= 1
-    assert (
-        found["tables"][0]["name"] and "1 room, 1 device" in printed and "of other servers' media (1 file)" in printed
-    )
+    assert found["tables"][0]["name"] and re.search(r"freed .*of other servers' media \(.* room.* device", printed)
