@@ -87,7 +87,11 @@ def _backup(host: Host, mebibytes: int) -> Iterator[Figure]:
     # A full backup, as the first one is; the job would make a small one.
     full = "pgbackrest --config=/etc/matrix-metal/backup/pgbackrest.conf --stanza=main --type=full backup"
     commands = {
-        "database": f"cd / && runuser -u postgres -- {full}",
+        # It waits for the log of what happened meanwhile, which the job would send.
+        "database": (
+            "(while sleep 0.5; do systemctl start matrix-metal-backup-wal; done) >/dev/null 2>&1 & "
+            f"sending=$!; cd / && runuser -u postgres -- {full}; status=$?; kill $sending; exit $status"
+        ),
         "files": "systemctl start matrix-metal-backup-files",
     }
     for part, command in commands.items():
