@@ -250,7 +250,11 @@ class Callers:
         return [page.result(number, TIMEOUT) for page, number in zip(self.pages, started, strict=True)]
 
     def join(self, room: str) -> None:
-        join = "async (...place) => { self.conference = await Conference.join(await askForPlace(matrix, ...place)) }"
+        # Who is in another call leaves it, so that only the connection of this one counts.
+        join = (
+            "async (...place) => { await self.conference?.leave(); "
+            "self.conference = await Conference.join(await askForPlace(matrix, ...place)) }"
+        )
         self.both(join, self.outside.server_name, room)
 
     def hear_each_other(self) -> None:
