@@ -125,10 +125,6 @@ def _look(machine: Machine, paths: Sequence[str]) -> Mapping[str, Any]:
         raise Refused(
             f"{machine.name} has {people} account{'s' * (people > 1)} already, which a takeover would replace"
         )
-    machine.run(
-        f"install -d -m 700 /run/matrix-metal && umask 077 && cat >{PROGRAM}",
-        (ROOT / "templates/takeover/takeover").read_text(),
-    )
     click.echo(f"Looking at {', '.join(paths)} on {machine.name}. A large dump takes minutes.")
     found: Mapping[str, Any] = json.loads("".join(_program(machine, "look", {"paths": paths})))
     if wrong := next(problems(found, machine.settings.server_name), ""):
@@ -137,6 +133,11 @@ def _look(machine: Machine, paths: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _program(machine: Machine, verb: str, request: Mapping[str, Any]) -> list[str]:
+    # Each time: the machine may have been restarted since.
+    machine.run(
+        f"install -d -m 700 /run/matrix-metal && umask 077 && cat >{PROGRAM}.new && mv {PROGRAM}.new {PROGRAM}",
+        (ROOT / "templates/takeover/takeover").read_text(),
+    )
     return machine.run(f"cd / && {PYTHON} -I {PROGRAM} {verb} {quoted(json.dumps(request))}")
 
 

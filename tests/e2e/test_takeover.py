@@ -18,6 +18,7 @@ import nio
 import pytest
 from nio.store import SqliteStore
 
+from manage.takeover import BEGUN
 from roles import SYNAPSE
 from tests.built import built
 from tests.conftest import own
@@ -291,6 +292,14 @@ def test_it_is_taken_over(home: Home) -> None:
     assert status == 0, shown
     assert "Copied and compared: 2 users, 4 access tokens, 1 rooms" in shown
     assert "Verified: @" in shown and "is still logged in." in shown
+
+
+def test_a_takeover_that_a_restart_of_the_machine_has_interrupted_goes_on(home: Home) -> None:
+    """Its data is in its place, and nothing of it is left in /run."""
+    sql = f"COMMENT ON DATABASE synapse IS '{BEGUN}'"
+    home.host.run("rm /run/matrix-metal/takeover*; cd / && runuser -u postgres -- psql -XAtq", stdin=sql)
+    status, shown = home.take(*home.paths, "--yes")
+    assert status == 0 and "is still logged in." in shown and " is taken over." in shown, shown
 
 
 def test_people_go_on(home: Home) -> None:
