@@ -78,7 +78,8 @@ def _state(token: Token) -> str:
     return "usable" if token.usable else "used up or expired"
 
 
-@tokens.command()
+# One token of 64 begins with "-".
+@tokens.command(context_settings={"ignore_unknown_options": True})
 @click.argument("token")
 @as_json
 @click.pass_obj

@@ -20,6 +20,7 @@ from manage.deploying import Steps
 from manage.homeserver import Account, Session, new_user_id, user_id_of
 from manage.machines import inventory_path
 from manage.output import plain, print_table
+from manage.tokens import revoke
 from manage.web import CURL, Answer, configuration
 from tests.deployment import Deployment
 from vault import Vault
@@ -330,3 +331,8 @@ def test_the_vault_gets_another_key(tmp_path: Path) -> None:
     done = deployment.manage("secrets", "rekey", "--yes")
     assert done.returncode == 0 and "trial.key has a new key" in done.stdout, done.stderr
     assert key.read_bytes() != before and deployment.manage("secrets", "show", "smtp_password").stdout == "hunter2\n"
+
+
+def test_a_token_may_begin_like_an_option() -> None:
+    context = revoke.make_context("revoke", ["-ghHFH7PpcK0wFu6", "--json"])
+    assert context.params == {"token": "-ghHFH7PpcK0wFu6", "as_json": True}
