@@ -9,7 +9,7 @@ import httpx
 import nio
 import pytest
 
-from roles import SYNAPSE_PORT
+from roles import HOUSEKEEPING, HOUSEKEEPING_REPORT, SYNAPSE_PORT
 from settings.postgres import OF_DEBIAN
 from tests.built import built
 from tests.conftest import Deployed, own
@@ -185,6 +185,20 @@ def test_database_that_cannot_start_is_reported_soon_with_its_own_error(deployed
         host.run(f"rm -f {broken}")
     assert "Run PostgreSQL" in deployed.deployment.run("-y").changed
     assert query(host, "SELECT 42") == "42"
+
+
+def test_the_daily_count_waits_for_the_database(host: Host) -> None:
+    """A restart at the wrong moment does not leave a failed unit until the next day."""
+    wait_for(host, "active")
+    host.run(f"systemctl stop {HOUSEKEEPING.timer} {HOUSEKEEPING.service}; rm -f {HOUSEKEEPING_REPORT}")
+    host.run("systemctl stop postgresql")
+    done = host.run(f"systemctl start {HOUSEKEEPING.service}", check=False)
+    assert done.returncode != 0
+    failed = host.run("systemctl --failed --plain --no-legend").stdout
+    host.run(f"systemctl start postgresql {HOUSEKEEPING.timer}")
+    assert HOUSEKEEPING.service not in failed
+    host.run(f"for i in $(seq 60); do [ -s {HOUSEKEEPING_REPORT} ] && exit; sleep 1; done; exit 1", timeout=90)
+    assert HOUSEKEEPING.service not in host.run("systemctl --failed --plain --no-legend").stdout
 
 
 # --- health means that the database answers -------------------------------------------------------
