@@ -1,7 +1,12 @@
 """pyinfra reads this before anything else."""
 
-from compat import install
-from operations.lock import Locks
-from operations.preflight import check_choices
+import gc
+
+# Python would look for garbage many times while it imports the rest, and a run makes little.
+gc.set_threshold(100_000)
+
+from compat import install  # noqa: E402
+from operations.lock import Locks  # noqa: E402
+from operations.preflight import check_choices  # noqa: E402
 
 install(check=check_choices, locks=Locks())

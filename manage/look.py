@@ -16,10 +16,10 @@ from cryptography.x509.oid import NameOID
 
 from manage.output import printable
 from operations.certificates import Served
-from operations.look import Answers
+from operations.look import Answers, Question
 from operations.machine import BACKUP_STATE, MachineState
 from operations.machine import Machine as MachineFact
-from operations.shell import quoted
+from operations.shell import Fact, quoted
 from operations.units import seconds_since_epoch, unrecovered
 from roles import ASK_POSTGRES, FEDERATION_PORT, HOUSEKEEPING_REPORT, PACKAGES, ROLES, Role, Unit, any_version
 from settings import Settings
@@ -229,7 +229,8 @@ def _databases(settings: Settings) -> Iterator[Role]:
 
 def question(settings: Settings) -> str:
     """The one command. settings: before anything is known about the machine."""
-    return Answers().question(f"timeout -k 1 {PATIENCE} sh -c {quoted(probe)}" for probe in _probes(settings).values())
+    probes = _probes(settings).values()
+    return Answers().question([Question(Fact, f"timeout -k 1 {PATIENCE} sh -c {quoted(probe)}") for probe in probes])
 
 
 def _probes(settings: Settings) -> dict[str, str]:

@@ -157,12 +157,11 @@ class Served:
 class Unserved(Fact[list[str]]):
     """Which of the names are not served with their certificate."""
 
+    functions = "certificates"
+
     def question(self, served: Sequence[Served]) -> str:
-        return (
-            shell_file("certificates")
-            + "\n".join(f"{{ presents {each.arguments} || echo {quoted(each.domain)}; }} &" for each in served)
-            + "\nwait"
-        )
+        asked = (f"{{ presents {each.arguments} || echo {quoted(each.domain)}; }} &" for each in served)
+        return "\n".join([*asked, "wait"])
 
     @staticmethod
     def default() -> list[str]:

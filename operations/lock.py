@@ -40,6 +40,7 @@ class Locks:
 
     def __init__(self) -> None:
         self._held: dict[Host, Beside] = {}
+        self._version: gevent.Greenlet | None = None
 
     def take(self, hosts: Sequence[Host]) -> None:
         """Lock the machines, or raise Refused. Meanwhile they are asked what the operations need to know (operations/look.py).
@@ -47,6 +48,8 @@ class Locks:
         A machine is asked before it is locked: that is right, because it says if somebody else has begun since it was asked
         for its state, and preflight has refused if somebody was at work then.
         """
+        # git is asked while the machines are.
+        self._version = gevent.spawn(this_version)
         jobs = {host: gevent.spawn(_refusal_of, _lock_and_look, host) for host in hosts}
         gevent.joinall(jobs.values())
         answers = {host: job.get() for host, job in jobs.items()}
@@ -71,9 +74,9 @@ class Locks:
     def finish(self, hosts: Sequence[Host]) -> None:
         """Leave a note on these machines that the run has ended there without a failure, for `manage.py NAME status`."""
         done = {host: self._held[host] for host in hosts if host in self._held}
-        if not done:
+        if not (done and self._version):
             return
-        note = json.dumps({"by": who(), **this_version()})
+        note = json.dumps({"by": who(), **self._version.get()})
         for program in done.values():
             program.send(f"{note}\n")
 

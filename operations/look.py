@@ -6,7 +6,7 @@ this one and that of operations/machine.py, for any number of roles. As soon as 
 answers are not used any more, and every later question is sent by itself.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -18,17 +18,18 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_state, state
 from pyinfra.context import host as current_host
 
-from operations.shell import Fact
+from operations.shell import Fact, quoted, shell_file
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """fact: its class; shell: the command that answers it."""
+    """fact: its class; shell: the command that answers it; unit: the systemd unit that it asks about, or ""."""
 
     fact: type[Fact[Any]]
     shell: str
+    unit: str = ""
 
 
 class Operation(Protocol):
@@ -70,14 +71,19 @@ def _this_run() -> _Run:
 class Answers(Fact[dict[int, list[str]]]):
     """The answers to several questions, which are run in parallel: number of the question -> lines."""
 
-    def question(self, questions: Iterable[str]) -> str:
+    def question(self, questions: Sequence[Question]) -> str:
+        functions = dict.fromkeys(each.fact.functions for each in questions if each.fact.functions)
+        units = [each.unit for each in questions if each.unit]
         asked = [
-            f'{{ {question}\n}} </dev/null >"$answers/{number}" 2>/dev/null &'
-            for number, question in enumerate(questions)
+            f'{{ {each.shell}\n}} </dev/null >"$answers/{number}" 2>/dev/null &'
+            for number, each in enumerate(questions)
         ]
         return "\n".join(
             [
                 'answers=$(mktemp -d -p /run) && trap \'rm -rf "$answers"\' EXIT && chmod 700 "$answers" || exit 1',
+                *map(shell_file, functions),
+                # systemd is asked once for all of them (operations/sh/unit.sh).
+                f"units=$(show {quoted(*units)} 2>/dev/null)" if units else "",
                 *asked,
                 "wait",
                 # A line each, behind the number of its question.
@@ -100,7 +106,7 @@ class Answers(Fact[dict[int, list[str]]]):
 def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T:
     """The answer of a machine, the current one unless another is given; to be called by operations only."""
     host = host or current_host
-    run, question = _this_run(), Question(fact, fact().question(**arguments))
+    run, question = _this_run(), Question(fact, fact().question(**arguments), str(arguments.get("unit", "")))
     look = run.looks.setdefault(host.name, _Look())
     if _recording:
         look.recorded[question] = None
@@ -122,7 +128,7 @@ def look_at(host: Host, **arguments: Any) -> None:
 
 
 def _ask_all(host: Host, questions: list[Question], **arguments: Any) -> dict[Question, Any]:
-    answers = host.get_fact(Answers, questions=[question.shell for question in questions], **arguments)
+    answers = host.get_fact(Answers, questions=questions, **arguments)
     return {
         question: question.fact().answer(answers[number]) if number in answers else question.fact.default()
         for number, question in enumerate(questions)

@@ -54,8 +54,9 @@ def shell_file(name: str) -> str:
 def _command_of(question: Callable[..., str]) -> Callable[..., str]:
     """What pyinfra calls for the command of a fact."""
 
-    def command(self: FactBase[Any], *arguments: Any, **named: Any) -> str:
-        return question_command(question(self, *arguments, **named))
+    def command(self: Fact[Any], *arguments: Any, **named: Any) -> str:
+        asked = question(self, *arguments, **named)
+        return question_command(f"{shell_file(self.functions)}{asked}" if self.functions else asked)
 
     # pyinfra inspects the names of its arguments.
     command.__signature__ = inspect.signature(question)  # type: ignore[attr-defined]
@@ -80,9 +81,13 @@ def script(*lines: str, stdin: str | None = None) -> StringCommand:
 
 
 class Fact(FactBase[T]):
-    """A fact about a machine: `question` is the shell command that asks for it, `answer` parses what it prints."""
+    """A fact about a machine: `question` is the shell command that asks for it, `answer` parses what it prints.
+
+    functions: the file in operations/sh whose functions the command calls, or "".
+    """
 
     question: Callable[..., str]
+    functions = ""
 
     def answer(self, lines: list[str]) -> T:
         """Parse the printed lines. Not called if nothing is printed: then the answer is `default()`."""

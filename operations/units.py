@@ -18,7 +18,7 @@ from compat import add_final_line
 from operations import virtualenvs
 from operations.look import ask, operation
 from operations.programs import Program
-from operations.shell import Fact, quoted, script, shell_file
+from operations.shell import Fact, quoted, script
 from operations.virtualenvs import Virtualenv
 
 
@@ -49,6 +49,8 @@ class UnitState:
 class Unit(Fact[UnitState]):
     """One unit, the files it reads (its own definition included) and whether it answers."""
 
+    functions = "unit"
+
     def question(
         self,
         unit: str,
@@ -61,7 +63,7 @@ class Unit(Fact[UnitState]):
     ) -> str:
         # An earlier run may not have waited until systemd took the unit for started.
         patience = "25" if slow_to_start else "0"
-        asked = f"{shell_file('unit')}about {quoted(unit, patience, ready or 'true', quoted(*own), own_check, *reads)}"
+        asked = f"about {quoted(unit, patience, ready or 'true', quoted(*own), own_check, *reads)}"
         return f'{asked}\necho "Back=$(cat {quoted(f"{kept}/from")} 2>/dev/null)"' if kept else asked
 
     @staticmethod

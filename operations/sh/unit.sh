@@ -1,33 +1,57 @@
 #!/bin/sh
 # A unit as systemd sees it, a property a line, and what else its state depends on.
 #
+# show UNIT...: what systemd says of units, an empty line between two.
 # about UNIT PATIENCE READY OWN CHECK PATH...: waits up to PATIENCE times 0.2 s while it starts. "Written=TIME PATH" says when each of the
 # paths, and each file of its own definition, was last written or renamed into place; those that do not exist are left out.
 # "Ready=yes" says that the shell command READY succeeds. "Changed=PATH" names what was changed after the unit was started in the
 # paths OWN (words of shell), and "Refused=WHY" says that then the shell command CHECK failed; the last line that it printed.
+# $units: what `show` has said already, if anything: to start systemctl takes longer than to answer.
+# property NAME: of $shown.
+newline='
+'
+show() {
+  systemctl show --timestamp=us+utc -p Id -p LoadState -p ActiveState -p UnitFileState -p NeedDaemonReload -p FragmentPath -p DropInPaths \
+    -p ExecMainStartTimestamp -p ActiveEnterTimestamp -p StateChangeTimestamp -- "$@"
+}
+property() (
+  value=$newline$shown
+  case $value in *"$newline$1="*) value=${value##*"$newline$1="} ;; *) value= ;; esac
+  printf %s "${value%%"$newline"*}"
+)
 about() {
   unit=$1 patience=$2 ready=$3 own=$4 check=$5
   shift 5
-  while shown=$(systemctl show "$unit" --timestamp=us+utc -p LoadState -p ActiveState -p UnitFileState -p NeedDaemonReload \
-    -p FragmentPath -p DropInPaths -p ExecMainStartTimestamp -p ActiveEnterTimestamp -p StateChangeTimestamp); do
-    case $shown in *ActiveState=activating*) [ "$patience" -gt 0 ] || break ;; *) break ;; esac
-    patience=$((patience - 1))
+  shown=
+  case ${units:-} in
+    *"Id=$unit$newline"*)
+      shown=${units%%"Id=$unit$newline"*}
+      after=${units#"$shown"}
+      shown=${shown##*"$newline$newline"}${after%%"$newline$newline"*}
+      ;;
+  esac
+  while
+    [ "$shown" ] || shown=$(show "$unit")
+    case $shown in *ActiveState=activating*) [ "$patience" -gt 0 ] ;; *) false ;; esac
+  do
+    patience=$((patience - 1)) shown=
     sleep 0.2
   done
   printf '%s\n' "$shown"
   # shellcheck disable=SC2046 # they are several words
-  stat -c 'Written=%.9Z %n' -- "$@" $(printf '%s\n' "$shown" | sed -nE 's/^(FragmentPath|DropInPaths)=//p') 2>/dev/null
+  stat -c 'Written=%.9Z %n' -- "$@" $(property FragmentPath) $(property DropInPaths) 2>/dev/null
   # Asked only of a running unit: a probe of a stopped one may be slow to fail.
   case $shown in
     *ActiveState=active* | *ActiveState=reloading*)
-      sh -c "$ready" >/dev/null 2>&1 && echo Ready=yes
+      (eval "$ready") >/dev/null 2>&1 && echo Ready=yes
       [ -z "$own" ] || changed
       ;;
   esac
   true
 }
 changed() {
-  since=$(printf '%s\n' "$shown" | sed -n 's/^ExecMainStartTimestamp=[A-Za-z]* //p')
+  since=$(property ExecMainStartTimestamp)
+  since=${since#* }
   # shellcheck disable=SC2086 # they are several words
   newer=$(find $own -newerct "$since" 2>/dev/null)
   if [ -n "$since" ] && [ -n "$newer" ]; then
