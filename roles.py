@@ -232,11 +232,16 @@ _CHECK_POSTGRES = (
 
 # Unless other clusters came first.
 POSTGRES_PORT = 5432
-# The start of a shell command that asks our cluster, whatever its version: that is main, the newest if there are several.
-ASK_POSTGRES = (
-    "cd /etc/postgresql && PGCLUSTER=$(ls -d */main | sort -V | tail -n 1) && cd / && runuser -u postgres -- "
-    "env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER=$PGCLUSTER"
+# The start of a shell command that asks a running cluster, $cluster. Debian's own psql reads the configuration of all clusters,
+# in Perl, which takes longer than to ask: the process says in its data where it listens.
+ASK_CLUSTER = (
+    "cd / && read -r pid </run/postgresql/${cluster%/*}-${cluster#*/}.pid && "
+    'port=$(sed -n 4p "/proc/$pid/cwd/postmaster.pid") && [ "$port" ] && '
+    "setpriv --reuid=postgres --regid=postgres --init-groups "
+    "env -i PATH=/usr/lib/postgresql/${cluster%/*}/bin:/usr/bin:/bin LC_ALL=C.UTF-8 PGHOST=/run/postgresql PGPORT=$port"
 )
+# The same for our cluster, whatever its version: that is main, the newest if there are several.
+ASK_POSTGRES = f"cd /etc/postgresql && cluster=$(ls -d */main | sort -V | tail -n 1) && {ASK_CLUSTER}"
 
 POSTGRES = Role(
     name="postgres",
