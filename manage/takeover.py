@@ -1,6 +1,6 @@
 """`manage.py NAME takeover PATH...`: an existing homeserver goes on with this deployment.
 
-Here is what is judged and said; templates/takeover/takeover looks and copies, on the machine.
+Here is what is judged and said; templates/takeover looks and copies, on the machine.
 """
 
 import json
@@ -22,8 +22,9 @@ from roles import ASK_POSTGRES, PEOPLE, SYNAPSE
 from settings.postgres import Postgres
 from settings.synapse import Choices
 
-PROGRAM, UNIT = "/run/matrix-metal/takeover", "matrix-metal-takeover"
-PYTHON = "/opt/matrix-synapse/current/bin/python"
+HOME, UNIT = "/run/matrix-metal/takeover", "matrix-metal-takeover"
+PROGRAM, PROGRESS = f"{HOME}/takeover", f"{HOME}.json"
+PYTHON = "/opt/matrix-synapse/current/bin/python -IB"
 # What the database says about itself, once the data was put into its place.
 BEGUN, DONE = "taken over, not verified", "taken over on "
 STATE = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = 'synapse'"
@@ -134,23 +135,23 @@ def _look(machine: Machine, paths: Sequence[str]) -> Mapping[str, Any]:
 
 def _program(machine: Machine, verb: str, request: Mapping[str, Any]) -> list[str]:
     # Each time: the machine may have been restarted since.
-    machine.run(
-        f"install -d -m 700 /run/matrix-metal && umask 077 && cat >{PROGRAM}.new && mv {PROGRAM}.new {PROGRAM}",
-        (ROOT / "templates/takeover/takeover").read_text(),
-    )
-    return machine.run(f"cd / && {PYTHON} -I {PROGRAM} {verb} {quoted(json.dumps(request))}")
+    for path in (f"{HOME}/source.py", PROGRAM):
+        machine.run(
+            f"install -d -m 700 /run/matrix-metal {HOME} && umask 077 && cat >{path}.new && mv {path}.new {path}",
+            (ROOT / "templates/takeover" / path.rpartition("/")[2]).read_text(),
+        )
+    return machine.run(f"cd / && {PYTHON} {PROGRAM} {verb} {quoted(json.dumps(request))}")
 
 
 def _take(machine: Machine, paths: Sequence[str]) -> None:
     assert SYNAPSE.database
     request = json.dumps({"paths": paths, "used_once": SYNAPSE.database.used_once, "begun": BEGUN})
-    progress = f"{PROGRAM}.json"
     machine.run(
-        f"rm -f {progress}; systemctl reset-failed {UNIT} 2>/dev/null || true; "
+        f"rm -f {PROGRESS}; systemctl reset-failed {UNIT} 2>/dev/null || true; "
         # A unit goes on if the connection ends.
-        f"systemctl is-active --quiet {UNIT} || systemd-run --quiet --unit={UNIT} {PYTHON} -I {PROGRAM} take {quoted(request)}"
+        f"systemctl is-active --quiet {UNIT} || systemd-run --quiet --unit={UNIT} {PYTHON} {PROGRAM} take {quoted(request)}"
     )
-    click.echo(f"{follow(machine, UNIT, progress)}.".capitalize())
+    click.echo(f"{follow(machine, UNIT, PROGRESS)}.".capitalize())
 
 
 # --- judgement and words --------------------------------------------------------------------------

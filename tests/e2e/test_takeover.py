@@ -297,7 +297,7 @@ def test_it_is_taken_over(home: Home) -> None:
 def test_a_takeover_that_a_restart_of_the_machine_has_interrupted_goes_on(home: Home) -> None:
     """Its data is in its place, and nothing of it is left in /run."""
     sql = f"COMMENT ON DATABASE synapse IS '{BEGUN}'"
-    home.host.run("rm /run/matrix-metal/takeover*; cd / && runuser -u postgres -- psql -XAtq", stdin=sql)
+    home.host.run("rm -r /run/matrix-metal/takeover*; cd / && runuser -u postgres -- psql -XAtq", stdin=sql)
     status, shown = home.take(*home.paths, "--yes")
     assert status == 0 and "is still logged in." in shown and " is taken over." in shown, shown
 

@@ -62,7 +62,7 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    loader = SourceFileLoader("takeover_program", str(TEMPLATES / "takeover/takeover"))
+    loader = SourceFileLoader("takeover_source", str(TEMPLATES / "takeover/source.py"))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec
     module = importlib.util.module_from_spec(spec)
