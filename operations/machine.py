@@ -60,7 +60,7 @@ class MachineState:
     marker_damaged: whether MARKER exists, but does not name a deployment and a vault; marker_is_file: False if it is something
         else than a file. secrets: digests (SHA-256) of secrets that an earlier run put on the machine, by their names in the
         vault: MAS's encryption secret, and others if MARKER is missing or damaged; server_name: then the name of the homeserver
-        there, or "".
+        there, or "". foreign: a file of a Synapse that no run has installed, or "".
     delegated: whether an earlier run has told Synapse that the Matrix Authentication Service has the accounts. migrating: whether
         `manage.py NAME mas migrate` has begun to move them, and has not ended.
     upgrading: "15 17 5432" if `manage.py NAME postgres upgrade` has begun to move data from 15 to 17, and has not ended.
@@ -88,6 +88,7 @@ class MachineState:
     marker_is_file: bool = True
     secrets: tuple[tuple[str, str], ...] = ()
     server_name: str = ""
+    foreign: str = ""
     listeners: tuple[Listener, ...] = field(default=())
     database: str = ""
     processors: int = 0
@@ -194,6 +195,7 @@ class Machine(Fact[MachineState]):
             marker_is_file=values.get("marker") != "other",
             secrets=tuple(secrets),
             server_name=values.get("server_name", ""),
+            foreign=values.get("foreign", ""),
             listeners=tuple(listeners),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),

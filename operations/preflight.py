@@ -63,7 +63,7 @@ def checked_settings(host: Host) -> Settings:
         if not mistakes and settings.machine.other_run and executes():
             # What that run has half done would be reported as mistakes of this one.
             mistakes = [at_work(settings.machine.other_run)]
-        mistakes = mistakes or list(_ports_in_use(settings))
+        mistakes = mistakes or _another_synapse(settings) or list(_ports_in_use(settings))
         if not mistakes:
             # This also finds missing secrets, and a vault that cannot be opened.
             list(settings.views)
@@ -368,6 +368,22 @@ def _of_another_deployment(settings: Settings) -> Iterator[str]:
             f"{MARKER} does not say which deployment the machine belongs to; if it is this one, with "
             f"{settings.vault_path}, move the file away (mv {MARKER} /root) and run again"
         )
+
+
+def _another_synapse(settings: Settings) -> list[str]:
+    """A line if the machine has a Synapse of another installation: its settings would be replaced, its data upgraded."""
+    machine = settings.machine
+    if not settings.here("synapse") or settings.restore or machine.restoring or machine.deployment or machine.secrets:
+        return []
+    found = machine.foreign
+    if not found and settings.here("postgres") and (accounts := (accounts_of(settings) or {}).get("synapse")):
+        found = f"the database synapse, with {_accounts(accounts)}"
+    if not found:
+        return []
+    return [
+        f"has a Synapse that was installed in another way ({found}), and a deploy would replace it: "
+        '"Taking over an existing homeserver" in README.md says how to go on with its data on the same machine'
+    ]
 
 
 def _has_secret_of(settings: Settings) -> bool:

@@ -62,7 +62,8 @@ def _is_wrong(account: Account, found: Found) -> bool:
     """Whether a service that the machine has cannot work with this user."""
     user, group = (found.get(kind, {}).get(account.name) for kind in ("passwd", "group"))
     home = found.get("home", {}).get(account.home)
-    if not home and account.name not in found.get("made", {}):
+    # A package of the administrator's may have made the user, in a group of another name.
+    if not home and user is None and account.name not in found.get("made", {}):
         return False  # not made yet
     if user is None or group is None or user[2] != group[1]:
         return True

@@ -74,6 +74,9 @@ case $found in
     secret() { value=$(cat); [ -z "$value" ] || echo "secret $1 $(printf %s "$value" | sha256sum | cut -d " " -f 1)"; }
     cd /etc
     sed -n "s/^server_name: \"\(.*\)\"$/server_name \1/p" matrix-synapse/homeserver.yaml
+    for path in /var/lib/matrix-synapse/homeserver.db /etc/matrix-synapse/homeserver.yaml; do
+      [ ! -e $path ] || [ -e matrix-synapse/secrets ] || grep -qs "^# Written by matrix-metal" $path || echo "foreign $path"
+    done
     for name in registration_shared_secret macaroon_secret_key form_secret; do
       [ ! -e matrix-synapse/secrets/$name ] || secret synapse_$name <matrix-synapse/secrets/$name
     done

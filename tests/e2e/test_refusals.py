@@ -343,6 +343,19 @@ def test_another_vault_than_before_is_refused(fresh: Fresh) -> None:
         assert_refused_without_changes(fresh, fresh.deployment(), *words)
 
 
+def test_another_synapse_is_not_replaced(fresh: Fresh) -> None:
+    """matrix.org's package has the same directories, and its files would be gone."""
+    home = "/etc/matrix-synapse"
+    fresh.host.run(
+        f"mkdir {home}; echo 'pid_file: /run/x' >{home}/homeserver.yaml; sleep 0.02; touch {STAMP}; sleep 0.02"
+    )
+    try:
+        words = "refusals13: has a Synapse that was installed in another way", f"({home}/homeserver.yaml)", "README.md"
+        assert_refused_without_changes(fresh, fresh.deployment(), *words)
+    finally:
+        fresh.host.run(f"rm -r {home}")
+
+
 def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed, tmp_path: Path) -> None:
     host, mine = deployed.host, deployed.deployment
     host.run(f"touch {STAMP}; sleep 0.02")

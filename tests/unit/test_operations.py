@@ -469,6 +469,7 @@ def test_commands_have_the_same_environment_with_a_proxy_which_is_no_argument() 
         ([], False),  # a new machine
         (["home:/var/lib/x:990:990:x"], True),
         (["made:x"], True),
+        (["passwd:x:x:990:65534:X:/:/bin/sh"], True),  # of another package, in the group nogroup
         (["passwd:x:x:990:990:X:/:/bin/sh", "home:/var/lib/x:990:990:UNKNOWN"], True),
         (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:990:", "home:/var/lib/x:990:990:x"], False),
         (["passwd:x:x:990:990:X:/:/bin/sh", "group:x:x:991:", "home:/var/lib/x:990:990:UNKNOWN"], True),
