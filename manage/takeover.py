@@ -22,8 +22,8 @@ from roles import ASK_POSTGRES, PEOPLE, SYNAPSE
 from settings.postgres import Postgres
 from settings.synapse import Choices
 
-HOME, UNIT = "/run/matrix-metal/takeover", "matrix-metal-takeover"
-PROGRAM, PROGRESS = f"{HOME}/takeover", f"{HOME}.json"
+HOME, UNIT = "/run/matrix-metal/takeover.d", "matrix-metal-takeover"
+PROGRAM, PROGRESS = f"{HOME}/takeover", "/run/matrix-metal/takeover.json"
 PYTHON = "/opt/matrix-synapse/current/bin/python -IB"
 # What the database says about itself, once the data was put into its place.
 BEGUN, DONE = "taken over, not verified", "taken over on "
@@ -67,7 +67,7 @@ def takeover(deployment: Deployment, paths: Sequence[str], dry: bool, yes: bool)
             return
         confirm(f"Copy this to {machine.name}, as the data of {machine.settings.server_name}?", yes)
         vault.save()
-        _take(machine, paths)
+        _take(machine, paths, found["database"]["size"])
     elif dry:
         click.echo("The data was copied and is in its place; without --dry, the homeserver is started and verified.")
         return
@@ -143,9 +143,9 @@ def _program(machine: Machine, verb: str, request: Mapping[str, Any]) -> list[st
     return machine.run(f"cd / && {PYTHON} {PROGRAM} {verb} {quoted(json.dumps(request))}")
 
 
-def _take(machine: Machine, paths: Sequence[str]) -> None:
+def _take(machine: Machine, paths: Sequence[str], size: int) -> None:
     assert SYNAPSE.database
-    request = json.dumps({"paths": paths, "used_once": SYNAPSE.database.used_once, "begun": BEGUN})
+    request = json.dumps({"paths": paths, "size": size, "used_once": SYNAPSE.database.used_once, "begun": BEGUN})
     machine.run(
         f"rm -f {PROGRESS}; systemctl reset-failed {UNIT} 2>/dev/null || true; "
         # A unit goes on if the connection ends.
