@@ -149,7 +149,8 @@ def _take(machine: Machine, paths: Sequence[str], size: int) -> None:
     machine.run(
         f"rm -f {PROGRESS}; systemctl reset-failed {UNIT} 2>/dev/null || true; "
         # A unit goes on if the connection ends.
-        f"systemctl is-active --quiet {UNIT} || systemd-run --quiet --unit={UNIT} {PYTHON} {PROGRAM} take {quoted(request)}"
+        f"systemctl is-active --quiet {UNIT} || "
+        f"systemd-run --quiet --collect --unit={UNIT} {PYTHON} {PROGRAM} take {quoted(request)}"
     )
     click.echo(f"{follow(machine, UNIT, PROGRESS)}.".capitalize())
 
