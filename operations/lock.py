@@ -74,7 +74,8 @@ class Locks:
     def finish(self, hosts: Sequence[Host]) -> None:
         """Leave a note on these machines that the run has ended there without a failure, for `manage.py NAME status`."""
         done = {host: self._held[host] for host in hosts if host in self._held}
-        if not (done and self._version):
+        # A greenlet that has ended is false.
+        if not done or self._version is None:
             return
         note = json.dumps({"by": who(), **self._version.get()})
         for program in done.values():

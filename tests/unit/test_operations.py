@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from operations import files, packages, refusal, units, users
+from operations import files, lock, packages, refusal, units, users
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
 from operations.shell import question_command, script, shell_file
@@ -458,6 +459,18 @@ def test_commands_have_the_same_environment_with_a_proxy_which_is_no_argument() 
     assert "no_proxy=localhost,127.0.0.1,::1,x.test\n" in shown
     # An argument of a program, which everybody can read in the list of processes.
     assert "https_proxy=" not in command.replace(" no_proxy=", "")
+
+
+def test_the_note_of_a_run_is_left_after_git_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_lock_and_look", lambda _: lock.Lock("held", program=program))
+    sent, host, program = [], MagicMock(), MagicMock(ended=False)
+    program.send.side_effect = lambda text: sent.append(text)
+    locks = lock.Locks()
+    locks.take([host])
+    assert locks._version is not None
+    locks._version.join()
+    locks.finish([host])
+    assert [line for line in sent if '"version"' in line], sent
 
 
 # --- users ----------------------------------------------------------------------------------------
