@@ -34,7 +34,11 @@ _QUICKLY = "-c default_transaction_read_only=on -c statement_timeout=2000"
 
 # As another homeserver: by the public names, with a certificate that is trusted, and without a proxy.
 _FEDERATION = """
-ask() {{ curl -qsSf --noproxy '*' --max-time 5 "$1" 2>&1 || {{ echo " ($1)"; exit 1; }}; }}
+# Of what curl says, the first line: there may be others, with advice about curl.
+ask() {{
+  said=$(curl -qsSf --noproxy '*' --max-time 5 "$1" 2>&1) || {{ echo "$(echo "$said" | head -n 1) ($1)"; exit 1; }}
+  printf %s "$said"
+}}
 found=$(ask https://{server_name}/.well-known/matrix/server) || {{ echo "problem $found"; exit; }}
 at=$(printf %s "$found" | tr -d '\\n' | sed -n 's/.*"m\\.server" *: *"\\([^"]*\\)".*/\\1/p')
 found=$(ask "https://${{at:-{server_name}:{port}}}/_matrix/key/v2/server") || {{ echo "problem $found"; exit; }}
