@@ -21,6 +21,7 @@ MEDIA = {"local_content", "local_thumbnails", "remote_content", "remote_thumbnai
 # What is compared.
 TABLES = ("users", "access_tokens", "rooms", "events", "room_memberships", "local_media_repository")
 COPY = re.compile(rb'COPY (?:"?public"?\.)?"?(\w+)"? \((.*)\) FROM stdin;')
+FAILURE = re.compile(r"\[Failure instance: Traceback: <class '[\w.]+'>: (.*)")
 # In a dump: what only a superuser may do, or names owners and rights that are others here, or removes what is not here yet.
 NOT_OURS = re.compile(
     rb"GRANT |REVOKE |DROP |CREATE EXTENSION |COMMENT ON (EXTENSION|SCHEMA|DATABASE) |CREATE SCHEMA |ALTER SCHEMA |"
@@ -64,6 +65,9 @@ def kind_of(path: Path) -> str:
 
 
 def last_line(text: str) -> str:
+    """Why a program has failed, as it says at its end. Twisted names the cause first, and then shows where it was."""
+    if causes := FAILURE.findall(text):
+        return str(causes[-1])
     return (text.strip().splitlines() or ["it says nothing"])[-1]
 
 

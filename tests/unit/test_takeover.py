@@ -144,6 +144,13 @@ def test_a_path_that_does_not_exist_is_refused(program: ModuleType, tmp_path: Pa
         program.Source([str(tmp_path / "nothing")])
 
 
+def test_a_full_disk_is_named(program: ModuleType) -> None:
+    """As synapse_port_db writes it."""
+    cause = 'could not extend file "base/52215/52540": No space left on device'
+    text = f"FirstError[#42, [Failure instance: Traceback: <class 'psycopg2.errors.DiskFull'>: {cause}\nHINT:  Check.\n]]\n"
+    assert program.last_line(text) == cause and program.last_line("a\nb\n") == "b"
+
+
 # --- dumps ----------------------------------------------------------------------------------------
 
 
