@@ -462,9 +462,11 @@ def test_commands_have_the_same_environment_with_a_proxy_which_is_no_argument() 
 
 
 def test_the_note_of_a_run_is_left_after_git_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    host, program = MagicMock(), MagicMock(ended=False)
+    # Without a return value: its thread ends.
+    program.send.side_effect = sent.append
     monkeypatch.setattr(lock, "_lock_and_look", lambda _: lock.Lock("held", program=program))
-    sent, host, program = [], MagicMock(), MagicMock(ended=False)
-    program.send.side_effect = lambda text: sent.append(text)
     locks = lock.Locks()
     locks.take([host])
     assert locks._version is not None
