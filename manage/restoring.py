@@ -66,7 +66,7 @@ def put_back(machine: Machine) -> str:
     progress = "/run/matrix-metal/restore.json"
     machine.run(
         f"rm -f {progress}; systemctl reset-failed {RESTORE_UNIT} 2>/dev/null || true; "
-        f"systemd-run --quiet --unit={RESTORE_UNIT} {RESTORE_PROGRAM}"
+        f"systemd-run --quiet --collect --unit={RESTORE_UNIT} {RESTORE_PROGRAM}"
     )
     return follow(machine, RESTORE_UNIT, progress)
 
