@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from demo.programs import Found, look_for
+from demo.programs import Found, look_for, mistakes
 from tests.deployment import PYINFRA, ROOT
 from tests.testbed import Host, Testbed, TestbedError
 
@@ -20,6 +20,9 @@ ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
 
 def main() -> int:
     """Exit status: 0 when everything runs."""
+    if wrong := mistakes():
+        print("\n".join(wrong), file=sys.stderr)
+        return 1
     try:
         say("Booting a throw-away Debian 13 host; the first time it has to be made, which takes about half a minute.")
         host = Testbed().up("demo", wipe=False)

@@ -72,6 +72,15 @@ class Found:
         return "\n".join(lines)
 
 
+def mistakes() -> list[str]:
+    """Variables that name a file that is not there, a line for each."""
+    return [
+        f"{program.variable}={named}: there is no such file; it names {_file(program)} from its release page"
+        for program in PROGRAMS
+        if (named := os.environ.get(program.variable)) and not Path(named).expanduser().is_file()
+    ]
+
+
 def look_for(say: Callable[[str], None]) -> Found:
     """Find out which programs there are: named now, named earlier, or on the release page."""
     before = found().given

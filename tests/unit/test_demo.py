@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from demo import __main__ as demo
 from demo import programs
 from demo.programs import PROGRAMS, Found
 from settings import Settings, choices_from, mistakes
@@ -46,6 +47,18 @@ def test_a_program_that_was_named_once_is_used_again(tmp_path: Path, monkeypatch
     found = programs.look_for(lambda text: None)
     assert found.given == {"mas_archive": str(archive)} and "mas_archive" not in found.missing
     assert FROM_RELEASE_PAGES & {role.name for role in found.played} == {"mas"}
+
+
+def test_a_program_that_is_not_there_is_refused_before_a_host_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Testbed, "up", lambda *given, **named: pytest.fail("a host is made"))
+    monkeypatch.setenv("MAS_BINARY", str(tmp_path / "mas-cli.tar.gz"))
+    monkeypatch.setenv("LK_JWT_BINARY", str(tmp_path))
+    assert demo.main() == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"MAS_BINARY={tmp_path}/mas-cli.tar.gz: there is no such file; it names mas-cli-")
+    assert second.startswith(f"LK_JWT_BINARY={tmp_path}: there is no such file; it names lk-jwt-service_linux_")
 
 
 @pytest.mark.parametrize("missing", [(), tuple(program.setting for program in PROGRAMS)], ids=["all", "without"])

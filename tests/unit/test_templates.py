@@ -338,13 +338,14 @@ def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) ->
 def test_who_may_make_an_account_in_mas(
     written: Callable[..., Rendered], scenario: str, enabled: bool, token: bool, mail: bool, recovery: bool
 ) -> None:
-    """Without mail, an address could not be confirmed, and nobody would get an account."""
+    """Without mail, an address could not be confirmed: nobody would get an account, or could add an address to it."""
     account = yaml.safe_load(written(scenario)["/etc/mas/config.yaml"][0])["account"]
     assert account == {
         "password_registration_enabled": enabled,
         "password_registration_token_required": token,
         "password_registration_email_required": mail,
         "password_recovery_enabled": recovery,
+        "email_change_allowed": recovery,
     }
     # Synapse does not start if it is told to have accounts as well.
     with_mas = homeserver(written(scenario))
