@@ -86,16 +86,17 @@ try_new() {
 
 invocation() { systemctl show "$unit" -p InvocationID --value; }
 
-# Why it did not come up: the last line about an error that it has written since it was started, or its last line, or what systemd
-# says about its end.
+# Why it did not come up: the last line about an error that it has written since it was started, or that it did not answer in time,
+# or its last line, or what systemd says about its end.
 why() {
-  found=$(journalctl -q --no-pager -o cat -u "$unit" --since "@$began" -n 1000 | awk -v unit="$unit: " '
+  late=$(sed -n "s/^$unit failed to \(answer within [0-9]* s\); the end of its log:\$/it did not \1/p" "$kept/output" | tail -n 1)
+  found=$(journalctl -q --no-pager -o cat -u "$unit" --since "@$began" -n 1000 | awk -v unit="$unit: " -v late="$late" '
     /^Starting / { started = 1; next }
     !started || /^(Started|Stopping|Stopped|Failed to start|Scheduled) / || !/[[:alpha:]]/ { next }
     index($0, unit) == 1 { if (!ended && /exited|failed|Failed/) ended = $0; next }
     { last = $0 }
     /[Ee]rror|[Ee]xception|[Cc]annot|[Ff]ailed|[Pp]anic|[Ff]atal|FATAL/ { error = $0 }
-    END { print error ? error : last ? last : ended }')
+    END { print error ? error : late ? late : last ? last : ended }')
   # The check of its configuration has failed.
   [ "$found" ] || found=$(grep -vE '^[[:space:]]*$|was not touched:|the end of its log:$' "$kept/output" | tail -n 1)
   printf %s "$found" | tr -d '\000-\037' | sed 's/^ *//; s/[. ]*$//' | cut -c -300

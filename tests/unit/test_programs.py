@@ -137,8 +137,18 @@ def run(tmp_path: Path, *lines: str, **variables: str) -> subprocess.CompletedPr
             "x.service: Main process exited, code=exited, status=203/EXEC",
         ),
         ("", "Error in configuration:\n  no such key\nx.service was not touched: see above\n", "no such key"),
+        (
+            "Starting X...\nI begin.\nStarted X.\n",
+            "x.service failed to answer within 60 s; the end of its log:\nI begin.\nStarted X.\n",
+            "it did not answer within 60 s",
+        ),
+        (
+            "Starting X...\nStarted X.\nError: no database\n",
+            "x.service failed to answer within 60 s; the end of its log:\nStarted X.\nError: no database\n",
+            "Error: no database",
+        ),
     ],
-    ids=["its last error", "its last line", "it has none", "it was not started"],
+    ids=["its last error", "its last line", "it has none", "it was not started", "it hangs", "it hangs with an error"],
 )  # fmt: skip
 def test_why_a_unit_did_not_come_up(tmp_path: Path, journal: str, output: str, why: str) -> None:
     (tmp_path / "kept").mkdir()
