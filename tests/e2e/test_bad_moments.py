@@ -104,5 +104,5 @@ def test_the_journal_has_the_cause_of_a_failed_request_and_no_tokens(outside: Ou
             assert http.post(url, json={}, headers={"Authorization": "Bearer secret2"}).status_code == 502
     finally:
         host.run("systemctl start sydent")
-    logged = host.run("journalctl -u caddy --since -1min -o cat | grep identity/v2/lookup").stdout
+    logged = host.run("journalctl --sync; journalctl -u caddy --since -1min -o cat | grep identity/v2/lookup").stdout
     assert "connection refused" in logged and "secret" not in logged

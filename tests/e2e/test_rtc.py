@@ -119,6 +119,13 @@ def test_who_has_no_user_gets_no_place(outside: Outside, alice: Account, wrong: 
     assert answer.status_code >= 400 and "jwt" not in answer.json(), answer.text
 
 
+def log_of(host: Host, since: str, words: str) -> str:
+    """What lk-jwt-service has logged since then. It comes through a filter: words are waited for."""
+    log = f"journalctl -q -o cat -u lk-jwt --since @{since}"
+    host.run(f"for i in $(seq 50); do {log} | grep -qi '{words}' && break; sleep 0.1; done; journalctl --sync")
+    return host.run(log).stdout
+
+
 def test_the_journal_has_problems_and_not_who_makes_calls(outside: Outside, alice: Account) -> None:
     host, token = outside.host, openid_token(outside, alice)
     since = host.run("date +%s").stdout.strip()
@@ -127,8 +134,7 @@ def test_the_journal_has_problems_and_not_who_makes_calls(outside: Outside, alic
     assert ask(outside, a_room(outside), {**token, "matrix_server_name": "nobody.test"}).status_code >= 400
     # Who says too little.
     assert ask(outside, a_room(outside), {**token, "access_token": ""}).status_code >= 400
-    host.run("journalctl --sync")
-    logged = host.run(f"journalctl -q -o cat -u lk-jwt --since @{since}").stdout
+    logged = log_of(host, since, "Failed to look up user info")
     assert "Failed to look up user info" in logged, logged
     for each in (alice.user_id, alice.user_id[1:].partition(":")[0], token["access_token"], outside.server_name):
         assert each not in logged, logged
@@ -146,8 +152,7 @@ def test_the_journal_says_why_lk_jwt_service_does_not_start(deployed: Deployed) 
         host.run(
             f"until ss -Hlnt sport = :{port} | grep -q .; do sleep 0.1; done; systemctl start lk-jwt || true; sleep 1"
         )
-        host.run("journalctl --sync")
-        logged = host.run(f"journalctl -q -o cat -u lk-jwt --since @{since}").stdout
+        logged = log_of(host, since, "address already in use")
         assert re.search("address already in use", logged, re.IGNORECASE), logged
     finally:
         host.run(f"systemctl stop taken lk-jwt; systemctl reset-failed lk-jwt || true; {RESTART}")
