@@ -64,7 +64,8 @@ ELEMENT_X = {
 }
 # A person makes three accounts at once at most, and the tests come from one address.
 ENOUGH = "rate_limiting: {registration: {burst: 100, per_second: 10}, login: {per_ip: {burst: 100, per_second: 10}}}\n"
-PROVIDER = Provider(id="example", issuer="https://id.phone.test", client_id="matrix", name="Example Ltd.")
+MACHINE = own("phone")
+PROVIDER = Provider(id="example", issuer=f"https://id.{MACHINE}.test", client_id="matrix", name="Example Ltd.")
 START_PROVIDER = """
 set -e
 install -d -m 700 /srv/provider && cd /srv/provider
@@ -99,7 +100,7 @@ class Homeserver:
 
 @pytest.fixture(scope="module")
 def phone(testbed: Testbed) -> Iterator[Phone]:
-    host = testbed.up("phone")
+    host = testbed.up(MACHINE)
     yield Phone(host, ["nodejs", "npm", "openssl"])
     host.down()
 
@@ -130,7 +131,7 @@ def homeserver(
     shown = deployment.manage("mas", "callbacks")
     [(identifier, back)] = [line.split() for line in shown.stdout.splitlines()]
     assert identifier == PROVIDER.id and back.startswith(f"https://auth.{host.domain}/"), shown
-    start = START_PROVIDER.format(name="id.phone.test", client=PROVIDER.client_id, back=back)
+    start = START_PROVIDER.format(name=f"id.{MACHINE}.test", client=PROVIDER.client_id, back=back)
     phone.host.run(start, stdin=client_secret, timeout=300)
     phone.host.get("/srv/provider/ca.crt", directory / "provider.crt")
 
