@@ -37,6 +37,8 @@ certutil -d $database -A -t C,, -n {name} -i {file}
 chown -R admin /home/admin/.pki
 """
 PHONE, DESKTOP = (390, 844), (1280, 900)
+# How the browser says that the page is just being replaced.
+_CHANGING = "no such element|stale element|does not belong to the document"
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -137,7 +139,7 @@ class Browser:
                 return
             except AssertionError as error:
                 # The next page has not come yet, or comes just now.
-                if not re.search("no such element|stale element", str(error)) or time.monotonic() > deadline:
+                if not re.search(_CHANGING, str(error)) or time.monotonic() > deadline:
                     raise AssertionError(f"{error}\non {self.url}:\n{self.text}") from None
                 time.sleep(0.1)
 
