@@ -172,7 +172,12 @@ def test_livekit_that_lacks_something_has_failed(deployed: Deployed) -> None:
     finally:
         host.run(f"rm -r {directory}; systemctl daemon-reload")
     # systemd goes on trying.
-    host.run(f"until ( {RTC.units[0].health} ); do sleep 0.2; done", timeout=60)
+    ready = f"until ( {RTC.units[0].health} ); do sleep 0.2; done"
+    host.run(ready, timeout=60)
+    # It counts as a crash until it is started anew, and the host's other tests do not expect one.
+    host.run(
+        f"systemctl stop livekit; systemctl reset-failed livekit || true; systemctl start livekit; {ready}", timeout=60
+    )
 
 
 def test_a_forged_place_is_none(outside: Outside, alice: Account) -> None:
