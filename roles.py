@@ -233,12 +233,13 @@ _CHECK_POSTGRES = (
 # Unless other clusters came first.
 POSTGRES_PORT = 5432
 # The start of a shell command that asks a running cluster, $cluster. Debian's own psql reads the configuration of all clusters,
-# in Perl, which takes longer than to ask: the process says in its data where it listens.
+# in Perl, which takes longer than to ask: the process says in its data where it listens. Its files are read as its user.
 ASK_CLUSTER = (
-    "cd / && read -r pid </run/postgresql/${cluster%/*}-${cluster#*/}.pid && "
-    'port=$(sed -n 4p "/proc/$pid/cwd/postmaster.pid") && [ "$port" ] && '
-    "setpriv --reuid=postgres --regid=postgres --init-groups "
-    "env -i PATH=/usr/lib/postgresql/${cluster%/*}/bin:/usr/bin:/bin LC_ALL=C.UTF-8 PGHOST=/run/postgresql PGPORT=$port"
+    "cd / && setpriv --reuid=postgres --regid=postgres --init-groups "
+    'env -i cluster="$cluster" PATH=/usr/bin:/bin LC_ALL=C.UTF-8 sh -c '
+    "'read -r pid </run/postgresql/${cluster%/*}-${cluster#*/}.pid && port=$(sed -n 4p /proc/$pid/cwd/postmaster.pid) && "
+    '[ "$port" ] && exec env -u cluster PATH=/usr/lib/postgresql/${cluster%/*}/bin:$PATH PGHOST=/run/postgresql '
+    'PGPORT="$port" "$@"\' sh'
 )
 # The same for our cluster, whatever its version: that is main, the newest if there are several.
 ASK_POSTGRES = f"cd /etc/postgresql && cluster=$(ls -d */main | sort -V | tail -n 1) && {ASK_CLUSTER}"
