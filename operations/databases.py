@@ -27,9 +27,9 @@ def as_postgres(cluster: str) -> str:
     return f"cd / && runuser -u postgres -- env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PGCLUSTER={quoted(cluster)}"
 
 
-def asking(cluster: str) -> str:
-    """The start of the same in parentheses, which the caller closes, for a question to a cluster that runs: much faster."""
-    return f"( cluster={quoted(cluster)} && {ASK_CLUSTER}"
+def asked(cluster: str, arguments: str) -> str:
+    """A shell command that asks a cluster which runs, as its superuser, with psql and these arguments."""
+    return f"( cluster={quoted(cluster)} && {ASK_CLUSTER} psql {arguments} )"
 
 
 # Where copies of data are kept, readable by root only.
@@ -146,8 +146,8 @@ class Existing(Fact[dict[str, str]]):
         commands = [query]
         for name, tables in first_filled:
             commands += [f"\\connect {name}", f"SELECT 'incomplete {name}', {_incomplete(tables)}"]
-        asked = " ".join(f"-c {shlex.quote(command)}" for command in commands)
-        return f"{asking(cluster)} psql -XAtq -F '\t' {asked} ) 2>/dev/null; true"
+        queries = " ".join(f"-c {shlex.quote(command)}" for command in commands)
+        return asked(cluster, f"-XAtq -F '\t' {queries}") + " 2>/dev/null; true"
 
     @staticmethod
     def default() -> dict[str, str]:
@@ -163,7 +163,7 @@ class Tables(Fact[int]):
 
     def question(self, cluster: str, database: str) -> str:
         query = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-        return f"{asking(cluster)} psql -XAtq -d {quoted(database)} -c {shlex.quote(query)} ) 2>/dev/null; true"
+        return asked(cluster, f"-XAtq -d {quoted(database)} -c {shlex.quote(query)}") + " 2>/dev/null; true"
 
     @staticmethod
     def default() -> int:
@@ -180,7 +180,7 @@ class Accounts(Fact[dict[str, int]]):
     """
 
     def question(self, cluster: str, databases: Sequence[tuple[str, str]]) -> str:
-        lines = [f'ask() {{ {asking(cluster)} psql -XAtq -d "$1" -c "$2" ); }} 2>/dev/null']
+        lines = ["ask() { " + asked(cluster, '-XAtq -d "$1" -c "$2"') + "; } 2>/dev/null"]
         for database, condition in databases:
             exists = f"SELECT count(*) FROM pg_database WHERE datname = '{database}'"  # noqa: S608 - a record's name
             counted = f"SELECT count(*) AS n FROM users WHERE {condition}"  # noqa: S608 - no input of anybody's
