@@ -61,12 +61,16 @@ class Domain(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A number that `manage.py NAME status` shows. query: SQL that gives it. size: whether it is in bytes."""
+    """A number that `manage.py NAME status` shows. query: SQL that gives it. size: whether it is in bytes.
+
+    meaning: what follows the number. of_one: what follows 1, if that differs.
+    """
 
     name: str
     meaning: str
     query: str
     size: bool = False
+    of_one: str = ""
 
 
 class Database(NamedTuple):
@@ -345,13 +349,23 @@ _ABOUT_OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?cli
 # Accounts of people in Synapse's table of users. The last condition is about the account with which manage.py asks Synapse.
 PEOPLE = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+)?:'"
 _FIGURES = (
-    Figure("accounts", "accounts", f"SELECT count(*) FROM users WHERE {PEOPLE}"),  # noqa: S608 - no input of anybody's
+    Figure(
+        "accounts",
+        "accounts",
+        f"SELECT count(*) FROM users WHERE {PEOPLE}",  # noqa: S608 - no input of anybody's
+        of_one="account",
+    ),
     Figure(
         "active_accounts",
         "active in 30 days",
         "SELECT count(DISTINCT user_id) FROM user_daily_visits WHERE timestamp > 1000 * (extract(epoch FROM now()) - 2592000)",
     ),
-    Figure("rooms", "rooms", "SELECT count(DISTINCT room_id) FROM local_current_membership WHERE membership = 'join'"),
+    Figure(
+        "rooms",
+        "rooms",
+        "SELECT count(DISTINCT room_id) FROM local_current_membership WHERE membership = 'join'",
+        of_one="room",
+    ),
     Figure(
         "media",
         "media",
@@ -359,8 +373,13 @@ _FIGURES = (
         "coalesce((SELECT sum(media_length) FROM remote_media_cache), 0)",
         size=True,
     ),
-    Figure("servers", "other servers", "SELECT count(*) FROM destinations"),
-    Figure("failing_servers", "servers not reached", "SELECT count(*) FROM destinations WHERE failure_ts IS NOT NULL"),
+    Figure("servers", "other servers", "SELECT count(*) FROM destinations", of_one="other server"),
+    Figure(
+        "failing_servers",
+        "servers not reached",
+        "SELECT count(*) FROM destinations WHERE failure_ts IS NOT NULL",
+        of_one="server not reached",
+    ),
 )
 
 SYNAPSE_ARGUMENTS = "--no-secrets-in-config -c /etc/matrix-synapse/homeserver.yaml -c /etc/matrix-synapse/conf.d"

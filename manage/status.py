@@ -253,7 +253,8 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
 
 def _figure(figure: Figure, figures: Mapping[str, int | None]) -> str:
     value = figures.get(figure.name)
-    return f"{'?' if value is None else size(value) if figure.size else value} {figure.meaning}"
+    meaning = figure.of_one if value == 1 and figure.of_one else figure.meaning
+    return f"{'?' if value is None else size(value) if figure.size else value} {meaning}"
 
 
 def _certificates(certificates: Sequence[CertificateSeen]) -> dict[str, list[str]]:

@@ -21,6 +21,11 @@ version_of() {
   fi
 }
 
+# before FROM TO: what the sentence about a version that does not come up calls the one before: it may be another file of the same.
+before() {
+  if [ "$(version_of "$1")" = "$(version_of "$2")" ]; then echo "The $(version_of "$1") of before"; else version_of "$1"; fi
+}
+
 # may_switch TO: fails, with a sentence, if that directory's version cannot run with the data, or if there is no way back from it.
 may_switch() {
   from=$(cat "$kept/from" 2>/dev/null || readlink "$home/current") && [ "$from" != "$1" ] || return 0
@@ -116,7 +121,7 @@ in_shell() {
 
 # trial: starts the new version with `attempt`. If that fails, goes back, and starts the version before with `resume`.
 trial() {
-  from=$(cat "$kept/from") began=$(date +%s) before=$(invocation)
+  from=$(cat "$kept/from") began=$(date +%s) earlier=$(invocation)
   to=$(readlink "$home/current")
   # Clients wait meanwhile: it is no failure of the unit's yet, which would have its sockets taken away.
   flag=/run/matrix-metal-trial.$unit
@@ -126,7 +131,7 @@ trial() {
     drop
     return
   fi
-  failed=$(date +%s) old=$(version_of "$from") new=$(version_of "$to") serves="serves"
+  failed=$(date +%s) old=$(before "$from" "$to") new=$(version_of "$to") serves="serves"
   cause=$(why)
   problem="$title $new did not come up: $cause"
   if [ "$(compatible "$to" "$from")" = impossible ]; then
@@ -136,7 +141,7 @@ trial() {
   fi
   put_back
   # It still runs if the new version was not even started.
-  if [ "$(invocation)" != "$before" ]; then
+  if [ "$(invocation)" != "$earlier" ]; then
     began=$(date +%s)
     if ! in_shell resume; then
       rm -rf "$kept"

@@ -12,7 +12,7 @@ from tests.conftest import from_page, own, real_rtc
 from tests.deployment import Deployment
 from tests.e2e.client import CADDY_ROOT, Account, Outside, expect_json, new_user
 from tests.e2e.test_call import client
-from tests.e2e.test_rtc import Callers, a_room, ask, calling, livekit_client, openid_token, validate
+from tests.e2e.test_rtc import ONLY_TLS, Callers, a_room, ask, calling, livekit_client, openid_token, validate
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
@@ -142,7 +142,13 @@ def test_two_users_hear_each_other_through_nat(apart: Apart, callers: Callers) -
         callers.hear_each_other()
         assert callers.paths() == {("host", "udp")}
         assert remotes(callers) == {f"{PUBLIC}:{MEDIA_UDP_PORT}"}
+        # Where only TLS leaves: the relay is told to send to that address, and no router sends it back.
+        apart.rtc.run("nft -f -", stdin=ONLY_TLS)
+        callers.join(a_room(callers.outside))
+        callers.hear_each_other()
+        assert callers.paths() == {("relay", "tls")}
     finally:
+        apart.rtc.run("nft delete table inet only_tls", check=False)
         machine.run("nft delete table inet router", check=False)
         apart.deployment.choose(**before)
         apart.deployment.run("-y")

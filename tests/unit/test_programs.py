@@ -157,6 +157,12 @@ def test_why_a_unit_did_not_come_up(tmp_path: Path, journal: str, output: str, w
     assert run(tmp_path, "began=0", "why").stdout.rstrip("\n") == why
 
 
+@pytest.mark.parametrize(("one", "other", "called"), [("1-abc", "2-abc", "1"), ("1-abc", "1-def", "The 1 of before")])
+def test_what_the_version_before_is_called(tmp_path: Path, one: str, other: str, called: str) -> None:
+    """Two files may be of the same version."""
+    assert run(tmp_path, f"before {one} {other}").stdout == f"{called}\n"
+
+
 def test_files_are_put_back_as_they_were(tmp_path: Path) -> None:
     """Owner and mode included; a file that the new version brought is gone."""
     home = tmp_path / "opt"

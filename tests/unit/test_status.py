@@ -411,6 +411,14 @@ def test_programs_get_plain_values(chosen: Settings) -> None:
         assert f"`{key}`" in documented, key
 
 
+def test_one_is_not_several() -> None:
+    database = ROLES["synapse"].database
+    assert database
+    words = [status._figure(each, {"accounts": 1, "rooms": 2}) for each in database.figures]
+    assert words[0] == "1 account" and "2 rooms" in words and "? other servers" in words
+    assert status._figure(database.figures[-1], {"failing_servers": 1}) == "1 server not reached"
+
+
 @pytest.mark.parametrize(
     ("freed", "words"),
     [
