@@ -60,7 +60,8 @@ class Figure:
         return self.median < self.bound if self.name in MINIMA else self.median > self.bound
 
     def cells(self) -> tuple[str, str, str, str, str]:
-        digits = 0 if self.unit in ("MiB", "1/s", "%") or not (self.unit or self.bound) else 2
+        counted = not self.unit and all(value == int(value) for value in self.values)
+        digits = 0 if counted or self.unit in ("MiB", "1/s", "%") else 2
         spread = f"{min(self.values):.{digits}f} - {max(self.values):.{digits}f}" if len(self.values) > 1 else ""
         sign = ">=" if self.name in MINIMA else "<="
         bound = "" if self.bound is None else f"{sign} {self.bound:g}{' MISSED' if self.missed else ''}"
