@@ -93,7 +93,7 @@ class Unit(NamedTuple):
 
     title: what it is called, in a role with several. user: the user it runs as.
     groups: those that it runs with besides the user's own. exposure: the highest exposure that
-    `systemd-analyze security` may report, from 0 to 10; None: we do not confine it. enabled: its UnitFileState. masked: its
+    `systemd-analyze security` may report, from 0 to 10. enabled: its UnitFileState. masked: its
     Debian package would start it at once, with a sample configuration. reads: files and directories with its configuration,
     read when it starts. rereads: those that it also reads when it is reloaded. private: files and directories that other
     users must not read. secrets: files with secrets of the vault, and directories of such files, that the unit reads.
@@ -108,8 +108,8 @@ class Unit(NamedTuple):
     name: str
     user: str
     health: str
+    exposure: float
     title: str = ""
-    exposure: float | None = None
     enabled: str = "enabled"
     masked: bool = False
     reads: tuple[str, ...] = ()

@@ -95,13 +95,12 @@ PASSED_ON = tuple(
 class Service:
     """A unit. name: with a `*` for PostgreSQL's version.
 
-    may: attempts that may succeed, and cannot: one of these that may not. user: if the unit does not set it.
+    may: attempts that may succeed, and cannot: one of these that may not.
     """
 
     name: str
     may: tuple[str, ...]
     cannot: str = ""
-    user: str = ""
 
     @classmethod
     def of(cls, role: Role, unit: Unit) -> "Service":
@@ -113,14 +112,7 @@ class Service:
         # A service that runs as root must not even see the others.
         may += ANYBODY if unit.user != "root" else ()
         may += PASSED_ON if role is CADDY or any(path.startswith("/run/") for path in unit.private) else ()
-        # Debian's own unit has its user as its only confinement.
-        ours = unit.exposure is not None
-        return cls(
-            unit.name.format(version="*"),
-            (*may, *(() if ours else ("processes in /proc",))),
-            f"read {unit.environment}",
-            "" if ours else unit.user,
-        )
+        return cls(unit.name.format(version="*"), tuple(may), f"read {unit.environment}")
 
     def allows(self, attempt: str) -> bool:
         return attempt != self.cannot and any(fnmatch(attempt, allowed) for allowed in self.may)
@@ -243,7 +235,6 @@ def run_inside(host: Host, unit: Service, name: str) -> str:
         "Type=oneshot",
         "Restart=no",
         "PIDFile=",
-        f"User={unit.user}" if unit.user else "",
         "ExecStart=",
         f"ExecStart={wrapper[1] if wrapper else ''} /usr/bin/python3 -IB {PROGRAM} {TARGETS}",
         "ExecStartPost=",

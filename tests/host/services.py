@@ -45,7 +45,7 @@ class Service:
     host: Host
     unit: str
     user: str
-    exposure: float | None = None
+    exposure: float
     reads: Sequence[str] = ()
     rereads: Sequence[str] = ()
     secrets: Sequence[str] = ()
@@ -272,13 +272,12 @@ class ServiceTests:
             assert not open_to, f"every user of the machine may read {', '.join(open_to)}: chmod o= {' '.join(open_to)}"
 
     def test_is_confined(self, service: Service) -> None:
-        if service.exposure is not None:
-            output = ask(service.host, "systemd-analyze security --no-pager %s", service.unit)
-            found = re.search(r"exposure level for .*: ([0-9.]+)", output)
-            assert found and float(found[1]) <= service.exposure, (
-                f"{service.unit} may do more than it needs, exposure {found[1] if found else '?'} instead of at most "
-                f"{service.exposure}: {DEPLOY}; `systemctl cat {service.unit}` shows drop-ins that are not ours"
-            )
+        output = ask(service.host, "systemd-analyze security --no-pager %s", service.unit)
+        found = re.search(r"exposure level for .*: ([0-9.]+)", output)
+        assert found and float(found[1]) <= service.exposure, (
+            f"{service.unit} may do more than it needs, exposure {found[1] if found else '?'} instead of at most "
+            f"{service.exposure}: {DEPLOY}; `systemctl cat {service.unit}` shows drop-ins that are not ours"
+        )
 
     def test_listens_where_it_should(self, service: Service) -> None:
         """And nowhere else, and not on public addresses if only this machine should reach it."""

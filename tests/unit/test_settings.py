@@ -434,7 +434,7 @@ def test_public_ports_belong_to_their_services(tmp_path: Path) -> None:
 
 
 def test_a_role_may_have_several_units_and_local_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = Unit("more.service", user="more", health="true", masked=True)
+    more = Unit("more.service", user="more", health="true", exposure=1.5, masked=True)
     several = replace(
         CADDY,
         units=(*CADDY.units, more),
