@@ -9,7 +9,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # A plugin that gives Sydent a second unit.
 TWO_UNITS = """
 import dataclasses, roles
-more = roles.Unit("more.service", user="more", health="true")
+more = roles.Unit("more.service", user="more", health="true", exposure=1.5)
 roles.ROLES["sydent"] = dataclasses.replace(roles.SYDENT, units=(*roles.SYDENT.units, more))
 """
 
