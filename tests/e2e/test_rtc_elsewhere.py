@@ -146,7 +146,8 @@ def test_two_users_hear_each_other_through_nat(apart: Apart, callers: Callers) -
         apart.rtc.run("nft -f -", stdin=ONLY_TLS)
         callers.join(a_room(callers.outside))
         callers.hear_each_other()
-        assert callers.paths() == {("relay", "tls")}
+        # LiveKit sees another address of the relay's than clients do: theirs is "relay" or "prflx".
+        assert {protocol for _, protocol in callers.paths()} == {"tls"}
     finally:
         apart.rtc.run("nft delete table inet only_tls", check=False)
         machine.run("nft delete table inet router", check=False)
