@@ -59,8 +59,13 @@ turn_acme = None
 
 # --- homeserver (role synapse) ---------------------------------------------------------------------------------------
 
-# Who may register an account: "closed": only you do it for others. "token": who has a registration token. "open": everybody.
+# Who may register an account: "closed": only you do it for others. "token": who has a registration token. "open": everybody, who
+# confirms an e-mail address; that needs smtp_host.
 registration = "closed"
+
+# Whether "open" is meant without that: True or False. Programs that make accounts to send spam find such a homeserver within
+# days, and others block it.
+registration_unprotected = False
 
 # Whether to federate with other homeservers: True or False.
 federation = True

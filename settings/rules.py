@@ -92,6 +92,11 @@ def _choices(settings: Settings) -> Iterator[str]:
     homeserver = settings.section(Homeserver)
     if homeserver.federation_port_8448 and not homeserver.federation:
         yield f"{where}: federation_port_8448 is True, but federation is False: there is nothing to serve on that port"
+    if homeserver.registration == "open" and not choices.smtp_host and not homeserver.registration_unprotected:
+        yield (
+            f'{where}: registration = "open" without smtp_host: nobody would confirm an e-mail address, and programs would make '
+            'accounts; set smtp_host, use "token", or, if that is what you want, set registration_unprotected = True'
+        )
     if homeserver.forget_left_rooms and not homeserver.forgotten_room_days:
         yield f"{where}: forget_left_rooms is True, but forgotten_room_days is None: no room would be removed"
     if homeserver.stale_device_days and settings.exists("mas"):

@@ -24,6 +24,7 @@ class Choices(Chosen):
     """The settings of the homeserver."""
 
     registration: Literal["closed", "token", "open"] = Field(description='"closed", "token" or "open"')
+    registration_unprotected: bool = Field(description="True or False")
     federation: bool = Field(description="True or False")
     federation_port_8448: bool = Field(description="True or False")
     max_upload_size: Size = Field(description='a size such as "50M" or "1G"')

@@ -287,6 +287,13 @@ def test_port_for_federation_without_federation_is_refused(tmp_path: Path) -> No
     assert mistakes(settings(tmp_path, federation_port_8448=True)) == []
 
 
+def test_open_registration_is_protected_or_asked_for_twice(tmp_path: Path) -> None:
+    [line] = mistakes(settings(tmp_path, registration="open"))
+    assert 'registration = "open" without smtp_host' in line and "registration_unprotected = True" in line
+    for more in ({"smtp_host": "mail.x.test"}, {"registration_unprotected": True}):
+        assert mistakes(settings(tmp_path, registration="open", **more)) == []
+
+
 @pytest.mark.parametrize("roles", [EVERYTHING, WITH_MAS], ids=["EVERYTHING", "WITH_MAS"])
 def test_what_tests_and_measurements_deploy_fits_together(tmp_path: Path, roles: Mapping[str, Role]) -> None:
     assert mistakes(settings(tmp_path, {role: ["one"] for role in roles}, backup_target=None)) == []

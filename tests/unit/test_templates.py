@@ -80,12 +80,16 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     ),
     "mail over tls": (EVERYTHING, {"tls": "internal", **MAIL, "smtp_port": 465, "smtp_tls": "tls"}),
     "mail without login": (EVERYTHING, {"tls": "internal", "smtp_host": "mail.x.test", "smtp_tls": "none"}),
-    "open": (EVERYTHING, {"tls": "internal", "registration": "open"}),
+    "open": (EVERYTHING, {"tls": "internal", "registration": "open", "registration_unprotected": True}),
     "open, mail": (EVERYTHING, {"tls": "internal", "registration": "open", **MAIL}),
     "token, no federation": (EVERYTHING, {"tls": "internal", "registration": "token", "federation": False}),
     "port 8448": (EVERYTHING, {"tls": "internal", "federation_port_8448": True}),
     "passwords in Synapse": ([role for role in EVERYTHING if role != "mas"], {"tls": "internal"}),
-    "passwords in Synapse, open": (("postgres", "synapse"), {"tls": "internal", "registration": "open"}),
+    "passwords in Synapse, open": (
+        ("postgres", "synapse"),
+        {"tls": "internal", "registration": "open", "registration_unprotected": True},
+    ),
+    "passwords in Synapse, open, mail": (("postgres", "synapse"), {"tls": "internal", "registration": "open", **MAIL}),
     "passwords in Synapse, token": (("postgres", "synapse"), {"tls": "internal", "registration": "token"}),
     "sign in elsewhere": (EVERYTHING, {"tls": "internal", "sso": [PROVIDER]}),
     "alone, no federation": (("postgres", "caddy", "synapse"), {"tls": "internal", "federation": False}),
@@ -323,6 +327,9 @@ def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) ->
     by_token = homeserver(written("passwords in Synapse, token"))
     assert by_token["enable_registration"] and by_token["registration_requires_token"]
     assert homeserver(written("passwords in Synapse, open"))["enable_registration_without_verification"]
+    confirmed = homeserver(written("passwords in Synapse, open, mail"))
+    assert confirmed["enable_registration"] and confirmed["registrations_require_3pid"] == ["email"]
+    assert "enable_registration_without_verification" not in confirmed
 
 
 @pytest.mark.parametrize(
