@@ -278,6 +278,20 @@ def answer_of(host: Host, command: str, stdin: str) -> tuple[bool, list[str], li
     return done, output.stdout_lines, output.stderr_lines
 
 
+def reached_again(host: Host, command: StringCommand, sudo: bool) -> bool:
+    """Whether a command succeeds over another connection to the machine, made as that of the run was. sudo: as root."""
+    connector = type(host.connector)(host.state, host)
+    try:
+        connector.connect()
+        done, _ = connector.run_shell_command(command, False, False, _sudo=sudo)
+    except (ConnectError, EOFError, OSError, SSHException):
+        return False
+    finally:
+        if client := getattr(connector, "client", None):
+            client.close()
+    return done
+
+
 class Beside:
     """A program that runs on a machine beside the commands of a run, over the same connection, for as long as that lasts.
 
@@ -360,6 +374,7 @@ SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (State.get_op_meta, ("self", "op_hash")),
     (State.set_stage, ("self", "stage")),
     (Inventory.get_active_hosts, ("self",)),
+    (SSHConnector.connect, ("self",)),
     (make_unix_command_for_host, ("state", "host", "command", "command_arguments")),
     (BaseStateCallback.operation_start, ("state", "op_hash")),
     (State.get_op_data_for_host, ("self", "host", "op_hash")),

@@ -14,6 +14,8 @@ if settings.here("synapse") and settings.migration == "move":
 if settings.packages:
     local.include("tasks/packages.py")
 local.include("tasks/users.py")
+if settings.here("firewall"):
+    local.include("tasks/firewall.py")
 if settings.local_ports or settings.public_ports:
     local.include("tasks/ports.py")
 

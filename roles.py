@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-RoleName = Literal["postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "backup"]
+RoleName = Literal[
+    "postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "firewall", "backup"
+]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
 Reach = Literal["everybody", "deployment", "machine"]
@@ -719,6 +721,24 @@ RTC = Role(
     ),
 )
 
+FIREWALL = Role(
+    name="firewall",
+    title="the firewall",
+    purpose="drops what arrives for other ports than those of the deployment and SSH",
+    leave_out="the machine has a firewall of yours, or one in front of it",
+    several=True,
+    packages=("nftables",),
+    units=(),
+    helpers=("matrix-metal-firewall.service",),
+    # Not firewall.d, which is the administrator's.
+    files=(
+        "/etc/matrix-metal/firewall.nft",
+        "/etc/matrix-metal/firewall.new.nft",
+        "/etc/systemd/system/nftables.service.d/matrix-metal-firewall.conf",
+    ),
+    tables=("matrix_metal_firewall",),
+)
+
 BACKUP = Role(
     name="backup",
     title="the backup",
@@ -765,7 +785,7 @@ def any_version(text: str) -> str:
 
 
 ROLES: Mapping[str, Role] = {
-    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, BACKUP)
+    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, BACKUP)
 }
 
 # Debian's packages that every machine needs, whatever its roles.

@@ -27,6 +27,9 @@ certificates.*, deployment.*
 accounts.*, backups.*, removal.*
     Accounts that move to MAS, the target of the backup, a role that is taken away: pyinfra has nothing like it.
 
+firewall.loaded, for files.put and server.shell
+    New rules are taken back by the machine itself, unless a new connection shows that they let the administrator in.
+
 `ssh` notices within a minute that a machine is gone; pyinfra waits without end.
 `lock` lets one run at a time change a machine; `look` collects all questions to it into one command, and has `operation` and
 `ask` for the others; `shell` runs every command in the same environment; `refusal` and `preflight` stop a run before anything is

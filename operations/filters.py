@@ -49,7 +49,7 @@ class Filter:
     @property
     def works(self) -> str:
         """Shell command that succeeds while the kernel has the table as it was loaded."""
-        return f"nft -s list table inet {shlex.quote(self.table)} | cmp -s - {shlex.quote(self.loaded)}"
+        return f"nft -s -t list table inet {shlex.quote(self.table)} | cmp -s - {shlex.quote(self.loaded)}"
 
 
 PORTS = Filter(
@@ -63,4 +63,10 @@ RELAY = Filter(
     "Keep the relay from services of this machine",
     "/etc/turnserver.nft",
     "matrix_metal_relay",
+)
+FIREWALL = Filter(
+    "matrix-metal-firewall.service",
+    "Drop what is for no port of the deployment",
+    "/etc/matrix-metal/firewall.nft",
+    "matrix_metal_firewall",
 )

@@ -18,13 +18,26 @@ REHEARSAL_NOTE = "/var/lib/matrix-metal-rehearsal"
 
 @dataclass(frozen=True)
 class Listener:
-    """A program that listens. protocol: tcp or udp; unit: the systemd unit it belongs to, or ""."""
+    """A program that listens. protocol: tcp or udp; unit: the systemd unit it belongs to, or "".
+
+    address: as ss prints it, such as "0.0.0.0", "[::1]" or "127.0.0.53%lo".
+    """
 
     protocol: str
     port: int
     program: str
     pid: int
     unit: str
+    address: str = "*"
+
+    @property
+    def open(self) -> bool:
+        """Whether other machines reach it."""
+        return not self.address.startswith(("127.", "[::1]", "[::ffff:127."))
+
+    @property
+    def is_ssh(self) -> bool:
+        return self.protocol == "tcp" and self.program == "sshd"
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class MachineState:
     restoring: whether `manage.py NAME restore` has begun ("begun"), or has put the data back ("done"), and has not ended; or "".
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
+    came_from: the address that the run's connection comes from, "" without one; came_to: the port on the machine, 0 without.
     """
 
     user: str = ""
@@ -108,6 +122,8 @@ class MachineState:
     upgrading: str = ""
     programs: Mapping[str, InUse] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    came_from: str = ""
+    came_to: int = 0
 
 
 class Machine(Fact[MachineState]):
@@ -137,6 +153,7 @@ class Machine(Fact[MachineState]):
         sessions = 10
         programs: dict[str, InUse] = {}
         failures: dict[str, Failure] = {}
+        came_from, came_to = "", "0"
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
@@ -170,10 +187,13 @@ class Machine(Fact[MachineState]):
                 if cluster_port.isdigit():
                     ports.append((cluster, int(cluster_port)))
             elif key == "listener":
-                protocol, port, users, pid, unit = [*value.split(" "), "", ""][:5]
+                protocol, address, port, users, pid, unit = [*value.split(" "), "", ""][:6]
                 program = users.partition('(("')[2].partition('"')[0]
                 if port.isdigit():
-                    listeners.append(Listener(protocol, int(port), program, int(pid) if pid.isdigit() else 0, unit))
+                    number = int(pid) if pid.isdigit() else 0
+                    listeners.append(Listener(protocol, int(port), program, number, unit, address))
+            elif key == "connection":
+                came_from, _, _, came_to = value.split()
             else:
                 values[key] = value
         marker = _marker(values["deployment"]) if "deployment" in values else None
@@ -197,6 +217,8 @@ class Machine(Fact[MachineState]):
             server_name=values.get("server_name", ""),
             foreign=values.get("foreign", ""),
             listeners=tuple(listeners),
+            came_from=came_from,
+            came_to=int(came_to),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             other_run=values.get("other_run", ""),

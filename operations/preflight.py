@@ -12,6 +12,7 @@ from pyinfra.context import inventory
 from compat import add_final_line, executes, installed
 from operations.certificates import Unusable
 from operations.databases import Accounts, Tables
+from operations.filters import FIREWALL
 from operations.lock import at_work
 from operations.machine import MARKER, MachineState
 from operations.refusal import Refused
@@ -23,6 +24,7 @@ from settings.addresses import public_addresses
 from settings.caddy import given_files
 from settings.coturn import Choices as Relay
 from settings.deployment import PYTHON_OF_DEBIAN
+from settings.firewall import OWN_RULES, Firewall
 from settings.postgres import OF_DEBIAN, Postgres
 from settings.synapse import Synapse
 from vault import VaultError
@@ -110,6 +112,11 @@ def checked_settings(host: Host) -> Settings:
             f"{host.name} has the data in PostgreSQL {version}, for which Debian {settings.machine.release} has no updates: "
             f"python manage.py {settings.deployment} postgres upgrade"
         )
+    if settings.here("firewall") and FIREWALL.unit not in settings.machine.units:
+        for closed in settings.view(Firewall).closed:
+            add_final_line(
+                f"{host.name}: the firewall keeps others from {closed}; if they should reach it, put a rule into {OWN_RULES}"
+            )
     for line in settings.unreachable:
         add_final_line(f"{host.name}: {line}")
     return settings

@@ -449,6 +449,7 @@ class Settings:
             patterns = [any_version(unit.name) for unit in role.units]
             units = sorted(name for name in self.machine.units if any(fnmatch(name, pattern) for pattern in patterns))
             units += [timer.timer for timer in role.timers if timer.service in self.machine.units]
+            units += [helper for helper in role.helpers if helper in self.machine.units]
             if units and not self.here(role.name):
                 found.append((role, units))
         return found

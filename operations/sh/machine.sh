@@ -8,6 +8,8 @@ command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk 
 for name in $names; do
   echo "name $name $(timeout 5 getent -A ahosts "$name" | awk '!seen[$1]++ { printf "%s ", $1 }')" &
 done
+# Where the connection of this run comes from, and the port that it came to.
+[ -z "${SSH_CONNECTION:-}" ] || echo "connection $SSH_CONNECTION"
 # Who is changing the machine now, when the last run began (operations/sh/lock.sh), and how many sessions sshd allows.
 # shellcheck disable=SC2016 # root's shell expands it
 $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
@@ -93,6 +95,6 @@ $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protoc
   group=; [ -r "/proc/$pid/cgroup" ] && while read -r line; do case $line in 0::*) group=$line ;; esac; done <"/proc/$pid/cgroup"
   # The innermost service: ".../system.slice/caddy.service/..."
   unit=; case $group in *.service*) unit=${group%.service*}.service; unit=${unit##*/} ;; esac
-  echo "listener $protocol ${address##*:} $users ${pid:-0} $unit"
+  echo "listener $protocol ${address%:*} ${address##*:} $users ${pid:-0} $unit"
 done
 wait

@@ -349,8 +349,9 @@ def test_machine_state_is_parsed() -> None:
             "postgresql 15",
             "postgresql 9",
             'deployment {"server_name": "x.test", "vault": "1"}',
-            'listener tcp 80 users:(("nginx",pid=7,fd=6)) 7 nginx.service',
-            "listener udp 3478  0 ",
+            'listener tcp [::1] 80 users:(("nginx",pid=7,fd=6)) 7 nginx.service',
+            "listener udp * 3478  0 ",
+            "connection 198.51.100.9 50123 192.0.2.1 2222",
         ]
     )
     assert (state.user, state.root, state.processors, state.memory) == ("admin", True, 3, 3910)
@@ -359,6 +360,7 @@ def test_machine_state_is_parsed() -> None:
     assert state.outgoing == (("eth0", "192.0.2.1"),)
     assert state.postgresql == ("9", "15")
     assert state.deployment == {"server_name": "x.test", "vault": "1"}
+    assert (state.came_from, state.came_to) == ("198.51.100.9", 2222)
     web, relay = state.listeners
     assert (web.program, web.pid, web.unit, web.port) == ("nginx", 7, "nginx.service", 80)
     assert (relay.protocol, relay.port, relay.program) == ("udp", 3478, "")

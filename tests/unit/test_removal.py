@@ -46,7 +46,7 @@ def all_of(role: Role) -> Removal:
 
 
 def units_of(role: Role) -> frozenset[str]:
-    return frozenset([*(unit.name for unit in role.units), *(timer.service for timer in role.timers)])
+    return frozenset([*(unit.name for unit in role.units), *(timer.service for timer in role.timers), *role.helpers])
 
 
 def covered(path: str, by: Removal) -> bool:
