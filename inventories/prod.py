@@ -22,6 +22,9 @@ sydent = [_machine]
 # Calls of Element X and Element Web.
 rtc = [_machine]
 
+# Drops what arrives for other ports than those of the roles above, and SSH's.
+firewall = [_machine]
+
 # Backups. First set backup_target in group_data/prod.py: docs/BACKUP.md.
 # backup = [_machine]
 

@@ -21,41 +21,37 @@ UNDO = "matrix-metal-firewall-undo"
 class Confirmed(YesOrNo):
     """Whether the rules, and the administrator's own, are those that were confirmed last."""
 
+    functions = "firewall"
+
     def question(self, own_rules: str) -> str:
-        current = quoted(FIREWALL.path)
-        return f'cmp -s {quoted(NEW)} {current} && [ -z "$(find {quoted(own_rules)} -newer {current})" ] && echo yes'
+        return f"{_variables(own_rules)}\nif is_confirmed; then echo yes; fi"
 
 
-def _shell(came_by: str) -> str:
+def _variables(own_rules: str) -> str:
     values = {
         "new": NEW,
+        "own": own_rules,
         "current": FIREWALL.path,
         "unit": FIREWALL.unit,
         "table": FIREWALL.table,
         "undo": UNDO,
-        "came_by": came_by,
     }
-    return " ".join(f"{name}={quoted(value)}" for name, value in values.items()) + "\n" + shell_file("firewall")
+    return " ".join(f"{name}={quoted(value)}" for name, value in values.items())
 
 
 @operation()
-def loaded(came_by: str, own_rules: str, sudo: bool) -> Generator[PyinfraCommand, None, None]:
+def loaded(own_rules: str, sudo: bool) -> Generator[PyinfraCommand, None, None]:
     """The rules are loaded, now and at boot.
 
-    came_by: the address that this run's connection comes from, or "". own_rules: the directory with the administrator's own.
+    own_rules: the directory with the administrator's own.
     sudo: whether root has to be asked for.
     """
-    functions = _shell(came_by)
+    functions = f"{_variables(own_rules)}\n{shell_file('firewall')}"
     if not ask(Confirmed, own_rules=own_rules):
         yield script(functions, "try_new")
         yield FunctionCommand(_confirm, (functions, sudo), {})
         yield script(functions, "confirmed")
-    running = list(
-        units.running._inner(unit=FIREWALL.unit, reads=[FIREWALL.path, FIREWALL.drop_in], ready=FIREWALL.works)
-    )
-    if running:
-        yield from running
-        yield script(functions, "admit")
+    yield from units.running._inner(unit=FIREWALL.unit, reads=[FIREWALL.path, FIREWALL.drop_in], ready=FIREWALL.works)
 
 
 def _confirm(state: State, host: Host, functions: str, sudo: bool) -> bool:

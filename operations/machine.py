@@ -85,7 +85,7 @@ class MachineState:
     restoring: whether `manage.py NAME restore` has begun ("begun"), or has put the data back ("done"), and has not ended; or "".
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
-    came_from: the address that the run's connection comes from, "" without one; came_to: the port on the machine, 0 without.
+    came_to: the machine's port by which the run came; 0 without one.
     """
 
     user: str = ""
@@ -122,7 +122,6 @@ class MachineState:
     upgrading: str = ""
     programs: Mapping[str, InUse] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
-    came_from: str = ""
     came_to: int = 0
 
 
@@ -153,7 +152,7 @@ class Machine(Fact[MachineState]):
         sessions = 10
         programs: dict[str, InUse] = {}
         failures: dict[str, Failure] = {}
-        came_from, came_to = "", "0"
+        came_to = "0"
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
@@ -193,7 +192,7 @@ class Machine(Fact[MachineState]):
                     number = int(pid) if pid.isdigit() else 0
                     listeners.append(Listener(protocol, int(port), program, number, unit, address))
             elif key == "connection":
-                came_from, _, _, came_to = value.split()
+                came_to = value.split()[-1]
             else:
                 values[key] = value
         marker = _marker(values["deployment"]) if "deployment" in values else None
@@ -217,7 +216,6 @@ class Machine(Fact[MachineState]):
             server_name=values.get("server_name", ""),
             foreign=values.get("foreign", ""),
             listeners=tuple(listeners),
-            came_from=came_from,
             came_to=int(came_to),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),

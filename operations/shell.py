@@ -13,8 +13,8 @@ from pyinfra.api.exceptions import FactProcessError
 T = TypeVar("T")
 
 # The environment of every command, in place of that of the machine and the user's profile: we do not want to parse decimal
-# commas, translated words and local times. Proxies are kept, but never used for the machine itself. Their addresses may contain
-# passwords, so they are not arguments of `env`: the other variables are removed one by one instead.
+# commas, translated words and local times. Kept are the connection's addresses, and proxies, but never used for the machine
+# itself. Their addresses may contain passwords, so they are not arguments of `env`: the others are removed one by one instead.
 _PROXIES = ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _NO_PROXY = "localhost,127.0.0.1,::1"
 _FIXED = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TZ=UTC"
@@ -23,14 +23,15 @@ _ENVIRONMENT = "\n".join(
         "clean() {",
         f'  if [ "{"".join(f"${{{name}:-}}" for name in _PROXIES)}" ]; then',
         "    for name in $(/usr/bin/env | /usr/bin/cut -d= -f1); do",
-        f"      case $name in HOME | no_proxy | NO_PROXY | {' | '.join(_PROXIES)} | [0-9]* | *[!A-Za-z_0-9]*) ;;",
+        f"      case $name in HOME | no_proxy | NO_PROXY | {' | '.join(_PROXIES)} | SSH_CONNECTION) ;;",
+        "      [0-9]* | *[!A-Za-z_0-9]*) ;;",
         '        *) unset "$name" ;; esac',
         "    done",
         f'    export HOME="${{HOME:-/}}" {_FIXED}',
         *(f'    export {name}="{_NO_PROXY}${{{name}:+,${name}}}"' for name in ("no_proxy", "NO_PROXY")),
         '    exec "$@"',
         "  fi",
-        f'  exec env -i HOME="${{HOME:-/}}" {_FIXED} "$@"',
+        f'  exec env -i HOME="${{HOME:-/}}" ${{SSH_CONNECTION:+"SSH_CONNECTION=$SSH_CONNECTION"}} {_FIXED} "$@"',
         "}",
         "clean",
     ]

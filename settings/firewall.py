@@ -23,14 +23,13 @@ class Opened:
 
 @dataclass(frozen=True)
 class Firewall(View):
-    """ssh_ports: those on which sshd listens, and the one by which this run came. came_by: the address that it came from, or "".
+    """ssh_ports: those on which sshd listens, and the one by which this run came.
 
     closed: what listens for other machines, and that they do not reach any more, such as "25/tcp (master)".
     """
 
     opened: tuple[Opened, ...]
     ssh_ports: tuple[int, ...]
-    came_by: str
     closed: tuple[str, ...]
     own_rules: str = OWN_RULES
 
@@ -51,7 +50,7 @@ class Firewall(View):
             and (listener.protocol, listener.port) not in ours
             and listener.port not in DHCP
         }
-        return cls(tuple(opened), tuple(sorted(ssh_ports)), machine.came_from, tuple(closed))
+        return cls(tuple(opened), tuple(sorted(ssh_ports)), tuple(closed))
 
 
 def _opened(settings: Settings, port: Port) -> Opened:

@@ -16,12 +16,11 @@ files.present(
     entries=[
         *FIREWALL.entries,
         Directory(view.own_rules, mode="755"),
-        Template(firewall.NEW, "firewall/firewall.nft", mode="644", values={"firewall": view}, check="nft -cf {}"),
+        Template(firewall.NEW, "firewall/firewall.nft", mode="644", values={"firewall": view}),
     ],
 )
 firewall.loaded(
     name="Load the firewall",
-    came_by=view.came_by,
     own_rules=view.own_rules,
     sudo=settings.machine.user != "root",
 )

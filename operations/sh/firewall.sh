@@ -1,33 +1,36 @@
 #!/bin/sh
-# New rules of the firewall. $new, $current: the files with them, and with those that are loaded at boot. $unit, $table: what loads
-# the latter, and their table. $undo: the unit that takes the new rules back if nobody confirms them. $came_by: an address, or "".
+# New rules of the firewall. $new: the file with them, which includes the administrator's own from the directory $own. $current:
+# those that are loaded at boot, as the kernel showed them when they were confirmed. $unit, $table: what loads these, and their
+# table. $undo: the unit that takes new rules back if nobody confirms them.
+
+# What the rules consist of.
+digest() { cat "$new" "$own"/*.nft 2>/dev/null | sha256sum | cut -c -64; }
+
+# is_confirmed: whether what is loaded at boot was made of the rules that there are.
+is_confirmed() { grep -qsxF "# $(digest)" "$current"; }
 
 # try_new: loads the new rules, for a minute.
 try_new() {
+  if ! refused=$(nft -c -f "$new" 2>&1); then
+    echo "--> the rules of the firewall are refused, and those before stay: $(printf '%s\n' "$refused" | grep -m 1 Error:)" >&2
+    return 1
+  fi
   systemctl stop --quiet "$undo.timer" 2>/dev/null || true
   back="nft delete table inet $table"
   [ ! -e "$current" ] || back="systemctl restart $unit"
   systemd-run --quiet --collect --on-active=60 --timer-property=AccuracySec=1 --unit="$undo" /bin/sh -c "$back"
-  if ! nft -f "$new"; then
-    systemctl stop "$undo.timer"
-    return 1
-  fi
-  admit
-}
-
-# admit: the address that this run came by is not kept from SSH, for a day.
-admit() {
-  case $came_by in
-    '') ;;
-    *:*) nft add element inet "$table" came_by6 "{ $came_by timeout 1d }" ;;
-    *) nft add element inet "$table" came_by4 "{ $came_by timeout 1d }" ;;
-  esac
+  nft -f "$new"
 }
 
 # confirm: by another connection. From now on they are loaded at boot.
 confirm() {
   systemctl stop "$undo.timer"
-  cp "$new" "$current.part"
+  {
+    echo "# Written by matrix-metal, from $new and $own."
+    echo "# $(digest)"
+    printf 'table inet %s\ndelete table inet %s\n' "$table" "$table"
+    nft -s -t list table inet "$table"
+  } >"$current.part"
   mv -f "$current.part" "$current"
 }
 
@@ -37,6 +40,6 @@ confirmed() {
   systemctl start "$undo.service"
   systemctl stop "$undo.timer"
   echo "--> the new rules of the firewall were taken back, because no new connection could be made to this machine with them." \
-    "Does a rule in /etc/matrix-metal/firewall.d refuse it, or is it reached by a VPN, whose port such a rule has to open?" >&2
+    "Does a rule in $own refuse it, or is it reached by a VPN, whose port such a rule has to open?" >&2
   return 1
 }

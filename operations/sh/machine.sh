@@ -8,7 +8,7 @@ command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk 
 for name in $names; do
   echo "name $name $(timeout 5 getent -A ahosts "$name" | awk '!seen[$1]++ { printf "%s ", $1 }')" &
 done
-# Where the connection of this run comes from, and the port that it came to.
+# By which of its ports this run came.
 [ -z "${SSH_CONNECTION:-}" ] || echo "connection $SSH_CONNECTION"
 # Who is changing the machine now, when the last run began (operations/sh/lock.sh), and how many sessions sshd allows.
 # shellcheck disable=SC2016 # root's shell expands it

@@ -1,0 +1,210 @@
+"""The firewall: exactly the ports of the deployment answer, and the administrator is never locked out."""
+
+import re
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+import pytest
+
+from operations.filters import FIREWALL
+from settings.firewall import OWN_RULES
+from tests.conftest import own
+from tests.deployment import Deployment
+from tests.protocols.turn import relay
+from tests.testbed import Host, Testbed
+
+pytestmark = pytest.mark.role("firewall")
+
+OPEN = {80, 443, 3478, 5349}
+# ICMP's echo request, with its checksum.
+ECHO = bytes.fromhex("0800f7fd00010001")
+# What listens besides: a program of the administrator's.
+FOREIGN = 9100
+PROGRAM = """
+import socket, threading
+def echo(link):
+    while True:
+        link.sendto(b"there", link.recvfrom(100)[1])
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp.bind(("::", PORT))
+threading.Thread(target=echo, args=(udp,)).start()
+tcp = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    tcp.accept()[0].sendall(b"there")
+""".replace("PORT", str(FOREIGN))
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A machine with the relay behind a firewall, on which a program listens that is not the deployment's."""
+
+    host: Host
+    deployment: Deployment
+
+    def rule(self, text: str) -> None:
+        """The administrator's only rule."""
+        self.host.run(f"cat >{OWN_RULES}/mine.nft", stdin=f"{text}\n")
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        return self.host.address, self.host.address6
+
+
+@pytest.fixture(scope="module", params=["trixie", "bookworm"], ids=["debian13", "debian12"])
+def guarded(
+    request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guarded]:
+    host = testbed.up(own(f"wall{request.param[0]}"), release=request.param, names=["turn.wall.test"])
+    host.run(
+        "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables >/dev/null", timeout=300
+    )
+    host.run(f"systemd-run --quiet --unit=foreign python3 -c '{PROGRAM}'")
+    # As fail2ban's.
+    host.run("nft add table inet other; nft add chain inet other input '{ type filter hook input priority -1; }'")
+    settings = {
+        "server_name": host.domain,
+        "tls": "internal",
+        "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
+    }
+    roles = {role: [host.name] for role in ("caddy", "coturn", "firewall")}
+    deployment = Deployment(tmp_path_factory.mktemp("wall"), [host], settings, roles)
+    first = deployment.run("-y")
+    assert f"keeps others from {FOREIGN}/tcp (python3)" in first.output
+    assert f"put a rule into {OWN_RULES}" in first.output
+    yield Guarded(host, deployment)
+    host.down()
+
+
+def answers(address: str, port: int, seconds: float = 1.0) -> bool:
+    with suppress(OSError), socket.create_connection((address, port), timeout=seconds):
+        return True
+    return False
+
+
+def answering(address: str) -> set[int]:
+    """All of its TCP ports that answer, be it by a refusal, but SSH's: its server penalises who connects without logging in."""
+    found: set[int] = set()
+    for begin in range(1, 65536, 800):
+        with select.epoll() as poll, ExitStack() as links:
+            ports = {}
+            for port in range(begin, min(begin + 800, 65536)):
+                if port == 22:
+                    continue
+                link = links.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+                link.setblocking(False)
+                link.connect_ex((address, port))
+                poll.register(link, select.EPOLLOUT)
+                ports[link.fileno()] = port
+            time.sleep(0.3)
+            found |= {ports[number] for number, _ in poll.poll(0, 800)}
+    return found
+
+
+def test_a_second_run_changes_nothing(guarded: Guarded) -> None:
+    run = guarded.deployment.run("-y")
+    assert run.changed == [] and "keeps others from" not in run.output
+
+
+def test_exactly_the_ports_of_the_deployment_answer(guarded: Guarded) -> None:
+    assert answering(guarded.host.address) == OPEN
+    for port in OPEN:
+        assert answers(guarded.host.address6, port)
+    assert not answers(guarded.host.address6, FOREIGN)
+    for address in guarded.addresses:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as link:
+            link.settimeout(1)
+            link.sendto(b"anybody?", (address, FOREIGN))
+            with pytest.raises(TimeoutError):
+                link.recv(100)
+        with relay(address, "udp") as client:
+            assert client.bind()[0] in (guarded.host.bed.bridge_address, guarded.host.bed.bridge_address6)
+        # The machine itself reaches everything.
+        guarded.host.run(f"python3 -c 'import socket; socket.create_connection((\"{address}\", {FOREIGN}))'")
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as link:
+        link.settimeout(5)
+        link.connect((guarded.host.address, 0))
+        link.send(ECHO)
+        assert link.recv(100)[20:22] == b"\0\0", "it does not answer a ping"
+    assert "other" in guarded.host.run("nft list tables").stdout
+
+
+def test_the_administrators_own_rules_are_loaded_with_ours(guarded: Guarded) -> None:
+    guarded.rule(f"tcp dport {FOREIGN} accept")
+    assert guarded.deployment.run("-y").changed == ["Load the firewall"]
+    assert all(answers(address, FOREIGN) for address in guarded.addresses)
+    assert guarded.deployment.run("-y").changed == []
+
+    # One that nft does not understand is named, and changes nothing.
+    guarded.rule(f"tcp dprt {FOREIGN} accept")
+    run = guarded.deployment.run("-y", check=False)
+    assert run.status == 1
+    assert f"the rules of the firewall are refused, and those before stay: {OWN_RULES}/mine.nft:1:" in run.refusal
+    assert all(answers(address, FOREIGN) for address in guarded.addresses)
+
+
+def test_rules_that_keep_the_administrator_out_are_taken_back(guarded: Guarded) -> None:
+    guarded.rule("tcp dport 22 drop")
+    run = guarded.deployment.run("-y", check=False)
+    assert run.status == 1 and "the new rules of the firewall were taken back, because no new" in run.refusal
+    assert answers(guarded.host.address, 22) and answers(guarded.host.address, FOREIGN)
+
+
+def test_they_are_taken_back_though_the_administrator_is_gone(guarded: Guarded) -> None:
+    """The run is killed as soon as it has locked itself out."""
+    guarded.rule("tcp dport 22 drop")
+    running = guarded.deployment.start("-y")
+    try:
+        end = time.monotonic() + 120
+        while "dport 22 drop" not in guarded.host.inside(["nft", "list", "table", "inet", FIREWALL.table]):
+            assert time.monotonic() < end, "the new rules were not loaded"
+            time.sleep(0.2)
+        running.send_signal(signal.SIGKILL)
+        begin = time.monotonic()
+        assert not answers(guarded.host.address, 22)
+        while not answers(guarded.host.address, 22):
+            assert time.monotonic() - begin < 75, "the new rules are still there"
+    finally:
+        running.kill()
+        running.communicate()
+    guarded.rule("")
+    assert "Load the firewall" in guarded.deployment.run("-y").changed
+    assert not answers(guarded.host.address, FOREIGN)
+
+
+@pytest.mark.parametrize("way", ["nft flush ruleset", "systemctl stop matrix-metal-firewall && nft flush ruleset"])
+def test_a_deploy_heals_it(guarded: Guarded, way: str) -> None:
+    guarded.host.run(way)
+    assert answers(guarded.host.address, FOREIGN)
+    assert "Load the firewall" in guarded.deployment.run("-y").changed
+    assert not answers(guarded.host.address, FOREIGN)
+    assert guarded.deployment.run("-y").changed == []
+
+
+def test_it_is_there_after_a_boot_and_a_reload_of_nftables(guarded: Guarded) -> None:
+    guarded.host.reboot()
+    guarded.host.run(f"systemd-run --quiet --unit=foreign python3 -c '{PROGRAM}'")
+    guarded.host.run(f"until ss -Hlnt sport = :{FOREIGN} | grep -q .; do sleep 0.1; done")
+    assert not answers(guarded.host.address, FOREIGN) and answers(guarded.host.address, 443)
+    guarded.host.run("systemctl restart nftables")
+    assert not answers(guarded.host.address, FOREIGN) and answers(guarded.host.address, 443)
+    assert guarded.deployment.run("-y").changed == []
+
+
+def test_whoever_tries_passwords_is_slowed_down(guarded: Guarded) -> None:
+    """From one address; another one connects meanwhile."""
+    made = sum(answers(guarded.host.address6, 22, 0.2) for _ in range(45))
+    assert 20 <= made <= 35, made
+    assert answers(guarded.host.address, 22)
+
+
+def test_the_verification_finds_nothing_wrong(guarded: Guarded) -> None:
+    status, report = guarded.deployment.verify()
+    assert status == 0, report
+    guarded.host.run(f"nft add rule inet {FIREWALL.table} input accept")
+    status, report = guarded.deployment.verify("tests/host/test_firewall.py")
+    assert status == 1 and re.search("the packet filter .* is missing or was changed", report), report
