@@ -730,7 +730,9 @@ FIREWALL = Role(
     packages=("nftables",),
     units=(),
     helpers=("matrix-metal-firewall.service",),
-    # Not firewall.d, which is the administrator's.
+    # The administrator's own rules.
+    state=("/etc/matrix-metal/firewall.d",),
+    irreplaceable=True,
     files=(
         "/etc/matrix-metal/firewall.nft",
         "/etc/matrix-metal/firewall.new.nft",

@@ -53,7 +53,7 @@ apt-mark showmanual | sed 's/^/manual /'
 cd / && ! command -v psql >/dev/null || runuser -u postgres -- psql -XAtqc "
   SELECT 'database', datname, pg_get_userbyid(datdba), datacl FROM pg_database UNION ALL
   SELECT 'role', rolname, '', NULL FROM pg_roles"
-! command -v nft >/dev/null || nft -s list ruleset | sed 's/^/nft /'
+! command -v nft >/dev/null || nft -s -t list ruleset | sed 's/^/nft /'
 """
 
 

@@ -59,7 +59,7 @@ class Guarded:
 def guarded(
     request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guarded]:
-    host = testbed.up(own(f"wall{request.param[0]}"), release=request.param, names=["turn.wall.test"])
+    host = testbed.up(own(f"wall{request.param[0]}"), release=request.param)
     host.run(
         "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables >/dev/null", timeout=300
     )
