@@ -42,15 +42,15 @@ class Firewall(View):
         if machine.came_to:
             ssh_ports.add(machine.came_to)
         ours = {(port.protocol, number) for port in listened for number in port.numbers}
-        closed = {
+        closed = [
             f"{listener.port}/{listener.protocol} ({listener.program or 'the kernel'})"
             for listener in sorted(machine.listeners, key=lambda listener: listener.port)
             if listener.open
             and not listener.is_ssh
             and (listener.protocol, listener.port) not in ours
             and listener.port not in DHCP
-        }
-        return cls(tuple(opened), tuple(sorted(ssh_ports)), tuple(closed))
+        ]
+        return cls(tuple(opened), tuple(sorted(ssh_ports)), tuple(dict.fromkeys(closed)))
 
 
 def _opened(settings: Settings, port: Port) -> Opened:
