@@ -9,9 +9,10 @@ from pyinfra.context import host
 
 from operations import files
 from operations.files import Text
-from operations.look import operation
-from operations.machine import MARKER
+from operations.look import ask, operation
+from operations.machine import KEY_NOTE, MARKER, SIGNING_KEY
 from operations.refusal import refuse
+from operations.shell import YesOrNo, script
 from vault import Vault, VaultError
 
 
@@ -52,3 +53,19 @@ def database_recorded(
 ) -> Generator[PyinfraCommand, None, None]:
     """The marker names Synapse's database; done once Synapse runs with it."""
     yield from files.present._inner(entries=[marker(server_name, vault, database)])
+
+
+class KeyRecorded(YesOrNo):
+    """Whether the digest of Synapse's signing key is recorded."""
+
+    def question(self) -> str:
+        return f"[ ! -s {KEY_NOTE} ] || echo yes"
+
+
+@operation()
+def signing_key_recorded() -> Generator[PyinfraCommand, None, None]:
+    """A later run notices if the signing key is lost or replaced."""
+    if ask(KeyRecorded):
+        host.noop("the signing key is recorded")
+        return
+    yield script(f"sha256sum <{SIGNING_KEY} >{KEY_NOTE}.new", f"mv -f {KEY_NOTE}.new {KEY_NOTE}")

@@ -9,6 +9,8 @@ from operations.shell import Fact, answer_lines, quoted, shell_file
 from roles import POSTGRES_PORT
 
 MARKER = "/etc/matrix-metal/deployment.json"
+# Synapse's signing key, and the digest (SHA-256) of what it was when a run last saw it.
+SIGNING_KEY, KEY_NOTE = "/var/lib/matrix-synapse/signing.key", "/etc/matrix-metal/signing_key"
 # What the backup needs to reach its target, and what a restore needs; what the jobs of the backup say about themselves.
 BACKUP_HOME, RESTORE_HOME = "/etc/matrix-metal/backup", "/etc/matrix-metal/restore"
 BACKUP_STATE = "/var/lib/matrix-metal/backup"
@@ -85,7 +87,8 @@ class MachineState:
     restoring: whether `manage.py NAME restore` has begun ("begun"), or has put the data back ("done"), and has not ended; or "".
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
-    came_to: the machine's port by which the run came; 0 without one.
+    came_to: the machine's port by which the run came; 0 without one. signing_key: "gone" or "another", if Synapse's is not
+        the one that earlier runs saw.
     """
 
     user: str = ""
@@ -123,6 +126,7 @@ class MachineState:
     programs: Mapping[str, InUse] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     came_to: int = 0
+    signing_key: str = ""
 
 
 class Machine(Fact[MachineState]):
@@ -217,6 +221,7 @@ class Machine(Fact[MachineState]):
             foreign=values.get("foreign", ""),
             listeners=tuple(listeners),
             came_to=int(came_to),
+            signing_key=values.get("signing_key", ""),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             other_run=values.get("other_run", ""),

@@ -14,7 +14,7 @@ from operations.certificates import Unusable
 from operations.databases import Accounts, Tables
 from operations.filters import FIREWALL
 from operations.lock import at_work
-from operations.machine import MARKER, MachineState
+from operations.machine import KEY_NOTE, MARKER, SIGNING_KEY, MachineState
 from operations.refusal import Refused
 from operations.virtualenvs import Virtualenv
 from releases import Release, ReleaseError, store
@@ -77,6 +77,7 @@ def checked_settings(host: Host) -> Settings:
                 or _unreached_by_calls(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
+                or _lost_signing_key(settings)
                 or _accounts_left_behind(settings)
                 or _unusable_certificates(host, settings)
             )
@@ -233,6 +234,18 @@ def _lost_encryption(settings: Settings) -> list[str]:
         f"MAS has encrypted what is in its database with {name}, and {settings.vault_path} "
         f"{'does not have it' if missing else 'has another'}: restore that file from a backup"
         + (", or set the secret to what is in /etc/mas/secrets/encryption there" if on_machine else "")
+    ]
+
+
+def _lost_signing_key(settings: Settings) -> list[str]:
+    """A line if Synapse would be another homeserver to others: they refuse what a key has signed that they do not know."""
+    state = settings.machine.signing_key
+    if not state or not settings.here("synapse") or settings.machine.restoring or settings.restore:
+        return []
+    found = "is gone" if state == "gone" else "is another than it was"
+    return [
+        f"Synapse's signing key, {SIGNING_KEY}, {found}: put it back, from a backup perhaps (docs/BACKUP.md). With a new one, "
+        f"other homeservers may refuse what this one sends for days. If that has to be: rm {KEY_NOTE}"
     ]
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from cryptography.hazmat.primitives import serialization
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 
-from operations.machine import BACKUP_HOME, BACKUP_STATE, MARKER, REHEARSAL_NOTE, RESTORE_HOME
+from operations.machine import BACKUP_HOME, BACKUP_STATE, KEY_NOTE, MARKER, REHEARSAL_NOTE, RESTORE_HOME
 from roles import BACKUP, ROLES, Timer
 from settings.deployment import Mail, SettingError, Settings, View
 from settings.fields import Chosen, Explained, Host, Size, size_in_bytes
@@ -222,6 +222,7 @@ class Backup(View):
                 *(path for role in played for path in role.not_backed_up),
                 # Written by a deploy.
                 MARKER,
+                KEY_NOTE,
                 BACKUP_HOME,
                 RESTORE_HOME,
             ),

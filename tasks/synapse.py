@@ -117,3 +117,4 @@ deployment.database_recorded(
     vault=settings.vault,
     database=(database.host, database.port),
 )
+deployment.signing_key_recorded(name="Record which signing key Synapse has")

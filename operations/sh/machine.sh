@@ -15,6 +15,13 @@ done
 $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
   # What MAS has encrypted with it is lost with any other: only the digest leaves the machine.
   [ ! -s /etc/mas/secrets/encryption ] || sha256sum </etc/mas/secrets/encryption | sed "s/^/secret mas_encryption_secret /; s/  -$//"
+  if [ -s /etc/matrix-metal/signing_key ]; then
+    if [ ! -s /var/lib/matrix-synapse/signing.key ]; then
+      echo "signing_key gone"
+    elif [ "$(sha256sum </var/lib/matrix-synapse/signing.key)" != "$(cat /etc/matrix-metal/signing_key)" ]; then
+      echo "signing_key another"
+    fi
+  fi
   ! grep -qs "^matrix_authentication_service:" /etc/matrix-synapse/homeserver.yaml || echo "delegated yes"
   [ ! -e /etc/matrix-metal/migration ] || echo "migrating yes"
   [ ! -e /etc/matrix-metal/restore ] || { [ -e /etc/matrix-metal/restore/done ] && echo "restoring done" || echo "restoring begun"; }

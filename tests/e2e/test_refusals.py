@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
+from operations.machine import KEY_NOTE, SIGNING_KEY
 from tests.conftest import Deployed, from_page
 from tests.deployment import EVERYTHING, PYINFRA, ROOT, Deployment, Run
 from tests.standin.release_server import ReleaseServer
@@ -382,6 +383,23 @@ def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed
     assert host.run("cat /etc/matrix-metal/deployment.json").stdout == marker
     changed = host.run(f"find {directories} -type f -newercm {STAMP}").stdout.split()
     assert changed == ["/etc/matrix-metal/deployment.json"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [("true", "is gone"), ("cp -a {key}.kept {key} && sed -i s/a_/b_/ {key}", "is another than it was")],
+    ids=["gone", "another"],
+)
+def test_a_lost_signing_key_is_not_replaced(deployed: Deployed, loss: str, found: str) -> None:
+    """Other homeservers know the homeserver by it. Synapse still has it in memory."""
+    host, key = deployed.host, SIGNING_KEY
+    host.run(f"mv {key} {key}.kept; {loss.format(key=key)}")
+    try:
+        refused = deployed.deployment.run("-y", check=False)
+        assert_refused(refused, f"Synapse's signing key, {key}, {found}", f"rm {KEY_NOTE}")
+    finally:
+        host.run(f"mv {key}.kept {key}")
+    assert deployed.deployment.run("-y").changed == []
 
 
 @pytest.mark.parametrize("damage", ["echo '[]' > {}", "echo '{{}}' > {}", "head -c 99 /dev/urandom > {}", "mkdir {}"])
