@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from . import CommandFailed, Host, Testbed, TestbedError
+from .bed import IDLE_GENERATORS
 from .network import Network
 from .tools import run
 
@@ -63,6 +64,13 @@ def test_hosts_boot_without_a_failed_unit(host: Host) -> None:
     ).stdout
     assert f"VERSION_CODENAME={host.release}" in host.run("cat /etc/os-release").stdout
     assert host.run("hostname --fqdn").stdout.strip() == host.domain
+
+
+def test_generators_that_are_off_would_make_nothing(host: Host) -> None:
+    places = " ".join(f"/run/made/{place}" for place in ("normal", "early", "late"))
+    each = f"program=/usr/lib/systemd/system-generators/systemd-$name-generator; [ ! -e $program ] || $program {places}"
+    host.run(f"set -e; mkdir -p {places}; for name in {' '.join(IDLE_GENERATORS)}; do {each}; done")
+    assert host.run("find /run/made -mindepth 2").stdout == ""
 
 
 def test_hosts_are_different_machines(new: Host, old: Host) -> None:
