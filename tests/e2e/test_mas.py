@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from roles import CADDY, CHECK_MAS, MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, POSTGRES, SYNAPSE, SYNAPSE_PORT
+from tests.built import built
 from tests.conftest import Deployed, complete, own
 from tests.deployment import Deployment
 from tests.e2e.client import Outside, expect_json, register
@@ -37,7 +38,8 @@ def deployed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployed]:
     """A homeserver that has MAS from the beginning. Before that, it had an account of Synapse's for a while."""
-    host = testbed.up(own(f"mas{13 if request.param == 'trixie' else 12}"), release=request.param)
+    name = own(f"mas{13 if request.param == 'trixie' else 12}")
+    host = testbed.up(name, release=request.param, layers=built(testbed, request.param))
     deployment = complete(testbed, host, tmp_path_factory.mktemp("mas"), release_page, user="admin")
     _refused_with_accounts(deployment, host)
     assign(deployment, ROLES)
