@@ -261,7 +261,7 @@ POSTGRES = Role(
         Unit(
             "postgresql@{version}-main.service",
             user="postgres",
-            exposure=2.0,
+            exposure=2.5,
             health=f"{ASK_POSTGRES} psql -XAtqc 'SELECT 1' | grep -q 1",
             # Debian's generator enables each cluster at every boot.
             enabled="enabled-runtime",

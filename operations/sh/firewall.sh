@@ -22,8 +22,9 @@ try_new() {
   nft -f "$new"
 }
 
-# confirm: by another connection. From now on they are loaded at boot.
+# confirm: by another connection. From now on they are loaded at boot; unless the minute is over.
 confirm() {
+  systemctl is-active --quiet "$undo.timer" || return 1
   systemctl stop "$undo.timer"
   {
     echo "# Written by matrix-metal, from $new and $own."
@@ -36,9 +37,9 @@ confirm() {
 
 # confirmed: fails, with a sentence, if the new rules were not confirmed, and takes them back at once.
 confirmed() {
-  if ! systemctl is-active --quiet "$undo.timer"; then return 0; fi
-  systemctl start "$undo.service"
-  systemctl stop "$undo.timer"
+  if is_confirmed; then return 0; fi
+  if systemctl is-active --quiet "$undo.timer"; then systemctl start "$undo.service"; fi
+  systemctl stop --quiet "$undo.timer" 2>/dev/null || true
   echo "--> the new rules of the firewall were taken back, because no new connection could be made to this machine with them." \
     "Does a rule in $own refuse it, or is it reached by a VPN, whose port such a rule has to open?" >&2
   return 1
