@@ -18,7 +18,7 @@ import nio
 import pytest
 
 from operations.machine import BACKUP_STATE, RESTORE_HOME
-from roles import SYNAPSE
+from roles import BACKUP, SYNAPSE
 from settings.backup import SPOOL
 from tests.built import built
 from tests.conftest import own
@@ -368,6 +368,11 @@ def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> No
         host.run(f"until {reached}; do sleep 0.02; done; systemctl kill -s KILL matrix-metal-restore", timeout=120)
         killed = running.result()
     assert killed.returncode == 1 and "run the same command again" in killed.stderr, killed.stderr
+    # What a boot would start now, its data half there, and its timers, which would back that up.
+    units = [host.run("systemctl list-units -a --plain --no-legend 'postgresql@*.service'").stdout.split()[0]]
+    units += ["matrix-synapse.service", "caddy.service", *(timer.service for timer in BACKUP.timers)]
+    host.run(f"systemctl start {' '.join(units)}")
+    assert set(host.run(f"systemctl is-active {' '.join(units)}", check=False).stdout.split()) == {"inactive"}
     refused = drill.deployment.run("-y", check=False)
     assert refused.status == 1 and "a restore has begun here" in refused.refusal, refused.output
     # Without --overwrite: the restore that has begun may go on.

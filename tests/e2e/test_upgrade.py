@@ -202,7 +202,7 @@ def test_a_program_that_ends_at_once_is_put_back(deployment: Deployment, tmp_pat
     run = deployment.run("-y", check=False)
     assert run.status == 1
     assert re.search(
-        r"Sliding Sync proxy v[\d.]+ did not come up: I cannot\. v[\d.]+ serves again, \d s later, with the files",
+        r"Sliding Sync proxy v[\d.]+ did not come up: I cannot\. The v[\d.]+ of before serves again, \d s later, with the files",
         run.refusal,
     ), run.output
     host.run("systemctl is-active sliding-sync")

@@ -144,6 +144,19 @@ def restore() -> ModuleType:
     return program("restore")
 
 
+@pytest.mark.parametrize(("ended", "told"), [(0, 0), (1, 1), (50, 255), (103, 255), (255, 255)])
+def test_a_target_that_is_away_is_not_the_end_of_the_log(
+    restore: ModuleType, tmp_path: Path, ended: int, told: int
+) -> None:
+    """PostgreSQL takes each status from 1 to 125 for the end, and gives up with a higher one."""
+    fake = tmp_path / "pgbackrest"
+    fake.write_text(f'#!/bin/sh\n[ "$4" = 00000001 ] && [ "$5" = "pg wal" ] || exit 2\nexit {ended}\n')
+    fake.chmod(0o755)
+    command = restore.recovery(SimpleNamespace(home="/x")).replace("%f", "00000001").replace("%p", "pg wal")
+    done = subprocess.run(["sh", "-c", command], env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert done.returncode == told
+
+
 def test_a_wrong_key_is_named(restore: ModuleType) -> None:
     output = "P00  ERROR: [029]: unable to load info file: FormatError: key/value found outside of section at line 1: x"
     assert "is backup_encryption_key in the vault the one" in restore.why_pgbackrest(output)
