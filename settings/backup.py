@@ -100,6 +100,11 @@ class Choices(Chosen):
     backup_wal_limit: Size = Field(description='a size such as "1G"')
 
 
+def folder_of(machine: str) -> str:
+    """Where the backups of a machine are, below the target."""
+    return re.sub(r"[^A-Za-z0-9.-]", "", machine)
+
+
 @dataclass(frozen=True)
 class Access:
     """One target as one machine reaches it. home: the directory of its files on the machine. folder: the machine's, there."""
@@ -121,7 +126,7 @@ class Access:
         return cls(
             home=home,
             target=target,
-            folder=re.sub(r"[^A-Za-z0-9.-]", "", machine),
+            folder=folder_of(machine),
             key=vault.get("backup_encryption_key"),
             region=choices.backup_s3_region,
             s3_access_key=vault.get("backup_s3_access_key") if s3 else None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from roles import COTURN, ROLES
 from settings.backup import Choices as Backups
-from settings.backup import Target
+from settings.backup import Target, folder_of
 from settings.coturn import LONGEST_NAME
 from settings.deployment import Settings
 from settings.mas import Choices as Accounts
@@ -47,6 +47,14 @@ def _inventory(settings: Settings) -> Iterator[str]:
             yield (
                 f"{where}: {machines[0]} has {role.name}, so it needs the role caddy for the certificate "
                 '(or tls = "files")'
+            )
+    folders: dict[str, str] = {}
+    for machine in settings.roles["backup"]:
+        other = folders.setdefault(folder_of(machine), machine)
+        if other != machine:
+            yield (
+                f"{where}: {other} and {machine} would have the same folder at the target of the backup, {folder_of(machine)}: "
+                "change one of the names"
             )
     remote = [
         name for role in ROLES.values() if role.database for name in settings.roles[role.name] if name != settings.name

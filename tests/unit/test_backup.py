@@ -90,6 +90,15 @@ def test_the_role_needs_a_target_and_sftp_a_host_key(tmp_path: Path) -> None:
     assert mistakes(settings(tmp_path, **sftp, backup_sftp_host_key=HOST_KEY)) == []
 
 
+def test_two_machines_do_not_share_a_folder(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    made.roles["backup"] = ("db_1", "db1")
+    [line] = mistakes(made)
+    assert "db_1 and db1 would have the same folder at the target of the backup, db1" in line
+    made.roles["backup"] = ("db-1", "db1")
+    assert mistakes(made) == []
+
+
 def test_the_database_on_debian_12_is_not_sent_by_sftp(tmp_path: Path) -> None:
     sftp = {"backup_target": "sftp://me@there.x.test/srv", "backup_sftp_host_key": HOST_KEY}
     with pytest.raises(SettingError, match="pgBackRest of Debian 12 knows no sftp"):
