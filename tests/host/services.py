@@ -236,7 +236,7 @@ class ServiceTests:
             (service.rereads, service.reloaded, "reload"),
         ):
             if paths:
-                command = f"find {' '.join('%s' for _ in paths)} -type f -newermt %s"
+                command = f"find {' '.join('%s' for _ in paths)} -ignore_readdir_race -type f -newermt %s"
                 newer = ask(service.host, command, *paths, f"@{since:.6f}").split()
                 own = service.own_files(newer)
                 ours = [path for path in newer if path not in own]
@@ -250,7 +250,7 @@ class ServiceTests:
         if not service.own:
             return
         assert service.pid
-        command = f"find {' '.join('%s' for _ in service.own)} -newerct %s"
+        command = f"find {' '.join('%s' for _ in service.own)} -ignore_readdir_race -newerct %s"
         changed = ask(service.host, command, *service.own, f"@{service.started:.6f}").split()
         if changed:
             done = service.host.run(service.check)
@@ -262,7 +262,9 @@ class ServiceTests:
 
     def test_keeps_its_secrets(self, service: Service) -> None:
         if service.secrets:
-            command = f"find {' '.join('%s' for _ in service.secrets)} ! -type l ! -type s -perm /o=rwx"
+            command = (
+                f"find {' '.join('%s' for _ in service.secrets)} -ignore_readdir_race ! -type l ! -type s -perm /o=rwx"
+            )
             exposed = ask(service.host, command, *service.secrets).split()
             own = service.own_files(exposed)
             ours = [path for path in exposed if path not in own]

@@ -89,7 +89,7 @@ def test_its_jobs_are_confined(host: Host, backup: Backup) -> None:
 
 
 def test_it_keeps_its_secrets(host: Host) -> None:
-    command = f"find {BACKUP_HOME} ! -type d -perm /o=rwx ! -name plan.json ! -name known_hosts"
+    command = f"find {BACKUP_HOME} -ignore_readdir_race ! -type d -perm /o=rwx ! -name plan.json ! -name known_hosts"
     exposed = ask(host, command).split()
     assert not exposed, f"every user of the machine may read {', '.join(exposed)}: {DEPLOY}"
 
@@ -106,7 +106,7 @@ def test_the_changes_of_the_database_leave_the_machine(host: Host, backup: Backu
         "the target did not take the database's log for too long: what happened since can be restored only once it does, and "
         "a new backup was made"
     )
-    waiting = ask(host, f"find {SPOOL} -type f -mmin +5").split()
+    waiting = ask(host, f"find {SPOOL} -ignore_readdir_race -type f -mmin +5").split()
     assert not waiting, (
         f"{len(waiting)} files of the database's log wait for more than five minutes: journalctl -u matrix-metal-backup-wal"
     )
