@@ -56,7 +56,10 @@ def stop(machine: Machine) -> None:
     units = [any_version(unit.name) for role in played for unit in role.units]
     timers = [name for role in played for timer in role.timers for name in (timer.timer, timer.service)]
     # The last first: it needs the others.
-    machine.run(f"systemctl stop {RESTORE_UNIT}.service {quoted(*timers, *units[::-1])} 2>/dev/null || true")
+    names = quoted(*timers, *units[::-1])
+    machine.run(f"systemctl stop {RESTORE_UNIT}.service {names} 2>/dev/null || true")
+    # What failed with the data that are lost, or because it was stopped, says nothing about those that are put back.
+    machine.run(f"systemctl reset-failed {names} 2>/dev/null || true")
     machine.run(f"rm -f {RESTORE_HOME}/done")
     machine.close()
 
