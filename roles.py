@@ -755,6 +755,7 @@ BACKUP = Role(
         Timer("matrix-metal-backup-files", "Back up files", "root", 2.0),
         Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 1.5, "postgres"),
         Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 2.0),
+        Timer("matrix-metal-backup-late", "Write a mail if a backup is late", "root", 1.5),
     ),
     helpers=("matrix-metal-backup-failed@.service",),
     files=(

@@ -253,9 +253,20 @@ class Backup(View):
         )
 
     @property
+    def mails(self) -> bool:
+        """Whether a mail is written about what fails or is late."""
+        return bool(self.mail.host and self.admin_email)
+
+    @property
     def timers(self) -> list[Timer]:
         """Those of this machine."""
-        return [timer for timer in BACKUP.timers if timer.beside is None or self.cluster]
+        here = [timer for timer in BACKUP.timers if timer.beside is None or self.cluster]
+        return [timer for timer in here if part_of(timer) != "late" or self.mails]
+
+    @property
+    def jobs(self) -> list[Timer]:
+        """Those of them that write down how they went."""
+        return [timer for timer in self.timers if part_of(timer) in LATE_AFTER]
 
     def when(self, timer: Timer) -> str:
         """When systemd starts it, as OnCalendar="""
@@ -267,6 +278,7 @@ class Backup(View):
             "database": f"*-*-* {self.time} UTC",
             "check-database": f"Sun *-*-* {later} UTC",
             "check-files": f"Sun *-*-* {later} UTC",
+            "late": "*:7/15",
         }[part_of(timer)]
 
     @property
@@ -289,7 +301,7 @@ class Backup(View):
             "not_backed_up": list(self.not_backed_up),
             "sqlite": list(self.sqlite),
             "keep_days": self.keep_days,
-            "late_after": {part_of(timer): LATE_AFTER[part_of(timer)] for timer in self.timers},
+            "late_after": {part_of(timer): LATE_AFTER[part_of(timer)] for timer in self.jobs},
             "mail": {
                 "to": self.admin_email,
                 "from": self.mail.sender,
@@ -298,7 +310,7 @@ class Backup(View):
                 "tls": self.mail.tls,
                 "username": self.mail.username,
             }
-            if self.mail.host and self.admin_email
+            if self.mails
             else None,
             "rehearsal_note": REHEARSAL_NOTE if self.rehearsal else None,
         }
@@ -321,7 +333,7 @@ class Backup(View):
 
     @property
     def mail_password(self) -> Secret | None:
-        return self.mail.password if self.mail.host and self.admin_email else None
+        return self.mail.password if self.mails else None
 
 
 def part_of(timer: Timer) -> str:

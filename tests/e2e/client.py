@@ -177,6 +177,21 @@ class Side:
             return expect_json(http.request(method, url, headers=self.user.authorization, **more), status)
 
 
+async def create_shared_room(hers: nio.AsyncClient, his: nio.AsyncClient, *, encrypted: bool = False) -> str:
+    """Create a room and invite and join the user of the other homeserver; returns the room ID."""
+    state = [nio.EnableEncryptionBuilder().as_dict()] if encrypted else []
+    room = str(expect(await hers.room_create(name="Garden", initial_state=state), nio.RoomCreateResponse).room_id)
+    expect(await hers.room_invite(room, his.user_id), nio.RoomInviteResponse)
+    await sync_until(his, lambda sync: room in sync.rooms.invite, f"{his.user_id} sees no invitation")
+    expect(await his.join(room), nio.JoinResponse)
+    await sync_until(his, lambda _: room in his.rooms, f"{his.user_id} is not in the room")
+    # The client sends the room key only to members that it knows of.
+    await sync_until(
+        hers, lambda _: his.user_id in hers.rooms[room].users, f"{hers.user_id} does not see {his.user_id} join"
+    )
+    return room
+
+
 async def send_message(client: nio.AsyncClient, room: str, text: str) -> str:
     """Send a text message, encrypted if the room is; returns its event ID."""
     content = {"msgtype": "m.text", "body": text}

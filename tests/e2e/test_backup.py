@@ -5,9 +5,10 @@ Real clients use it before and after. The target is carried to the new machine, 
 
 import asyncio
 import json
+import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,8 +24,18 @@ from settings.backup import SPOOL
 from tests.built import built
 from tests.conftest import own
 from tests.deployment import Deployment
-from tests.e2e.client import Outside, expect, expect_json, messages, receive_message, send_message
-from tests.e2e.identity import look_up
+from tests.e2e.client import (
+    Account,
+    Outside,
+    create_shared_room,
+    expect,
+    expect_json,
+    messages,
+    new_user,
+    receive_message,
+    send_message,
+)
+from tests.e2e.identity import MAIL_SERVER, look_up, receive_mail
 from tests.e2e.people import ENCRYPTED, UserData, assert_media_are_kept, use_everything
 from tests.e2e.storage import S3, Sftp, lose_data
 from tests.protocols.federation_tester import key_problem
@@ -95,7 +106,7 @@ class Drill:
         )
 
 
-def homeserver(host: Host, directory: Path, **settings: Any) -> Deployment:
+def homeserver(host: Host, directory: Path, roles: Iterable[str] = ROLES, **settings: Any) -> Deployment:
     subnets = [str(host.bed.network.subnet), str(host.bed.network.subnet6)]
     return Deployment(
         directory,
@@ -108,7 +119,7 @@ def homeserver(host: Host, directory: Path, **settings: Any) -> Deployment:
             "backup_target": TARGET,
             **settings,
         },
-        roles={role: [host.name] for role in ROLES},
+        roles={role: [host.name] for role in roles},
     )
 
 
@@ -424,12 +435,93 @@ def test_everything_is_restored_from_another_machine_by_sftp(drill: Drill, other
     assert_restored_from(drill, directory, backup_target=account.target, backup_sftp_host_key=account.host_key)
 
 
-def test_everything_is_restored_from_s3(drill: Drill, s3: S3, directory: Path) -> None:
+@dataclass(frozen=True)
+class Peer:
+    """Carol's homeserver; one trusts the other's authority, as homeservers of one company would."""
+
+    outside: Outside
+    carol: Account
+
+
+@pytest.fixture
+def peer(drill: Drill, testbed: Testbed, tmp_path: Path) -> Iterator[Peer]:
+    host = testbed.up(own("backup-peer"), layers=built(testbed, "trixie"))
+    trust(host, drill.outside)
+    homeserver(host, tmp_path, roles=("postgres", "synapse", "caddy"), backup_target=None).run("-y")
+    outside = Outside(host, tmp_path)
+    trust(drill.host, outside)
+    yield Peer(outside, new_user(outside, "carol"))
+    host.down()
+
+
+def trust(host: Host, other: Outside) -> None:
+    host.run("install -d /usr/local/share/ca-certificates")
+    host.put(other.root, "/usr/local/share/ca-certificates/neighbour.crt")
+    host.run(
+        "apt-get update -qq; apt-get install -qq -y --no-install-recommends ca-certificates; update-ca-certificates"
+    )
+
+
+async def talk(drill: Drill, peer: Peer, room: str | None) -> str:
+    """Alice and Carol write to each other, in a room that is made if there is none yet."""
+    async with drill.outside.matrix(drill.users.alice) as hers, peer.outside.matrix(peer.carol) as carols:
+        if room:
+            for client in (hers, carols):
+                expect(await client.sync(full_state=True), nio.SyncResponse)
+        else:
+            room = await create_shared_room(hers, carols)
+        for writer, reader in ((carols, hers), (hers, carols)):
+            text = secrets.token_hex(4)
+            await send_message(writer, room, text)
+            await receive_message(reader, room, writer.user_id, text)
+        return room
+
+
+def test_everything_is_restored_from_s3_and_another_homeserver_still_trusts_it(
+    drill: Drill, s3: S3, peer: Peer, directory: Path
+) -> None:
     s3.trusted_by(drill.host)
     for name, value in (("backup_s3_access_key", s3.access_key), ("backup_s3_secret_key", s3.secret_key)):
         set_ = drill.deployment.manage("secrets", "set", name, stdin=f"{value}\n")
         assert set_.returncode == 0, set_.stderr
+    drill.deployment.run("-y")  # it trusts the other's authority now
+    room = asyncio.run(talk(drill, peer, None))
     assert_restored_from(drill, directory, backup_target=s3.target)
+    asyncio.run(talk(drill, peer, room))
+
+
+def test_the_administrator_gets_a_mail_if_the_backup_fails_or_is_late(drill: Drill, s3: S3, directory: Path) -> None:
+    """The key for the storage is revoked; then a job that has succeeded is not started any more."""
+    host, deployment, admin = drill.host, drill.deployment, drill.deployment.settings["admin_email"]
+    host.run(MAIL_SERVER.format(domain=host.domain, user="admin"), timeout=300)
+    deployment.choose(**{**deployment.settings, "smtp_host": "localhost", "smtp_port": 25, "smtp_tls": "none"})
+    deployment.manage("secrets", "set", "backup_s3_secret_key", stdin="revoked\n")
+    deployment.run("-y")
+    drill.query("SELECT pg_create_restore_point('mail')")
+    drill.query("SELECT pg_switch_wal()")
+    host.run(f'until [ "$(ls {SPOOL})" ]; do sleep 0.1; done', timeout=60)
+    assert host.run("systemctl start matrix-metal-backup-wal", check=False).returncode
+    mail = receive_mail(drill.outside, "admin", admin, directory)
+    assert mail["Subject"] == f"{host.domain}: the backup failed"
+    text = mail.get_content()
+    assert f"On {host.name}, a job of the backup failed: wal." in text and "Why: pgBackRest: " in text, text
+
+    deployment.manage("secrets", "set", "backup_s3_secret_key", stdin=f"{s3.secret_key}\n")
+    deployment.run("-y")
+    drill.log_sent()
+    host.run("systemctl stop matrix-metal-backup-files.timer")
+    past = f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"
+    state = {**drill.part("files/files"), "success": past}
+    host.run(f"cat >{BACKUP_STATE}/files/files.json", stdin=json.dumps(state))
+    host.run(f"touch -d '2 hours ago' {BACKUP_STATE}/prepared")
+    for _ in range(2):
+        host.run("systemctl start matrix-metal-backup-late")
+    mail = receive_mail(drill.outside, "admin", admin, directory)
+    assert mail["Subject"] == f"{host.domain}: the backup is late"
+    text = mail.get_content()
+    assert "is late: files." in text and f"Its last success: {past}" in text, text
+    host.run("systemctl start matrix-metal-backup-files matrix-metal-backup-files.timer")
+    assert host.run("ls /home/admin/Maildir/new | wc -l").stdout == "0\n", "one mail a day is enough"
 
 
 # --- rehearsal ------------------------------------------------------------------------------------

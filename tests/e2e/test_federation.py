@@ -21,6 +21,7 @@ from roles import FEDERATION_PORT
 from tests.conftest import Deployed
 from tests.e2e.client import (
     Side,
+    create_shared_room,
     expect,
     expect_json,
     messages,
@@ -73,7 +74,7 @@ def room(alice: Side, bob: Side) -> str:
 
     async def create() -> str:
         async with alice.client() as hers, bob.client() as his:
-            return await _create_shared_room(hers, his)
+            return await create_shared_room(hers, his)
 
     return asyncio.run(create())
 
@@ -178,7 +179,7 @@ def test_encrypted_messages_between_homeservers(alice: Side, bob: Side) -> None:
             unclaimed = expect(await his.sync(), nio.SyncResponse).device_key_count.signed_curve25519
             assert unclaimed
 
-            room = await _create_shared_room(hers, his, encrypted=True)
+            room = await create_shared_room(hers, his, encrypted=True)
             sent = await send_message(hers, room, greeting)
             received = await receive_message(his, room, alice.user.user_id, greeting)
             assert received.decrypted and received.event_id == sent
@@ -301,18 +302,3 @@ def test_federation_on_port_8448_if_chosen(alice: Side, testbed: Testbed) -> Non
     assert [line.split()[0] for line in listening if line] == ["tcp"], (
         "only TCP is expected: homeservers do not use HTTP/3"
     )
-
-
-async def _create_shared_room(hers: nio.AsyncClient, his: nio.AsyncClient, *, encrypted: bool = False) -> str:
-    """Create a room and invite and join the user of the other homeserver; returns the room ID."""
-    state = [nio.EnableEncryptionBuilder().as_dict()] if encrypted else []
-    room = str(expect(await hers.room_create(name="Garden", initial_state=state), nio.RoomCreateResponse).room_id)
-    expect(await hers.room_invite(room, his.user_id), nio.RoomInviteResponse)
-    await sync_until(his, lambda sync: room in sync.rooms.invite, f"{his.user_id} sees no invitation")
-    expect(await his.join(room), nio.JoinResponse)
-    await sync_until(his, lambda _: room in his.rooms, f"{his.user_id} is not in the room")
-    # The client sends the room key only to members that it knows of.
-    await sync_until(
-        hers, lambda _: his.user_id in hers.rooms[room].users, f"{hers.user_id} does not see {his.user_id} join"
-    )
-    return room

@@ -29,7 +29,7 @@ def backup(settings: Settings) -> Backup:
 def parts(host: Host, backup: Backup) -> Parts:
     """What each job of the backup says about itself; nothing of one that never ended."""
     found = {}
-    for timer in backup.timers:
+    for timer in backup.jobs:
         directory = f"{BACKUP_STATE}/{'database' if timer.user == 'postgres' else 'files'}"
         shown = host.run("cat %s", f"{directory}/{part_of(timer)}.json")
         if shown.rc == 0:
@@ -59,7 +59,7 @@ def test_no_part_has_failed(parts: Parts) -> None:
 
 
 def test_no_part_is_late(host: Host, backup: Backup, parts: Parts, note: Note) -> None:
-    for timer in backup.timers:
+    for timer in backup.jobs:
         name = part_of(timer)
         part = parts.get(name, {"success": None, "failure": None})
         if part["success"]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from email.message import EmailMessage
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -243,27 +244,84 @@ def test_the_age_of_a_file_from_the_future_is_negative(backup: ModuleType, tmp_p
 )
 def test_a_mail_about_a_failure_comes_once_a_day(
     backup: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    mailbox: list[EmailMessage],
     mailed: float | None,
     success: float,
     mails: bool,
 ) -> None:
-    (tmp_path / "files").mkdir()
-    (tmp_path / "mail").mkdir()
-    (tmp_path / "files/files.json").write_text(json.dumps({"success": backup.at(time.time() + success)}))
+    plan = machine_with_mail(tmp_path)
+    (tmp_path / "files.json").write_text(json.dumps({"success": backup.at(time.time() + success)}))
     if mailed is not None:
         (tmp_path / "mail/files").touch()
         os.utime(tmp_path / "mail/files", (time.time() + mailed,) * 2)
-    sent: list[object] = []
+    backup.mail_about(plan, "matrix-metal-backup-files.service", "failed")
+    assert bool(mailbox) == mails
+
+
+def machine_with_mail(directory: Path) -> SimpleNamespace:
+    (directory / "mail").mkdir()
+    mail = {"from": "a@x.test", "to": "b@x.test", "host": "x", "port": 25, "tls": "none", "username": None}
+    return SimpleNamespace(
+        directory=directory,
+        of=lambda _: directory,
+        mail=mail,
+        server_name="x.test",
+        machine="one",
+        late_after={"wal": 300},
+    )
+
+
+@pytest.fixture
+def mailbox(backup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[EmailMessage]:
+    """What is sent."""
+    sent: list[EmailMessage] = []
     monkeypatch.setattr(backup.smtplib, "SMTP", MagicMock())
     backup.smtplib.SMTP.return_value.send_message = sent.append
-    mail = {"from": "a@x.test", "to": "b@x.test", "host": "x", "port": 25, "tls": "none", "username": None}
-    plan = SimpleNamespace(
-        directory=tmp_path, of=lambda _: tmp_path / "files", mail=mail, server_name="x.test", machine="one"
-    )
-    backup.mail_about(plan, "matrix-metal-backup-files.service")
-    assert bool(sent) == mails
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("prepared", "success", "mails"),
+    [
+        (-900, -600, True),
+        (-900, None, True),
+        (-900, -60, False),
+        # The first is due.
+        (-60, None, False),
+        # Of a restore, after which the deploy has not ended.
+        (None, None, False),
+        # The clock was ahead when it succeeded.
+        (-900, 600, False),
+    ],
+)
+def test_a_mail_comes_if_a_job_is_late(
+    backup: ModuleType,
+    tmp_path: Path,
+    mailbox: list[EmailMessage],
+    prepared: float | None,
+    success: float | None,
+    mails: bool,
+) -> None:
+    """It may hang, or not be started."""
+    plan = machine_with_mail(tmp_path)
+    if prepared is not None:
+        (tmp_path / "prepared").touch()
+        os.utime(tmp_path / "prepared", (time.time() + prepared,) * 2)
+    state = {"success": success and backup.at(time.time() + success), "failure": None, "reason": ""}
+    (tmp_path / "wal.json").write_text(json.dumps(state))
+    for _ in range(2):
+        backup.mail_about_what_is_late(plan)
+    assert [mail["Subject"] for mail in mailbox] == (["x.test: the backup is late"] if mails else [])
+
+
+def test_without_a_mail_server_nothing_is_written_about_what_is_late(backup: ModuleType, tmp_path: Path) -> None:
+    """Its timer may be from an earlier deploy."""
+    plan = machine_with_mail(tmp_path)
+    plan.mail = None
+    (tmp_path / "prepared").touch()
+    os.utime(tmp_path / "prepared", (0, 0))
+    backup.mail_about_what_is_late(plan)
 
 
 # --- the command line -----------------------------------------------------------------------------
