@@ -63,7 +63,8 @@ def now(deployment: Deployment) -> None:
                 # What has changed counts, however short ago the last one was.
                 machine.run(f"rm -f {BACKUP_STATE}/files/stamp")
                 unit = f"matrix-metal-backup-{part}.service"
-                why = f"journalctl -u {unit} -n 1 --no-pager -o cat >&2; exit 1"
+                # Without what systemd says of it.
+                why = f"journalctl _SYSTEMD_UNIT={unit} -n 1 --no-pager -o cat >&2; exit 1"
                 machine.run(f"systemctl start {unit} 2>/dev/null || {{ {why}; }}")
                 click.echo(f"{machine.name}: {part} backed up.")
         finally:

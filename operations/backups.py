@@ -83,5 +83,7 @@ def prepared(repository: str, first: list[str]) -> Generator[StringCommand, None
         # What the jobs know is about another target.
         f"rm -f {BACKUP_STATE}/*/*.json {BACKUP_STATE}/files/stamp {BACKUP_STATE}/files/pruned",
         f"printf '%s\\n' {quoted(repository)} >{BACKUP_STATE}/prepared",
+        # What they may reach depends on the target.
+        "systemctl daemon-reload",
         f"systemctl start --no-block {quoted(*first)}",
     )

@@ -114,7 +114,7 @@ def homeserver(host: Host, directory: Path, roles: Iterable[str] = ROLES, **sett
         {
             "server_name": host.domain,
             "tls": "internal",
-            "admin_email": f"admin@{host.domain}",
+            "admin_email": f"boss@{host.domain}",
             "private_networks": subnets,
             "backup_target": TARGET,
             **settings,
@@ -413,10 +413,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         yield storage
 
 
-def assert_restored_from(drill: Drill, directory: Path, **settings: Any) -> None:
-    """Backups go to this target from now on; the data are lost, and all are put back from there."""
+def lost_after_a_backup(drill: Drill, **settings: Any) -> list[str]:
+    """Backups go to this target from now on, and the data are lost. Returns the messages since the first."""
     drill.deployment.choose(**{**drill.deployment.settings, **settings})
     drill.deployment.run("-y")
+    jobs = "matrix-metal-backup-database matrix-metal-backup-files"
+    drill.host.run(f"while systemctl is-active {jobs} | grep -q activating; do sleep 0.2; done", timeout=120)
+    assert drill.host.run("systemctl --failed --no-legend").stdout == "", "the first backup there failed"
     drill.backed_up()
     asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))
     drill.log_sent()
@@ -425,14 +428,19 @@ def assert_restored_from(drill: Drill, directory: Path, **settings: Any) -> None
     lose_data(drill.host)
     # A job of the backup was at work, or begins before the restore does.
     assert drill.host.run("systemctl start matrix-metal-backup-wal", check=False).returncode
-    drill.restored()
-    assert_kept(drill, directory, *messages)
+    return messages
 
 
 def test_everything_is_restored_from_another_machine_by_sftp(drill: Drill, other: Host, directory: Path) -> None:
+    """It is not at the target of the settings, and the machine had another name."""
     line = drill.deployment.manage("backup", "key").stdout
-    account = Sftp(other, line.strip())
-    assert_restored_from(drill, directory, backup_target=account.target, backup_sftp_host_key=account.host_key)
+    account, before = Sftp(other, line.strip()), drill.deployment.settings
+    messages = lost_after_a_backup(drill, backup_target=account.target, backup_sftp_host_key=account.host_key)
+    other.run(f"mv /srv/matrix/{drill.host.name} /srv/matrix/former")
+    drill.deployment.choose(**{**drill.deployment.settings, "backup_target": before["backup_target"]})
+    drill.host.run(f"mkdir {TARGET}")
+    drill.restored("--from", account.target, "--machine", "former")
+    assert_kept(drill, directory, *messages)
 
 
 @dataclass(frozen=True)
@@ -486,14 +494,16 @@ def test_everything_is_restored_from_s3_and_another_homeserver_still_trusts_it(
         assert set_.returncode == 0, set_.stderr
     drill.deployment.run("-y")  # it trusts the other's authority now
     room = asyncio.run(talk(drill, peer, None))
-    assert_restored_from(drill, directory, backup_target=s3.target)
+    messages = lost_after_a_backup(drill, backup_target=s3.target)
+    drill.restored()
+    assert_kept(drill, directory, *messages)
     asyncio.run(talk(drill, peer, room))
 
 
 def test_the_administrator_gets_a_mail_if_the_backup_fails_or_is_late(drill: Drill, s3: S3, directory: Path) -> None:
     """The key for the storage is revoked; then a job that has succeeded is not started any more."""
     host, deployment, admin = drill.host, drill.deployment, drill.deployment.settings["admin_email"]
-    host.run(MAIL_SERVER.format(domain=host.domain, user="admin"), timeout=300)
+    host.run(MAIL_SERVER.format(domain=host.domain, user="boss"), timeout=300)
     deployment.choose(**{**deployment.settings, "smtp_host": "localhost", "smtp_port": 25, "smtp_tls": "none"})
     deployment.manage("secrets", "set", "backup_s3_secret_key", stdin="revoked\n")
     deployment.run("-y")
@@ -501,7 +511,7 @@ def test_the_administrator_gets_a_mail_if_the_backup_fails_or_is_late(drill: Dri
     drill.query("SELECT pg_switch_wal()")
     host.run(f'until [ "$(ls {SPOOL})" ]; do sleep 0.1; done', timeout=60)
     assert host.run("systemctl start matrix-metal-backup-wal", check=False).returncode
-    mail = receive_mail(drill.outside, "admin", admin, directory)
+    mail = receive_mail(drill.outside, "boss", admin, directory)
     assert mail["Subject"] == f"{host.domain}: the backup failed"
     text = mail.get_content()
     assert f"On {host.name}, a job of the backup failed: wal." in text and "Why: pgBackRest: " in text, text
@@ -516,12 +526,12 @@ def test_the_administrator_gets_a_mail_if_the_backup_fails_or_is_late(drill: Dri
     host.run(f"touch -d '2 hours ago' {BACKUP_STATE}/prepared")
     for _ in range(2):
         host.run("systemctl start matrix-metal-backup-late")
-    mail = receive_mail(drill.outside, "admin", admin, directory)
+    mail = receive_mail(drill.outside, "boss", admin, directory)
     assert mail["Subject"] == f"{host.domain}: the backup is late"
     text = mail.get_content()
     assert "is late: files." in text and f"Its last success: {past}" in text, text
     host.run("systemctl start matrix-metal-backup-files matrix-metal-backup-files.timer")
-    assert host.run("ls /home/admin/Maildir/new | wc -l").stdout == "0\n", "one mail a day is enough"
+    assert host.run("ls /home/boss/Maildir/new | wc -l").stdout == "0\n", "one mail a day is enough"
 
 
 # --- rehearsal ------------------------------------------------------------------------------------
