@@ -80,7 +80,7 @@ class Database(NamedTuple):
 
     first_filled: tables of which at least one has rows after the first start of the program. figures: numbers in it that an
     administrator wants to see. used_once: tables that must be empty after a restore, because what is in them may have been used
-    since.
+    since. newest, belongs_to: SQL whose answers are a number that only grows, and the server name that the data are of.
     """
 
     name: str
@@ -88,6 +88,8 @@ class Database(NamedTuple):
     first_filled: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     used_once: tuple[str, ...] = ()
+    newest: str = ""
+    belongs_to: str = ""
 
 
 class Unit(NamedTuple):
@@ -450,6 +452,8 @@ SYNAPSE = Role(
         # A key that is given out a second time makes messages unreadable: https://github.com/element-hq/element-meta/issues/2155
         used_once=("e2e_one_time_keys_json",),
         figures=_FIGURES,
+        newest="SELECT last_value FROM events_stream_seq",
+        belongs_to="SELECT substr(name, strpos(name, ':') + 1) FROM users WHERE name LIKE '@%:%' LIMIT 1",
     ),
     secrets=(
         VaultEntry(

@@ -55,6 +55,7 @@ class Database:
     password: of the role, if it logs in from another machine.
     first_filled: tables that get rows in the first start of the program. When there are tables but none of these ever had a
         row, that start was interrupted (power failure), and the database is created again: Synapse cannot continue with it.
+    newest, belongs_to: see the record in roles.py.
 
     Encoding UTF8, collation and character type C: Synapse requires them, and with any other collation an upgrade of the
     operating system can break indexes.
@@ -64,6 +65,8 @@ class Database:
     owner: str
     password: Secret | None = None
     first_filled: tuple[str, ...] = ()
+    newest: str = ""
+    belongs_to: str = ""
 
 
 def _incomplete(first_filled: Sequence[str]) -> str:
@@ -128,12 +131,13 @@ class Existing(Fact[dict[str, str]]):
     """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype", and "open NAME" of each
     database that every role may connect to.
 
-    first_filled: databases to ask about, each with its `Database.first_filled`; adds "incomplete NAME" -> "t".
+    contents: databases to ask about, each with what `Database` says of it: first_filled, newest, belongs_to; adds
+    "incomplete NAME" -> "t", "newest NAME" -> a number and "of NAME" -> a server name, where there are such.
 
     Empty while PostgreSQL is down.
     """
 
-    def question(self, cluster: str, first_filled: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
+    def question(self, cluster: str, contents: Sequence[tuple[str, Sequence[str], str, str]] = ()) -> str:
         query = (
             # A fact's answer is printed by -vvv, so this asks for a hash of the verifier, not for the verifier.
             "SELECT 'role ' || rolname, coalesce(split_part(rolpassword, '$', 2) || ' ' || "  # noqa: S608 - a constant
@@ -144,8 +148,11 @@ class Existing(Fact[dict[str, str]]):
         )
         # All in one command, which takes longer to start than to ask. The databases come last, for they may not exist.
         commands = [query]
-        for name, tables in first_filled:
+        for name, tables, newest, belongs_to in contents:
             commands += [f"\\connect {name}", f"SELECT 'incomplete {name}', {_incomplete(tables)}"]
+            # psql goes on after an error, of a table that is not there.
+            commands += [f"SELECT 'newest {name}', ({newest})"] if newest else []
+            commands += [f"SELECT 'of {name}', ({belongs_to})"] if belongs_to else []
         queries = " ".join(f"-c {shlex.quote(command)}" for command in commands)
         return asked(cluster, f"-XAtq -F '\t' {queries}") + " 2>/dev/null; true"
 
@@ -213,7 +220,9 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
     existing: dict[str, str] = ask(
         Existing,
         cluster=cluster,
-        first_filled=tuple((each.name, each.first_filled) for each in databases if each.first_filled),
+        contents=tuple(
+            (each.name, each.first_filled, each.newest, each.belongs_to) for each in databases if each.first_filled
+        ),
     )
     as_superuser, functions = as_postgres(cluster), database_functions(cluster)
     for database in databases:

@@ -16,6 +16,7 @@ from pyinfra.api.host import Host
 
 from compat import Beside, Refused, add_final_line, connection_error
 from operations.look import look_at
+from operations.same_data import wrong_database
 from operations.shell import answer_lines, lasting_command, quoted, shell_file
 from settings import settings_of
 
@@ -58,6 +59,8 @@ class Locks:
         locks = {host: answer for host, answer in answers.items() if isinstance(answer, Lock)}
         if lines := [line for host, lock in locks.items() if (line := _why_not(host, lock))]:
             raise Refused("\n".join(lines))
+        if lines := [f"{host.name}: {line}" for host in hosts for line in wrong_database(host)]:
+            raise Refused("\n".join([*lines, "nothing was touched"]))
         self._held = {host: lock.program for host, lock in locks.items() if lock.program}
         for program in self._held.values():
             threading.Thread(target=_keep, args=(program,), daemon=True).start()

@@ -121,6 +121,13 @@ def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T
     return answer
 
 
+def looked(host: Host, fact: type[Fact[T]]) -> T | None:
+    """What a machine has answered to a question of this kind in the look; None if it was not asked."""
+    answers = _this_run().looks.setdefault(host.name, _Look()).answers or {}
+    found: list[T] = [answer for question, answer in answers.items() if question.fact is fact]
+    return found[0] if found else None
+
+
 def look_at(host: Host, **arguments: Any) -> None:
     """Ask all recorded questions of a machine, before its first operation. arguments: pyinfra's, such as _sudo."""
     look = _this_run().looks.setdefault(host.name, _Look())

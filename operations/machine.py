@@ -88,7 +88,8 @@ class MachineState:
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
     came_to: the machine's port by which the run came; 0 without one. signing_key: "gone" or "another", if Synapse's is not
-        the one that earlier runs saw.
+        the one that earlier runs saw. counted: the number of Synapse's newest event and the day when it was last counted, such as
+        "5120 2027-01-31", or "".
     """
 
     user: str = ""
@@ -127,6 +128,7 @@ class MachineState:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     came_to: int = 0
     signing_key: str = ""
+    counted: str = ""
 
 
 class Machine(Fact[MachineState]):
@@ -222,6 +224,7 @@ class Machine(Fact[MachineState]):
             listeners=tuple(listeners),
             came_to=int(came_to),
             signing_key=values.get("signing_key", ""),
+            counted=values.get("counted", "").strip(),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             other_run=values.get("other_run", ""),

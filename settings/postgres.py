@@ -121,6 +121,8 @@ class Postgres(View):
                     role.database.owner,
                     password=_password(settings, role) if role in remote else None,
                     first_filled=role.database.first_filled,
+                    newest=role.database.newest,
+                    belongs_to=role.database.belongs_to,
                 )
                 for role in users
                 if role.database

@@ -22,6 +22,8 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
       echo "signing_key another"
     fi
   fi
+  counted=/var/lib/matrix-metal-housekeeping/synapse.json
+  [ ! -s $counted ] || echo "counted $(sed -nE "s/^  \"newest\": ([0-9]+),?\$/\1/p" $counted) $(date -u -r $counted +%F)"
   ! grep -qs "^matrix_authentication_service:" /etc/matrix-synapse/homeserver.yaml || echo "delegated yes"
   [ ! -e /etc/matrix-metal/migration ] || echo "migrating yes"
   [ ! -e /etc/matrix-metal/restore ] || { [ -e /etc/matrix-metal/restore/done ] && echo "restoring done" || echo "restoring begun"; }

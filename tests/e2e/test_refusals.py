@@ -14,6 +14,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from operations.machine import KEY_NOTE, SIGNING_KEY
+from roles import HOUSEKEEPING, HOUSEKEEPING_REPORT
 from tests.conftest import Deployed, from_page
 from tests.deployment import EVERYTHING, PYINFRA, ROOT, Deployment, Run
 from tests.standin.release_server import ReleaseServer
@@ -400,6 +401,35 @@ def test_a_lost_signing_key_is_not_replaced(deployed: Deployed, loss: str, found
     finally:
         host.run(f"mv {key}.kept {key}")
     assert deployed.deployment.run("-y").changed == []
+
+
+@pytest.mark.parametrize("deployed", ["trixie"], ids=["debian13"], indirect=True)
+def test_another_or_an_older_database_is_refused(deployed: Deployed) -> None:
+    """Synapse is stopped, and would start with it."""
+    host = deployed.host
+    psql = "cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1"
+    host.run(f"systemctl start {HOUSEKEEPING.service}; cp -a {HOUSEKEEPING_REPORT} /root/kept")
+    other = "CREATE TABLE users AS SELECT '@a:other.test' AS name"
+    made = 'OWNER "matrix-synapse" TEMPLATE template0 ENCODING UTF8 LOCALE C'
+    try:
+        host.run(f"sed -i -E 's/(\"newest\": )[0-9]+/\\1999999999/' {HOUSEKEEPING_REPORT}")
+        refused = deployed.deployment.run("-y", check=False)
+        assert_refused(refused, "the database synapse is older than it was on", f"rm {HOUSEKEEPING_REPORT}")
+        host.run(f"cp -a /root/kept {HOUSEKEEPING_REPORT}; systemctl stop matrix-synapse")
+        host.run(f"{psql} -c 'ALTER DATABASE synapse RENAME TO kept' -c 'CREATE DATABASE synapse {made}'")
+        refused = deployed.deployment.run("-y", check=False)
+        assert_refused(refused, "the database synapse is empty or gone", "and had data on")
+        host.run(f'{psql} -d synapse -c "{other}"')
+        refused = deployed.deployment.run("-y", check=False)
+        assert_refused(refused, "is that of the homeserver other.test, and server_name is", "restore")
+        assert host.run("systemctl is-active matrix-synapse", check=False).stdout == "inactive\n"
+    finally:
+        host.run(f"cp -a /root/kept {HOUSEKEEPING_REPORT}; rm /root/kept")
+        host.run(
+            f"if {psql} -c '\\connect kept'; then {psql} -c 'DROP DATABASE IF EXISTS synapse' "
+            "-c 'ALTER DATABASE kept RENAME TO synapse'; fi"
+        )
+    assert deployed.deployment.run("-y").changed == ["Run Synapse"]
 
 
 @pytest.mark.parametrize("damage", ["echo '[]' > {}", "echo '{{}}' > {}", "head -c 99 /dev/urandom > {}", "mkdir {}"])

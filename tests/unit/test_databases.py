@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from operations import databases, preflight
+from operations import databases, preflight, same_data
 from operations.databases import Database, Existing, Tables, exist, matches, verifier
 from operations.machine import Listener, Machine, MachineState
 from settings import Neighbour, SettingError, Settings
@@ -334,6 +335,51 @@ def test_only_our_cluster_is_queried() -> None:
         # What the user postgres may write is not read as root.
         assert command.index("setpriv") < command.index(".pid")
         assert command.count("setpriv") == command.count("env -i") == command.count('PGPORT="$port"') > 0
+
+
+# --- another database, or an older one ------------------------------------------------------------
+
+RUNS = {"database postgres": "postgres UTF8 C C"}
+OURS = {**RUNS, "of synapse": "x.test", "newest synapse": "5120"}
+
+
+@pytest.mark.parametrize(
+    ("found", "counted", "chosen", "words"),
+    [
+        (OURS, "5120 2027-01-31", {}, ""),
+        (OURS, "5121 2027-01-31", {}, "is older than it was on 2027-01-31: "),
+        (RUNS, "5120 2027-01-31", {}, "is empty or gone, and had data on 2027-01-31: "),
+        (
+            {**OURS, "of synapse": "other.test"},
+            "",
+            {},
+            "is that of the homeserver other.test, and server_name is x.test: ",
+        ),
+        # Nothing was counted so far, or by an earlier version.
+        (OURS, "", {}, ""),
+        (OURS, "2027-01-31", {}, ""),
+        # PostgreSQL does not run, and will; or there is none any more.
+        ({}, "5120 2027-01-31", {}, ""),
+        ({}, "5120 2027-01-31", {"postgresql": ()}, "is empty or gone"),
+        # The data are being put back.
+        (OURS, "5121 2027-01-31", {"restoring": "done"}, ""),
+    ],
+)
+def test_another_or_an_older_database_of_synapse_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: Mapping[str, str],
+    counted: str,
+    chosen: Mapping[str, Any],
+    words: str,
+) -> None:
+    made = settings(tmp_path, roles={role: ["db"] for role in ("postgres", "synapse", "caddy")})
+    made.machine = replace(MACHINE, **{"postgresql": ("17",), "counted": counted, **chosen})
+    monkeypatch.setattr(same_data, "settings_of", lambda _: made)
+    monkeypatch.setattr(same_data, "looked", lambda *_: found)
+    monkeypatch.setattr(same_data, "inventory", MagicMock())
+    lines = same_data.wrong_database(MagicMock())
+    assert len(lines) == bool(words) and words in "".join(lines), lines
 
 
 # --- a database that was moved --------------------------------------------------------------------
