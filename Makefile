@@ -7,7 +7,7 @@ LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quie
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 COMPILE := $(BIN)/uv pip compile $(LOCKED) $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup demo demo-stop check test lint unit render bench lock
+.PHONY: help setup demo demo-stop check test lint unit faults render bench lock
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ lint: setup
 
 unit: setup ## The tests that need no machine
 	@$(BIN)/pytest tests/unit
+
+faults: setup ## Break throw-away homeservers while clients write, and write docs/reliability.md
+	@$(BIN)/python -m tests.faults
 
 OUT ?= .cache/render
 render: setup ## Write every file of a few sample deployments into .cache/render, or OUT=DIRECTORY

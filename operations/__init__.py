@@ -33,5 +33,6 @@ firewall.loaded, for files.put and server.shell
 `ssh` notices within a minute that a machine is gone; pyinfra waits without end.
 `lock` lets one run at a time change a machine; `look` collects all questions to it into one command, and has `operation` and
 `ask` for the others; `shell` runs every command in the same environment; `refusal`, `preflight` and `same_data` stop a run before
-anything is touched; `templating` renders templates; `machine` describes a machine; `validity` says what is wrong with a certificate.
+anything is touched; `templating` renders templates; `machine` describes a machine; `validity` says what is wrong with a
+certificate.
 """

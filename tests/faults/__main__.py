@@ -1,0 +1,352 @@
+"""`python -m tests.faults [--release NAME] [--only WORD]`: break a throw-away homeserver, and write docs/reliability.md.
+
+A fault begins while clients write. It counts from then on (or from the moment when its cause is gone, such as a full disk) until
+messages are accepted again, and nobody does anything meanwhile. The exit status is 1 if a bound is missed or a message lost.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from roles import ROLES
+from tests.deployment import ROOT, Deployment
+from tests.e2e.client import Outside, new_user
+from tests.e2e.load import room_of
+from tests.faults.report import written
+from tests.faults.writers import Writers
+from tests.testbed import Host, Testbed
+
+PLAYED = ("postgres", "synapse", "caddy", "sydent", "coturn")
+# Seconds within which a daemon, and a machine, must serve again.
+DAEMON, MACHINE = 10.0, 60.0
+RESULTS = ROOT / ".cache" / "faults.json"
+REPORT = ROOT / "docs" / "reliability.md"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a fault did. seconds: until messages were accepted again; None: that is not measured. failed: why it is no success."""
+
+    fault: str
+    release: str
+    seconds: float | None = None
+    bound: float | None = None
+    accepted: int = 0
+    lost: int = 0
+    remark: str = ""
+    failed: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        late = self.seconds is not None and self.bound is not None and self.seconds > self.bound
+        return bool(self.failed or self.lost or late)
+
+
+@dataclass
+class Homeserver:
+    """The machine that is broken."""
+
+    host: Host
+    deployment: Deployment
+    outside: Outside
+    writers: Callable[[], Writers]
+    results: list[Result] = field(default_factory=list)
+
+    def broken(
+        self,
+        fault: str,
+        action: Callable[[], object],
+        bound: float = DAEMON,
+        *,
+        remark: str = "",
+        healthy: tuple[str, ...] = (),
+    ) -> None:
+        """Do it while clients write. action: may return the moment from which it counts. healthy: units that must be, too."""
+        print(f"--> {self.host.release}: {fault}", flush=True)
+        seconds, failed, lost, accepted = None, "", 0, 0
+        try:
+            with self.writers() as writers:
+                begin = time.monotonic()
+                moment = action()
+                since = moment if isinstance(moment, float) else begin
+                seconds = writers.serves_again(since, max(120, 3 * bound))
+                for unit in healthy:
+                    seconds = max(seconds, self.healthy(unit) - since)
+            accepted, lost = len(writers.accepted), writers.lost()
+            if units := self.host.run("systemctl --failed --plain --no-legend").stdout.split():
+                failed = f"{units[0]} has failed"
+        except Exception as error:
+            traceback.print_exc()
+            failed = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        result = Result(fault, self.host.release, seconds, bound, accepted, lost, remark, failed)
+        print(f"    {result}", flush=True)
+        self.results.append(result)
+
+    def healthy(self, name: str) -> float:
+        """Wait until a unit works; the moment since when."""
+        [unit] = [unit for role in ROLES.values() for unit in role.units if unit.name == f"{name}.service"]
+        self.host.run(f"until ( {unit.health or f'systemctl is-active -q {name}'} ); do sleep 0.1; done", timeout=120)
+        return time.monotonic()
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def daemons(server: Homeserver) -> None:
+    """Each is killed, as a bug or the kernel would do it."""
+    host = server.host
+    for title, unit in (("Synapse", "matrix-synapse"), ("Caddy", "caddy"), ("Sydent", "sydent"), ("coturn", "coturn")):
+        kill = f"systemctl kill -s KILL {unit}"
+        server.broken(f"{title} is killed (kill -9)", partial(host.run, kill), healthy=(unit,))
+    main = "kill -9 $(head -1 /var/lib/postgresql/*/main/postmaster.pid)"
+    server.broken("PostgreSQL's main process is killed", lambda: host.run(main))
+    server.broken("all of PostgreSQL is killed", lambda: host.run("kill -9 $(pgrep -u postgres)"))
+
+
+def machine(server: Homeserver) -> None:
+    host = server.host
+
+    def killed() -> float:
+        host.kill()
+        begin = time.monotonic()
+        host.start()
+        return begin
+
+    server.broken(
+        "all processes of the machine are killed at once", killed, MACHINE, remark="counted from when it boots again"
+    )
+    server.broken("the machine is rebooted", host.reboot, MACHINE)
+
+
+NAMELESS = """\
+[Unit]
+Before=network-pre.target
+DefaultDependencies=no
+
+[Service]
+Type=oneshot
+ExecStart=/usr/sbin/nft -f /etc/faults.nft
+
+[Install]
+WantedBy=sysinit.target
+"""
+
+
+def blocked(rules: str) -> str:
+    """A table of nftables with these rules for what leaves the machine."""
+    return f"table inet faults {{ chain output {{ type filter hook output priority 0; {rules}; }}; }}\n"
+
+
+def names(server: Homeserver) -> None:
+    """No name server answers while it boots."""
+    host = server.host
+    # For the boot itself: nftables loads it before the network is there.
+    host.run("cat >/etc/faults.nft", stdin=blocked("udp dport 53 drop; tcp dport 53 drop"))
+    host.run("cat >/etc/systemd/system/faults.service", stdin=NAMELESS)
+    host.run("systemctl enable --quiet faults")
+    server.broken("no name server answers when the machine boots, and later", host.reboot, MACHINE)
+    host.run("systemctl disable --quiet faults; rm /etc/systemd/system/faults.service; nft delete table inet faults")
+
+
+@contextmanager
+def small_disk(host: Host, path: str, units: str, free: str) -> Iterator[None]:
+    """A disk of its own for a directory, with so much space left."""
+    host.run(
+        f"systemctl stop {units}; size=$(du -sm {path} | cut -f 1); mv {path} {path}.kept && mkdir {path} && "
+        f"mount -t tmpfs -o size=$((size + {free}))m,mode=$(stat -c %a {path}.kept) tmpfs {path} && "
+        f"cp -a {path}.kept/. {path}/ && chown --reference={path}.kept {path}; systemctl start {units}",
+        timeout=120,
+    )
+    try:
+        yield
+    finally:
+        host.run(
+            f"systemctl stop {units}; rm -rf {path}.kept; mkdir {path}.kept; cp -a {path}/. {path}.kept/; "
+            f"chmod --reference={path} {path}.kept; chown --reference={path} {path}.kept; "
+            f"umount {path} && rmdir {path} && mv {path}.kept {path}; systemctl start {units}",
+            timeout=120,
+        )
+
+
+def disks(server: Homeserver) -> None:
+    """Each is full for 20 seconds."""
+    host = server.host
+
+    def full(path: str) -> float:
+        host.run(f"dd if=/dev/zero of={path}/filler bs=1M status=none; sync", check=False)
+        time.sleep(20)
+        host.run(f"rm {path}/filler")
+        return time.monotonic()
+
+    version = host.run("ls /var/lib/postgresql").stdout.split()[0]
+    places = {
+        "database": ("/var/lib/postgresql", f"postgresql@{version}-main matrix-synapse", "40"),
+        "media": ("/var/lib/matrix-synapse/media", "matrix-synapse", "10"),
+        "journal": ("/var/log/journal", "systemd-journald", "30"),
+    }
+    for title, (path, units, free) in places.items():
+        with small_disk(host, path, units, free):
+            server.healthy("matrix-synapse")
+            server.broken(
+                f"the disk of the {title} is full",
+                partial(full, path),
+                remark="counted from when it has space again",
+            )
+    server.healthy("matrix-synapse")
+
+
+def memory(server: Homeserver) -> None:
+    """A program of another user's takes all that there is."""
+    host = server.host
+    limit = host.container._group() / "memory.max"
+    hog = "import time; kept = [bytearray(2**24) for _ in range(99)]; time.sleep(60)"
+
+    def starved() -> float:
+        host.run(
+            f"systemd-run --quiet --collect --unit=hog -p User=nobody python3 -c '{hog}'; "
+            "timeout 30 sh -c 'while systemctl is-active -q hog; do sleep 0.1; done'",
+            check=False,
+        )
+        return time.monotonic()
+
+    try:
+        limit.write_text(str(2**30))
+        (limit.parent / "memory.swap.max").write_text("0")
+    except OSError as error:
+        print(f"    memory cannot be limited here: {error}")
+        return
+    try:
+        server.broken(
+            "a program takes all memory of a machine with 1 GiB",
+            starved,
+            remark="counted from when the kernel has killed it",
+        )
+    finally:
+        limit.write_text("max")
+
+
+def deploys(release: str, results: list[Result]) -> None:
+    """A first deploy is cut at every tenth operation, and the package mirror is away; a second administrator comes."""
+    bed = Testbed()
+    host = bed.up("faults-new", release=release)
+    print(f"--> {release}: deploys", flush=True)
+    try:
+        with TemporaryDirectory(prefix="faults-") as directory:
+            deployment = deployment_on(host, Path(directory))
+            host.run("apt-get update -qq; apt-get install -qq -y nftables", timeout=300)
+            host.run("nft -f -", stdin=blocked("tcp dport { 80, 443 } reject"))
+            away = deployment.run("-y", check=False)
+            said = away.refusal.splitlines()[-1][:160] if away.refusal else ""
+            host.run("nft delete table inet faults")
+            results.append(
+                Result(
+                    "the package mirror is away",
+                    release,
+                    remark=f"the run says: {said}",
+                    failed="" if away.status == 1 and said else "no reason",
+                )
+            )
+            cuts, operation = 0, 10
+            while cut_at(deployment, operation):
+                cuts, operation = cuts + 1, operation + 10
+            again = deployment.run("-y", check=False)
+            status, output = deployment.verify()
+            failed = "" if again.status == 0 and status == 0 else (again.refusal or output)[-200:]
+            results.append(
+                Result(
+                    "the connection of a first deploy ends at every tenth operation",
+                    release,
+                    remark=f"{cuts} cuts; the next run goes on each time, the verification finds nothing wrong",
+                    failed=failed,
+                )
+            )
+    finally:
+        host.down()
+
+
+def cut_at(deployment: Deployment, number: int) -> bool:
+    """Kill a run when it begins its operation of this number. Whether it came so far."""
+    process = deployment.start("-y")
+    seen = 0
+    assert process.stdout
+    for line in process.stdout:
+        seen += "Starting operation" in line
+        if seen == number:
+            process.kill()
+            process.wait()
+            return True
+    process.wait()
+    return False
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def deployment_on(host: Host, directory: Path) -> Deployment:
+    settings = {
+        "server_name": host.domain,
+        "tls": "internal",
+        "admin_email": f"admin@{host.domain}",
+        "private_networks": [str(host.bed.network.subnet), str(host.bed.network.subnet6)],
+    }
+    return Deployment(directory, [host], settings, roles={role: [host.name] for role in PLAYED})
+
+
+def run(release: str, only: str) -> list[Result]:
+    host = Testbed().up("faults", release=release)
+    results: list[Result] = []
+    try:
+        with TemporaryDirectory(prefix="faults-") as directory:
+            deployment = deployment_on(host, Path(directory))
+            deployment.run("-y")
+            outside = Outside(host, Path(directory))
+            account = new_user(outside, "anna")
+            room = room_of(host, outside, account)
+            host.run("systemctl restart matrix-synapse")
+            server = Homeserver(host, deployment, outside, lambda: Writers(outside, account, room), results)
+            server.healthy("matrix-synapse")
+            for part in (daemons, machine, names, disks, memory):
+                if only in part.__name__:
+                    part(server)
+            again = deployment.run("-y", check=False)
+            if again.changed or again.status:
+                changed = f"a deploy changed {again.changed}"
+                results.append(Result("after all of that", release, failed=again.refusal or changed))
+    finally:
+        host.down()
+    if only in deploys.__name__:
+        deploys(release, results)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Break a throw-away homeserver.")
+    parser.add_argument("--release", choices=("trixie", "bookworm"), help="only on this Debian (default: both)")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="only daemons, machine, names, disks, memory or deploys"
+    )
+    options = parser.parse_args()
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for release in [options.release] if options.release else ("trixie", "bookworm"):
+        for result in run(release, options.only):
+            known[f"{release} {result.fault}"] = {**asdict(result), "wrong": result.wrong}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(known, indent=1))
+    REPORT.write_text(written(list(known.values()), f"{datetime.now(UTC):%Y-%m-%d}"))
+    wrong = [each for each in known.values() if each["wrong"]]
+    for each in wrong:
+        print(f"wrong: {each['fault']} ({each['release']}): {each['failed'] or each['seconds']}", file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
