@@ -23,7 +23,7 @@ FOUND = ROOT / ".cache" / "demo-programs.json"
 class Program:
     """A program from a release page. variable: an environment variable that names its file; setting: what the deploy calls that.
 
-    without: what people miss without it.
+    without: what people miss without it. title: what it is called, if not as its role.
     """
 
     role: Role
@@ -31,6 +31,7 @@ class Program:
     setting: str
     release: Callable[[Any, str, Path], Release]
     without: str
+    title: str = ""
 
 
 PROGRAMS = (
@@ -38,7 +39,14 @@ PROGRAMS = (
     Program(
         RTC, "LIVEKIT_ARCHIVE", "livekit_archive", lambda *given: rtc.releases_of(*given)[0], "for calls in Element X"
     ),
-    Program(RTC, "LK_JWT_BINARY", "lk_jwt_binary", lambda *given: rtc.releases_of(*given)[1], "for calls in Element X"),
+    Program(
+        RTC,
+        "LK_JWT_BINARY",
+        "lk_jwt_binary",
+        lambda *given: rtc.releases_of(*given)[1],
+        "for calls in Element X",
+        "lk-jwt-service",
+    ),
     Program(SLIDING_SYNC, "SLIDING_SYNC_BINARY", "sliding_sync_binary", sliding_sync.release_of, "for old clients"),
 )
 
@@ -66,7 +74,7 @@ class Found:
         lines: list[str] = []
         for program in PROGRAMS:
             if reason := self.missing.get(program.setting):
-                title = program.role.title[0].upper() + program.role.title[1:]
+                title = program.title or program.role.title[0].upper() + program.role.title[1:]
                 lines += ["", f"{title}, {program.without}, was left out:", f"    {reason}", "This adds it:"]
                 lines += [f"    {program.variable}=/path/to/{_file(program)} make demo"]
         return "\n".join(lines)

@@ -237,6 +237,8 @@ def test_a_second_run_changes_nothing_and_the_verification_finds_nothing_wrong(d
 def test_a_target_that_is_away_stops_nothing_and_is_reported(drill: Drill) -> None:
     host = drill.host
     drill.unmount()
+    failed = drill.deployment.manage("backup", "now")
+    assert failed.returncode == 1 and f"is the disk mounted at {TARGET}?" in failed.stderr, failed.stderr
     host.run("touch /var/lib/matrix-synapse/media/new")
     drill.query("SELECT pg_switch_wal()")
     for part in ("wal", "files", "database"):
@@ -504,7 +506,9 @@ def test_the_administrator_gets_a_mail_if_the_backup_fails_or_is_late(drill: Dri
     """The key for the storage is revoked; then a job that has succeeded is not started any more."""
     host, deployment, admin = drill.host, drill.deployment, drill.deployment.settings["admin_email"]
     host.run(MAIL_SERVER.format(domain=host.domain, user="boss"), timeout=300)
-    deployment.choose(**{**deployment.settings, "smtp_host": "localhost", "smtp_port": 25, "smtp_tls": "none"})
+    host.run("postconf -e inet_interfaces=all; systemctl restart postfix")
+    server = {"smtp_host": f"mail.{host.domain}", "smtp_port": 25, "smtp_tls": "none"}
+    deployment.choose(**{**deployment.settings, **server})
     deployment.manage("secrets", "set", "backup_s3_secret_key", stdin="revoked\n")
     deployment.run("-y")
     drill.query("SELECT pg_create_restore_point('mail')")
