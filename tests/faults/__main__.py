@@ -1,4 +1,4 @@
-"""`python -m tests.faults [--release NAME] [--only WORD]`: break a throw-away homeserver, and write docs/reliability.md.
+"""`python -m tests.faults [--release NAME] [--only PART...]`: break a throw-away homeserver, and write docs/reliability.md.
 
 A fault begins while clients write. It counts from then on (or from the moment when its cause is gone, such as a full disk) until
 messages are accepted again, and nobody does anything meanwhile. The exit status is 1 if a bound is missed or a message lost.
@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from tests.testbed import Host, Testbed
 PLAYED = ("postgres", "synapse", "caddy", "sydent", "coturn")
 # Seconds within which a daemon, and a machine, must serve again.
 DAEMON, MACHINE = 10.0, 60.0
+PARTS = ("daemons", "machine", "names", "disks", "memory", "deploys")
 RESULTS = ROOT / ".cache" / "faults.json"
 REPORT = ROOT / "docs" / "reliability.md"
 
@@ -301,7 +302,7 @@ def deployment_on(host: Host, directory: Path) -> Deployment:
     return Deployment(directory, [host], settings, roles={role: [host.name] for role in PLAYED})
 
 
-def run(release: str, only: str) -> list[Result]:
+def run(release: str, parts: Collection[str]) -> list[Result]:
     host = Testbed().up("faults", release=release)
     results: list[Result] = []
     try:
@@ -315,7 +316,7 @@ def run(release: str, only: str) -> list[Result]:
             server = Homeserver(host, deployment, outside, lambda: Writers(outside, account, room), results)
             server.healthy("matrix-synapse")
             for part in (daemons, machine, names, disks, memory):
-                if only in part.__name__:
+                if part.__name__ in parts:
                     part(server)
             again = deployment.run("-y", check=False)
             if again.changed or again.status:
@@ -323,7 +324,7 @@ def run(release: str, only: str) -> list[Result]:
                 results.append(Result("after all of that", release, failed=again.refusal or changed))
     finally:
         host.down()
-    if only in deploys.__name__:
+    if deploys.__name__ in parts:
         deploys(release, results)
     return results
 
@@ -331,9 +332,7 @@ def run(release: str, only: str) -> list[Result]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Break a throw-away homeserver.")
     parser.add_argument("--release", choices=("trixie", "bookworm"), help="only on this Debian (default: both)")
-    parser.add_argument(
-        "--only", default="", metavar="WORD", help="only daemons, machine, names, disks, memory or deploys"
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these")
     options = parser.parse_args()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for release in [options.release] if options.release else ("trixie", "bookworm"):

@@ -18,9 +18,10 @@ IN_A_ROW = 20
 
 @dataclass(frozen=True)
 class Attempt:
-    """A message. begin: by time.monotonic(). event: its ID; "" if it was not accepted."""
+    """A message. begin, end: by time.monotonic(). event: its ID; "" if it was not accepted."""
 
     begin: float
+    end: float
     event: str
 
 
@@ -60,7 +61,7 @@ class Writers:
                     event = answer.json()["event_id"] if answer.status_code == 200 else ""
                 except (httpx.HTTPError, OSError, ValueError):
                     pass
-                self.attempts.append(Attempt(begin, event))
+                self.attempts.append(Attempt(begin, time.monotonic(), event))
                 time.sleep(0.03 if event else 0.1)
 
     def serves_again(self, since: float, timeout: float) -> float:
@@ -70,7 +71,7 @@ class Writers:
             failed = [number for number, each in enumerate(later) if not each.event]
             row = later[failed[-1] + 1 :] if failed else later
             if len(row) >= IN_A_ROW:
-                return row[0].begin - since
+                return row[0].end - since
             time.sleep(0.1)
         raise AssertionError(f"no messages are accepted {timeout:.0f} s later")
 
