@@ -126,7 +126,7 @@ def sbom(deployment: Deployment, output: str | None, licences: bool) -> None:
         else:
             click.echo(text)
     if licences:
-        _print_licences(_merged(found))
+        print_licences(_merged(found))
 
 
 def _checked(path: Path) -> Path:
@@ -459,7 +459,7 @@ def _properties(**values: Iterable[str]) -> list[dict[str, str]]:
 # For people.
 
 
-def _print_licences(components: Sequence[Component]) -> None:
+def print_licences(components: Sequence[Component]) -> None:
     """How many components have each licence. One with several licences is counted for each of them."""
     under: dict[str, list[str]] = {}
     spelt: dict[str, Counter[str]] = {}
