@@ -25,7 +25,7 @@ from compat import Refused
 from manage.look import LAST_DEPLOY
 from manage.machines import ROOT, Deployment, Machine
 from manage.outdated import needed_packages
-from manage.output import plain, print_text
+from manage.output import plain, print_text, printable
 from operations.lock import this_version
 from operations.look import Answers, Question
 from operations.shell import Fact, shell_file
@@ -48,6 +48,8 @@ _ELSEWHERE: Mapping[str, tuple[str, str]] = {
     "python": ("Python packages", "see https://pypi.org/project/NAME"),
     "release": ("Programs from release pages", "see the pages of their projects"),
 }
+# The line after an answer.
+_END = "--- end ---"
 _SYSTEM = ". /etc/os-release && echo $ID $VERSION_ID $(dpkg --print-architecture)"
 _PACKAGES = (
     "dpkg-query --show --showformat "
@@ -110,7 +112,7 @@ def sbom(deployment: Deployment, output: str | None, licences: bool) -> None:
     It is JSON of CycloneDX, with versions, hashes and licences, by what the machines say now. Nothing is changed, and the vault
     is not needed. While a machine does not answer there is none.
     """
-    path = _checked(deployment.called_in / Path(output).expanduser()) if output else None
+    path = None if output is None else _checked(deployment.called_in / Path(output).expanduser())
     machines = deployment.every_machine()
     jobs = [gevent.spawn(_of_machine, machine) for machine in machines]
     answers = [job.get() for job in jobs]
@@ -153,6 +155,8 @@ def _of_machine(machine: Machine) -> Installed | str:
         return installed(machine.name, machine.settings, lines)
     except Refused as refused:
         return str(refused)
+    except (LookupError, ValueError) as error:
+        return printable(f"{machine.name} gives an answer that is not understood ({type(error).__name__}: {error})")
     finally:
         machine.close()
 
@@ -162,17 +166,19 @@ def _of_machine(machine: Machine) -> Installed | str:
 
 def question() -> str:
     """The one command, which root runs."""
-    asked = [Question(Fact, each) for each in _QUESTIONS.values()]
+    asked = [Question(Fact, f"{each}; echo {_END}") for each in _QUESTIONS.values()]
     return f"{shell_file('installed')}{Answers().question(asked)}"
 
 
 def installed(name: str, settings: Settings, lines: Sequence[str]) -> Installed:
-    """What the answers say. Raises Refused if the machine has no answer about its packages."""
+    """What the answers say. Raises Refused if one of them is not complete: what it lacks would not be missed."""
     numbered = Answers().answer(list(lines))
     answers = {key: numbered.get(number, []) for number, key in enumerate(_QUESTIONS)}
+    if any(not found or found.pop() != _END for found in answers.values()):
+        raise Refused(f"{name} has not answered in full: has it space on /run?")
     system = " ".join(answers["system"]).split()
     if len(system) != 3 or not answers["debian"]:
-        raise Refused(f"{name} does not say which packages it has: is it a Debian machine, and has it space on /run?")
+        raise Refused(f"{name} does not say which packages it has: is it a Debian machine?")
     distribution, release, architecture = system
     parts = [
         *debian_packages(f"{distribution}-{release}", settings, answers["debian"], answers["licences"]),

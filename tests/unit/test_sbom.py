@@ -77,7 +77,9 @@ def printed(function: str, root: Path) -> list[str]:
 
 def lines(**answers: Sequence[str]) -> list[str]:
     """The answers of a machine to the one command, by what was asked."""
-    return [f"{number}:{line}" for number, key in enumerate(sbom._QUESTIONS) for line in answers.get(key, ())]
+    return [
+        f"{number}:{line}" for number, key in enumerate(sbom._QUESTIONS) for line in (*answers.get(key, ()), sbom._END)
+    ]
 
 
 PACKAGES = [
@@ -256,6 +258,15 @@ def test_the_order_does_not_depend_on_that_of_the_answers(chosen: Settings) -> N
 def test_a_machine_without_debian_is_refused(answers: Mapping[str, Sequence[str]], chosen: Settings) -> None:
     with pytest.raises(Refused, match="one does not say which packages it has"):
         answered(chosen, **answers)
+
+
+def test_an_answer_that_ends_early_is_refused(chosen: Settings) -> None:
+    complete = lines(**FULL)
+    for number, _ in enumerate(sbom._QUESTIONS):
+        # Only its end is missing, and then all of it.
+        for missing in (f"{number}:{sbom._END}", f"{number}:"):
+            with pytest.raises(Refused, match="one has not answered in full"):
+                sbom.installed("one", chosen, [line for line in complete if not line.startswith(missing)])
 
 
 def test_a_machine_that_was_never_deployed_has_debians_packages(chosen: Settings) -> None:
