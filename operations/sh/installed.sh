@@ -17,9 +17,9 @@ debian_licences() {
     FNR == 1 { end(); readable = 0; header = 1; n = split(FILENAME, parts, "/"); package = parts[n - 1] }
     /^[ \t\r]*$/ { end(); next }
     { begun = 1 }
-    /^[Ff]ormat(-[Ss]pecification)?:/ { if (header && tolower($0) ~ /copyright-format|dep-?5/) readable = 1 }
-    /^[Ff]iles:/ { files = 1 }
-    /^[Ll]icen[cs]e:/ { licence = $0; sub(/^[^:]*:[ \t]*/, "", licence); sub(/[ \t\r]+$/, "", licence) }
+    tolower($0) ~ /^format(-specification)?:/ { if (header && tolower($0) ~ /copyright-format|dep-?5/) readable = 1 }
+    tolower($0) ~ /^files:/ { files = 1 }
+    tolower($0) ~ /^license:/ { licence = $0; sub(/^[^:]*:[ \t]*/, "", licence); sub(/[ \t\r]+$/, "", licence) }
     END { end() }' /usr/share/doc/*/copyright | plain
 }
 # python_packages: the metadata of what is in virtualenvs that are in use, and in those of uv, which has no `current`: "file PATH",
