@@ -14,6 +14,7 @@ from manage.mas import mas
 from manage.outdated import outdated
 from manage.postgres import postgres
 from manage.removal import remove
+from manage.sbom import sbom
 from manage.secrets import secrets
 from manage.status import status
 from manage.takeover import takeover
@@ -37,7 +38,7 @@ def cli(context: click.Context, name: str) -> None:
     os.chdir(ROOT)
 
 
-for _noun in (status, accounts, tokens, mas, postgres, backup, restore, takeover, secrets, remove, outdated):
+for _noun in (status, accounts, tokens, mas, postgres, backup, restore, takeover, secrets, remove, outdated, sbom):
     cli.add_command(_noun)
 
 

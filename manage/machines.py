@@ -44,8 +44,8 @@ class Deployment:
 
     def __init__(self, name: str) -> None:
         self.path = inventory_path(name)
-        # How it is called on the command line.
-        self.name = name
+        # How it is called on the command line, and where: paths there are relative to it.
+        self.name, self.called_in = name, Path.cwd()
 
     @cached_property
     def machines(self) -> Inventory:

@@ -3,7 +3,7 @@
 import re
 import ssl
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,8 @@ from manage.output import as_json, plain, print_json, print_text
 from operations.virtualenvs import locked
 from releases import Release
 from roles import PACKAGES
+from settings import Settings
+from settings.deployment import view_of
 
 if TYPE_CHECKING:
     import httpx
@@ -228,13 +230,21 @@ def _of_machine(machine: Machine) -> Answer:
         return [], [str(refused)]
     finally:
         machine.close()
-    return debian_packages(machine.name, {*machine.settings.packages, *PACKAGES}, lines)
+    return debian_packages(machine.name, [each for _, each in needed_packages(machine.settings)], lines)
 
 
-def debian_packages(machine: str, of_roles: Iterable[str], lines: Sequence[str]) -> Answer:
+def needed_packages(settings: Settings) -> Iterator[tuple[str, re.Pattern[str]]]:
+    """The names of packages that a machine needs, each with the role that asks for it; "" if it is not for a single role."""
+    # The version of PostgreSQL is part of its packages' names, and not known before the machine has said what it has.
+    of_roles = [(role.name, each) for role in settings.played for each in role.packages]
+    of_roles += [(role.name, each) for role in settings.played for each in view_of(role.name).packages(settings)]
+    known = {settings.written(name) for _, name in of_roles}
+    for role, name in (*of_roles, *(("", each) for each in (*settings.packages, *PACKAGES) if each not in known)):
+        yield role, re.compile(re.escape(name).replace(r"\{version\}", r"\d+"))
+
+
+def debian_packages(machine: str, needed: Collection[re.Pattern[str]], lines: Sequence[str]) -> Answer:
     """What apt would upgrade: security updates, and others of packages that the roles need."""
-    # The version of PostgreSQL is part of its packages' names.
-    needed = [re.compile(re.escape(name).replace(r"\{version\}", r"\d+")) for name in of_roles]
     items, silent = [], []
     for line in lines:
         if line.startswith("lists "):

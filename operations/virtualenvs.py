@@ -36,6 +36,17 @@ def locked(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==([^\s;]+)", text, re.MULTILINE))
 
 
+def locked_files(lock: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """What requirements/<lock>.txt may install: distribution and version -> sha256 of each of its files. A machine takes one."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in (REQUIREMENTS / f"{lock}.txt").read_text().splitlines():
+        if requirement := re.match(r"([\w.-]+)(?:\[.*\])?==([^\s;]+)", line):
+            files = found.setdefault((requirement[1], requirement[2]), [])
+        elif sha256 := re.match(r"\s+--hash=sha256:([0-9a-f]{64})", line):
+            files.append(sha256[1])
+    return {each: tuple(files) for each, files in found.items()}
+
+
 @dataclass(frozen=True)
 class Virtualenv:
     """A program's virtualenv.

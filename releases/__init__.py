@@ -46,6 +46,7 @@ class Release:
     archive: what is in it; None for a single program.
     checksums: https address of upstream's list of sha256 sums, as sha256sum writes it: what a first download must match.
     root: directory on the machine in which its own directory is made.
+    licence: what upstream says, as an expression of SPDX; "" if that is not known.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Release:
     archive: Archive | None = None
     checksums: str | None = None
     root: str = "/opt"
+    licence: str = ""
 
     def __post_init__(self) -> None:
         for value in (self.name, self.version):

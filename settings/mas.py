@@ -84,6 +84,7 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
         record=record,
         file_setting="mas_archive",
         sha256_setting="mas_sha256",
+        licence="AGPL-3.0-only OR LicenseRef-Element-Commercial",
         archive=Archive(programs=("mas-cli",), contains=("share/policy.wasm", "share/manifest.json")),
     )
 

@@ -66,6 +66,7 @@ def releases_of(choices: Choices, architecture: str, record: Path) -> Releases:
             record=record,
             file_setting="livekit_archive",
             sha256_setting="livekit_sha256",
+            licence="Apache-2.0",
             archive=Archive(programs=("livekit-server",)),
             checksums=f"{livekit}/checksums.txt",
         ),
@@ -79,6 +80,7 @@ def releases_of(choices: Choices, architecture: str, record: Path) -> Releases:
             record=record,
             file_setting="lk_jwt_binary",
             sha256_setting="lk_jwt_sha256",
+            licence="AGPL-3.0-only OR LicenseRef-Element-Commercial",
         ),
     )
 

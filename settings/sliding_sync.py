@@ -37,6 +37,7 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
         record=record,
         file_setting="sliding_sync_binary",
         sha256_setting="sliding_sync_sha256",
+        licence="Apache-2.0",
     )
 
 

@@ -14,7 +14,7 @@ from operations.lock import this_version
 from settings.sliding_sync import VERSION
 from tests.conftest import Deployed
 from tests.deployment import Deployment
-from tests.e2e.client import Account
+from tests.e2e.client import Account, Outside, expect_json
 from tests.unit.test_status import certificate
 
 STORE = "/var/lib/caddy/.local/share/caddy/certificates/local"
@@ -178,3 +178,37 @@ def test_outdated_asks_the_machine_and_needs_no_other_source(deployed: Deployed)
     assert {item["name"] for item in found["items"] if item["vulnerabilities"]} == {
         line.split()[1] for line in upgrades.splitlines()
     }
+
+
+def test_the_bill_of_materials_is_what_runs(deployed: Deployed, outside: Outside, tmp_path: Path) -> None:
+    file = tmp_path / "sbom.json"
+    done = deployed.deployment.manage("sbom", "--output", str(file), "--licences")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    document = json.loads(file.read_text())
+    [machine, *_] = deployed.deployment.hosts
+    found = {each["name"]: each for each in document["components"]}
+    depends = {each["ref"]: each["dependsOn"] for each in document["dependencies"]}
+    assert depends[f"deployment/{deployed.deployment.name}"] == [f"machine/{machine.name}"]
+    with outside.http() as http:
+        server = expect_json(http.get(outside.url("matrix", "/_matrix/federation/v1/version")))["server"]
+    synapse = found["matrix-synapse"]
+    assert synapse["purl"] == f"pkg:pypi/matrix-synapse@{server['version']}" and synapse["licenses"]
+    for name in ("matrix-synapse", "caddy", "coturn", "livekit"):
+        assert found[name]["bom-ref"] in depends[f"machine/{machine.name}"] and found[name]["licenses"], name
+    assert found["twisted"]["bom-ref"] in depends[synapse["bom-ref"]]
+    # Both are from Debian, as many as dpkg has.
+    version = found[f"postgresql-{17 if machine.release == 'trixie' else 15}"]
+    assert version["licenses"] and {"name": "matrix-metal:role", "value": "postgres"} in version["properties"]
+    packages = [each for each in document["components"] if each.get("purl", "").startswith("pkg:deb/debian/")]
+    assert len(packages) == int(
+        machine.run("dpkg-query --show --showformat '${db:Status-Status}\\n' | grep -cx installed").stdout
+    )
+    recorded = deployed.deployment.vault.with_suffix(".lock").read_text()
+    for name in ("livekit", "lk-jwt-service", "sliding-sync"):
+        [sha256] = found[name]["hashes"]
+        assert f'["{name}"."{found[name]["version"]}"]' in recorded and sha256["content"] in recorded
+    assert not [
+        name for name, each in found.items() if "pkg:pypi/" in each["bom-ref"] and "externalReferences" not in each
+    ]
+    assert found["matrix-metal"]["version"] == this_version()["version"]
+    assert "AGPL-3.0-or-later" in done.stdout and "whose licence no program can read" in done.stdout

@@ -1,6 +1,7 @@
 """manage.py NAME outdated: what PyPI, release pages and apt say, and what is made of it. The sources are local servers."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ Conf libc6 (2.41-12+deb13u1 Debian:13.3/stable [amd64])
 
 def test_debian_packages() -> None:
     lines = [f"lists {time.time():.0f}", *APT.splitlines()]
-    items, silent = debian_packages("one", ["postgresql-{version}", "caddy"], lines)
+    items, silent = debian_packages("one", [re.compile(r"postgresql-\d+"), re.compile("caddy")], lines)
     assert silent == []
     assert [(item.name, item.newest, bool(item.vulnerabilities), item.direct) for item in items] == [
         ("libc6", "2.41-12+deb13u1", True, False),
