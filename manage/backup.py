@@ -63,8 +63,12 @@ def now(deployment: Deployment) -> None:
                 # What has changed counts, however short ago the last one was.
                 machine.run(f"rm -f {BACKUP_STATE}/files/stamp")
                 unit = f"matrix-metal-backup-{part}.service"
-                why = f"journalctl -u {unit} -n 1 --no-pager -o cat >&2; exit 1"
-                machine.run(f"systemctl start {unit} 2>/dev/null || {{ {why}; }}")
+                if machine.run(f"systemctl start {unit} 2>/dev/null || echo failed"):
+                    # The last line of the journal is often systemd's, which says only that it has failed.
+                    reasons = [each["reason"] for each in _parts(machine) if each["part"] == part and each["failure"]]
+                    last = f"journalctl -u {unit} -n 1 --no-pager -o cat"
+                    why = reasons[0] if reasons else "".join(machine.run(last))
+                    raise Refused(f"{machine.name}: {part} not backed up: {why}")
                 click.echo(f"{machine.name}: {part} backed up.")
         finally:
             machine.close()

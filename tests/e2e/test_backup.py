@@ -238,6 +238,11 @@ def test_a_target_that_is_away_stops_nothing_and_is_reported(drill: Drill) -> No
     assert status == 1 and "the backup fails (wal)" in output and "is the disk mounted" in output, output
     shown = drill.deployment.manage("backup", "show").stdout
     assert "is the disk mounted" in shown, shown
+    now = drill.deployment.manage("backup", "now")
+    assert now.returncode == 1 and f"database not backed up: {TARGET}/" in now.stderr, now.stderr
+    restore = drill.deployment.manage("restore", "--overwrite", "--yes")
+    assert restore.returncode == 1 and "mount the disk with the backup. Nothing was touched" in restore.stderr
+    assert host.run("systemctl is-active matrix-synapse").stdout == "active\n"
 
     drill.mount()
     drill.log_sent()
