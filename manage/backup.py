@@ -12,7 +12,7 @@ from compat import Refused
 from manage.machines import ROOT, Deployment, Machine
 from manage.output import as_json, confirm, print_json, print_table, unasked
 from manage.rehearsal import rehearse
-from manage.restoring import check_target, data_of, put_back, pyinfra, stop
+from manage.restoring import check_disk, check_target, data_of, put_back, pyinfra, stop
 from operations.machine import BACKUP_STATE, RESTORE_HOME
 from settings.backup import public_key
 from settings.deployment import Restore
@@ -63,9 +63,12 @@ def now(deployment: Deployment) -> None:
                 # What has changed counts, however short ago the last one was.
                 machine.run(f"rm -f {BACKUP_STATE}/files/stamp")
                 unit = f"matrix-metal-backup-{part}.service"
-                # Without what systemd says of it.
-                why = f"journalctl _SYSTEMD_UNIT={unit} -n 1 --no-pager -o cat >&2; exit 1"
-                machine.run(f"systemctl start {unit} 2>/dev/null || {{ {why}; }}")
+                if machine.run(f"systemctl start {unit} 2>/dev/null || echo failed"):
+                    # The last line of the journal is often systemd's, which says only that it has failed.
+                    reasons = [each["reason"] for each in _parts(machine) if each["part"] == part and each["failure"]]
+                    last = f"journalctl -u {unit} -n 1 --no-pager -o cat"
+                    why = reasons[0] if reasons else "".join(machine.run(last))
+                    raise Refused(f"{machine.name}: {part} not backed up: {why}")
                 click.echo(f"{machine.name}: {part} backed up.")
         finally:
             machine.close()
@@ -146,16 +149,19 @@ def restore(
     machines = deployment.machines_with("backup")
     if named and len(machines) > 1:
         raise Refused("--machine is for a deployment with one machine; others keep their names in the inventory")
+    wanted = Restore(to, source, named)
     with_data = [f"{machine.name} ({where})" for machine in machines if (where := data_of(machine))]
     if with_data and not overwrite:
         raise Refused(f"there is data on {', '.join(with_data)}; --overwrite replaces it, and it is lost")
+    for machine in machines:
+        check_disk(machine, wanted)
     names = ", ".join(machine.name for machine in machines)
     when = f"as it was at {datetime.fromtimestamp(to, UTC):%Y-%m-%d %H:%M:%S} UTC" if to else "the newest state"
     lost = f" The data on {', '.join(with_data)} is lost." if with_data else ""
     confirm(f"Restore {when} to {names}.{lost} Go on?", yes)
     for machine in machines:
         stop(machine)
-    pyinfra(deployment, "restore.py", Restore(to, source, named), "the preparation failed, see above")
+    pyinfra(deployment, "restore.py", wanted, "the preparation failed, see above")
     for machine in machines:
         try:
             click.echo(f"{machine.name}: {put_back(machine)}.")

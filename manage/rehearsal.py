@@ -17,7 +17,7 @@ import click
 
 from compat import Refused, read_inventory
 from manage.machines import Deployment, Machine, inventory_path
-from manage.restoring import put_back, pyinfra, stop
+from manage.restoring import check_disk, put_back, pyinfra, stop
 from operations.machine import REHEARSAL_NOTE, RESTORE_HOME
 from operations.shell import quoted, shell_file
 from roles import ASK_POSTGRES, BACKUP, POSTGRES, ROLES, Role, any_version
@@ -30,7 +30,11 @@ COUNTED = {
     "media": ("synapse", "local_media_repository", "created_ts / 1000"),
     "accounts of MAS": ("mas", "users", "extract(epoch FROM created_at)"),
 }
-# Seconds before the newest event: what was written later may have been on its way.
+# When the newest account or event was made; 0: there are none.
+NEWEST = (
+    "SELECT coalesce(greatest((SELECT max(received_ts) / 1000 FROM events), (SELECT max(creation_ts) FROM users)), 0)"
+)
+# Seconds before the newest of those: what was written later may have been on its way.
 SETTLED = 60
 # Files that are compared byte for byte.
 SAMPLE = 50
@@ -64,10 +68,13 @@ def rehearse(deployment: Deployment, spare: str | None, restore: Restore) -> Non
         stack.callback(source.close)
         stack.callback(machine.close)
         homeserver = _homeserver(source, machine)
+        wanted = dataclasses.replace(restore, machine=restore.machine or source.name)
+        # While a rehearsal has not ended, what it has left is taken down in any case.
+        if not machine.run(f"[ ! -e {REHEARSAL_NOTE} ] || echo begun"):
+            check_disk(machine, wanted)
         try:
             _spare(machine, source, "begin")
             stop(machine)
-            wanted = dataclasses.replace(restore, machine=restore.machine or source.name)
             pyinfra(there, "restore.py", wanted, "the preparation failed, see above")
             prepared = time.monotonic()
             click.echo(f"{machine.name}: {put_back(machine)}.")
@@ -159,9 +166,10 @@ def _wrong(machine: Machine, homeserver: Machine | None) -> Iterator[str]:
         # Reads every row, and its checksum.
         machine.run(f"{ASK_POSTGRES} pg_dump -Fc -Z0 {database} >/dev/null")
         click.echo(f"  the database {database} can be read: {time.monotonic() - begin:.1f} s")
-    newest = float(_ask(machine, "synapse", "SELECT coalesce(max(received_ts), 0) / 1000 FROM events"))
-    if not newest:
-        yield "the database has no events"
+    newest = float(_ask(machine, "synapse", NEWEST))
+    # A homeserver that nobody has used yet has none either.
+    if not newest and (homeserver is None or float(_ask(homeserver, "synapse", NEWEST))):
+        yield "the database has no accounts and no events"
     for what, (database, table, made) in COUNTED.items():
         if database not in databases:
             continue

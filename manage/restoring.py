@@ -16,7 +16,7 @@ from manage.machines import ROOT, Deployment, Machine
 from operations.machine import RESTORE_HOME
 from operations.shell import quoted
 from roles import any_version
-from settings.backup import RESTORE_PROGRAM, Target
+from settings.backup import RESTORE_PROGRAM, Choices, Target, folder_of
 from settings.deployment import RESTORE_VARIABLE, Restore
 
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
@@ -31,6 +31,19 @@ def check_target(target: str) -> None:
             f"{target!r} is no target{f': {error}' if str(error) else ''}; it must be /path, sftp://user@host:22/path "
             "or s3://endpoint/bucket/path"
         ) from None
+
+
+def check_disk(machine: Machine, restore: Restore) -> None:
+    """Raises Refused if the disk with the backup is not there: before anything is stopped, and minutes of installing."""
+    target = Target.parse(restore.source or machine.settings.section(Choices).backup_target or "")
+    if target.kind != "directory":
+        return
+    place = f"{target.path}/{folder_of(restore.machine or machine.name)}"
+    try:
+        if machine.run(f"[ -d {quoted(place)} ] || echo missing"):
+            raise Refused(f"{machine.name}: {place} is not there: mount the disk with the backup. Nothing was touched")
+    finally:
+        machine.close()
 
 
 def data_of(machine: Machine) -> str:

@@ -32,26 +32,30 @@ if settings.leaving:
 
 users.restored(name="Restore system users that were removed", accounts=settings.accounts, groups=settings.groups)
 
-limits = {"max_size": settings.choices.journal_max_size, "max_days": settings.choices.journal_max_days}
-files.present(
-    name="Limit the journal",
-    entries=[
-        Directory(JOURNAL, mode="755"),
-        Template(f"{JOURNAL}/matrix-metal.conf", "journald.conf", mode="644", values=limits),
-    ],
-)
-units.running(
-    name="Run the journal with its limits",
-    unit="systemd-journald.service",
-    reads=[f"{JOURNAL}/matrix-metal.conf"],
-    enabled=False,
-)
+# Of a spare machine, which is as before in the end, only what a restore needs is changed.
+rehearsing = bool(settings.restore and settings.restore.rehearsal)
+
+if not rehearsing:
+    limits = {"max_size": settings.choices.journal_max_size, "max_days": settings.choices.journal_max_days}
+    files.present(
+        name="Limit the journal",
+        entries=[
+            Directory(JOURNAL, mode="755"),
+            Template(f"{JOURNAL}/matrix-metal.conf", "journald.conf", mode="644", values=limits),
+        ],
+    )
+    units.running(
+        name="Run the journal with its limits",
+        unit="systemd-journald.service",
+        reads=[f"{JOURNAL}/matrix-metal.conf"],
+        enabled=False,
+    )
 
 packages.installed(
     name="Install Python and the certificate authorities",
     packages=list(PACKAGES),
 )
 
-if not (settings.restore and settings.restore.rehearsal):
+if not rehearsing:
     # Virtualenvs need the processor and PyPI, packages the disk and the mirror: in parallel they take half the time.
     virtualenvs.build_started(name="Start building the virtualenvs", virtualenvs=settings.virtualenvs)

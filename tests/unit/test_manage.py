@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from manage.machines import inventory_path
 from manage.output import plain, print_table
 from manage.tokens import revoke
 from manage.web import CURL, Answer, configuration
-from tests.deployment import Deployment
+from tests.deployment import ROOT, Deployment
 from vault import Vault
 
 SERVER = "example.org"
@@ -336,3 +337,11 @@ def test_the_vault_gets_another_key(tmp_path: Path) -> None:
 def test_a_token_may_begin_like_an_option() -> None:
     context = revoke.make_context("revoke", ["-ghHFH7PpcK0wFu6", "--json"])
     assert context.params == {"token": "-ghHFH7PpcK0wFu6", "as_json": True}
+
+
+def test_a_python_without_pyinfra_is_one_line() -> None:
+    """As when .venv was not activated."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "manage.py"), "prod", "status"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and ". .venv/bin/activate" in done.stderr, done.stderr
