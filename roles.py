@@ -763,7 +763,11 @@ UPDATES = Role(
         UPDATES_APT,
         UPDATES_OPTIONS,
         UPDATES_NEEDRESTART,
-        *(f"/etc/systemd/system/{job}.{kind}.d/matrix-metal.conf" for job in UPDATES_JOBS for kind in ("service", "timer")),
+        *(
+            f"/etc/systemd/system/{job}.{kind}.d/matrix-metal.conf"
+            for job in UPDATES_JOBS
+            for kind in ("service", "timer")
+        ),
     ),
 )
 
@@ -813,7 +817,8 @@ def any_version(text: str) -> str:
 
 
 ROLES: Mapping[str, Role] = {
-    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, UPDATES, BACKUP)
+    role.name: role
+    for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, UPDATES, BACKUP)
 }
 
 # Debian's packages that every machine needs, whatever its roles.

@@ -177,8 +177,8 @@ lk_jwt_releases = "https://github.com/element-hq/lk-jwt-service/releases/downloa
 # machine was off then; after a deploy or a backup of the database that is at work then.
 updates_time = "04:00"
 
-# Whether the machine reboots by itself after an update that needs it, such as a new kernel: True or False. If not, `status` and the
-# verification say that a reboot is due.
+# Whether the machine reboots by itself after an update that needs it, such as a new kernel: True or False. If not, `status` and
+# the verification say that a reboot is due.
 updates_reboot = False
 
 # Whether Debian's other updates are installed as well, those of its point releases: True or False.

@@ -87,6 +87,7 @@ class MachineState:
     restoring: whether `manage.py NAME restore` has begun ("begun"), or has put the data back ("done"), and has not ended; or "".
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
+    updating: whether it is just installing security updates by itself, or restarting what they have replaced.
     came_to: the machine's port by which the run came; 0 without one. signing_key: "gone" or "another", if Synapse's is not
         the one that earlier runs saw.
     """
@@ -127,6 +128,7 @@ class MachineState:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     came_to: int = 0
     signing_key: str = ""
+    updating: bool = False
 
 
 class Machine(Fact[MachineState]):
@@ -222,6 +224,7 @@ class Machine(Fact[MachineState]):
             listeners=tuple(listeners),
             came_to=int(came_to),
             signing_key=values.get("signing_key", ""),
+            updating=values.get("updating") == "yes",
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             other_run=values.get("other_run", ""),

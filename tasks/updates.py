@@ -22,7 +22,6 @@ files.present(
 files.present(
     name="Choose what is restarted after updates",
     entries=[
-        Directory(UPDATES_NEEDRESTART.rpartition("/")[0], mode="755"),
         Template(UPDATES_NEEDRESTART, "updates/needrestart.conf", mode="644"),
         Template(f"{UNITS}/{UPDATES_RESTARTS}", "updates/restarts.service", mode="644"),
     ],

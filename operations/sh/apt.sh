@@ -11,13 +11,15 @@ record_packages() {
 apt() {
   errors=$1
   shift
-  end=$(( $(date +%s) + 300 ))
+  begin=$(date +%s)
   until apt-get "$@" 2>"$errors"; do
     # Without a process if it has just ended, or is in a container that shares the directory.
     other=$(sed -nE 's/.*Could not get lock ([^ ]*)\. It is held by process (.*)$/process \2, which holds \1/p
       s/.*Could not get lock ([^ ]*) - open \(11: .*/a process that holds \1/p' "$errors")
-    if [ -z "$other" ] || [ "$(date +%s)" -ge "$end" ]; then
-      [ -z "$other" ] || echo "another package manager has been at work for five minutes: $other" >&2
+    # Security updates may take long, and end by themselves.
+    case $other in *unattended-upgr*) minutes=60 ;; *) minutes=5 ;; esac
+    if [ -z "$other" ] || [ "$(date +%s)" -ge "$(( begin + minutes * 60 ))" ]; then
+      [ -z "$other" ] || echo "another package manager has been at work for $minutes minutes: $other" >&2
       return 1
     fi
     echo "waiting for $other"
