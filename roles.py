@@ -752,7 +752,7 @@ UPDATES_RESTARTS = "matrix-metal-updates.service"
 
 UPDATES = Role(
     name="updates",
-    title="the security updates",
+    title="the updater",
     purpose="installs Debian's security updates by itself, at a set hour, and restarts what still runs replaced files",
     leave_out="you install them yourself, each within a day or two",
     several=True,
