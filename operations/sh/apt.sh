@@ -26,6 +26,16 @@ apt() {
     sleep 1
   done
 }
+# Who holds a lock of another package manager's just now: a process, and which lock, a line each.
+lock_holders() {
+  for lock in /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock; do
+    inode=$(stat -c %i "$lock" 2>/dev/null) || continue
+    awk -v inode="$inode" '{ split($6, id, ":") } id[3] == inode && $5 > 0 { print $5 }' /proc/locks | while read -r pid; do
+      # Another file system may have a file of the same number.
+      ! readlink "/proc/$pid/fd/"* 2>/dev/null | grep -qxF "$lock" || echo "process $pid ($(cat "/proc/$pid/comm")), which holds $lock"
+    done
+  done
+}
 # Why packages cannot be fetched: the first error that names an address.
 fetch_error() { sed -nE 's/^(E|W|Error|Warning): Failed to fetch ([^ ]+) +(.*)$/\2: \3/p' "$1" | head -n 1; }
 # The first error of another kind: a repository that is not there, not signed or too old, or a line that apt does not understand.

@@ -2,8 +2,8 @@
 
 from tests.testbed import Host
 
-# Files that change by themselves, or tell of the past: logs, caches, backups, what systemd, dpkg and its tools note, data of services
-# that stay.
+# Files that change by themselves, or tell of the past: logs, caches, backups, what systemd, dpkg and its tools note, data of
+# services that stay.
 _VOLATILE = (
     "/etc/.pwd.lock",
     "/etc/ld.so.cache",
