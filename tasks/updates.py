@@ -23,7 +23,7 @@ files.present(
     name="Choose what is restarted after updates",
     entries=[
         Template(UPDATES_NEEDRESTART, "updates/needrestart.conf", mode="644"),
-        Template(f"{UNITS}/{UPDATES_RESTARTS}", "updates/restarts.service", mode="644"),
+        Template(f"{UNITS}/{UPDATES_RESTARTS}", "updates/restarts.service", mode="644", values=values),
     ],
 )
 files.present(
