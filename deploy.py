@@ -16,6 +16,8 @@ if settings.packages:
 local.include("tasks/users.py")
 if settings.here("firewall"):
     local.include("tasks/firewall.py")
+if settings.here("updates"):
+    local.include("tasks/updates.py")
 if settings.local_ports or settings.public_ports:
     local.include("tasks/ports.py")
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 RoleName = Literal[
-    "postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "firewall", "backup"
+    "postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "firewall", "updates", "backup"
 ]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
@@ -745,6 +745,36 @@ FIREWALL = Role(
     tables=("matrix_metal_firewall",),
 )
 
+# What apt and needrestart read. The second of apt's is read by the unattended runs only.
+UPDATES_APT = "/etc/apt/apt.conf.d/60matrix-metal"
+UPDATES_OPTIONS = "/etc/matrix-metal/updates.apt.conf"
+UPDATES_NEEDRESTART = "/etc/needrestart/conf.d/matrix-metal.conf"
+# Debian's: each has a timer of the same name. The first reads the lists of packages, the second installs.
+UPDATES_JOBS = ("apt-daily", "apt-daily-upgrade")
+# Ours, after the second of them.
+UPDATES_RESTARTS = "matrix-metal-updates.service"
+
+UPDATES = Role(
+    name="updates",
+    title="the updater",
+    purpose="installs Debian's security updates by itself, at a set hour, and restarts what still runs replaced files",
+    leave_out="you install them yourself, each within a day or two",
+    several=True,
+    packages=("needrestart", "unattended-upgrades"),
+    units=(),
+    helpers=(UPDATES_RESTARTS,),
+    files=(
+        UPDATES_APT,
+        UPDATES_OPTIONS,
+        UPDATES_NEEDRESTART,
+        *(
+            f"/etc/systemd/system/{job}.{kind}.d/matrix-metal.conf"
+            for job in UPDATES_JOBS
+            for kind in ("service", "timer")
+        ),
+    ),
+)
+
 BACKUP = Role(
     name="backup",
     title="the backup",
@@ -792,7 +822,8 @@ def any_version(text: str) -> str:
 
 
 ROLES: Mapping[str, Role] = {
-    role.name: role for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, BACKUP)
+    role.name: role
+    for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, UPDATES, BACKUP)
 }
 
 # Debian's packages that every machine needs, whatever its roles.

@@ -171,6 +171,19 @@ lk_jwt_sha256: dict[str, str] = {}
 livekit_releases = "https://github.com/livekit/livekit/releases/download"
 lk_jwt_releases = "https://github.com/element-hq/lk-jwt-service/releases/download"
 
+# --- security updates (role updates), see README ---------------------------------------------------------------------
+
+# When they are installed each day, and what still runs replaced files is restarted: "HH:MM" in UTC. After the next boot, if the
+# machine was off then; after a deploy or a backup of the database that is at work then.
+updates_time = "04:00"
+
+# Whether the machine reboots by itself after an update that needs it, such as a new kernel: True or False. If not, `status` and
+# the verification say that a reboot is due.
+updates_reboot = False
+
+# Whether Debian's other updates are installed as well, those of its point releases: True or False.
+updates_point_releases = False
+
 # --- backup (role backup), see docs/BACKUP.md ------------------------------------------------------------------------
 
 # Where backups go, encrypted: the directory of another disk, such as "/mnt/backup"; another machine, such as

@@ -25,6 +25,9 @@ rtc = [_machine]
 # Drops what arrives for other ports than those of the roles above, and SSH's.
 firewall = [_machine]
 
+# Installs Debian's security updates every night.
+updates = [_machine]
+
 # Backups. First set backup_target in group_data/prod.py: docs/BACKUP.md.
 # backup = [_machine]
 

@@ -6,14 +6,17 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from manage.look import BackupSeen, CertificateSeen, DiskSeen, ProgramSeen, Seen, UnitSeen
+from manage.look import BackupSeen, CertificateSeen, DiskSeen, ProgramSeen, Seen, UnitSeen, UpdatesSeen
 from operations.machine import MARKER
 from operations.preflight import LATER_DISK
 from operations.validity import certificate_problem
 from roles import ROLES
+from settings.updates import Choices as Updates
 
 # A unit that crashed longer ago than this is left in peace, as is an error that is older.
 CRASHES, ERRORS, AFTER_RESTART = timedelta(days=1), timedelta(minutes=15), timedelta(minutes=5)
+# Security updates are installed every day, and may have to wait for a deploy or a backup.
+UPDATES_LATE = timedelta(days=2)
 # By as much the clocks of this computer and of a machine may differ.
 CLOCKS = timedelta(minutes=10)
 DEPLOY = "deploy again"
@@ -45,6 +48,8 @@ def reasons(seen: Seen, inventory: str) -> Iterator[str]:
         if reason := certificate_reason(certificate):
             yield reason
     yield from (reason for disk in seen.disks if (reason := disk_reason(disk)))
+    if seen.updates:
+        yield from updates_reasons(seen.updates, seen.settings.section(Updates).updates_reboot)
     yield from _of_backups(seen)
     works = {unit.role for unit in seen.units if unit.works}
     if dumb := [each.name for each in seen.databases if each.size is None and "postgres" in works]:
@@ -128,6 +133,38 @@ def disk_reason(disk: DiskSeen) -> str:
     if disk.inodes_free is not None and disk.inodes_free < 5:
         return f"{disk.path} has space for few more files ({disk.inodes_free} % of its inodes are free): remove some"
     return ""
+
+
+def updates_reasons(seen: UpdatesSeen, reboots: bool) -> Iterator[str]:
+    """What is wrong with security updates. reboots: whether the machine reboots by itself when it has to."""
+    logs = "`journalctl -u apt-daily-upgrade` and /var/log/unattended-upgrades there say why"
+    if not seen.source:
+        yield (
+            "apt does not know where Debian's security updates are: add them to /etc/apt/sources.list "
+            "(https://www.debian.org/security/), then `apt-get update`"
+        )
+    if reason := _late("the lists of packages were not read", seen.lists, seen.since):
+        yield f"{reason}: `apt-get update` there says why"
+    if seen.failed:
+        yield f"the last installation of security updates failed: {logs}"
+    elif reason := _late("no security updates were looked for", seen.installed, seen.since):
+        yield f"{reason}: {logs}"
+    if seen.kept_back:
+        yield (
+            f"updates of {listed(seen.kept_back)} are not installed by themselves: `apt-get dist-upgrade` there says why, "
+            "and installs them"
+        )
+    if seen.reboot and not reboots:
+        wanted = f" for {listed(seen.reboot_for)}" if seen.reboot_for else " for a newer kernel"
+        yield f"a reboot is due{wanted}: reboot the machine when it suits"
+
+
+def _late(what: str, last: datetime | None, since: datetime | None) -> str:
+    """That something was not done for too long. last: when it was; since: from when on it should have been."""
+    known = max((each for each in (last, since) if each), default=None)
+    if known and datetime.now(UTC) - known <= UPDATES_LATE:
+        return ""
+    return f"{what} since {last:%Y-%m-%d %H:%M} UTC" if last else f"{what} so far"
 
 
 def _of_backups(seen: Seen) -> Iterator[str]:

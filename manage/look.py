@@ -21,7 +21,18 @@ from operations.machine import BACKUP_STATE, MachineState
 from operations.machine import Machine as MachineFact
 from operations.shell import Fact, quoted
 from operations.units import seconds_since_epoch, unrecovered
-from roles import ASK_POSTGRES, FEDERATION_PORT, HOUSEKEEPING_REPORT, PACKAGES, ROLES, Role, Unit, any_version
+from roles import (
+    ASK_POSTGRES,
+    FEDERATION_PORT,
+    HOUSEKEEPING_REPORT,
+    PACKAGES,
+    ROLES,
+    UPDATES_APT,
+    UPDATES_JOBS,
+    Role,
+    Unit,
+    any_version,
+)
 from settings import Settings
 from settings.synapse import Choices as Homeserver
 
@@ -178,6 +189,61 @@ class HousekeepingSeen:
 
 
 @dataclass(frozen=True)
+class UpdatesSeen:
+    """Security updates. source: whether apt knows where Debian's are. since: when their role came to the machine.
+
+    lists, installed: when the lists of packages were read, and updates were installed, without an error. failed: whether the last
+    attempt to install them was. kept_back: packages of which an update was left out. reboot: whether one is due; reboot_for: the
+    packages that want it, if they are known.
+    """
+
+    source: bool
+    since: datetime | None
+    lists: datetime | None
+    installed: datetime | None
+    failed: bool
+    kept_back: tuple[str, ...]
+    reboot: bool
+    reboot_for: tuple[str, ...]
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> "UpdatesSeen":
+        """From the answer to UPDATES_QUESTION."""
+        said = {key: value for key, _, value in (line.partition(" ") for line in lines)}
+        times = {key: _time(int(value)) for key, value in said.items() if value.isdigit()}
+        installed, begun = times.get("installed"), times.get("begun")
+        return cls(
+            source="source" in said,
+            since=times.get("since"),
+            lists=times.get("lists"),
+            installed=installed,
+            failed=begun is not None and "updating" not in said and (installed is None or installed < begun),
+            kept_back=tuple(said.get("kept_back", "").split()),
+            reboot="reboot" in said,
+            reboot_for=tuple(said.get("reboot", "").split()),
+        )
+
+
+# A job of Debian's writes the time of its last success here, and ends without an error in any case.
+_PERIODIC = "/var/lib/apt/periodic"
+# As root. needrestart knows whether there is a newer kernel than the one that runs: 2 or 3.
+UPDATES_QUESTION = f"""
+[ ! -e {UPDATES_APT} ] || stat -c 'since %Y' {UPDATES_APT}
+[ ! -e {_PERIODIC}/update-stamp ] || stat -c 'lists %Y' {_PERIODIC}/update-stamp
+[ ! -e {_PERIODIC}/upgrade-stamp ] || stat -c 'installed %Y' {_PERIODIC}/upgrade-stamp
+systemctl show --timestamp=unix -p ExecMainStartTimestamp --value {UPDATES_JOBS[1]}.service | sed -n 's/^@/begun /p'
+! systemctl is-active {UPDATES_JOBS[1]}.service | grep -qx activating || echo updating
+[ ! -s /var/lib/unattended-upgrades/kept-back ] || echo "kept_back $(cat /var/lib/unattended-upgrades/kept-back)"
+! apt-cache policy | grep -q 'l=Debian-Security' || echo source
+if [ -e /run/reboot-required ]; then
+  echo "reboot $(sort -u /run/reboot-required.pkgs 2>/dev/null | xargs)"
+else
+  needrestart -b -k 2>/dev/null | sed -n 's/^NEEDRESTART-KSTA: [23]$/reboot/p'
+fi
+"""
+
+
+@dataclass(frozen=True)
 class JournalSeen:
     """The machine's journal: its size in bytes, and when its first entry was written."""
 
@@ -207,6 +273,7 @@ class Seen:
     federation: str | None
     housekeeping: HousekeepingSeen | None = None
     journal: JournalSeen | None = None
+    updates: UpdatesSeen | None = None
 
     @property
     def state(self) -> MachineState:
@@ -286,6 +353,8 @@ def _probes(settings: Settings) -> dict[str, str]:
         "du -sB1 /var/log/journal /run/log/journal | awk '{ n += $1 } END { print n }'; "
         "journalctl -q --no-pager -o short-unix | head -n 1 | cut -d. -f1"
     )
+    if settings.here("updates"):
+        probes["updates"] = UPDATES_QUESTION
     if settings.here("synapse"):
         probes["housekeeping"] = f"[ ! -s {HOUSEKEEPING_REPORT} ] || tr -d '\\n' <{HOUSEKEEPING_REPORT}"
     if settings.here("synapse") and settings.section(Homeserver).federation:
@@ -327,6 +396,7 @@ def seen(asked: Settings, settings: Settings, lines: Sequence[str]) -> Seen:
         federation=_federation(settings, answers["federation"]) if "federation" in answers else None,
         housekeeping=_housekeeping(answers.get("housekeeping", [])),
         journal=_journal(answers["journal"]),
+        updates=UpdatesSeen.of(answers["updates"]) if "updates" in answers else None,
     )
 
 

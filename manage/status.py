@@ -15,8 +15,8 @@ from rich.text import Text
 
 from compat import Refused
 from manage import look
-from manage.judgement import backed_up, certificate_reason, disk_reason, reasons, size
-from manage.look import CertificateSeen, Seen, TableSeen
+from manage.judgement import backed_up, certificate_reason, disk_reason, listed, reasons, size
+from manage.look import CertificateSeen, Seen, TableSeen, UpdatesSeen
 from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text, printable
 from manage.outside import federation_problem
@@ -139,6 +139,7 @@ def _machine_as_plain(looked: Looked) -> dict[str, Any]:
         "disks": plain(seen.disks),
         "backup": plain(seen.backups) if backed_up(seen) else None,
         "databases": [plain(each) for each in seen.databases],
+        "updates": plain(seen.updates),
         "housekeeping": plain(seen.housekeeping),
         "journal": plain(seen.journal),
         "federation": None if seen.federation is None else {"works": not seen.federation, "problem": seen.federation},
@@ -239,6 +240,8 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
         if unit.errors:
             when, text = unit.errors[-1]
             yield "last error", Text(f"{unit.title.removeprefix('the ')}, {ago(when)} ago: {text[:LONGEST]}", "yellow")
+    if seen.updates:
+        yield "updates", _updates(seen.updates)
     yield "backup", _backup(seen)
     if seen.settings.here("synapse"):
         yield "housekeeping", _housekeeping(seen)
@@ -275,6 +278,17 @@ def _backup(seen: Seen) -> Text:
     return Text(
         ", ".join(f"{each.part} {ago(each.last_success) if each.last_success else 'never'}" for each in seen.backups)
     )
+
+
+def _updates(found: UpdatesSeen) -> Text:
+    text = Text(f"security updates {ago(found.installed)} ago" if found.installed else "no security updates yet")
+    if found.failed:
+        text.append(", the last time failed", BAD)
+    if found.kept_back:
+        text.append(f", not of {listed(found.kept_back)}", BAD)
+    if found.reboot:
+        text.append(", a reboot is due", "yellow")
+    return text
 
 
 def _housekeeping(seen: Seen) -> Text:

@@ -87,6 +87,7 @@ class MachineState:
     restoring: whether `manage.py NAME restore` has begun ("begun"), or has put the data back ("done"), and has not ended; or "".
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
+    updating: whether it is just installing security updates by itself, or restarting what they have replaced.
     came_to: the machine's port by which the run came; 0 without one. signing_key: "gone" or "another", if Synapse's is not
         the one that earlier runs saw. counted: the number of Synapse's newest event and the day when it was last counted, such as
         "5120 2027-01-31", or "".
@@ -129,6 +130,7 @@ class MachineState:
     came_to: int = 0
     signing_key: str = ""
     counted: str = ""
+    updating: bool = False
 
 
 class Machine(Fact[MachineState]):
@@ -225,6 +227,7 @@ class Machine(Fact[MachineState]):
             came_to=int(came_to),
             signing_key=values.get("signing_key", ""),
             counted=values.get("counted", "").strip(),
+            updating=values.get("updating") == "yes",
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             other_run=values.get("other_run", ""),

@@ -2,8 +2,9 @@
 
 from collections.abc import Generator, Sequence
 
+import click
 from pyinfra.api import StringCommand
-from pyinfra.context import host
+from pyinfra.context import host, state
 
 from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
@@ -23,6 +24,29 @@ class Installed(Fact[set[str]]):
         return {line.split()[1] for line in lines if line.startswith("installed ")}
 
 
+class LockHolders(Fact[list[str]]):
+    """Which processes of other package managers hold a lock just now."""
+
+    functions = "apt"
+
+    def question(self) -> str:
+        return "lock_holders"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def answer(self, lines: list[str]) -> list[str]:
+        return lines
+
+
+def say_who_is_waited_for() -> None:
+    """Before a command of apt's, which waits for them: pyinfra does not show what it prints meanwhile. For operations."""
+    if state.is_executing:
+        for other in ask(LockHolders):
+            click.echo(f"--> {host.name}: waiting for {other}", err=True)
+
+
 @operation()
 def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[StringCommand, None, None]:
     """Debian packages are installed, without their recommendations, in one transaction. Which ones is recorded on the machine.
@@ -37,6 +61,7 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
     if not missing:
         host.noop("every package is installed")
         return
+    say_who_is_waited_for()
     yield script(
         *(shell_file("proxy"), "use_proxy", shell_file("apt")),
         f"masked={quoted(' '.join(masked))}",

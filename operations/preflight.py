@@ -1,9 +1,11 @@
 """Whether a machine can be deployed to. Everything here is checked before any machine is touched."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 
 import click
+import gevent
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
@@ -19,7 +21,7 @@ from operations.refusal import Refused
 from operations.virtualenvs import Virtualenv
 from releases import Release, ReleaseError, store
 from roles import PEOPLE
-from settings import SettingError, Settings, chosen_for, settings_of
+from settings import SettingError, Settings, chosen_for, settings_anew, settings_of
 from settings.addresses import public_addresses
 from settings.caddy import given_files
 from settings.coturn import Choices as Relay
@@ -31,6 +33,8 @@ from vault import VaultError
 
 # A first deploy needs space for packages, virtualenvs and data; a later one for one more virtualenv.
 FIRST_DISK, LATER_DISK, MEMORY = 3072, 512, 900  # MiB
+# Seconds that a run waits for security updates.
+UPDATES_PATIENCE = 60 * 60
 
 
 def check_choices(machines: Inventory) -> None:
@@ -60,7 +64,7 @@ def checked_settings(host: Host) -> Settings:
     if not installed():
         raise Refused("config.py was not read: run pyinfra in the directory where it lies, and without --config")
     try:
-        settings = settings_of(host)
+        settings = _after_updates(host, settings_of(host))
         mistakes = list(_unsuitable(settings.machine))
         if not mistakes and settings.machine.other_run and executes():
             # What that run has half done would be reported as mistakes of this one.
@@ -121,6 +125,27 @@ def checked_settings(host: Host) -> Settings:
     for line in settings.unreachable:
         add_final_line(f"{host.name}: {line}")
     return settings
+
+
+def _after_updates(host: Host, settings: Settings) -> Settings:
+    """The settings once the machine does not install security updates any more, and restarts nothing for them. Raises Refused."""
+    if not settings.machine.updating or settings.machine.other_run or not executes():
+        return settings
+    click.echo(
+        f"--> {host.name} is installing security updates (apt-daily-upgrade.service): waiting until they are installed",
+        err=True,
+    )
+    end = time.monotonic() + UPDATES_PATIENCE
+    while time.monotonic() < end:
+        gevent.sleep(2)
+        now = settings_anew(host)
+        # Without an answer it is an empty state, for which there is a message.
+        if not now.machine.updating or now.machine.other_run:
+            return now
+    raise Refused(
+        f"{host.name} has been installing security updates for an hour: `systemctl status apt-daily-upgrade "
+        "matrix-metal-updates` there says what it does; nothing was touched"
+    )
 
 
 def _say_what_is_not_backed_up(host: Host, settings: Settings) -> None:

@@ -12,6 +12,7 @@ from pyinfra.api import StringCommand
 
 from operations.databases import COPIES, Existing, database_functions
 from operations.look import ask, operation
+from operations.packages import say_who_is_waited_for
 from operations.shell import Fact, quoted, script, shell_file
 
 
@@ -192,6 +193,7 @@ def files_removed(removal: Removal) -> Generator[StringCommand, None, None]:
 def packages_purged(removal: Removal) -> Generator[StringCommand, None, None]:
     """Debian's packages that only it needed are gone, with their settings. Those that the administrator installed stay."""
     if ask(Unneeded, removal=removal):
+        say_who_is_waited_for()
         yield script(_shell(), f"purge {quoted(*removal.packages)}")
 
 

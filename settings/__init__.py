@@ -30,7 +30,17 @@ from settings.deployment import (
 from settings.postgres import port_on
 from settings.rules import misspelt_roles, mistakes
 
-__all__ = ["Choices", "Neighbour", "SettingError", "Settings", "choices_from", "chosen_for", "mistakes", "settings_of"]
+__all__ = [
+    "Choices",
+    "Neighbour",
+    "SettingError",
+    "Settings",
+    "choices_from",
+    "chosen_for",
+    "mistakes",
+    "settings_anew",
+    "settings_of",
+]
 
 _settings: dict[str, Settings] = {}
 _machines: dict[str, MachineState] = {}
@@ -93,6 +103,13 @@ def settings_of(host: Host) -> Settings:
         neighbours = {other.name: _neighbour_of(host, other) for other in inventory if other is not host}
         _settings[host.name] = chosen_for(host, _machine_of(host), neighbours)
     return _settings[host.name]
+
+
+def settings_anew(host: Host) -> Settings:
+    """The same, with the state that the machine has now."""
+    for known in (_settings, _machines):
+        known.pop(host.name, None)
+    return settings_of(host)
 
 
 def _neighbour_of(host: Host, other: Host) -> Neighbour:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from operations.machine import BACKUP_HOME, BACKUP_STATE, KEY_NOTE, MARKER, REHEARSAL_NOTE, RESTORE_HOME
 from roles import BACKUP, ROLES, Timer
 from settings.deployment import Mail, SettingError, Settings, View
-from settings.fields import Chosen, Explained, Host, Size, size_in_bytes
+from settings.fields import A_TIME, Chosen, Explained, Host, Size, TimeOfDay, size_in_bytes
 from settings.postgres import Postgres
 from vault import Secret, pem
 
@@ -93,9 +93,7 @@ class Choices(Chosen):
     backup_s3_region: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$")] = Field(
         description='the name of a region, such as "eu-central-1"'
     )
-    backup_time: Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] = Field(
-        description='a time of day in UTC, such as "03:30"'
-    )
+    backup_time: TimeOfDay = Field(description=A_TIME.format(example="03:30"))
     backup_keep_days: int = Field(description="a number of days from 1 to 3650", ge=1, le=3650)
     backup_wal_limit: Size = Field(description='a size such as "1G"')
 

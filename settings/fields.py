@@ -111,6 +111,7 @@ IPv6 = Annotated[str, AfterValidator(_ipv6)]
 UserName = Annotated[str, AfterValidator(_printable)]
 MailAddress = Annotated[str, AfterValidator(_mail_address)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[KMG]$")]
+TimeOfDay = Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 Days = Annotated[int, Field(ge=1, le=3650)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a file of a release page, by the machine's architecture.
@@ -120,6 +121,7 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\s\"'`{}%$;\\]+$")
 
 # What is allowed, as it is worded in error messages.
 A_DOMAIN = "a domain name in lower-case letters, such as {example}"
+A_TIME = 'a time of day in UTC, such as "{example}"'
 A_NUMBER_OF_DAYS = "None or a number of days from 1 to 3650"
 SHA256S = '{} or 64 hexadecimal digits per architecture, such as {"amd64": "..."}'
 

@@ -11,17 +11,29 @@ record_packages() {
 apt() {
   errors=$1
   shift
-  end=$(( $(date +%s) + 300 ))
+  begin=$(date +%s)
   until apt-get "$@" 2>"$errors"; do
     # Without a process if it has just ended, or is in a container that shares the directory.
     other=$(sed -nE 's/.*Could not get lock ([^ ]*)\. It is held by process (.*)$/process \2, which holds \1/p
       s/.*Could not get lock ([^ ]*) - open \(11: .*/a process that holds \1/p' "$errors")
-    if [ -z "$other" ] || [ "$(date +%s)" -ge "$end" ]; then
-      [ -z "$other" ] || echo "another package manager has been at work for five minutes: $other" >&2
+    # Security updates may take long, and end by themselves.
+    case $other in *unattended-upgr*) minutes=60 ;; *) minutes=5 ;; esac
+    if [ -z "$other" ] || [ "$(date +%s)" -ge "$(( begin + minutes * 60 ))" ]; then
+      [ -z "$other" ] || echo "another package manager has been at work for $minutes minutes: $other" >&2
       return 1
     fi
     echo "waiting for $other"
     sleep 1
+  done
+}
+# Who holds a lock of another package manager's just now: a process, and which lock, a line each.
+lock_holders() {
+  for lock in /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock; do
+    inode=$(stat -c %i "$lock" 2>/dev/null) || continue
+    awk -v inode="$inode" '{ split($6, id, ":") } id[3] == inode && $5 > 0 { print $5 }' /proc/locks | while read -r pid; do
+      # Another file system may have a file of the same number.
+      ! readlink "/proc/$pid/fd/"* 2>/dev/null | grep -qxF "$lock" || echo "process $pid ($(cat "/proc/$pid/comm")), which holds $lock"
+    done
   done
 }
 # Why packages cannot be fetched: the first error that names an address.

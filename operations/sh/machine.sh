@@ -38,6 +38,8 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
   done
   cd /run/matrix-metal && [ -s run ] && echo "last_run $(stat -c %.9Y run)" &&
   { flock -n -s run true || echo "other_run $(cat run)"; }' 2>/dev/null &
+# An activating job is at work: both end.
+! systemctl is-active apt-daily-upgrade.service matrix-metal-updates.service 2>/dev/null | grep -qx activating || echo "updating yes" &
 echo "user $(id -un)"
 $sudo true 2>/dev/null && echo "root yes"
 ( . /etc/os-release; echo "distribution $ID"; echo "release ${VERSION_ID:-unknown}" )

@@ -67,6 +67,10 @@ purge() {
     echo "apt would remove $more as well: nothing was removed of $*" >&2
     return 1
   fi
+  # Some are not stopped by their package: unattended-upgrades.
+  dpkg -L "$@" | sed -n 's,^.*/systemd/system/\([^/@]*\.service\)$,\1,p' | sort -u | while read -r unit; do
+    ! systemctl is-active --quiet "$unit" || systemctl stop "$unit"
+  done
   export DEBIAN_FRONTEND=noninteractive
   messages=$(mktemp)
   if ! apt "$messages" purge -q -y -o DPkg::Lock::Timeout=300 "$@"; then

@@ -2,16 +2,18 @@
 
 from tests.testbed import Host
 
-# Files that change by themselves, or tell of the past: logs, caches, backups, what systemd and dpkg note, data of services that
-# stay.
+# Files that change by themselves, or tell of the past: logs, caches, backups, what systemd, dpkg and its tools note, data of
+# services that stay.
 _VOLATILE = (
     "/etc/.pwd.lock",
     "/etc/ld.so.cache",
     "/run/adduser",
     "/run/log",
     "/run/matrix-metal",
+    "/run/needrestart",
     "/run/systemd",
     "/run/udev",
+    "/run/unattended-upgrades.lock",
     "/run/user",
     "/var/backups",
     "/var/cache",
@@ -22,6 +24,7 @@ _VOLATILE = (
     "/var/lib/matrix-synapse",
     "/var/lib/postgresql",
     "/var/lib/systemd",
+    "/var/lib/ucf",
     "/var/log",
     "/var/tmp",  # noqa: S108
 )

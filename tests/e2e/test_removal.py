@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -63,6 +64,10 @@ def machine(
     host.run(f"mkdir {TARGET}")
     with (directory / "group_data" / f"{deployment.name}.py").open("a") as group_data:
         group_data.write(f"backup_target = {TARGET!r}\n")
+        # Not during this test.
+        group_data.write(f"updates_time = '{datetime.now(UTC) + timedelta(hours=12):%H:%M}'\n")
+    # As on any Debian but those of the testbed.
+    host.run("systemctl enable apt-daily.timer apt-daily-upgrade.timer")
     machine = Machine(host, deployment, {})
     roles = [*STAYING]
     for role in REMOVABLE if host.release == "trixie" else REMOVABLE[:1]:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from manage import look, status
-from manage.judgement import reasons, size
+from manage.judgement import reasons, size, updates_reasons
 from manage.look import BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, DiskSeen, Seen, UnitSeen
 from manage.output import plain, print_text
 from manage.outside import federation_problem, keys_problem
@@ -257,6 +257,41 @@ def test_a_backup_is_judged_if_the_inventory_has_the_role(
     assert (words in found[0]) if words else found == []
 
 
+UPDATED = look.UpdatesSeen(True, NOW - 9 * DAY, NOW - HOUR, NOW - HOUR, False, (), False, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        # As after the first deploy.
+        ({"since": NOW - HOUR, "lists": None, "installed": None}, ""),
+        ({"lists": None}, "the lists of packages were not read so far: `apt-get update`"),
+        ({"installed": NOW - 3 * DAY}, "no security updates were looked for since "),
+        ({"failed": True, "installed": NOW - 3 * DAY}, "the last installation of security updates failed: "),
+        ({"source": False}, "apt does not know where Debian's security updates are"),
+        ({"kept_back": ("caddy", "coturn")}, "updates of caddy and coturn are not installed by themselves"),
+        ({"reboot": True}, "a reboot is due for a newer kernel: "),
+        ({"reboot": True, "reboot_for": ("linux-image-amd64",)}, "a reboot is due for linux-image-amd64: "),
+    ],
+)
+def test_security_updates_are_judged(changes: dict[str, Any], words: str) -> None:
+    found = list(updates_reasons(replace(UPDATED, **changes), reboots=False))
+    assert len(found) == bool(words) and (not words or found[0].startswith(words)), found
+
+
+def test_a_reboot_that_the_machine_makes_by_itself_is_not_due() -> None:
+    assert list(updates_reasons(replace(UPDATED, reboot=True), reboots=True)) == []
+
+
+def test_updates_that_do_not_end_well_are_noticed() -> None:
+    """Debian's job succeeds in any case; it only notes the time if it did."""
+    assert look.UpdatesSeen.of(["begun 1700000050", "installed 1700000000"]).failed
+    assert look.UpdatesSeen.of(["begun 1700000050"]).failed
+    assert not look.UpdatesSeen.of(["begun 1700000050", "installed 1700000000", "updating"]).failed
+    assert not look.UpdatesSeen.of(["installed 1700000000"]).failed
+
+
 # --- the look -------------------------------------------------------------------------------------
 
 
@@ -297,6 +332,10 @@ def test_answers_are_understood(chosen: Settings) -> None:
         "database synapse": ["size 1000", "accounts 3"],
         "housekeeping": [json.dumps(COUNTED)],
         "journal": ["4096", "1700000000"],
+        "updates": [
+            *("since 1699990000", "lists 1700000000", "installed 1700000100", "begun 1700000050", "source"),
+            *("kept_back caddy coturn", "reboot linux-image-amd64"),
+        ],
         "federation": ['keys {"server_name": "y.test", "verify_keys": {"a": 1}}'],
     }
     lines = [f"{number}:{line}" for number, name in enumerate(look._probes(chosen)) for line in answers.get(name, [])]
@@ -323,6 +362,9 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert databases["synapse"].figures["rooms"] is None and databases["mas"].size is None
     assert seen.federation == "the keys of y.test are published"
     assert seen.failed == ("nginx.service",)
+    assert seen.updates and seen.updates.source and not seen.updates.failed
+    assert seen.updates.installed == datetime.fromtimestamp(1700000100, UTC)
+    assert (seen.updates.kept_back, seen.updates.reboot_for) == (("caddy", "coturn"), ("linux-image-amd64",))
     assert seen.housekeeping and seen.housekeeping.at == datetime(2026, 11, 26, 4, 40, tzinfo=UTC)
     assert seen.housekeeping.last == {"rooms": 0, "devices": 1}
     assert seen.housekeeping.month == {"remote_media_files": 2, "remote_media_bytes": 5000, "rooms": 1, "devices": 1}
