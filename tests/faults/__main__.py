@@ -256,7 +256,7 @@ def deploys(release: str, results: list[Result]) -> None:
             host.run("apt-get update -qq; apt-get install -qq -y nftables", timeout=300)
             host.run("nft -f -", stdin=blocked("tcp dport { 80, 443 } reject"))
             away = deployment.run("-y", check=False)
-            said = away.refusal.splitlines()[-1][:160] if away.refusal else ""
+            said = away.refusal.splitlines()[-1].partition(": http")[0] if away.refusal else ""
             host.run("nft delete table inet faults")
             results.append(
                 Result(
