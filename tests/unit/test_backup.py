@@ -173,6 +173,17 @@ def test_a_wrong_key_is_named(restore: ModuleType) -> None:
     assert "is not the key that this backup was made with" in restore.why_restic(12, wrong)
 
 
+def test_a_wrong_key_is_named_though_the_answer_has_line_breaks(
+    restore: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pgBackRest of Debian 12 says it."""
+    message = "[CryptoError] unable to load info file '/x/archive.info' or '/x/archive.info.copy':\nHINT: is or was the repo encrypted?"
+    answer = f'[{{"status": {{"code": 99, "message": "other"}}, "repo": [{{"status": {{"code": 99, "message": "{message}"}}}}]}}]'
+    monkeypatch.setitem(restore.info.__globals__, "pgbackrest", lambda *_: answer)
+    with pytest.raises(Exception, match="other.*CryptoError.*: HINT: .*is backup_encryption_key in the vault the one"):
+        restore.info(None)
+
+
 def test_a_damaged_repository_is_named(restore: ModuleType) -> None:
     output = "P00  ERROR: [095]: raised from local-2 protocol: unable to flush\n     [CryptoError] on 2 retries: unable to flush"
     assert "(is backup_encryption_key in the vault" in restore.why_pgbackrest(output)
