@@ -152,11 +152,14 @@ def as_postgres(command: list[str]) -> list[str]:
 
 def info(plan: Plan) -> dict[str, Any]:
     """What pgBackRest knows about its backups."""
-    # There are line breaks in its messages, which JSON does not allow.
+    # With another key there are control characters in its messages, which JSON does not allow: what it has decrypted.
     found = json.loads(pgbackrest(plan, "--output=json", "info"), strict=False)
     if not found or found[0]["status"]["code"] not in (0, 2):
         status = [found[0]["status"], *(each["status"] for each in found[0].get("repo", ()))] if found else []
-        why = "; ".join(" ".join(str(each["message"]).split()) for each in status) or "nothing is there"
+        messages = [
+            re.sub(r"(?s)(key/value found outside of section).*", r"\1", str(each["message"])) for each in status
+        ]
+        why = "; ".join(" ".join(message.split()) for message in messages) or "nothing is there"
         other = OTHER_KEY if re.search("CryptoError|key/value found|is or was the repo encrypted", why) else ""
         raise Problem(f"the target shows no backup of a database: {why[:300]}{other}")
     return dict(found[0])
