@@ -15,6 +15,8 @@ begin() {
   packages >"$note.new/packages"
   accounts passwd >"$note.new/passwd"
   accounts group >"$note.new/group"
+  # A package that is purged takes more than its own: that of the locales removes /etc/default/locale.
+  cp -a /etc "$note.new/etc"
   mv "$note.new" "$note"
 }
 
@@ -40,6 +42,13 @@ end() {
   for name in $(accounts group | comm -13 "$note/group" -); do groupdel "$name" 2>/dev/null || true; done
   # shellcheck disable=SC2086
   rm -rf $paths
+  if [ -e "$note/etc" ]; then
+    tar -C "$note/etc" -cf - . | tar -C /etc --skip-old-files -xpf -
+    # Directories that are new, and empty by now.
+    find /etc -depth -mindepth 1 -type d -printf '%P\n' | while read -r path; do
+      [ -e "$note/etc/$path" ] || rmdir --ignore-fail-on-non-empty "/etc/$path"
+    done
+  fi
   systemctl daemon-reload
   rm -rf "$note"
 }

@@ -108,6 +108,9 @@ def pgbackrest_command(plan: Plan, *words: str) -> list[str]:
     return as_postgres(["pgbackrest", f"--config={plan.home}/pgbackrest.conf", "--stanza=main", *words])
 
 
+OTHER_KEY = " (is backup_encryption_key in the vault the one that the backup was made with?)"
+
+
 def pgbackrest(plan: Plan, *words: str, timeout: float | None = None) -> str:
     command = pgbackrest_command(plan, *words)
     try:
@@ -137,7 +140,7 @@ def why_pgbackrest(output: str, key_is_right: bool = False) -> str:
     elif re.search(
         r"^\[(025|029|095)\].*(key/value found|cipher|decrypt|checksum|unable to load info)|unable to flush", first
     ):
-        first += " (is backup_encryption_key in the vault the one that the backup was made with?)"
+        first += OTHER_KEY
     if first.startswith("[028]") or first.startswith("[051]"):
         first += " (it is the backup of another database: restore it, or choose another path)"
     return f"pgBackRest: {first}"
@@ -149,11 +152,16 @@ def as_postgres(command: list[str]) -> list[str]:
 
 def info(plan: Plan) -> dict[str, Any]:
     """What pgBackRest knows about its backups."""
-    found = json.loads(pgbackrest(plan, "--output=json", "info"))
+    # With another key there are control characters in its messages, which JSON does not allow: what it has decrypted.
+    found = json.loads(pgbackrest(plan, "--output=json", "info"), strict=False)
     if not found or found[0]["status"]["code"] not in (0, 2):
         status = [found[0]["status"], *(each["status"] for each in found[0].get("repo", ()))] if found else []
-        why = "; ".join(str(each["message"]) for each in status) or "nothing is there"
-        raise Problem(f"the target shows no backup of a database: {why[:300]}")
+        messages = [
+            re.sub(r"(?s)(key/value found outside of section).*", r"\1", str(each["message"])) for each in status
+        ]
+        why = "; ".join(" ".join(message.split()) for message in messages) or "nothing is there"
+        other = OTHER_KEY if re.search("CryptoError|key/value found|is or was the repo encrypted", why) else ""
+        raise Problem(f"the target shows no backup of a database: {why[:300]}{other}")
     return dict(found[0])
 
 

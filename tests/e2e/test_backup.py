@@ -548,7 +548,8 @@ WATCH = "systemd-run -q --unit=watch sh -c 'while sleep 0.5; do ss -Hlntu; done 
 LISTENING = "sort -u /var/tmp/watched | awk '{ print $1, $5 }'"
 TRACES = (
     "ls -d /etc/matrix-* /var/lib/matrix-* /var/lib/postgresql /etc/postgresql /usr/local/lib/matrix-metal 2>/dev/null; "
-    "cat /etc/passwd /etc/group; dpkg-query --show"
+    "cat /etc/passwd /etc/group; dpkg-query --show; "
+    "find /etc /usr/local /opt | sort"
 )
 
 

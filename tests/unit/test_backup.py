@@ -174,6 +174,18 @@ def test_a_wrong_key_is_named(restore: ModuleType) -> None:
     assert "is not the key that this backup was made with" in restore.why_restic(12, wrong)
 
 
+def test_a_wrong_key_is_named_though_the_answer_has_what_was_decrypted(
+    restore: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = (
+        "[FormatError] unable to load info file '/x/backup.info':\\nkey/value found outside of section at line 1: \x01M"
+    )
+    answer = f'[{{"repo": [{{"status": {{"code": 99, "message": "{message}"}}}}], "status": {{"code": 99, "message": "other"}}}}]'
+    monkeypatch.setitem(restore.info.__globals__, "pgbackrest", lambda *_: answer)
+    with pytest.raises(Exception, match=r"outside of section \(is backup_encryption_key in the vault the one"):
+        restore.info(None)
+
+
 def test_a_damaged_repository_is_named(restore: ModuleType) -> None:
     output = "P00  ERROR: [095]: raised from local-2 protocol: unable to flush\n     [CryptoError] on 2 retries: unable to flush"
     assert "(is backup_encryption_key in the vault" in restore.why_pgbackrest(output)
