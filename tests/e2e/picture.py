@@ -20,6 +20,7 @@ _VOLATILE = (
     "/var/lib/apt/lists",
     "/var/lib/caddy/.local/share/caddy/locks",
     "/var/lib/dpkg",
+    "/var/lib/matrix-metal-housekeeping",
     "/var/lib/matrix-metal/last_deploy.json",
     "/var/lib/matrix-synapse",
     "/var/lib/postgresql",
