@@ -59,8 +59,8 @@ class Locks:
         locks = {host: answer for host, answer in answers.items() if isinstance(answer, Lock)}
         if lines := [line for host, lock in locks.items() if (line := _why_not(host, lock))]:
             raise Refused("\n".join(lines))
-        if lines := [f"{host.name}: {line}" for host in hosts for line in wrong_database(host)]:
-            raise Refused("\n".join([*lines, "nothing was touched"]))
+        if lines := [f"{host.name}: {line}; nothing was touched" for host in hosts for line in wrong_database(host)]:
+            raise Refused("\n".join(lines))
         self._held = {host: lock.program for host, lock in locks.items() if lock.program}
         for program in self._held.values():
             threading.Thread(target=_keep, args=(program,), daemon=True).start()
