@@ -410,7 +410,7 @@ def test_another_or_an_older_database_is_refused(deployed: Deployed) -> None:
     psql = "cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1"
     host.run(f"systemctl start {HOUSEKEEPING.service}; cp -a {HOUSEKEEPING_REPORT} /root/kept")
     other = "CREATE TABLE users AS SELECT '@a:other.test' AS name"
-    made = 'OWNER "matrix-synapse" TEMPLATE template0 ENCODING UTF8 LOCALE C'
+    made = 'OWNER "matrix-synapse" TEMPLATE template0 ENCODING UTF8 LOCALE "C"'
     try:
         host.run(f"sed -i -E 's/(\"newest\": )[0-9]+/\\1999999999/' {HOUSEKEEPING_REPORT}")
         refused = deployed.deployment.run("-y", check=False)
