@@ -4,9 +4,9 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from cryptography import x509
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from manage import look, status
+from manage import judgement, look, status
 from manage.judgement import reasons, size, updates_reasons
 from manage.look import BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, DiskSeen, Seen, UnitSeen
 from manage.output import plain, print_text
@@ -41,8 +41,6 @@ STATE = MachineState(
     deployment={"server_name": "x.test", "vault": "0123456789abcdef"},
 )
 NOW = datetime.now(UTC)
-# The tests may run long after they were collected.
-LATER = NOW + timedelta(hours=12)
 GIB = 1 << 30
 # What templates/synapse/synapse-housekeeping writes.
 COUNTED = {
@@ -62,6 +60,20 @@ COUNTED = {
     ],
     "base": {},
 }
+
+
+class Clock(datetime):
+    """A clock that stands: unit tests run an hour or two after this file was read, and "5 hours ago" has to stay true."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls.fromtimestamp(NOW.timestamp(), tz)
+
+
+@pytest.fixture(autouse=True)
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (status, judgement):
+        monkeypatch.setattr(module, "datetime", Clock)
 
 
 @pytest.fixture
@@ -155,7 +167,7 @@ WRONG: list[tuple[Change, str]] = [
         unit("livekit", restarts=3, since=NOW - timedelta(hours=1)),
         "livekit.service has crashed and was restarted 3 times",
     ),
-    (unit("sydent", errors=((LATER, " - ERROR - "),)), "sydent.service has logged 1 error in the last 15 minutes"),
+    (unit("sydent", errors=((NOW, " - ERROR - "),)), "sydent.service has logged 1 error in the last 15 minutes"),
     (lambda seen: replace(seen, failed=("nginx.service",)), "nginx.service failed: `systemctl status nginx.service`"),
     (
         lambda seen: replace(seen, packages=(replace(seen.packages[0], version=""), *seen.packages[1:])),
