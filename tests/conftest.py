@@ -98,6 +98,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The file that takes longest for itself comes first, so that it is not what one process still does when the others are done.
     """
     items.sort(key=lambda item: item.path.name != "test_ways.py")
+    for item in items:
+        if item.nodeid.startswith(OWN_HOSTS):
+            assert "fleet" not in getattr(item, "fixturenames", ()), f"{item.nodeid} uses the complete deployment"
     if role := config.getoption("--role"):
         chosen = [
             item
@@ -108,19 +111,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
-# Files with tests that take the complete deployments of both releases.
+# Files with tests that take the complete deployments of both releases: with those of Debian 13, so that one more is made, not two.
 BOTH = ("test_federation.py", "test_housekeeping.py")
+# Files whose tests all have a host of their own for each release: another process may take them than the complete deployment's.
+OWN_HOSTS = tuple(
+    f"tests/e2e/test_{name}.py"
+    for name in ("firewall", "mas", "packages", "releases", "removal", "surroundings", "updates")
+)
 
 
 class SharedHostScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """With `pytest -n 2`, tests that share a host run in the same process, and in order."""
+    """With `pytest -n NUMBER`, tests that share a host run in the same process, and in order."""
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/unit/"):
             return nodeid
         release = re.search(r"[\[-](debian\d+)\b", nodeid)
         file = nodeid.partition("::")[0]
-        return release[1] if release else "both" if file.endswith(BOTH) else file
+        if release:
+            return f"{file} {release[1]}" if file in OWN_HOSTS else release[1]
+        return "debian13" if file.endswith(BOTH) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedHostScheduling:

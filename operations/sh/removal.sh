@@ -36,6 +36,9 @@ left() {
   done
 }
 
+# For apt where only installed packages matter: without the lists of all others it takes a twentieth of the time.
+INSTALLED='-o Dir::State::lists=/nonexistent -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache='
+
 # unneeded PACKAGE...: those of these packages that deploys have installed, and all that came with them, unless something else
 # needs it: what apt would remove if they were not wanted any more, and would not if they were.
 unneeded() {
@@ -45,10 +48,11 @@ unneeded() {
   done)
   [ -z "$ours" ] || for mark in manual auto; do
     cp /var/lib/apt/extended_states "$marks/states" 2>/dev/null || : >"$marks/states"
-    # shellcheck disable=SC2086 # a word for each package
-    apt-mark -o Dir::State::extended_states="$marks/states" "$mark" $ours >/dev/null
+    # shellcheck disable=SC2086 # a word for each package and option
+    apt-mark $INSTALLED -o Dir::State::extended_states="$marks/states" "$mark" $ours >/dev/null
     # A package that is only suggested is not needed.
-    apt-get -s -o Dir::State::extended_states="$marks/states" -o APT::AutoRemove::SuggestsImportant=false autoremove |
+    # shellcheck disable=SC2086
+    apt-get -s $INSTALLED -o Dir::State::extended_states="$marks/states" -o APT::AutoRemove::SuggestsImportant=false autoremove |
       sed -nE 's/^(Remv|Purg) ([^ ]+) .*/\2/p' | LC_ALL=C sort >"$marks/$mark"
   done
   [ -z "$ours" ] || LC_ALL=C comm -13 "$marks/manual" "$marks/auto"
@@ -60,7 +64,8 @@ purge() {
   # shellcheck disable=SC2046 # a word for each package
   set -- $(unneeded "$@")
   [ $# != 0 ] || return 0
-  more=$(apt-get -s purge "$@" | sed -nE 's/^(Remv|Purg) ([^ ]+) .*/\2/p' | LC_ALL=C sort | while read -r package; do
+  # shellcheck disable=SC2086
+  more=$(apt-get -s $INSTALLED purge "$@" | sed -nE 's/^(Remv|Purg) ([^ ]+) .*/\2/p' | LC_ALL=C sort | while read -r package; do
     case " $* " in *" $package "*) ;; *) echo "$package" ;; esac
   done | xargs)
   if [ "$more" ]; then
@@ -73,7 +78,8 @@ purge() {
   done
   export DEBIAN_FRONTEND=noninteractive
   messages=$(mktemp)
-  if ! apt "$messages" purge -q -y -o DPkg::Lock::Timeout=300 "$@"; then
+  # shellcheck disable=SC2086
+  if ! apt "$messages" purge $INSTALLED -q -y -o DPkg::Lock::Timeout=300 "$@"; then
     cat "$messages" >&2
     rm -f -- "$messages"
     return 1

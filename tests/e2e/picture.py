@@ -53,7 +53,7 @@ systemctl list-units --all --no-legend --plain --type service,path,timer,socket 
 systemctl list-units --failed --no-legend --plain | awk '{ print "failed", $1 }'
 ss -Hlntup | sed -E 's/^([a-z]+) .* ([^ ]+:[0-9]+) +[^ ]+ +users:\(\("([^"]*)".*/listener \1 \2 \3/'
 dpkg-query --show --showformat 'package ${Package} ${Version} ${db:Status-Abbrev}\n'
-apt-mark showmanual | sed 's/^/manual /'
+apt-mark -o Dir::State::lists=/nonexistent -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= showmanual | sed 's/^/manual /'
 cd / && ! command -v psql >/dev/null || runuser -u postgres -- psql -XAtqc "
   SELECT 'database', datname, pg_get_userbyid(datdba), datacl FROM pg_database UNION ALL
   SELECT 'role', rolname, '', NULL FROM pg_roles"
