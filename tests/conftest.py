@@ -111,7 +111,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
-# Files with tests that take the complete deployments of both releases: with those of Debian 13, so that one more is made, not two.
+# Files with tests that take the complete deployments of both releases. They run where that of Debian 13 is made already.
 BOTH = ("test_federation.py", "test_housekeeping.py")
 # Files whose tests all have a host of their own for each release: another process may take them than the complete deployment's.
 OWN_HOSTS = tuple(
