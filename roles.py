@@ -748,7 +748,7 @@ FIREWALL = Role(
 # What packet filter the bans are in; where Debian's own fail2ban is kept from starting.
 BANS_TABLE = "matrix_metal_bans"
 BANS_HOME, BANS_STATE, BANS_RUN = "/etc/matrix-metal/bans", "/var/lib/matrix-bans", "/run/matrix-bans"
-BANS_DATABASE = f"{BANS_STATE}/bans.sqlite3"
+BANS_DATABASE, BANS_JAIL = f"{BANS_STATE}/bans.sqlite3", "log-ins"
 BANS_DEBIANS_OWN = "/etc/systemd/system/fail2ban.service.d/matrix-metal.conf"
 
 BANS = Role(

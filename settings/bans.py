@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field
 
 from operations.users import Account
-from roles import BANS_DATABASE, BANS_HOME, BANS_RUN, BANS_TABLE, Role, Unit
+from roles import BANS_DATABASE, BANS_HOME, BANS_JAIL, BANS_RUN, BANS_TABLE, Role, Unit
 from settings.deployment import Settings, View
 from settings.fields import Chosen
 
@@ -53,6 +53,7 @@ class Bans(View):
     run: str = BANS_RUN
     database: str = BANS_DATABASE
     table: str = BANS_TABLE
+    jail: str = BANS_JAIL
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
