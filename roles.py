@@ -11,7 +11,18 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 RoleName = Literal[
-    "postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "firewall", "bans", "updates", "backup"
+    "postgres",
+    "caddy",
+    "synapse",
+    "mas",
+    "sydent",
+    "sliding_sync",
+    "coturn",
+    "rtc",
+    "firewall",
+    "bans",
+    "updates",
+    "backup",
 ]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
@@ -776,7 +787,7 @@ BANS = Role(
     ),
     state=(BANS_STATE,),
     # Who was banned elsewhere, or long ago, need not be any more.
-    not_backed_up=(BANS_STATE,),
+    not_backed_up=(BANS_DATABASE,),
     files=("/etc/systemd/system/nftables.service.d/matrix-bans.conf", BANS_DEBIANS_OWN),
     tables=(BANS_TABLE,),
 )

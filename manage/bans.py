@@ -24,12 +24,11 @@ class Address(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
         try:
-            found = ipaddress.ip_network(banned_as(value.removesuffix("/64") if ":" in value else value))
+            # As `bans list` shows it.
+            found = ipaddress.ip_address(value.removesuffix("/64") if ":" in value else value)
         except ValueError:
             self.fail(f"{value!r} is no address such as 192.0.2.7 or 2001:db8::7", param, context)
-        if found.num_addresses > 1 and found.version == 4:
-            self.fail(f"{value} is a network, and bans are of single addresses: `bans list` shows them", param, context)
-        return str(found) if found.version == 6 else str(found.network_address)
+        return banned_as(str(found)).removesuffix("/32")
 
 
 @contextmanager
@@ -39,7 +38,9 @@ def _banned(deployment: Deployment) -> Iterator[tuple[tuple[BanSeen, ...], Machi
     try:
         runs = machine.run(f"systemctl is-active {UNIT.name} || true")
         if runs != ["active"]:
-            raise Refused(f"{machine.name}: {UNIT.name} does not run, so nobody is banned: deploy, or see journalctl -u {UNIT.name}")
+            raise Refused(
+                f"{machine.name}: {UNIT.name} does not run, so nobody is banned: deploy, or see journalctl -u {UNIT.name}"
+            )
         yield BanSeen.of(machine.run(BANS_QUESTION)), machine
     finally:
         machine.close()

@@ -39,7 +39,21 @@ def cli(context: click.Context, name: str) -> None:
     os.chdir(ROOT)
 
 
-for _noun in (status, accounts, tokens, mas, bans, postgres, backup, restore, takeover, secrets, remove, outdated, sbom):
+for _noun in (
+    status,
+    accounts,
+    tokens,
+    mas,
+    bans,
+    postgres,
+    backup,
+    restore,
+    takeover,
+    secrets,
+    remove,
+    outdated,
+    sbom,
+):
     cli.add_command(_noun)
 
 

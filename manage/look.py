@@ -268,18 +268,18 @@ class BanSeen:
         return tuple(sorted(found, key=lambda ban: ban.since))
 
 
-_BANNED = f"""
+_BANNED = """
 import json, sqlite3, time
-bans = sqlite3.connect("file:{BANS_DATABASE}?mode=ro", uri=True).execute(
-    "SELECT ip, timeofban, bantime, bancount, data FROM bips WHERE jail = ? AND timeofban + bantime > ?", ("{BANS_JAIL}", time.time())
-)
-for *ban, data in bans:
+query = "SELECT ip, timeofban, bantime, bancount, data FROM bips WHERE jail = ? AND timeofban + bantime > ?"
+for *ban, data in sqlite3.connect("file:DATABASE?mode=ro", uri=True).execute(query, ("JAIL", time.time())):
     print(*ban, json.loads(data)["failures"])
-"""
+""".replace("DATABASE", BANS_DATABASE).replace("JAIL", BANS_JAIL)
 # As root. fail2ban ends all bans when it is stopped, and has them in its database for the next start. Asked as its user: what it
 # says there, root need not believe.
 AS_BANS = f"cd / && runuser -u {BANS.units[0].user} --"
-BANS_QUESTION = f"! systemctl is-active --quiet {BANS.units[0].name} || {{ {AS_BANS} python3 -I -c {quoted(_BANNED)}; }}"
+BANS_QUESTION = (
+    f"! systemctl is-active --quiet {BANS.units[0].name} || {{ {AS_BANS} python3 -I -c {quoted(_BANNED)}; }}"
+)
 
 
 @dataclass(frozen=True)

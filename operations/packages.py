@@ -4,6 +4,7 @@ from collections.abc import Generator, Sequence
 
 import click
 from pyinfra.api import StringCommand
+from pyinfra.api.command import PyinfraCommand
 from pyinfra.context import host, state
 
 from operations import files
@@ -73,7 +74,7 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
 
 
 @operation()
-def not_started(package: str, drop_in: str, source: str) -> Generator[StringCommand, None, None]:
+def not_started(package: str, drop_in: str, source: str) -> Generator[PyinfraCommand, None, None]:
     """The unit that a package starts does not run, if a deploy installs the package. Before that.
 
     drop_in: the path of a drop-in of the unit that keeps it from starting; source: that in templates/. An administrator who has
