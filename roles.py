@@ -764,7 +764,7 @@ BANS_DEBIANS_OWN = "/etc/systemd/system/fail2ban.service.d/matrix-metal.conf"
 
 BANS = Role(
     name="bans",
-    title="the bans",
+    title="fail2ban",
     purpose="bans addresses from which wrong passwords come again and again",
     leave_out="Synapse's and MAS's own limits are enough for you, or something in front of the machine bans",
     # It counts what Caddy logs of log-ins.
@@ -776,7 +776,6 @@ BANS = Role(
         Unit(
             "matrix-bans.service",
             user="matrix-bans",
-            title="fail2ban",
             # The table as it was loaded.
             health=f"nft -s -t list table inet {BANS_TABLE} | cmp -s - {BANS_RUN}/loaded",
             exposure=1.5,
