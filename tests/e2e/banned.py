@@ -53,7 +53,7 @@ def _connect(host: Host, source: str) -> http.client.HTTPConnection:
     return made
 
 
-def _log_in(host: Host, source: str, user: str, password: str = "wrong", **headers: str) -> int:
+def _log_in(host: Host, source: str, user: str, password: str, **headers: str) -> int:
     """The status of an attempt to log in."""
     body = {
         "type": "m.login.password",
@@ -91,7 +91,7 @@ def assert_bans(host: Host, deployment: Deployment) -> None:
     register(host, "berta", "secret")
     with _at_home(host):
         # Below the limit.
-        assert {_log_in(host, BYSTANDER, "berta") for _ in range(ATTEMPTS - 2)} == {403}
+        assert {_log_in(host, BYSTANDER, "berta", "wrong") for _ in range(ATTEMPTS - 2)} == {403}
         assert _log_in(host, BYSTANDER, "berta", "secret") == 200
 
         with closing(_connect(host, GUESSER)) as still_open:
@@ -100,8 +100,8 @@ def assert_bans(host: Host, deployment: Deployment) -> None:
             # Neither what it says of itself nor how it writes the name makes a difference.
             odd = {"Host": f"MATRIX.{host.domain}", "X-Forwarded-For": CLAIMED}
             for number in range(ATTEMPTS):
-                assert _log_in(host, GUESSER, f"user{number}", **(odd if number % 2 else {})) == 403
-                assert _log_in(host, GUESSER6 if number % 2 else NEIGHBOUR6, f"user6{number}") == 403
+                assert _log_in(host, GUESSER, f"user{number}", "wrong", **(odd if number % 2 else {})) == 403
+                assert _log_in(host, GUESSER6 if number % 2 else NEIGHBOUR6, f"user6{number}", "wrong") == 403
             assert _soon(lambda: not _is_served(host, GUESSER))
             still_open.sock.settimeout(1)
             still_open.request("GET", "/_matrix/client/versions")
