@@ -11,7 +11,18 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 RoleName = Literal[
-    "postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "firewall", "updates", "backup"
+    "postgres",
+    "caddy",
+    "synapse",
+    "mas",
+    "sydent",
+    "sliding_sync",
+    "coturn",
+    "rtc",
+    "firewall",
+    "bans",
+    "updates",
+    "backup",
 ]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
@@ -745,6 +756,41 @@ FIREWALL = Role(
     tables=("matrix_metal_firewall",),
 )
 
+# What packet filter the bans are in; where Debian's own fail2ban is kept from starting.
+BANS_TABLE = "matrix_metal_bans"
+BANS_HOME, BANS_STATE, BANS_RUN = "/etc/matrix-metal/bans", "/var/lib/matrix-bans", "/run/matrix-bans"
+BANS_DATABASE, BANS_JAIL = f"{BANS_STATE}/bans.sqlite3", "log-ins"
+BANS_DEBIANS_OWN = "/etc/systemd/system/fail2ban.service.d/matrix-metal.conf"
+
+BANS = Role(
+    name="bans",
+    title="fail2ban",
+    purpose="bans addresses from which wrong passwords come again and again",
+    leave_out="Synapse's and MAS's own limits are enough for you, or something in front of the machine bans",
+    # It counts what Caddy logs of log-ins.
+    needs=("caddy", "synapse"),
+    beside=("caddy", "synapse"),
+    # Not Debian's own unit: it has other jails, that of SSH among them, which needs a file that Debian 12 does not have.
+    packages=("fail2ban", "nftables", "python3-systemd"),
+    units=(
+        Unit(
+            "matrix-bans.service",
+            user="matrix-bans",
+            # The table as it was loaded.
+            health=f"nft -s -t list table inet {BANS_TABLE} | cmp -s - {BANS_RUN}/loaded",
+            exposure=1.5,
+            reads=(BANS_HOME,),
+            private=(BANS_STATE, BANS_RUN),
+            errors=r"\b(ERROR|CRITICAL)\b|^Traceback",
+        ),
+    ),
+    state=(BANS_STATE,),
+    # Who was banned elsewhere, or long ago, need not be any more.
+    not_backed_up=(BANS_DATABASE,),
+    files=("/etc/systemd/system/nftables.service.d/matrix-bans.conf", BANS_DEBIANS_OWN),
+    tables=(BANS_TABLE,),
+)
+
 # What apt and needrestart read. The second of apt's is read by the unattended runs only.
 UPDATES_APT = "/etc/apt/apt.conf.d/60matrix-metal"
 UPDATES_OPTIONS = "/etc/matrix-metal/updates.apt.conf"
@@ -823,7 +869,7 @@ def any_version(text: str) -> str:
 
 ROLES: Mapping[str, Role] = {
     role.name: role
-    for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, UPDATES, BACKUP)
+    for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, BANS, UPDATES, BACKUP)
 }
 
 # Debian's packages that every machine needs, whatever its roles.

@@ -171,6 +171,22 @@ lk_jwt_sha256: dict[str, str] = {}
 livekit_releases = "https://github.com/livekit/livekit/releases/download"
 lk_jwt_releases = "https://github.com/element-hq/lk-jwt-service/releases/download"
 
+# --- bans (role bans), see README ------------------------------------------------------------------------------------
+
+# How many log-ins may fail within how many minutes, from an address or a /64 of IPv6, before it is banned. Synapse looks at five
+# passwords from an address, and then at one in five and a half minutes: ten take half an hour.
+bans_attempts = 10
+bans_window_minutes = 60
+
+# For how many minutes it is banned the first time, up to 1440. Each time after that it is for twice as long, and at most for so
+# many days.
+bans_first_minutes = 60
+bans_longest_days = 7
+
+# Addresses and networks that are never banned, as CIDR. Private ones are often those of a router or a reverse proxy, behind which
+# everybody is: take out those where each client has its own, and add your own proxy or office if it is elsewhere.
+bans_exempt = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"]
+
 # --- security updates (role updates), see README ---------------------------------------------------------------------
 
 # When they are installed each day, and what still runs replaced files is restarted: "HH:MM" in UTC. After the next boot, if the

@@ -25,6 +25,9 @@ rtc = [_machine]
 # Drops what arrives for other ports than those of the roles above, and SSH's.
 firewall = [_machine]
 
+# Bans addresses from which wrong passwords come again and again.
+bans = [_machine]
+
 # Installs Debian's security updates every night.
 updates = [_machine]
 

@@ -9,6 +9,7 @@ import click
 from compat import Refused
 from manage.accounts import accounts
 from manage.backup import backup, restore
+from manage.bans import bans
 from manage.machines import ROOT, Deployment
 from manage.mas import mas
 from manage.outdated import outdated
@@ -38,7 +39,21 @@ def cli(context: click.Context, name: str) -> None:
     os.chdir(ROOT)
 
 
-for _noun in (status, accounts, tokens, mas, postgres, backup, restore, takeover, secrets, remove, outdated, sbom):
+for _noun in (
+    status,
+    accounts,
+    tokens,
+    mas,
+    bans,
+    postgres,
+    backup,
+    restore,
+    takeover,
+    secrets,
+    remove,
+    outdated,
+    sbom,
+):
     cli.add_command(_noun)
 
 

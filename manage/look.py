@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography import x509
@@ -23,6 +23,9 @@ from operations.shell import Fact, quoted
 from operations.units import seconds_since_epoch, unrecovered
 from roles import (
     ASK_POSTGRES,
+    BANS,
+    BANS_DATABASE,
+    BANS_JAIL,
     FEDERATION_PORT,
     HOUSEKEEPING_REPORT,
     PACKAGES,
@@ -244,6 +247,42 @@ fi
 
 
 @dataclass(frozen=True)
+class BanSeen:
+    """A ban. address: of IPv6, the /64 that is banned. failures: those that were counted. times: how often it was banned."""
+
+    address: str
+    since: datetime
+    until: datetime
+    failures: int
+    times: int
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> "tuple[BanSeen, ...]":
+        """From the answer to BANS_QUESTION, the newest last."""
+        found = []
+        for line in lines:
+            address, since, seconds, times, failures = line.split()
+            begin = datetime.fromtimestamp(int(since), UTC)
+            shown = f"{address}/64" if ":" in address else address
+            found.append(cls(shown, begin, begin + timedelta(seconds=int(seconds)), int(failures), int(times)))
+        return tuple(sorted(found, key=lambda ban: ban.since))
+
+
+_BANNED = """
+import json, sqlite3, time
+query = "SELECT ip, timeofban, bantime, bancount, data FROM bips WHERE jail = ? AND timeofban + bantime > ?"
+for *ban, data in sqlite3.connect("file:DATABASE?mode=ro", uri=True).execute(query, ("JAIL", time.time())):
+    print(*ban, json.loads(data)["failures"])
+""".replace("DATABASE", BANS_DATABASE).replace("JAIL", BANS_JAIL)
+# As root. fail2ban ends all bans when it is stopped, and has them in its database for the next start. Asked as its user: what it
+# says there, root need not believe.
+AS_BANS = f"cd / && runuser -u {BANS.units[0].user} --"
+BANS_QUESTION = (
+    f"! systemctl is-active --quiet {BANS.units[0].name} || {{ {AS_BANS} python3 -I -c {quoted(_BANNED)}; }}"
+)
+
+
+@dataclass(frozen=True)
 class JournalSeen:
     """The machine's journal: its size in bytes, and when its first entry was written."""
 
@@ -274,6 +313,7 @@ class Seen:
     housekeeping: HousekeepingSeen | None = None
     journal: JournalSeen | None = None
     updates: UpdatesSeen | None = None
+    bans: tuple[BanSeen, ...] | None = None
 
     @property
     def state(self) -> MachineState:
@@ -355,6 +395,8 @@ def _probes(settings: Settings) -> dict[str, str]:
     )
     if settings.here("updates"):
         probes["updates"] = UPDATES_QUESTION
+    if settings.here("bans"):
+        probes["bans"] = BANS_QUESTION
     if settings.here("synapse"):
         probes["housekeeping"] = f"[ ! -s {HOUSEKEEPING_REPORT} ] || tr -d '\\n' <{HOUSEKEEPING_REPORT}"
     if settings.here("synapse") and settings.section(Homeserver).federation:
@@ -397,6 +439,7 @@ def seen(asked: Settings, settings: Settings, lines: Sequence[str]) -> Seen:
         housekeeping=_housekeeping(answers.get("housekeeping", [])),
         journal=_journal(answers["journal"]),
         updates=UpdatesSeen.of(answers["updates"]) if "updates" in answers else None,
+        bans=BanSeen.of(answers["bans"]) if "bans" in answers else None,
     )
 
 

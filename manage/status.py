@@ -140,6 +140,7 @@ def _machine_as_plain(looked: Looked) -> dict[str, Any]:
         "backup": plain(seen.backups) if backed_up(seen) else None,
         "databases": [plain(each) for each in seen.databases],
         "updates": plain(seen.updates),
+        "banned": None if seen.bans is None else len(seen.bans),
         "housekeeping": plain(seen.housekeeping),
         "journal": plain(seen.journal),
         "federation": None if seen.federation is None else {"works": not seen.federation, "problem": seen.federation},
@@ -242,6 +243,8 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
             yield "last error", Text(f"{unit.title.removeprefix('the ')}, {ago(when)} ago: {text[:LONGEST]}", "yellow")
     if seen.updates:
         yield "updates", _updates(seen.updates)
+    if seen.bans is not None:
+        yield "bans", Text(f"{len(seen.bans) or 'no'} address{'' if len(seen.bans) == 1 else 'es'} banned")
     yield "backup", _backup(seen)
     if seen.settings.here("synapse"):
         yield "housekeeping", _housekeeping(seen)

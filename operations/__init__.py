@@ -8,6 +8,7 @@ units.running, for systemd.service
     answer. A new configuration is checked before the old process is stopped.
 packages.installed, for apt.packages and apt.update
     One transaction. Units stay masked until they are configured. It waits for every lock, and says which mirror does not answer.
+    `not_started` keeps a unit off that is not needed, unless it was there before.
 virtualenvs.build_started and in_use, for pip.venv and pip.packages
     Locked with hashes, extras included. Built in the background, and switched to once complete.
 releases.installed, for files.download and files.unarchive

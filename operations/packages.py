@@ -4,8 +4,11 @@ from collections.abc import Generator, Sequence
 
 import click
 from pyinfra.api import StringCommand
+from pyinfra.api.command import PyinfraCommand
 from pyinfra.context import host, state
 
+from operations import files
+from operations.files import Copy, Directory
 from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
 
@@ -68,3 +71,17 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
         f"install_packages {quoted(*missing)}",
         f"record_packages {quoted(*missing)}",
     )
+
+
+@operation()
+def not_started(package: str, drop_in: str, source: str) -> Generator[PyinfraCommand, None, None]:
+    """The unit that a package starts does not run, if a deploy installs the package. Before that.
+
+    drop_in: the path of a drop-in of the unit that keeps it from starting; source: that in templates/. An administrator who has
+    the package already, or who removes the drop-in later, uses the unit.
+    """
+    if package in ask(Installed):
+        host.noop(f"{package} is installed")
+        return
+    directory, _, _ = drop_in.rpartition("/")
+    yield from files.present._inner(entries=[Directory(directory, mode="755"), Copy(drop_in, source, mode="644")])

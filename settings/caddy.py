@@ -23,13 +23,17 @@ class Site:
 
 @dataclass(frozen=True)
 class Caddy(View):
-    """processors: how many it uses. federation_port: 8448 if federation uses that port as well. domains: the web names."""
+    """processors: how many it uses. federation_port: 8448 if federation uses that port as well. domains: the web names.
+
+    logs_log_ins: whether it logs who tries passwords.
+    """
 
     issuer: Issuer
     processors: int
     sites: tuple[Site, ...]
     domains: tuple[str, ...]
     federation_port: int | None
+    logs_log_ins: bool
     reloader: str = "caddy-certificate"
 
     @classmethod
@@ -45,6 +49,7 @@ class Caddy(View):
             federation_port=next(
                 (each.port for _, view in others for each in view.served if each.port == FEDERATION_PORT), None
             ),
+            logs_log_ins=settings.here("bans"),
         )
 
     @property

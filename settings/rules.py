@@ -41,7 +41,7 @@ def _inventory(settings: Settings) -> Iterator[str]:
         for needed in role.needs:
             if not settings.roles[needed]:
                 yield f"{where}: {role.name} needs the role {needed}, which no machine has"
-            elif needed in role.beside and settings.roles[needed][0] != machines[0]:
+            elif needed in role.beside and machines[0] not in settings.roles[needed]:
                 yield f"{where}: {role.name} and {needed} must be on the same machine"
         if role.own_certificate and settings.choices.tls != "files" and machines[0] not in settings.roles["caddy"]:
             yield (

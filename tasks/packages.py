@@ -4,6 +4,7 @@ from pyinfra import host
 
 from operations import files, packages
 from operations.files import Directory, Template
+from roles import BANS, BANS_DEBIANS_OWN
 from settings import settings_of
 
 settings = settings_of(host)
@@ -19,5 +20,12 @@ if settings.here("postgres"):
                 "/etc/postgresql-common/createcluster.d/matrix-metal.conf", "postgres/createcluster.conf", mode="644"
             ),
         ],
+    )
+if settings.here("bans"):
+    packages.not_started(
+        name="Keep Debian's fail2ban from starting with its own settings",
+        package=BANS.packages[0],
+        drop_in=BANS_DEBIANS_OWN,
+        source="bans/fail2ban.service",
     )
 packages.installed(name="Install the Debian packages", packages=settings.packages, masked=settings.masked)

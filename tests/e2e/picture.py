@@ -8,6 +8,7 @@ _VOLATILE = (
     "/etc/.pwd.lock",
     "/etc/ld.so.cache",
     "/run/adduser",
+    "/run/fail2ban",
     "/run/log",
     "/run/matrix-metal",
     "/run/needrestart",

@@ -23,6 +23,7 @@ from settings.issuers import STORE
 from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import Deployment
+from tests.e2e.banned import ATTEMPTS, assert_bans
 from tests.e2e.client import CADDY_ROOT, register
 from tests.e2e.picture import difference, picture
 from tests.standin.release_server import ReleaseServer
@@ -67,6 +68,7 @@ def machine(
     host.run(f"mkdir {TARGET}")
     with (directory / "group_data" / f"{deployment.name}.py").open("a") as group_data:
         group_data.write(f"backup_target = {TARGET!r}\n")
+        group_data.write(f"bans_attempts = {ATTEMPTS}\n")
         # Not during this test.
         group_data.write(f"updates_time = '{datetime.now(UTC) + timedelta(hours=12):%H:%M}'\n")
     # As on any Debian but those of the testbed.
@@ -123,6 +125,11 @@ def test_what_cannot_be_removed_is_refused(machine: Machine) -> None:
         done = machine.deployment.manage("remove", role, "--yes")
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert why in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_whoever_tries_passwords_is_banned(machine: Machine) -> None:
+    """While the machine has every role, and people who log in to Synapse."""
+    assert_bans(machine.host, machine.deployment)
 
 
 @pytest.mark.parametrize("role", REMOVABLE[::-1])

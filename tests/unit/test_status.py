@@ -348,6 +348,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
             *("since 1699990000", "lists 1700000000", "installed 1700000100", "begun 1700000050", "source"),
             *("kept_back caddy coturn", "reboot linux-image-amd64"),
         ],
+        "bans": ["192.0.2.7 1700000050 3600 1 10", "2001:db8:: 1700000000 7200 2 20"],
         "federation": ['keys {"server_name": "y.test", "verify_keys": {"a": 1}}'],
     }
     lines = [f"{number}:{line}" for number, name in enumerate(look._probes(chosen)) for line in answers.get(name, [])]
@@ -377,6 +378,11 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert seen.updates and seen.updates.source and not seen.updates.failed
     assert seen.updates.installed == datetime.fromtimestamp(1700000100, UTC)
     assert (seen.updates.kept_back, seen.updates.reboot_for) == (("caddy", "coturn"), ("linux-image-amd64",))
+    assert seen.bans and [(ban.address, ban.failures, ban.times) for ban in seen.bans] == [
+        ("2001:db8::/64", 20, 2),
+        ("192.0.2.7", 10, 1),
+    ]
+    assert seen.bans[0].until == datetime.fromtimestamp(1700007200, UTC)
     assert seen.housekeeping and seen.housekeeping.at == datetime(2026, 11, 26, 4, 40, tzinfo=UTC)
     assert seen.housekeeping.last == {"rooms": 0, "devices": 1}
     assert seen.housekeeping.month == {"remote_media_files": 2, "remote_media_bytes": 5000, "rooms": 1, "devices": 1}
