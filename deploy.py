@@ -46,6 +46,8 @@ if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
 if settings.here("rtc"):
     local.include("tasks/rtc.py")
+if settings.here("element"):
+    local.include("tasks/element.py")
 if settings.migration == "back":
     local.include("tasks/accounts_back.py")
 if settings.leaving:

@@ -11,7 +11,18 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 RoleName = Literal[
-    "postgres", "caddy", "synapse", "mas", "sydent", "sliding_sync", "coturn", "rtc", "firewall", "updates", "backup"
+    "postgres",
+    "caddy",
+    "synapse",
+    "mas",
+    "sydent",
+    "sliding_sync",
+    "coturn",
+    "rtc",
+    "element",
+    "firewall",
+    "updates",
+    "backup",
 ]
 Protocol = Literal["tcp", "udp"]
 # Who may reach a port: everybody; other machines of the deployment; what runs on the same machine.
@@ -725,6 +736,19 @@ RTC = Role(
     ),
 )
 
+ELEMENT = Role(
+    name="element",
+    title="Element Web",
+    purpose="a web client at an address of your own: people open it in a browser and talk",
+    leave_out="everybody has an app, or uses a web client at another address",
+    needs=("synapse",),
+    beside=("caddy",),
+    units=(),
+    programs=("element-web",),
+    files=("/etc/element-web",),
+    domain=Domain("chat_domain", "chat", "Element Web"),
+)
+
 FIREWALL = Role(
     name="firewall",
     title="the firewall",
@@ -823,7 +847,7 @@ def any_version(text: str) -> str:
 
 ROLES: Mapping[str, Role] = {
     role.name: role
-    for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, UPDATES, BACKUP)
+    for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, ELEMENT, FIREWALL, UPDATES, BACKUP)
 }
 
 # Debian's packages that every machine needs, whatever its roles.
