@@ -28,7 +28,7 @@ def check(signature: Signature, file: Path, timeouts: Timeouts) -> None:
         except ValueError:
             raise NotSigned(f"{signature.key_url} has no OpenPGP key") from None
         detached.write_bytes(armour)
-        command = ["gpgv", "--homedir", directory, "--status-fd", "1", "--keyring", ring, detached, file]
+        command = ["gpgv", "--homedir", directory, "--status-fd", "1", "--keyring", str(ring), str(detached), str(file)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
         except FileNotFoundError:

@@ -92,7 +92,7 @@ def test_the_relay_is_reached_over_tls_only_with_a_trusted_certificate(
     """A browser that does not trust the authority reaches neither the homeserver nor, with valid credentials, the relay."""
     udp, tls = (callers.pages[0].run("(...ends) => matrix.relays(...ends)", *ends) for ends in (UDP, TLS))
     homeserver = outside.url("matrix", "/_matrix/client/versions")
-    with browsing(client) as distrusting_browser:
+    with browsing(chromium) as distrusting_browser:
         trusting, distrusting = callers.pages[0], distrusting_browser.page()
         assert trusting.run("async (url) => (await fetch(url)).status", homeserver) == 200
         assert distrusting.run("(url) => fetch(url).catch(String)", homeserver) == "TypeError: Failed to fetch"
@@ -107,8 +107,8 @@ def test_the_relay_is_reached_over_tls_only_with_a_trusted_certificate(
 def test_two_users_call_each_other_without_ipv4(testbed: Testbed, chromium: Host, outside: Outside) -> None:
     with (
         # A default route: without one Chromium does not use IPv6.
-        _route(client, f"default via {testbed.bridge_address6}"),
-        _route(client, f"unreachable {outside.host.address}"),
+        _route(chromium, f"default via {testbed.bridge_address6}"),
+        _route(chromium, f"unreachable {outside.host.address}"),
         # New browsers: connections of the others would still wait for answers over IPv4.
         _two_callers(chromium, outside) as callers,
     ):

@@ -84,7 +84,16 @@ class Signer:
         self._gpg("--passphrase", "", "--quick-generate-key", name, "ed25519", "sign", "never")
 
     def _gpg(self, *arguments: str | Path) -> bytes:
-        command = ["gpg", "--homedir", self.home, "--batch", "--quiet", "--yes", "--pinentry-mode", "loopback"]
+        command: list[str | Path] = [
+            "gpg",
+            "--homedir",
+            self.home,
+            "--batch",
+            "--quiet",
+            "--yes",
+            "--pinentry-mode",
+            "loopback",
+        ]
         return subprocess.run([*command, *arguments], check=True, capture_output=True).stdout
 
     @property

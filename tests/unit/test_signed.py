@@ -67,14 +67,14 @@ def test_what_cannot_be_checked_is_refused(
 ) -> None:
     theirs, _ = signers
     wanted = signature(server, theirs)
-    with pytest.raises(NotSigned, match="file.asc: the server answered 404"):
+    with pytest.raises(NotSigned, match=r"file\.asc: the server answered 404"):
         check(wanted, file, Timeouts())
     server.files |= {"file.asc": b"no signature", "keys.asc": theirs.keys}
     with pytest.raises(NotSigned, match="signed in a way that gpgv does not understand"):
         check(wanted, file, Timeouts())
     for keys in (b"<html>", b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n???\n-----END PGP PUBLIC KEY BLOCK-----\n"):
         server.files["keys.asc"] = keys
-        with pytest.raises(NotSigned, match="keys.asc has no OpenPGP key"):
+        with pytest.raises(NotSigned, match=r"keys\.asc has no OpenPGP key"):
             check(wanted, file, Timeouts())
     server.files |= {"file.asc": theirs.sign(file), "keys.asc": theirs.keys}
     monkeypatch.setenv("PATH", str(file.parent))
