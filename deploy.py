@@ -46,6 +46,8 @@ if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
 if settings.here("rtc"):
     local.include("tasks/rtc.py")
+if settings.here("element"):
+    local.include("tasks/element.py")
 if settings.here("bans"):
     local.include("tasks/bans.py")
 if settings.migration == "back":

@@ -19,6 +19,7 @@ RoleName = Literal[
     "sliding_sync",
     "coturn",
     "rtc",
+    "element",
     "firewall",
     "bans",
     "updates",
@@ -736,6 +737,19 @@ RTC = Role(
     ),
 )
 
+ELEMENT = Role(
+    name="element",
+    title="Element Web",
+    purpose="a web client at an address of your own: people open it in a browser and talk",
+    leave_out="everybody has an app, or uses a web client at another address",
+    needs=("synapse",),
+    beside=("caddy",),
+    units=(),
+    programs=("element-web",),
+    files=("/etc/element-web",),
+    domain=Domain("chat_domain", "chat", "Element Web"),
+)
+
 FIREWALL = Role(
     name="firewall",
     title="the firewall",
@@ -869,7 +883,21 @@ def any_version(text: str) -> str:
 
 ROLES: Mapping[str, Role] = {
     role.name: role
-    for role in (POSTGRES, CADDY, SYNAPSE, MAS, SYDENT, SLIDING_SYNC, COTURN, RTC, FIREWALL, BANS, UPDATES, BACKUP)
+    for role in (
+        POSTGRES,
+        CADDY,
+        SYNAPSE,
+        MAS,
+        SYDENT,
+        SLIDING_SYNC,
+        COTURN,
+        RTC,
+        ELEMENT,
+        FIREWALL,
+        BANS,
+        UPDATES,
+        BACKUP,
+    )
 }
 
 # Debian's packages that every machine needs, whatever its roles.

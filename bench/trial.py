@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from settings import element
 from tests.conftest import STAND_IN, livekit_archive, lk_jwt, real_proxy
 from tests.deployment import Deployment
+from tests.standin.archives import element_archive, real_element
 from tests.testbed import Host, Testbed
 
 
@@ -53,5 +55,6 @@ def every_role(host: Host) -> Iterator[Deployment]:
                 "sliding_sync_binary": str(proxy()),
                 "livekit_archive": str(livekit),
                 "lk_jwt_binary": str(lk_jwt()),
+                "element_archive": str(real_element() or element_archive(Path(directory), element.VERSION)),
             },
         )

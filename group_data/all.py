@@ -18,6 +18,7 @@ identity_domain = None  # [identity.<server_name>] Sydent
 sliding_sync_domain = None  # [sliding.<server_name>] the Sliding Sync proxy
 turn_domain = None  # [turn.<server_name>] coturn
 rtc_domain = None  # [rtc.<server_name>] LiveKit and lk-jwt-service
+chat_domain = None  # [chat.<server_name>] Element Web
 
 # E-mail address of the administrator: the contact of the certificate authorities. Required if tls is "acme".
 admin_email = None
@@ -170,6 +171,28 @@ lk_jwt_sha256: dict[str, str] = {}
 # Where releases are downloaded from (https), for a mirror of your own.
 livekit_releases = "https://github.com/livekit/livekit/releases/download"
 lk_jwt_releases = "https://github.com/element-hq/lk-jwt-service/releases/download"
+
+# --- web client (role element) ---------------------------------------------------------------------------------------
+
+# What it is called, in the title of the page and where people log in.
+element_brand = "Element"
+# Links below the form in which people log in, text and https URL: {"How to begin": "https://example.org/help"}.
+element_help: dict[str, str] = {}
+# The country of telephone numbers without a prefix, in two capital letters, such as "DE". None: Great Britain, Element's own.
+element_country = None
+# Whether people may log in to another homeserver than this one with it: True or False.
+element_other_servers = False
+
+# Path on the controller of the archive (element-v....tar.gz). None: download upstream's release.
+element_archive = None
+# Expected SHA-256. None: the first download must be signed, and is recorded in inventories/<inventory>.lock; every later one must
+# match that.
+element_sha256 = None
+# Where releases are downloaded from (https), for a mirror of your own.
+element_releases = "https://github.com/element-hq/element-web/releases/download"
+# Where the keys are that it is signed with (https), and the fingerprint of the one that has to have signed.
+element_keys = "https://packages.element.io/element-release-key.asc"
+element_signed_by = "E95B7699E80B68A9EAD9A19A2BAA9B8552BD9047"
 
 # --- bans (role bans), see README ------------------------------------------------------------------------------------
 

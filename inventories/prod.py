@@ -22,6 +22,9 @@ sydent = [_machine]
 # Calls of Element X and Element Web.
 rtc = [_machine]
 
+# A web client at chat.<server name>.
+element = [_machine]
+
 # Drops what arrives for other ports than those of the roles above, and SSH's.
 firewall = [_machine]
 

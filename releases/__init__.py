@@ -4,6 +4,7 @@
 
     store.py     the file, from the cache or downloaded, and checked
     download.py  the transfer
+    signed.py    the signature of a first download
     contents.py  what may be in a program or an archive, and how either is packed for a machine
     record.py    inventories/<name>.lock, the sha256 of every first download
 """
@@ -32,6 +33,20 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class Signature:
+    """How a first download is recognised as its authors' by OpenPGP, if they publish no checksum.
+
+    url, key_url: https addresses of the detached signature and of the public keys, both as ASCII armour.
+    fingerprint: that of the very key that has to have signed, 40 hexadecimal digits. Not that of the key which it belongs to:
+    gpgv does not look at how the two are bound to each other.
+    """
+
+    url: str
+    key_url: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Release:
     """A file of a project's release page for one architecture, and the settings about it.
 
@@ -45,6 +60,7 @@ class Release:
     sha256: what the file must have; takes precedence over the record.
     archive: what is in it; None for a single program.
     checksums: https address of upstream's list of sha256 sums, as sha256sum writes it: what a first download must match.
+    signature: how a first download is recognised otherwise.
     root: directory on the machine in which its own directory is made.
     licence: what upstream says, as an expression of SPDX; "" if that is not known.
     """
@@ -60,6 +76,7 @@ class Release:
     sha256: str | None = None
     archive: Archive | None = None
     checksums: str | None = None
+    signature: Signature | None = None
     root: str = "/opt"
     licence: str = ""
 

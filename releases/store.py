@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from releases import Release, ReleaseError, ReleaseFile, contents, record
+from releases import Release, ReleaseError, ReleaseFile, contents, record, signed
 from releases.download import DownloadError, Timeouts, download, is_https
 from whole_file import cache_directory, made_cache
 
@@ -37,7 +37,8 @@ def resolve(release: Release, timeouts: Timeouts | None = None) -> ReleaseFile:
         return ReleaseFile(release, str(wanted), file, _size(release, file, _setting(release), advice))
     if release.url is None:
         raise ReleaseError(f"{release} is not published for download: set {release.file_setting} = '/path/to/file'")
-    for url in filter(None, (release.url, release.checksums)):
+    signature = (release.signature.url, release.signature.key_url) if release.signature else ()
+    for url in filter(None, (release.url, release.checksums, *signature)):
         if not is_https(url):
             raise ReleaseError(
                 f"{release} would be downloaded from {url}: only https:// is allowed, {_advice(release)}"
@@ -46,6 +47,8 @@ def resolve(release: Release, timeouts: Timeouts | None = None) -> ReleaseFile:
     with _downloading:
         expected = wanted or (_published_sha256(release, timeouts) if release.checksums else None)
         sha256, path, size = _cached_or_downloaded(release, release.url, expected, timeouts)
+        if release.signature and wanted is None:
+            _check_signature(release, path, timeouts)
     return ReleaseFile(release, sha256, path, size, new=wanted is None)
 
 
@@ -120,6 +123,18 @@ def _published_sha256(release: Release, timeouts: Timeouts) -> str:
             f"{release.sha256_setting}"
         )
     return found.pop()
+
+
+def _check_signature(release: Release, path: Path, timeouts: Timeouts) -> None:
+    """Also of a file in the cache: it was not recorded yet, so an earlier check may have failed."""
+    assert release.signature is not None
+    try:
+        signed.check(release.signature, path, timeouts)
+    except signed.NotSigned as problem:
+        raise ReleaseError(
+            f"{release} cannot be checked: {problem}: not installed; try again, or set {release.sha256_setting} if you know what "
+            f"{release.url} must have"
+        ) from problem
 
 
 def _sha256(path: Path) -> str:

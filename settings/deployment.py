@@ -443,14 +443,20 @@ class Settings:
 
     @property
     def left_over(self) -> list[tuple[Role, list[str]]]:
-        """Roles that this machine has from an earlier run and no longer plays, with their units."""
+        """Roles that this machine has from an earlier run and no longer plays, with their units.
+
+        A role that runs nothing is known by its programs.
+        """
         found = []
         for role in ROLES.values():
             patterns = [any_version(unit.name) for unit in role.units]
             units = sorted(name for name in self.machine.units if any(fnmatch(name, pattern) for pattern in patterns))
             units += [timer.timer for timer in role.timers if timer.service in self.machine.units]
             units += [helper for helper in role.helpers if helper in self.machine.units]
-            if units and not self.here(role.name):
+            runs = role.units or role.timers or role.helpers
+            programs = {release.partition("/")[0] for release in self.machine.releases}
+            left = units or (not runs and programs & set(role.programs))
+            if left and not self.here(role.name):
                 found.append((role, units))
         return found
 

@@ -16,17 +16,18 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from roles import ROLES
-from settings import mas
+from settings import element, mas
 from settings.rtc import LIVEKIT_VERSION, LK_JWT_VERSION
 from settings.sliding_sync import VERSION
 from tests.built import built, keep, remove_built
 from tests.deployment import Deployment
-from tests.standin.archives import mas_archive, real_mas
+from tests.standin.archives import Signer, element_archive, mas_archive, real_element, real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 STAND_IN = Path(__file__).parent / "standin" / "syncv3"
 MAS_RELEASES = "element-hq/matrix-authentication-service/releases/download"
+ELEMENT_RELEASES = "element-hq/element-web/releases/download"
 RELEASE = f"matrix-org/sliding-sync/releases/download/{VERSION}/syncv3_linux_amd64"
 
 
@@ -66,14 +67,29 @@ def lk_jwt() -> Path:
 def released(directory: Path) -> dict[str, bytes | Path]:
     """What a release page has, by path: each program, or its stand-in, which may be made in the directory."""
     livekit = f"livekit/livekit/releases/download/{LIVEKIT_VERSION}"
+    web = f"{ELEMENT_RELEASES}/{element.VERSION}/element-{element.VERSION}.tar.gz"
+    client, signer = real_element() or element_archive(directory, element.VERSION), Signer(directory)
+    signature, keys, fingerprint = signer.sign(client), signer.keys, signer.fingerprint
+    signer.close()
     name, archive = f"livekit_{LIVEKIT_VERSION.removeprefix('v')}_linux_amd64.tar.gz", livekit_archive()
     return {
         RELEASE: real_proxy() or STAND_IN,
         f"{livekit}/{name}": archive,
         f"{livekit}/checksums.txt": f"{hashlib.sha256(archive).hexdigest()}  {name}\n".encode(),
         f"element-hq/lk-jwt-service/releases/download/{LK_JWT_VERSION}/lk-jwt-service_linux_amd64": lk_jwt(),
+        web: client,
+        f"{web}.asc": signature,
+        "keys.asc": keys,
+        "keys.fingerprint": fingerprint.encode(),
         f"{MAS_RELEASES}/{mas.VERSION}/mas-cli-x86_64-linux.tar.gz": real_mas() or mas_archive(directory),
     }
+
+
+def _fingerprint(page: ReleaseServer) -> str:
+    """Of the key that has signed what is on the page."""
+    found = page.files.get("keys.fingerprint", b"0" * 40)
+    assert isinstance(found, bytes)
+    return found.decode()
 
 
 def from_page(page: ReleaseServer) -> dict[str, str]:
@@ -83,6 +99,9 @@ def from_page(page: ReleaseServer) -> dict[str, str]:
         "livekit_releases": f"{page.url}/livekit/livekit/releases/download",
         "lk_jwt_releases": f"{page.url}/element-hq/lk-jwt-service/releases/download",
         "mas_releases": f"{page.url}/{MAS_RELEASES}",
+        "element_releases": f"{page.url}/{ELEMENT_RELEASES}",
+        "element_keys": f"{page.url}/keys.asc",
+        "element_signed_by": _fingerprint(page),
     }
 
 

@@ -26,7 +26,7 @@ from operations.machine import Machine, MachineState
 from roles import ROLES
 from tests.conftest import livekit_archive
 from tests.deployment import ROOT, Deployment
-from tests.standin.archives import mas_archive
+from tests.standin.archives import element_archive, mas_archive
 
 INDEX = "files.txt"
 STAND_IN = ROOT / "tests" / "standin" / "syncv3"
@@ -132,6 +132,7 @@ def _run(name: str, directory: Path) -> list[tuple[str, str]]:
             **SETTINGS,
             "mas_archive": str(mas_archive(temporary_directory)),
             "livekit_archive": str(livekit),
+            "element_archive": str(element_archive(temporary_directory, "v1")),
             **sample.settings,
         }
         deployment = Deployment(temporary_directory, [], settings, roles={}, name="sample")

@@ -5,14 +5,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.conftest import Deployed
+from tests.conftest import Deployed, own
+from tests.e2e.call.browser import install
 from tests.e2e.client import Account, Outside, Side, new_user
+from tests.testbed import Host, Testbed
 
 
 @pytest.fixture(scope="session")
 def outside(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Outside:
     """Clients on another machine, which reach the deployment by its public names."""
     return Outside(deployed.host, tmp_path_factory.mktemp("outside"))
+
+
+@pytest.fixture(scope="session")
+def chromium(testbed: Testbed) -> Iterator[Host]:
+    """A machine with Chromium, for all deployments."""
+    host = testbed.up(own("chromium"))
+    install(host)
+    yield host
+    host.down()
 
 
 @pytest.fixture(scope="session")

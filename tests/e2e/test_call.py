@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import own
-from tests.e2e.call.browser import Page, browsing, install
+from tests.e2e.call.browser import Page, browsing
 from tests.e2e.client import TIMEOUT, Outside, register
 from tests.testbed import Host, Testbed
 
@@ -20,15 +19,6 @@ pytestmark = pytest.mark.role("coturn")
 UDP, TCP, TLS, ANY = ("turn:", "?transport=udp"), ("turn:", "?transport=tcp"), ("turns:", "?transport=tcp"), ("", "")
 # Bytes that each side sends over the data channel.
 EXCHANGED = 256 * 1024
-
-
-@pytest.fixture(scope="module")
-def client(testbed: Testbed) -> Iterator[Host]:
-    """A machine with Chromium, for all deployments."""
-    host = testbed.up(own("call-client"))
-    install(host)
-    yield host
-    host.down()
 
 
 @dataclass(frozen=True)
@@ -53,9 +43,9 @@ class Callers:
 
 
 @contextlib.contextmanager
-def _two_callers(client: Host, outside: Outside) -> Iterator[Callers]:
+def _two_callers(chromium: Host, outside: Outside) -> Iterator[Callers]:
     """Two new users, since homeservers limit the logins and events of a user."""
-    with browsing(client, outside.root) as browser:
+    with browsing(chromium, outside.root) as browser:
         pages = browser.page(), browser.page()
         for page, name in zip(pages, ("romeo", "juliet"), strict=True):
             user, password = f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(20)
@@ -74,8 +64,8 @@ def _two_callers(client: Host, outside: Outside) -> Iterator[Callers]:
 
 
 @pytest.fixture(scope="module")
-def callers(client: Host, outside: Outside) -> Iterator[Callers]:
-    with _two_callers(client, outside) as callers:
+def callers(chromium: Host, outside: Outside) -> Iterator[Callers]:
+    with _two_callers(chromium, outside) as callers:
         yield callers
 
 
@@ -97,12 +87,12 @@ def test_two_users_call_each_other_through_the_relay(
 
 
 def test_the_relay_is_reached_over_tls_only_with_a_trusted_certificate(
-    callers: Callers, client: Host, outside: Outside
+    callers: Callers, chromium: Host, outside: Outside
 ) -> None:
     """A browser that does not trust the authority reaches neither the homeserver nor, with valid credentials, the relay."""
     udp, tls = (callers.pages[0].run("(...ends) => matrix.relays(...ends)", *ends) for ends in (UDP, TLS))
     homeserver = outside.url("matrix", "/_matrix/client/versions")
-    with browsing(client) as distrusting_browser:
+    with browsing(chromium) as distrusting_browser:
         trusting, distrusting = callers.pages[0], distrusting_browser.page()
         assert trusting.run("async (url) => (await fetch(url)).status", homeserver) == 200
         assert distrusting.run("(url) => fetch(url).catch(String)", homeserver) == "TypeError: Failed to fetch"
@@ -114,13 +104,13 @@ def test_the_relay_is_reached_over_tls_only_with_a_trusted_certificate(
         assert not _relay_candidates(distrusting, tls), "an untrusted certificate is accepted"
 
 
-def test_two_users_call_each_other_without_ipv4(testbed: Testbed, client: Host, outside: Outside) -> None:
+def test_two_users_call_each_other_without_ipv4(testbed: Testbed, chromium: Host, outside: Outside) -> None:
     with (
         # A default route: without one Chromium does not use IPv6.
-        _route(client, f"default via {testbed.bridge_address6}"),
-        _route(client, f"unreachable {outside.host.address}"),
+        _route(chromium, f"default via {testbed.bridge_address6}"),
+        _route(chromium, f"unreachable {outside.host.address}"),
         # New browsers: connections of the others would still wait for answers over IPv4.
-        _two_callers(client, outside) as callers,
+        _two_callers(chromium, outside) as callers,
     ):
         _call(callers, outside, ANY, {"udp", "tcp", "tls"}, caller=0)
 

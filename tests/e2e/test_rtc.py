@@ -23,11 +23,9 @@ from settings.rtc import KEY
 from tests.conftest import Deployed, real_rtc
 from tests.e2e.call.browser import HOME, Page, browsing
 from tests.e2e.client import TIMEOUT, Account, Outside, expect_json, new_user
-from tests.e2e.test_call import client
 from tests.testbed import Host
 from vault import Vault
 
-__all__ = ["client"]
 pytestmark = pytest.mark.role("rtc")
 
 CLIENT = "livekit-client@2.23.0"
@@ -322,7 +320,7 @@ def callers(request: pytest.FixtureRequest, outside: Outside, alice: Account, bo
     if not real_rtc():
         pytest.skip("the stand-ins carry no sound: set LIVEKIT_BINARY and LK_JWT_BINARY to the real programs")
     library: Path = request.getfixturevalue("livekit_client")
-    machine: Host = request.getfixturevalue("client")
+    machine: Host = request.getfixturevalue("chromium")
     with calling(machine, outside, library, (alice, bob), outside.root) as callers:
         yield callers
 

@@ -11,12 +11,11 @@ from tests.built import built
 from tests.conftest import from_page, own, real_rtc
 from tests.deployment import Deployment
 from tests.e2e.client import CADDY_ROOT, Account, Outside, expect_json, new_user
-from tests.e2e.test_call import client
 from tests.e2e.test_rtc import ONLY_TLS, Callers, a_room, ask, calling, livekit_client, openid_token, validate
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
-__all__ = ["client", "livekit_client"]
+__all__ = ["livekit_client"]
 pytestmark = pytest.mark.role("rtc")
 
 # Documentation addresses (RFC 5737): nobody has them.
@@ -95,7 +94,7 @@ def callers(request: pytest.FixtureRequest, apart: Apart) -> Iterator[Callers]:
     if not real_rtc():
         pytest.skip("the stand-ins carry no sound: set LIVEKIT_BINARY and LK_JWT_BINARY to the real programs")
     library: Path = request.getfixturevalue("livekit_client")
-    machine: Host = request.getfixturevalue("client")
+    machine: Host = request.getfixturevalue("chromium")
     with calling(machine, apart.outside, library, apart.users, *apart.authorities) as callers:
         yield callers
 

@@ -1,7 +1,10 @@
 """Release archives with stand-ins in them."""
 
+import hashlib
 import io
 import os
+import re
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -34,6 +37,81 @@ def mas_archive(directory: Path) -> Path:
         for file in Path(yaml.__file__).parent.glob("*.py"):
             _add(archive, f"lib/yaml/{file.name}", file.read_bytes())
     return path
+
+
+# What Element Web does in a browser, as far as headers, routes and the configuration matter: it reads its configuration, and asks
+# the homeserver that is in it.
+ELEMENT_FILES = {
+    "index.html": b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stand-in</title>
+<link rel="stylesheet" href="bundles/0123456789ab/theme.css"></head>
+<body><h1 id="state">starting</h1><script src="bundles/0123456789ab/app.js"></script></body></html>""",
+    "bundles/0123456789ab/theme.css": b"h1 { color: rgb(13, 189, 139); }",
+    "bundles/0123456789ab/app.js": b"""(async () => {
+  const state = document.getElementById("state");
+  const config = await (await fetch("config.json")).json();
+  document.title = config.brand;
+  const server = config.default_server_config["m.homeserver"];
+  const versions = await (await fetch(server.base_url + "/_matrix/client/versions")).json();
+  state.textContent = `${server.server_name} speaks ${versions.versions.at(-1)}`;
+})().catch((error) => { document.getElementById("state").textContent = String(error); });""",
+    "i18n/languages.json": b"{}",
+    "widgets/element-call/index.html": b"<!doctype html><title>stand-in of a call</title>",
+    "welcome.html": b"",
+}
+
+
+def real_element() -> Path | None:
+    """The archive of the real Element Web, if ELEMENT_WEB_ARCHIVE names it; None: the stand-in is deployed."""
+    named = os.environ.get("ELEMENT_WEB_ARCHIVE")
+    return Path(named).expanduser().resolve() if named else None
+
+
+def element_archive(directory: Path, version: str) -> Path:
+    """An archive like Element Web's, made in the directory."""
+    path = directory / f"element-{version}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in {**ELEMENT_FILES, "version": version.removeprefix("v").encode()}.items():
+            _add(archive, f"element-{version}/{name}", content)
+    return path
+
+
+class Signer:
+    """A key of OpenPGP that signs files, in a directory of its own."""
+
+    def __init__(self, directory: Path, name: str = "Stand-in") -> None:
+        self.home = directory / f"gnupg-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        self.home.mkdir(mode=0o700)
+        self._gpg("--passphrase", "", "--quick-generate-key", name, "ed25519", "sign", "never")
+
+    def _gpg(self, *arguments: str | Path) -> bytes:
+        command: list[str | Path] = [
+            "gpg",
+            "--homedir",
+            self.home,
+            "--batch",
+            "--quiet",
+            "--yes",
+            "--pinentry-mode",
+            "loopback",
+        ]
+        return subprocess.run([*command, *arguments], check=True, capture_output=True).stdout
+
+    @property
+    def fingerprint(self) -> str:
+        found = re.search(rb"^fpr:+([0-9A-F]{40}):$", self._gpg("--with-colons", "--list-keys"), re.MULTILINE)
+        assert found
+        return found[1].decode()
+
+    @property
+    def keys(self) -> bytes:
+        return self._gpg("--armor", "--export")
+
+    def sign(self, file: Path) -> bytes:
+        return self._gpg("--armor", "--output", "-", "--detach-sign", file)
+
+    def close(self) -> None:
+        """End the agent that gpg has started."""
+        subprocess.run(["gpgconf", "--homedir", self.home, "--kill", "all"], check=False)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:

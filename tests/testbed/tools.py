@@ -14,6 +14,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # Program -> Debian package.
 NEEDED = {
     "dnsmasq": "dnsmasq-base",
+    "gpg": "gnupg",
     "ip": "iproute2",
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",

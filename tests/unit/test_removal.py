@@ -38,17 +38,24 @@ OF_POSTGRES = ("/etc/postgresql-common*", "/etc/postgresql/*", "/etc/systemd/sys
 
 def removal(tmp_path: Path, role: Role, staying: Sequence[str]) -> Removal:
     """What goes with the role from a machine that has had it, and has these roles."""
-    had = replace(MACHINE, units=units_of(role))
+    had = replace(MACHINE, units=units_of(role), releases=releases_of(role))
     return removal_of(settings(tmp_path, {name: ["one"] for name in staying}, had), role)
 
 
 def all_of(role: Role) -> Removal:
     """What goes with the role where there is nothing else."""
-    return removal_of(settings(Path("/nowhere"), {}, MachineState(units=units_of(role))), role)
+    return removal_of(
+        settings(Path("/nowhere"), {}, MachineState(units=units_of(role), releases=releases_of(role))), role
+    )
 
 
 def units_of(role: Role) -> frozenset[str]:
     return frozenset([*(unit.name for unit in role.units), *(timer.service for timer in role.timers), *role.helpers])
+
+
+def releases_of(role: Role) -> frozenset[str]:
+    """By these a role that runs nothing is known."""
+    return frozenset(f"{program}/v1-0123456789ab" for program in role.programs)
 
 
 def covered(path: str, by: Removal) -> bool:

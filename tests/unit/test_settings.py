@@ -269,9 +269,9 @@ def test_groups_of_the_administrators_own_are_no_mistake() -> None:
 
 
 def test_domains_must_differ_only_among_roles_that_exist(tmp_path: Path) -> None:
-    both: dict[str, Any] = {"matrix_domain": "chat.x.test", "identity_domain": "chat.x.test"}
+    both: dict[str, Any] = {"matrix_domain": "all.x.test", "identity_domain": "all.x.test"}
     [line] = mistakes(settings(tmp_path, **both))
-    assert "identity_domain and matrix_domain are both chat.x.test" in line
+    assert "identity_domain and matrix_domain are both all.x.test" in line
     homeserver = {"postgres": ["one"], "synapse": ["one"], "caddy": ["one"]}
     assert mistakes(settings(tmp_path, homeserver, **both)) == []
 

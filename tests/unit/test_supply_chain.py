@@ -14,6 +14,7 @@ from releases import Release, ReleaseError, record, store
 from roles import ROLES
 from settings.deployment import View
 from tests.conftest import from_page
+from tests.standin.archives import element_archive
 from tests.standin.release_server import ReleaseServer
 from tests.unit.test_settings import settings
 from vault import WithoutSecrets
@@ -131,8 +132,16 @@ def test_release_files_are_checked_against_what_is_recorded(
             server.files[release.checksums.removeprefix(f"{server.url}/")] = f"{recorded}  {name}\n".encode()
             with pytest.raises(ReleaseError, match=f"says {recorded}: not installed"):
                 store.resolve(release)
+        if release.signature:
+            server.files[release.url.removeprefix(f"{server.url}/")] = element_archive(tmp_path, release.version)
+            with pytest.raises(ReleaseError, match=r"cannot be checked: .*: not installed"):
+                store.resolve(release)
+            # So that nothing of it is taken for checked later.
+            for left in whole_file.cache_directory().glob(f"{release.name}-*"):
+                left.unlink()
     assert list(whole_file.cache_directory().glob("*")) == []
     assert [release.name for release in releases if release.checksums] == ["livekit"]
+    assert [release.name for release in releases if release.signature] == ["element-web"]
 
 
 def test_every_release_says_its_licence(tmp_path: Path, server: ReleaseServer) -> None:

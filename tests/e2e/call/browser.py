@@ -6,6 +6,7 @@ with the session. https://chromedevtools.github.io/devtools-protocol/
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
@@ -158,6 +159,16 @@ class Page:
 
     def do(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self.browser.do(method, self.session, **parameters)
+
+    def open(self, url: str) -> None:
+        """Leave our page for another one."""
+        failed = self.do("Page.navigate", url=url).get("errorText")
+        assert not failed, f"{url}: {failed}"
+
+    def picture(self, file: Path, width: int, height: int) -> None:
+        """What it looks like in a window of this size, as a PNG."""
+        self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        file.write_bytes(base64.b64decode(self.do("Page.captureScreenshot")["data"]))
 
     def start(self, function: str, *arguments: Any) -> int:
         """Call a function with JSON values, or evaluate an expression if there are none; result() waits for it."""

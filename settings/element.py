@@ -1,0 +1,139 @@
+"""Element Web: a web client, files that Caddy serves."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StringConstraints
+
+from releases import Archive, Release, Signature
+from roles import ELEMENT, SYDENT, SYNAPSE
+from settings.deployment import Settings, View
+from settings.fields import Chosen, Https, Sha256, UserName
+from settings.synapse import Choices as Homeserver
+
+VERSION = "v1.12.30"
+
+CountryCode = Annotated[str, StringConstraints(pattern="^[A-Z]{2}$")]
+Fingerprint = Annotated[str, StringConstraints(pattern="^[0-9A-F]{40}$")]
+
+
+class Choices(Chosen):
+    """The settings of Element Web."""
+
+    element_brand: UserName = Field(description='a name, such as "Example\'s Chat"')
+    element_help: dict[UserName, Https] = Field(
+        description='a dictionary of texts and https URLs, such as {"How to begin": "https://example.org/help"}'
+    )
+    element_country: CountryCode | None = Field(description='None or a country in two capital letters, such as "DE"')
+    element_other_servers: bool = Field(description="True or False")
+    element_archive: str | None = Field(description="None or the path of a tar.gz on this computer")
+    element_sha256: Sha256 | None = Field(description="None or 64 hexadecimal digits")
+    element_releases: Https = Field(description="an https URL")
+    element_keys: Https = Field(description="an https URL")
+    element_signed_by: Fingerprint = Field(description="a fingerprint of 40 hexadecimal digits in capital letters")
+
+
+def release_of(choices: Choices, architecture: str, record: Path) -> Release:
+    """The release, which is the same for every architecture. record: the file that first downloads are recorded in."""
+    url = f"{choices.element_releases.rstrip('/')}/{VERSION}/element-{VERSION}.tar.gz"
+    return Release(
+        name="element-web",
+        version=VERSION,
+        arch="all",
+        url=url,
+        file=Path(choices.element_archive) if choices.element_archive else None,
+        sha256=choices.element_sha256,
+        record=record,
+        file_setting="element_archive",
+        sha256_setting="element_sha256",
+        licence="AGPL-3.0-only OR GPL-3.0-only OR LicenseRef-Element-Commercial",
+        archive=Archive(contains=("index.html", "version"), strip=1),
+        signature=Signature(f"{url}.asc", choices.element_keys, choices.element_signed_by),
+    )
+
+
+@dataclass(frozen=True)
+class Element(View):
+    """config: what is in config.json."""
+
+    domain: str
+    release: Release
+    config: dict[str, Any]
+    directory: str = "/etc/element-web"
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        chosen = settings.section(Choices)
+        return cls(
+            domain=settings.domain(ELEMENT),
+            release=release_of(chosen, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
+            config=_config(settings, chosen),
+        )
+
+    @property
+    def written(self) -> str:
+        """config.json, as it is written."""
+        return f"{json.dumps(self.config, indent=2, ensure_ascii=False)}\n"
+
+    @property
+    def web_names(self) -> Sequence[str]:
+        return (self.domain,)
+
+    @property
+    def programs(self) -> Sequence[Release]:
+        return (self.release,)
+
+
+def _config(settings: Settings, chosen: Choices) -> dict[str, Any]:
+    """See docs/config.md of Element Web. Nothing in it leads to a server of somebody else, unless it was chosen."""
+    server: dict[str, Any] = {
+        "m.homeserver": {"base_url": f"https://{settings.domain(SYNAPSE)}", "server_name": settings.server_name}
+    }
+    if settings.exists("sydent"):
+        server["m.identity_server"] = {"base_url": f"https://{settings.domain(SYDENT)}"}
+    with_mas, registration = settings.exists("mas"), settings.section(Homeserver).registration
+    shown = {
+        # MAS has pages for these.
+        "UIFeature.registration": registration != "closed" and not with_mas,
+        "UIFeature.passwordReset": bool(settings.choices.smtp_host) and not with_mas,
+        "UIFeature.deactivate": not with_mas,
+        "UIFeature.identityServer": settings.exists("sydent"),
+        # To Element, the company.
+        "UIFeature.feedback": False,
+    }
+    config: dict[str, Any] = {
+        "default_server_config": server,
+        "brand": chosen.element_brand,
+        "disable_custom_urls": not chosen.element_other_servers,
+        "disable_guests": True,
+        "room_directory": {"servers": [settings.server_name]},
+        # No integration manager can be had on one's own machine.
+        "integrations_ui_url": None,
+        "integrations_rest_url": None,
+        "integrations_widgets_urls": [],
+        "bug_report_endpoint_url": None,
+        "map_style_url": None,
+        "setting_defaults": shown,
+        "mobile_guide_toast": True,
+    }
+    if chosen.element_country:
+        config["default_country_code"] = chosen.element_country
+    if settings.choices.admin_email:
+        config["admin_message_md"] = f"Questions: {settings.choices.admin_email}"
+    if chosen.element_help:
+        config["branding"] = {
+            "auth_footer_links": [{"text": text, "url": url} for text, url in chosen.element_help.items()]
+        }
+    if with_mas:
+        config["embedded_pages"] = {"login_for_welcome": True}
+        config["sso_redirect_options"] = {"immediate": False}
+    if settings.exists("rtc"):
+        config["element_call"] = {"use_exclusively": True}
+        config["features"] = {"feature_video_rooms": True, "feature_element_call_video_rooms": True}
+    return config
+
+
+VIEW = Element
