@@ -31,9 +31,9 @@ demo-stop: setup ## Remove the throw-away host of `make demo`
 check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: no machine needed
 	@$(BIN)/pytest -n 2 -q tests/unit
 
-# Two at once, because most of them wait for machines.
+# More at once than there are processors, because most of them wait for machines.
 test: setup lint ## All tests; ROLE=coturn: those of one role
-	@$(BIN)/pytest -n 2 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
+	@$(BIN)/pytest -n 3 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
 # Python whose name does not say so.
 SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping \
