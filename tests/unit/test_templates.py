@@ -453,6 +453,20 @@ def test_coturn_reads_the_certificate_where_caddy_stores_it(
     assert f"pkey={certificate}.key" in configuration
 
 
+@pytest.mark.parametrize(("scenario", "remembered"), [("default", True), ("internal", False)])
+def test_browsers_remember_https_for_names_of_matrix_only(
+    written: Callable[..., Rendered], scenario: str, remembered: bool
+) -> None:
+    """The server name may have another web site one day, and of a trial nothing is left."""
+    content = written(scenario)["/etc/caddy/Caddyfile"][0]
+    sites = {name: content.partition(f"\n{name} {{")[2].partition("\n}\n")[0] for name in ("x.test", "matrix.x.test")}
+    assert {name: "Strict-Transport-Security" in site for name, site in sites.items()} == {
+        "x.test": False,
+        "matrix.x.test": remembered,
+    }
+    assert all("nosniff" in site for site in sites.values())
+
+
 def test_external_account_binding_is_used_only_for_its_issuer(written: Callable[..., Rendered]) -> None:
     content = written("zerossl")["/etc/caddy/Caddyfile"][0]
     assert content.count("eab ") == 1
