@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,7 +65,7 @@ class Target:
     other: Host
     deployment: Deployment
     directory: Path
-    found: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.outside = Outside(self.host, self.directory)
@@ -96,7 +97,7 @@ def scores(target: Target) -> None:
 
 def probes(target: Target) -> None:
     """What the intruder tries inside each unit, and as a user of the machine that is no service."""
-    found = target.found.setdefault("probes", {})
+    found = target.found["probes"] = {}
     with neighbours(target.host) as pids:
         machine = with_services(Machine(target.host, pids))
         for unit in SERVICES:
@@ -246,7 +247,7 @@ def requests(target: Target) -> None:
     from tests.e2e.test_messages import MAX_UPLOAD, upload
     from tests.e2e.test_outside import IDENTITY_V1, MALFORMED, SERVICES, UNREACHABLE_PATHS, answer_to
 
-    outside, rows = target.outside, target.found.setdefault("requests", {})
+    outside, rows = target.outside, dict[str, list[str]]()
     with outside.http() as http:
         statuses = [http.get(outside.url(name, path)).status_code for name in SERVICES for path in UNREACHABLE_PATHS]
         rows["paths of administration, metrics and the like, at each name, also in disguise"] = _answers(statuses)
@@ -277,6 +278,7 @@ def requests(target: Target) -> None:
         for announced in (True, False)
     ]
     rows["an upload of one byte more than allowed, its size announced or not, HTTP/1.1 and HTTP/2"] = _answers(statuses)
+    target.found["requests"] = rows
 
 
 def _answers(statuses: list[int]) -> list[str]:
@@ -328,20 +330,30 @@ def extend(target: Target, acme: Acme) -> None:
     host.run(f"cat >{TRUSTED_ROOT}", stdin=acme.authority.pem)
     host.run("cat >/usr/local/share/ca-certificates/acme.crt && update-ca-certificates", stdin=acme.root("open"))
     host.run("mkdir -p /mnt/backup")
-    deployment.choose(
-        **deployment.settings,
-        **{
-            "tls": "acme",
-            "acme": {"directory": acme.directory("open"), "trusted_root": TRUSTED_ROOT},
-            "federation_port_8448": True,
-            "backup_target": "/mnt/backup",
-        },
-    )
+    more = {
+        "tls": "acme",
+        "acme": {"directory": acme.directory("open"), "trusted_root": TRUSTED_ROOT},
+        "federation_port_8448": True,
+        "backup_target": "/mnt/backup",
+        # One job of the backup writes mails.
+        "smtp_host": f"mail.{host.domain}",
+        "smtp_port": 25,
+        "smtp_tls": "none",
+    }
+    deployment.choose(**{**deployment.settings, **more})
     deployment.assign({role: [host.name] for role in ROLES})
     deployment.run("-y")
 
 
-def measure(release: str, acme: Acme, page: ReleaseServer, parts: Collection[str]) -> dict[str, Any]:
+def measure(
+    release: str,
+    acme: Acme,
+    page: ReleaseServer,
+    parts: Collection[str],
+    known: dict[str, Any],
+    save: Callable[[], object],
+) -> None:
+    """Put the figures of these parts where the others are known. Each is saved at once."""
     bed = acme.host.bed
     host = bed.up("security", release=release)
     try:
@@ -349,26 +361,23 @@ def measure(release: str, acme: Acme, page: ReleaseServer, parts: Collection[str
             deployment = complete(bed, host, Path(directory), page)
             print(f"--> {release}: deploy", flush=True)
             deployment.run("-y")
-            target = Target(host, acme.host, deployment, Path(directory))
-            if "probes" in parts:
-                probes(target)
-            if "ports" in parts:
-                ports(target, firewall=False)
-            if "slow" in parts:
-                patience(target)
-            if "requests" in parts:
-                requests(target)
-            if {"probes", "scores", "ports", "tls"} & set(parts):
-                extend(target, acme)
-            if "scores" in parts:
-                scores(target)
-            if "probes" in parts:
-                probes_of_mas(target)
-            if "ports" in parts:
-                ports(target, firewall=True)
-            if "tls" in parts:
-                tls(target, acme)
-            return target.found
+            target = Target(host, acme.host, deployment, Path(directory), known)
+            # Before and after the other roles are added.
+            steps: dict[str, list[Callable[[Target], None] | None]] = {
+                "slow": [patience],
+                "requests": [requests],
+                "ports": [partial(ports, firewall=False), partial(ports, firewall=True)],
+                "probes": [probes, probes_of_mas],
+                "scores": [None, scores],
+                "tls": [None, partial(tls, acme=acme)],
+            }
+            for later in (False, True):
+                chosen = [of[later] for part, of in steps.items() if part in parts and len(of) > later]
+                if later and chosen:
+                    extend(target, acme)
+                for step in filter(None, chosen):
+                    step(target)
+                    save()
     finally:
         host.down()
 
@@ -382,6 +391,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these")
     options = parser.parse_args()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+    def save() -> None:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(known, indent=1))
+
     other = Testbed().up("security-other")
     try:
         acme = Acme(other, Authority("Private ACME server"))
@@ -394,9 +408,7 @@ def main() -> int:
             ReleaseServer(released(Path(directory))) as page,
         ):
             for release in [options.release] if options.release else ("trixie", "bookworm"):
-                known[release] = known.get(release, {}) | measure(release, acme, page, options.only)
-                RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps(known, indent=1))
+                measure(release, acme, page, options.only, known.setdefault(release, {}), save)
     finally:
         other.down()
     page_text, wrong = written(REPORT.read_text(), known, f"{datetime.now(UTC):%Y-%m-%d}")
