@@ -507,6 +507,26 @@ def test_units_are_valid_for_systemd(written: Callable[..., Rendered], tmp_path:
     assert wrong == []
 
 
+@pytest.mark.parametrize("scenario", ["mail", "backup to S3"])
+def test_what_systemd_runs_again_and_again_is_confined(
+    written: Callable[..., Rendered], scenario: str, tmp_path: Path
+) -> None:
+    """One of these writes mails: it is on a machine only where there is a mail server."""
+    rendered, wrong = written(scenario), {}
+    timers = [timer for role in ROLES.values() for timer in role.timers]
+    for timer in timers:
+        content, _ = rendered.get(f"/etc/systemd/system/{timer.service}", ("", ""))
+        if content:
+            unit = tmp_path / timer.service
+            unit.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", content, flags=re.M))
+            command = ["systemd-analyze", "security", "--no-pager", "--offline=true", str(unit)]
+            said = subprocess.run(command, capture_output=True, text=True).stdout
+            level = re.search(r"exposure level for .*: ([0-9.]+)", said)
+            if not level or float(level[1]) > timer.exposure:
+                wrong[timer.name] = level and level[1]
+    assert wrong == {}
+
+
 def test_a_role_adds_routes_to_another_roles_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Before that site's own routes, so that they take precedence; and on no other site."""
     made = settings_for("default", tmp_path)
