@@ -161,21 +161,23 @@ def test_malformed_requests_are_refused(outside: Outside, text: str) -> None:
     assert answer_to(outside, MALFORMED[text], tls=True) // 100 in (4, 5)
 
 
+# It takes its time, and both releases have the same Caddy.
+@pytest.mark.parametrize("deployed", ["trixie"], ids=["debian13"], indirect=True)
 def test_who_hardly_sends_anything_is_let_go(outside: Outside, pool: ThreadPoolExecutor) -> None:
     """But not who sends a large file over a slow line."""
     name = f"matrix.{outside.server_name}"
 
     def seconds(kind: str) -> float:
         program, options = KINDS[kind]
-        until = time.monotonic() + 27
+        until = time.monotonic() + 24
         connection = Connection(name, until, address=outside.host.address, **options)
         with contextlib.suppress(Ended):
             program(connection)
         return time.monotonic() - connection.begin
 
     headers, handshake, body = pool.map(seconds, ("slow headers", "half-open handshakes", "slow bodies"))
-    assert 18 < headers < 25 and 18 < handshake < 25
-    assert body >= 27
+    assert 18 < headers < 24 and 18 < handshake < 24
+    assert body >= 24
 
 
 def test_pages_are_shown_in_no_frame_and_keep_their_addresses(outside: Outside) -> None:
