@@ -67,7 +67,6 @@ OPEN_UDP = {port.number for port in OPEN if port.protocol == "udp" and port.last
 _POST = "POST /_matrix/client/v3/keys/query HTTP/1.1\r\nHost: {host}\r\n"
 MALFORMED = {
     "no HTTP at all": "\x16\x03\x01\x00\x05hello\r\n\r\n",
-    "a header without a name": "GET /_matrix/client/versions HTTP/1.1\r\nHost: {host}\r\n: a\r\n\r\n",
     "a NUL in a header": "GET /_matrix/client/versions HTTP/1.1\r\nHost: {host}\r\nX-A: \0\r\n\r\n",
     "two host names": "GET /_matrix/client/versions HTTP/1.1\r\nHost: {host}\r\nHost: other.test\r\n\r\n",
     "two lengths of the body": _POST + "Content-Length: 2\r\nContent-Length: 4\r\n\r\n{}",
