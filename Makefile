@@ -7,7 +7,7 @@ LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quie
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 COMPILE := $(BIN)/uv pip compile $(LOCKED) $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup demo demo-stop check test lint unit faults render bench lock
+.PHONY: help setup demo demo-stop check test lint unit faults security render bench lock
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ unit: setup ## The tests that need no machine
 
 faults: setup ## Break throw-away homeservers while clients write, and write docs/reliability.md
 	@$(BIN)/python -m tests.faults
+
+security: setup ## Attack throw-away homeservers from a second host, and write the figures of docs/security.md
+	@$(BIN)/python -m tests.security
 
 OUT ?= .cache/render
 render: setup ## Write every file of a few sample deployments into .cache/render, or OUT=DIRECTORY

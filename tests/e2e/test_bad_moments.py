@@ -64,22 +64,22 @@ def test_requests_that_are_too_long_are_refused_at_once(outside: Outside) -> Non
     for service, path in {"matrix": "/_matrix/client/versions", "identity": "/_matrix/identity/v2"}.items():
         for method in ("GET", "HEAD", "OPTIONS", "POST"):
             for length in (7000, 12000, 17000, 100_000):
-                found = _statuses_of_long_requests(outside, outside.url(service, path), length, method, "http1.1")
+                found = statuses_of_long_requests(outside, outside.url(service, path), length, method, "http1.1")
                 wanted = refused if length >= 12000 else {"200", "204", "405"}
                 if not found <= wanted:
                     wrong[f"{method} {service}, {length} bytes"] = found
-        found = _statuses_of_long_requests(outside, outside.url(service, path), 8100, "GET", "http2")
+        found = statuses_of_long_requests(outside, outside.url(service, path), 8100, "GET", "http2")
         if not found <= refused:
             wrong[f"{service} by HTTP/2, 8100 bytes"] = found
     assert not wrong
     # Go ends an HTTP/2 connection with a header that is longer than the limit which it has announced.
     url = outside.url("matrix", "/_matrix/client/versions")
-    assert _statuses_of_long_requests(outside, url, 17000, "GET", "http2") <= {*refused, "000"}
+    assert statuses_of_long_requests(outside, url, 17000, "GET", "http2") <= {*refused, "000"}
     lines = host.run(f"journalctl -q -o cat -u caddy -u matrix-synapse -u sydent --since @{begin} | wc -l").stdout
     assert int(lines) < 100, f"{lines} lines in the journal"
 
 
-def _statuses_of_long_requests(outside: Outside, url: str, length: int, method: str, version: str) -> set[str]:
+def statuses_of_long_requests(outside: Outside, url: str, length: int, method: str, version: str) -> set[str]:
     """Of one with a URL, and of one with a header, of this many bytes; "000" for no answer."""
     same = [
         version,

@@ -174,6 +174,9 @@ def test_each_name_has_a_certificate_from_its_own_acme_server(site: Site) -> Non
     with pytest.raises(ssl.SSLCertVerificationError):
         site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("open"))
     site.assert_services_work()
+    # Browsers remember that these names have HTTPS only.
+    head = site.host.run(f"curl -skI --resolve {site.web}:443:127.0.0.1 https://{site.web}/_matrix/identity/v2").stdout
+    assert "\nstrict-transport-security: max-age=31536000\n" in head.replace("\r", "")
     assert site.deployment.run("-y").changed == []
 
 

@@ -172,6 +172,11 @@ class Machine:
         }
         self.host.run(f"cat > {TARGETS}; rm -f {self.signal_files}", stdin=json.dumps(targets))
 
+    def tried(self) -> set[str]:
+        """All that the intruder tries, once the targets are written."""
+        names = self.host.run(f"python3 -IB {PROGRAM} {TARGETS} --all").stdout.splitlines()
+        return {*names, *(f"signal to {name}" for name in NEIGHBOURS)}
+
     @property
     def signal_files(self) -> str:
         return " ".join(f"/run/{name}/signalled" for name in NEIGHBOURS)
@@ -217,6 +222,10 @@ def machine(deployed: Deployed) -> Iterator[Machine]:
 
 @pytest.fixture
 def running(machine: Machine) -> Machine:
+    return with_services(machine)
+
+
+def with_services(machine: Machine) -> Machine:
     """The machine, with the current PIDs of our own services as targets."""
     host = machine.host
     pids = {name: main_pid(host, name) for name in (real_name(host, unit) for unit in SERVICES)}
@@ -258,8 +267,7 @@ def kinds(names: set[str]) -> set[str]:
 def test_unconfined_root_reaches_everything_that_is_tried(running: Machine) -> None:
     """So that the attempts below fail because of the confinement, and not because they never work."""
     running.write_targets()
-    tried = set(running.host.run(f"python3 -IB {PROGRAM} {TARGETS} --all").stdout.splitlines())
-    tried |= {f"signal to {name}" for name in NEIGHBOURS}
+    tried = running.tried()
     reached = running.reached(running.host.run(f"systemd-run -q --pipe --wait python3 -IB {PROGRAM} {TARGETS}").stdout)
     # Each kind for at least one process: root on the testbed's hosts lacks a few rights over some.
     assert len(tried) > 100
@@ -273,12 +281,17 @@ def test_a_service_that_was_taken_over_reaches_no_other(running: Machine, unit: 
 
 
 def assert_reaches_no_other(machine: Machine, unit: Service) -> None:
-    name = real_name(machine.host, unit)
-    machine.write_targets(name)
-    reached = machine.reached(run_inside(machine.host, unit, name))
+    reached = reached_from(machine, unit)
     assert reached, "it does not even reach its own files"
     wrong = sorted(each for each in reached if not unit.allows(each))
-    assert not wrong, f"{name} can reach: {wrong}"
+    assert not wrong, f"{unit.name} can reach: {wrong}"
+
+
+def reached_from(machine: Machine, unit: Service) -> set[str]:
+    """The attempts that succeed inside the unit."""
+    name = real_name(machine.host, unit)
+    machine.write_targets(name)
+    return machine.reached(run_inside(machine.host, unit, name))
 
 
 def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:

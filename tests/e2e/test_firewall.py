@@ -1,12 +1,11 @@
 """The firewall: exactly the ports of the deployment answer, and the administrator is never locked out."""
 
 import re
-import select
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +14,7 @@ from operations.filters import FIREWALL
 from settings.firewall import OWN_RULES
 from tests.conftest import own
 from tests.deployment import Deployment
+from tests.e2e import scan
 from tests.protocols.turn import relay
 from tests.testbed import Host, Testbed
 
@@ -92,21 +92,7 @@ def answers(address: str, port: int, seconds: float = 1.0) -> bool:
 
 def answering(address: str) -> set[int]:
     """All of its TCP ports that answer, be it by a refusal, but SSH's: its server penalises who connects without logging in."""
-    found: set[int] = set()
-    for begin in range(1, 65536, 800):
-        with select.epoll() as poll, ExitStack() as links:
-            ports = {}
-            for port in range(begin, min(begin + 800, 65536)):
-                if port == 22:
-                    continue
-                link = links.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-                link.setblocking(False)
-                link.connect_ex((address, port))
-                poll.register(link, select.EPOLLOUT)
-                ports[link.fileno()] = port
-            time.sleep(0.3)
-            found |= {ports[number] for number, _ in poll.poll(0, 800)}
-    return found
+    return set().union(*scan.tcp(address, without={22}))
 
 
 def test_a_second_run_changes_nothing(guarded: Guarded) -> None:

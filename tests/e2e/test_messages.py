@@ -115,7 +115,7 @@ def test_media_is_downloaded_unchanged_and_only_by_users(outside: Outside, alice
 
 @pytest.mark.parametrize("http2", [True, False], ids=["http2", "http1"])
 def test_a_file_of_the_maximum_size_can_be_uploaded(outside: Outside, alice: Account, http2: bool) -> None:
-    answer = _upload(outside, alice, bytes(MAX_UPLOAD), http2=http2)
+    answer = upload(outside, alice, bytes(MAX_UPLOAD), http2=http2)
     assert expect_json(answer)["content_uri"].startswith(f"mxc://{outside.server_name}/")
 
 
@@ -125,7 +125,7 @@ def test_a_larger_file_is_refused_with_an_error_that_clients_know(
     outside: Outside, alice: Account, http2: bool, announced: bool
 ) -> None:
     """Clients have a message for M_TOO_LARGE; they report any other error as unknown, or retry the upload."""
-    answer = _upload(outside, alice, bytes(MAX_UPLOAD + 1), http2=http2, announced=announced)
+    answer = upload(outside, alice, bytes(MAX_UPLOAD + 1), http2=http2, announced=announced)
     assert expect_json(answer, 413)["errcode"] == "M_TOO_LARGE"
     assert answer.headers.get("access-control-allow-origin") == "*", "web clients may not read the error"
     with outside.http() as http:
@@ -218,7 +218,7 @@ def test_attempts_to_log_in_are_counted_as_one_homeserver(outside: Outside) -> N
     assert answers == [*["403"] * 5, "429", "429"]
 
 
-def _upload(
+def upload(
     outside: Outside, account: Account, content: bytes, *, http2: bool, announced: bool = True
 ) -> httpx.Response:
     """announced: send a Content-Length; without it the size is not known before the end."""

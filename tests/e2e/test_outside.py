@@ -6,6 +6,8 @@ import re
 import socket
 import ssl
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,6 +15,7 @@ from roles import RELAY_PORT, RELAY_TLS_PORT, RELAYED, SYNAPSE_PORT
 from tests.deployment import EVERYTHING
 from tests.e2e.client import Outside, expect_json
 from tests.protocols.turn import relay
+from tests.security.slow import KINDS, Connection, Ended
 
 pytestmark = pytest.mark.role("caddy")
 
@@ -62,6 +65,18 @@ OPEN = [
 ]
 OPEN_TCP = {22, *(port.number for port in OPEN if port.protocol == "tcp")}
 OPEN_UDP = {port.number for port in OPEN if port.protocol == "udp" and port.last is None}
+# No HTTP, or what a proxy and the server behind it could understand in two ways; {host} is one of our names.
+_POST = "POST /_matrix/client/v3/keys/query HTTP/1.1\r\nHost: {host}\r\n"
+MALFORMED = {
+    "no HTTP at all": "\x16\x03\x01\x00\x05hello\r\n\r\n",
+    "a NUL in a header": "GET /_matrix/client/versions HTTP/1.1\r\nHost: {host}\r\nX-A: \0\r\n\r\n",
+    "two host names": "GET /_matrix/client/versions HTTP/1.1\r\nHost: {host}\r\nHost: other.test\r\n\r\n",
+    "two lengths of the body": _POST + "Content-Length: 2\r\nContent-Length: 4\r\n\r\n{}",
+    "a negative length": _POST + "Content-Length: -2\r\n\r\n{}",
+    "an encoding of the body that does not exist": _POST + "Transfer-Encoding: xchunked\r\n\r\n{}",
+    "a broken chunk of the body": _POST + "Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "a body that is no JSON": _POST + "Content-Length: 5\r\n\r\nhello",
+}
 INTERNAL = {2019: "Caddy's administration"} | {
     port.number: role.title for role in EVERYTHING.values() for port in role.listens if port.reach != "everybody"
 }
@@ -123,24 +138,71 @@ def test_names_that_are_not_ours_are_refused(outside: Outside, request_line: str
     for host in (f"other.{outside.server_name}", outside.host.address, "localhost:443", ""):
         line = request_line.format(host=host.partition(":")[0] or "other.test")
         for tls, status in ((False, 404), (True, 421)):
-            answer = _answer(outside, f"{line}\r\nHost: {host}\r\n\r\n", tls=tls)
+            answer = answer_to(outside, f"{line}\r\nHost: {host}\r\n\r\n", tls=tls)
             if answer != status:
                 wrong[f"{line} for {host!r}, TLS {tls}"] = answer
     assert not wrong
-    assert _answer(outside, "GET / HTTP/1.0\r\n\r\n", tls=False) == 404
+    assert answer_to(outside, "GET / HTTP/1.0\r\n\r\n", tls=False) == 404
     # Our own names still answer, and are no proxy.
-    assert _answer(outside, f"CONNECT {ours}:443 HTTP/1.1\r\nHost: {ours}:443\r\n\r\n", tls=True) == 404
-    assert _answer(outside, f"GET /_matrix/client/versions HTTP/1.1\r\nHost: {ours}\r\n\r\n", tls=True) == 200
+    assert answer_to(outside, f"CONNECT {ours}:443 HTTP/1.1\r\nHost: {ours}:443\r\n\r\n", tls=True) == 404
+    assert answer_to(outside, f"GET /_matrix/client/versions HTTP/1.1\r\nHost: {ours}\r\n\r\n", tls=True) == 200
 
 
-def _answer(outside: Outside, request: str, *, tls: bool) -> int:
+def answer_to(outside: Outside, request: str, *, tls: bool) -> int:
     """The status of the answer to a request, sent as it is on a connection to one of our names."""
     with socket.create_connection((outside.host.address, 443 if tls else 80), timeout=30) as plain:
         name = f"matrix.{outside.server_name}"
         connection = outside.context().wrap_socket(plain, server_hostname=name) if tls else plain
         with connection:
-            connection.sendall(request.encode("latin-1"))
+            connection.sendall(request.replace("{host}", name).encode("latin-1"))
             return int(connection.recv(4096).split()[1])
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_malformed_requests_are_refused(outside: Outside, text: str) -> None:
+    assert answer_to(outside, MALFORMED[text], tls=True) // 100 in (4, 5)
+
+
+# It takes its time, and both releases have the same Caddy.
+@pytest.mark.parametrize("deployed", ["trixie"], ids=["debian13"], indirect=True)
+def test_who_hardly_sends_anything_is_let_go(outside: Outside, pool: ThreadPoolExecutor) -> None:
+    """But not who sends a large file over a slow line."""
+    name = f"matrix.{outside.server_name}"
+
+    def seconds(kind: str) -> float:
+        program, options = KINDS[kind]
+        until = time.monotonic() + 24
+        connection = Connection(name, until, address=outside.host.address, **options)
+        with contextlib.suppress(Ended):
+            program(connection)
+        return time.monotonic() - connection.begin
+
+    headers, handshake, body = pool.map(seconds, ("slow headers", "half-open handshakes", "slow bodies"))
+    assert 18 < headers < 24 and 18 < handshake < 24
+    assert body >= 24
+
+
+def test_pages_are_shown_in_no_frame_and_keep_their_addresses(outside: Outside) -> None:
+    """Web clients may read all of it; nothing of a trial is left in a browser."""
+    with outside.http() as http:
+        for service, path, status in (
+            ("", "/.well-known/matrix/client", 200),
+            ("matrix", "/_matrix/client/versions", 200),
+            ("matrix", "/_matrix/client/v3/auth/m.login.terms/fallback/web", 400),
+            ("identity", "/_matrix/identity/v2", 200),
+            ("turn", "/", 404),
+        ):
+            answer = http.get(outside.url(service, path), headers={"Origin": "https://app.example.com"})
+            assert answer.status_code == status
+            found = answer.headers
+            assert found.get_list("X-Content-Type-Options") == ["nosniff"], path
+            assert "Strict-Transport-Security" not in found
+            if service in ("matrix", "identity"):
+                assert "frame-ancestors 'none'" in found["Content-Security-Policy"]
+                assert len(found.get_list("Content-Security-Policy")) == 1
+                assert found.get_list("Referrer-Policy") == ["same-origin"]
+            if status == 200:
+                assert found.get_list("Access-Control-Allow-Origin") == ["*"]
 
 
 @pytest.mark.parametrize("service", ["other", "www"])

@@ -453,6 +453,20 @@ def test_coturn_reads_the_certificate_where_caddy_stores_it(
     assert f"pkey={certificate}.key" in configuration
 
 
+@pytest.mark.parametrize(("scenario", "remembered"), [("default", True), ("internal", False)])
+def test_browsers_remember_https_for_names_of_matrix_only(
+    written: Callable[..., Rendered], scenario: str, remembered: bool
+) -> None:
+    """The server name may have another web site one day, and of a trial nothing is left."""
+    content = written(scenario)["/etc/caddy/Caddyfile"][0]
+    sites = {name: content.partition(f"\n{name} {{")[2].partition("\n}\n")[0] for name in ("x.test", "matrix.x.test")}
+    assert {name: "Strict-Transport-Security" in site for name, site in sites.items()} == {
+        "x.test": False,
+        "matrix.x.test": remembered,
+    }
+    assert all("nosniff" in site for site in sites.values())
+
+
 def test_external_account_binding_is_used_only_for_its_issuer(written: Callable[..., Rendered]) -> None:
     content = written("zerossl")["/etc/caddy/Caddyfile"][0]
     assert content.count("eab ") == 1
@@ -491,6 +505,26 @@ def test_units_are_valid_for_systemd(written: Callable[..., Rendered], tmp_path:
         wrong = [line for line in wrong if not re.search("Unknown key '?Restart(Steps|MaxDelaySec)", line)]
     assert len(verified) >= 4
     assert wrong == []
+
+
+@pytest.mark.parametrize("scenario", ["mail", "backup to S3"])
+def test_what_systemd_runs_again_and_again_is_confined(
+    written: Callable[..., Rendered], scenario: str, tmp_path: Path
+) -> None:
+    """One of these writes mails: it is on a machine only where there is a mail server."""
+    rendered, wrong = written(scenario), {}
+    timers = [timer for role in ROLES.values() for timer in role.timers]
+    for timer in timers:
+        content, _ = rendered.get(f"/etc/systemd/system/{timer.service}", ("", ""))
+        if content:
+            unit = tmp_path / timer.service
+            unit.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", content, flags=re.M))
+            command = ["systemd-analyze", "security", "--no-pager", "--offline=true", str(unit)]
+            said = subprocess.run(command, capture_output=True, text=True).stdout
+            level = re.search(r"exposure level for .*: ([0-9.]+)", said)
+            if not level or float(level[1]) > timer.exposure:
+                wrong[timer.name] = level and level[1]
+    assert wrong == {}
 
 
 def test_a_role_adds_routes_to_another_roles_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The figures of docs/security.md, measured on complete deployments: `make security`."""
