@@ -337,7 +337,7 @@ def accounts_of(settings: Settings) -> dict[str, int] | None:
     there = settings_of(server)
     if not there.machine.postgresql:
         return {"synapse": 0, "mas": 0}
-    with_mas = "deactivated_at IS NULL AND username !~ '^matrix-metal(-[0-9]+)?$'"
+    with_mas = "deactivated_at IS NULL AND username !~ '^matrix-metal(-[0-9]+|-reports)?$'"
     counts: dict[str, int] = server.get_fact(
         Accounts,
         cluster=there.view(Postgres).cluster,

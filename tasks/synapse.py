@@ -1,11 +1,12 @@
 """Synapse, the homeserver."""
 
+import json
 from typing import Any
 
 from pyinfra import host
 
 from operations import deployment, files, schema, units, virtualenvs
-from operations.files import Copy, Directory, Template, secret_file
+from operations.files import Absent, Copy, Directory, Template, Text, secret_file
 from operations.programs import Program
 from operations.shell import quoted
 from roles import CHECK_SYNAPSE, SOCKET_GROUP, SYNAPSE, SYNAPSE_ARGUMENTS
@@ -18,7 +19,7 @@ settings = settings_of(host)
 [UNIT] = SYNAPSE.units
 synapse = settings.view(Synapse)
 [HOME], [STATE] = UNIT.reads, SYNAPSE.state
-RUN_SYNAPSE = "/usr/local/lib/run-synapse"
+RUN_SYNAPSE, REPORTS = "/usr/local/lib/run-synapse", "/usr/local/lib/synapse-reports"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}
 SECRETS: dict[str, Secret | None] = {
@@ -31,8 +32,13 @@ SECRETS: dict[str, Secret | None] = {
 
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
+moderators = f"{json.dumps(synapse.reports_to)}\n"
 configuration = [
     Copy(RUN_SYNAPSE, "synapse/run-synapse", mode="644"),
+    Copy(REPORTS, "synapse/synapse-reports", mode="644") if synapse.reports_to else Absent(REPORTS),
+    Text(f"{HOME}/reports.json", moderators, mode="640", **OWNED)
+    if synapse.reports_to
+    else Absent(f"{HOME}/reports.json"),
     Template(
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",

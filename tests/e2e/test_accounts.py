@@ -6,6 +6,7 @@ On one release of Debian, because all that runs on the machine is curl.
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nio
 import pytest
@@ -24,7 +26,7 @@ from manage.backends.synapse import TOKEN_FILE
 from roles import SYNAPSE
 from tests.conftest import Deployed
 from tests.deployment import Deployment
-from tests.e2e.client import Account, Outside, expect, expect_json
+from tests.e2e.client import Account, Outside, create_shared_room, expect, expect_json, send_message
 from tests.e2e.test_secrets import assert_none_in
 from tests.e2e.watching import command_lines
 
@@ -164,6 +166,63 @@ def test_life_of_an_account(managed: Managed, deployed: Deployed, name: str) -> 
     again = managed.json("accounts", "reactivate", name, "--generate")
     assert managed.log_in(name, again["password"]).user_id == user_id
     assert managed.json("accounts", "deactivate", name, "--erase", "--yes")["deactivated"] is True
+
+
+async def abuse(managed: Managed, abuser: Account, victim: Account) -> tuple[list[str], str]:
+    """Spam in rooms, of which the account has left one, and is banned from one; returns them and the address of media."""
+    async with managed.outside.matrix(abuser) as his, managed.outside.matrix(victim) as hers:
+        rooms = [await create_shared_room(hers, his) for _ in range(3)]
+        for room in rooms:
+            await send_message(his, room, "Buy this!")
+        await his.room_leave(rooms[1])
+        await hers.room_ban(rooms[2], abuser.user_id)
+        picture, _ = await his.upload(io.BytesIO(b"spam"), "image/png", "spam.png", filesize=4)
+        return rooms, expect(picture, nio.UploadResponse).content_uri
+
+
+def test_what_an_abuser_has_left_is_removed(managed: Managed, name: str) -> None:
+    abuser, victim = (
+        managed.log_in(each, managed.json("accounts", "create", each, "--generate")["password"])
+        for each in (name, f"{name}-2")
+    )
+    rooms, media = asyncio.run(abuse(managed, abuser, victim))
+
+    def seen() -> list[str]:
+        with managed.outside.http() as http:
+            return [
+                event["content"]["body"]
+                for room in rooms
+                for event in expect_json(
+                    http.get(
+                        managed.outside.url(
+                            "matrix", f"/_matrix/client/v3/rooms/{quote(room)}/messages?dir=b&limit=50"
+                        ),
+                        headers=victim.authorization,
+                    )
+                )["chunk"]
+                if event["sender"] == abuser.user_id and "body" in event["content"]
+            ]
+
+    def download() -> int:
+        with managed.outside.http() as http:
+            url = managed.outside.url("matrix", f"/_matrix/client/v1/media/download/{media.removeprefix('mxc://')}")
+            return http.get(url, headers=victim.authorization).status_code
+
+    assert len(seen()) == 3 and download() == 200
+    question = managed.refusal("accounts", "deactivate", name, "--redact", "--quarantine")
+    assert (
+        "its messages are removed from all rooms, and nobody can download its media. That cannot be undone" in question
+    )
+    done = managed.run("accounts", "deactivate", name, "--erase", "--redact", "--quarantine", "--yes")
+    assert done == (
+        f"{abuser.user_id} is deactivated and erased; media files that nobody can download any more: 1; "
+        "its messages are removed.\n"
+    )
+    assert seen() == [] and download() == 404 and not managed.logged_in(abuser)
+    # Once more, and with nothing left to do.
+    again = managed.json("accounts", "deactivate", name, "--redact", "--quarantine", "--yes")
+    assert (again["not_redacted"], again["quarantined"]) == (0, 0)
+    assert "whose administrators alone can" in managed.refusal("accounts", "deactivate", "@x:other.test", "--yes")
 
 
 def test_an_administrator_is_made(managed: Managed, name: str) -> None:

@@ -426,7 +426,7 @@ def test_a_renamed_inventory_keeps_its_vault(deployed: Deployed, tmp_path: Path)
     refused = renamed.run("-y", check=False)
     assert_refused(refused, "was deployed with another vault", f"it was called home: {moves}")
     advice = refused.refusal.partition("it was called home: ")[2].partition("; or ")[0]
-    subprocess.run(advice, shell=True, cwd=tree, check=True)
+    subprocess.run(["sh", "-ec", advice], cwd=tree, check=True)
     assert renamed.run("-y").changed == []
 
 
