@@ -13,6 +13,7 @@ import pty
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ rc_registration: {per_second: 1000, burst_count: 1000}
 rc_registration_token_validity: {per_second: 1000, burst_count: 1000}
 """
 FILE = "/etc/matrix-synapse/conf.d/accounts.yaml"
+MODERATOR = "moderator"
 SYNAPSE_URL = f"http://127.0.0.1:{SYNAPSE.port}"
 RESTART = (
     f"systemctl restart matrix-synapse; timeout 60 sh -c 'until curl -qsf {SYNAPSE_URL}/health; do sleep 0.2; done'"
@@ -103,9 +105,77 @@ def managed(deployed: Deployed, outside: Outside, tmp_path_factory: pytest.TempP
     directory = tmp_path_factory.mktemp("accounts")
     deployment = Deployment(directory, [deployed.host], settings, user="admin")
     deployment.choose(**settings, registration="token", vault=str(deployed.deployment.vault))
-    deployed.host.run(f"cat >{FILE}; chmod 644 {FILE}; {RESTART}", stdin=OWN)
+    deployed.host.run(f"cat >{FILE}; chmod 644 {FILE}", stdin=OWN)
+    whole = deployed.deployment
+    before = whole.settings
+    whole.choose(**before, reports_to=[f"@{MODERATOR}:{deployed.server_name}"])
+    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
     yield Managed(deployment, outside)
-    deployed.host.run(f"rm {FILE}; {RESTART}")
+    deployed.host.run(f"rm {FILE}")
+    whole.choose(**before)
+    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
+    assert deployed.host.run("ls /usr/local/lib/synapse-reports", check=False).returncode
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What was reported by whom."""
+
+    reporter: Account
+    moderator: Account
+    room: str
+    event: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reported(managed: Managed) -> Reported:
+    """Somebody reports at the beginning: it takes half a minute until it is told, in which the other tests are made."""
+    reporter, moderator = (
+        managed.log_in(each, managed.json("accounts", "create", each, "--generate")["password"])
+        for each in ("reporter", MODERATOR)
+    )
+
+    async def said() -> str:
+        async with managed.outside.matrix(moderator) as hers, managed.outside.matrix(reporter) as his:
+            room = await create_shared_room(hers, his)
+            await send_message(hers, room, "Buy this!")
+            return room
+
+    room = asyncio.run(said())
+    # Once the module has begun: what was reported before is not told.
+    invitations(managed, moderator)
+    [event] = [each["event_id"] for each in timeline(managed, reporter, room) if "body" in each["content"]]
+    for path in (
+        f"rooms/{quote(room)}/report/{quote(event)}",
+        f"rooms/{quote(room)}/report",
+        f"users/{quote(moderator.user_id)}/report",
+    ):
+        with managed.outside.http() as http:
+            url = managed.outside.url("matrix", f"/_matrix/client/v3/{path}")
+            reason = {"reason": "This is\nspam"}
+            assert expect_json(http.post(url, headers=reporter.authorization, json=reason)) == {}
+    return Reported(reporter, moderator, room, event)
+
+
+def invitations(managed: Managed, account: Account) -> list[str]:
+    """The rooms that it is invited into, one at least."""
+    deadline = time.monotonic() + 60
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", "/_matrix/client/v3/sync")
+        while True:
+            rooms = expect_json(http.get(url, headers=account.authorization))["rooms"]
+            if found := list(rooms.get("invite", ())):
+                return found
+            assert time.monotonic() < deadline, "no invitation came"
+            time.sleep(0.5)
+
+
+def timeline(managed: Managed, account: Account, room: str) -> list[dict[str, Any]]:
+    """The last events of a room, the newest first."""
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/rooms/{quote(room)}/messages?dir=b&limit=50")
+        events: list[dict[str, Any]] = expect_json(http.get(url, headers=account.authorization))["chunk"]
+        return events
 
 
 @pytest.fixture
@@ -188,20 +258,8 @@ def test_what_an_abuser_has_left_is_removed(managed: Managed, name: str) -> None
     rooms, media = asyncio.run(abuse(managed, abuser, victim))
 
     def seen() -> list[str]:
-        with managed.outside.http() as http:
-            return [
-                event["content"]["body"]
-                for room in rooms
-                for event in expect_json(
-                    http.get(
-                        managed.outside.url(
-                            "matrix", f"/_matrix/client/v3/rooms/{quote(room)}/messages?dir=b&limit=50"
-                        ),
-                        headers=victim.authorization,
-                    )
-                )["chunk"]
-                if event["sender"] == abuser.user_id and "body" in event["content"]
-            ]
+        events = (event for room in rooms for event in timeline(managed, victim, room))
+        return [each["event_id"] for each in events if each["sender"] == abuser.user_id and "body" in each["content"]]
 
     def download() -> int:
         with managed.outside.http() as http:
@@ -402,3 +460,32 @@ def test_a_homeserver_that_does_not_run(managed: Managed, deployed: Deployed) ->
         assert "matrix-synapse does not run on" in managed.refusal("accounts", "list")
     finally:
         deployed.host.run(RESTART)
+
+
+def test_moderators_read_what_is_reported(managed: Managed, reported: Reported) -> None:
+    """Each report once, though Synapse was restarted meanwhile."""
+    moderator, reporter = reported.moderator, reported.reporter.user_id
+    [reports] = invitations(managed, moderator)
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/join/{quote(reports)}")
+        expect_json(http.post(url, headers=moderator.authorization, json={}))
+
+    def told() -> list[str]:
+        return [
+            each["content"]["body"] for each in timeline(managed, moderator, room)[::-1] if "body" in each["content"]
+        ]
+
+    deadline = time.monotonic() + 60
+    while len(told()) < 3:
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.5)
+    via, link = f"?via={managed.outside.server_name}", "https://matrix.to/#/"
+    room, event = reported.room, reported.event
+    assert told() == [
+        f"{reporter} reports a message of {moderator.user_id} in Garden: This is spam\n{link}{room}/{event}{via}",
+        f"{reporter} reports the room Garden: This is spam\n{link}{room}{via}",
+        f"{reporter} reports {moderator.user_id}: This is spam\n{link}{moderator.user_id}",
+    ]
+    # It is an account of ours, not of a person.
+    names = [each["user_id"] for each in managed.json("accounts", "list", "--deactivated")]
+    assert not [each for each in names if "reports" in each]
