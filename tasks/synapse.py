@@ -32,6 +32,7 @@ SECRETS: dict[str, Secret | None] = {
 
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
+# Synapse is restarted without it as well: a line of homeserver.yaml says whether there is one.
 moderators = f"{json.dumps(synapse.reports_to)}\n"
 configuration = [
     Copy(RUN_SYNAPSE, "synapse/run-synapse", mode="644"),
