@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from email.message import EmailMessage
 from importlib.machinery import SourceFileLoader
@@ -17,6 +18,8 @@ from unittest.mock import MagicMock
 import click
 import pytest
 
+from compat import Refused
+from manage import restoring
 from manage.backup import Moment
 from operations.machine import MachineState
 from operations.preflight import _backed_up_under_another_name
@@ -47,6 +50,23 @@ def test_a_machine_with_another_name_does_not_begin_new_backups(tmp_path: Path, 
     assert all(
         "was called old in inventories/prod.py" in line and "the folder old of /mnt/backup" in line for line in lines
     )
+
+
+# --- a restore ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "printed", "refused"), [(True, ["new"], True), (True, [], False), (False, ["new"], False)]
+)
+def test_a_restore_beside_the_original_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool, printed: list[str], refused: bool
+) -> None:
+    """Not when it is run again, and the homeserver that answers is the restored one."""
+    monkeypatch.setattr(restoring, "homeserver_runs", lambda name: runs and name == "matrix.x.test")
+    machine = MagicMock(settings=settings(tmp_path))
+    machine.run.return_value = printed
+    with pytest.raises(Refused, match=r"a homeserver runs at https://matrix\.x\.test") if refused else nullcontext():
+        restoring.check_original(machine)
 
 
 # --- targets --------------------------------------------------------------------------------------
