@@ -443,7 +443,7 @@ def _renamed(settings: Settings) -> str:
     """The way out if the vault of the machine has the name of another deployment: that is how this one was called."""
     new, marker = settings.vault_path, settings.machine.deployment or {}
     for old in sorted(new.parent.glob("*.vault")):
-        with contextlib.suppress(VaultError):
+        with contextlib.suppress(VaultError, OSError):
             if old != new and Vault.open(old).id == marker.get("vault"):
                 return f"it was called {old.stem}: {_moves(settings.deployment, old.stem, settings.inventories)}"
     return ""
