@@ -473,9 +473,8 @@ def test_moderators_read_what_is_reported(managed: Managed, reported: Reported) 
         expect_json(http.post(url, headers=moderator.authorization, json={}))
 
     def told() -> list[str]:
-        return [
-            each["content"]["body"] for each in timeline(managed, moderator, room)[::-1] if "body" in each["content"]
-        ]
+        events = timeline(managed, moderator, reports)[::-1]
+        return [each["content"]["body"] for each in events if "body" in each["content"]]
 
     deadline = time.monotonic() + 60
     while len(told()) < 3:
