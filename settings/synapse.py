@@ -1,5 +1,6 @@
 """Synapse, the homeserver."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -141,6 +142,11 @@ class Synapse(View):
         # Without federation as well, lk-jwt-service and Sydent ask who a user is, as another homeserver would.
         asked = self.federation or self.rtc_transports or self.identity_server_url
         return {"m.server": f"{self.domain}:443"} if asked else None
+
+    @property
+    def moderators(self) -> str:
+        """The content of the file that names who reads reports."""
+        return f"{json.dumps(self.reports_to)}\n"
 
     @property
     def max_upload_bytes(self) -> int:

@@ -1,6 +1,5 @@
 """Synapse, the homeserver."""
 
-import json
 from typing import Any
 
 from pyinfra import host
@@ -19,7 +18,7 @@ settings = settings_of(host)
 [UNIT] = SYNAPSE.units
 synapse = settings.view(Synapse)
 [HOME], [STATE] = UNIT.reads, SYNAPSE.state
-RUN_SYNAPSE, REPORTS = "/usr/local/lib/run-synapse", "/usr/local/lib/synapse-reports"
+RUN_SYNAPSE = "/usr/local/lib/run-synapse"
 OWN: Any = {"user": "matrix-synapse", "group": "matrix-synapse"}
 OWNED: Any = {"user": "root", "group": "matrix-synapse"}
 SECRETS: dict[str, Secret | None] = {
@@ -32,14 +31,15 @@ SECRETS: dict[str, Secret | None] = {
 
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
-# Synapse is restarted without it as well: a line of homeserver.yaml says whether there is one.
-moderators = f"{json.dumps(synapse.reports_to)}\n"
+# Whether there are any is also in homeserver.yaml, so that Synapse is restarted when they go.
+REPORTS, MODERATORS = "/usr/local/lib/synapse-reports", f"{HOME}/reports.json"
+reports = [
+    Copy(REPORTS, "synapse/synapse-reports", mode="644"),
+    Text(MODERATORS, synapse.moderators, mode="640", **OWNED),
+]
 configuration = [
     Copy(RUN_SYNAPSE, "synapse/run-synapse", mode="644"),
-    Copy(REPORTS, "synapse/synapse-reports", mode="644") if synapse.reports_to else Absent(REPORTS),
-    Text(f"{HOME}/reports.json", moderators, mode="640", **OWNED)
-    if synapse.reports_to
-    else Absent(f"{HOME}/reports.json"),
+    *(reports if synapse.reports_to else map(Absent, (REPORTS, MODERATORS))),
     Template(
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",
@@ -79,23 +79,13 @@ files.present(
         *configuration,
     ],
 )
+values = {"home": HOME, "state": STATE, "program": RUN_SYNAPSE, "arguments": SYNAPSE_ARGUMENTS}
+values |= {"python": f"{synapse.virtualenv.current}/bin/python", "release": settings.machine.release}
+values |= {"socket_group": SOCKET_GROUP}
 files.present(
     name="Confine Synapse",
     entries=[
-        Template(
-            f"/etc/systemd/system/{UNIT.name}",
-            "synapse/matrix-synapse.service",
-            mode="644",
-            values={
-                "arguments": SYNAPSE_ARGUMENTS,
-                "home": HOME,
-                "state": STATE,
-                "socket_group": SOCKET_GROUP,
-                "release": settings.machine.release,
-                "python": f"{synapse.virtualenv.current}/bin/python",
-                "program": RUN_SYNAPSE,
-            },
-        ),
+        Template(f"/etc/systemd/system/{UNIT.name}", "synapse/matrix-synapse.service", mode="644", values=values),
     ],
 )
 
