@@ -36,7 +36,7 @@ test: setup lint ## All tests; ROLE=coturn: those of one role
 	@$(BIN)/pytest -n 3 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
 
 # Python whose name does not say so.
-SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping \
+SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping templates/synapse/synapse-reports \
 	$(addprefix templates/backup/,backup restore) templates/takeover/takeover \
 	$(addprefix tests/standin/,syncv3 mas-cli livekit-server lk-jwt-service)
 lint: setup

@@ -363,8 +363,9 @@ _LOOK_UP_ALIAS = (
 # Synapse logs as errors also what goes wrong at other homeservers.
 _ABOUT_OTHERS = r"synapse\.(federation|crypto|media|http\.(matrixfederation)?client|handlers\.federation)"
 
-# Accounts of people in Synapse's table of users. The last condition is about the account with which manage.py asks Synapse.
-PEOPLE = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+)?:'"
+# Accounts of people in Synapse's table of users. The last condition is about our own: that with which manage.py asks
+# Synapse, and that which tells moderators about reports.
+PEOPLE = "deactivated = 0 AND appservice_id IS NULL AND name !~ '^@matrix-metal(-[0-9]+|-reports)?:'"
 _FIGURES = (
     Figure(
         "accounts",
@@ -420,7 +421,13 @@ SYNAPSE = Role(
     needs=("postgres",),
     packages=("libjemalloc2",),
     programs=("matrix-synapse", "uv"),
-    files=(UV_CACHE, "/usr/local/lib/run-synapse", HOUSEKEEPING_PROGRAM, HOUSEKEEPING_REPORT.rpartition("/")[0]),
+    files=(
+        UV_CACHE,
+        "/usr/local/lib/run-synapse",
+        "/usr/local/lib/synapse-reports",
+        HOUSEKEEPING_PROGRAM,
+        HOUSEKEEPING_REPORT.rpartition("/")[0],
+    ),
     timers=(HOUSEKEEPING,),
     units=(
         Unit(

@@ -78,6 +78,10 @@ federation_port_8448 = False
 # Largest file that users may upload, such as "50M" (mebibytes) or "1G".
 max_upload_size = "50M"
 
+# Who reads what people report: messages, rooms and users. A list of accounts of this homeserver, such as ["@anna:example.org"],
+# who are invited into a private room for that. []: nobody; an administrator finds reports by Synapse's admin API only.
+reports_to: list[str] = []
+
 # --- housekeeping (every machine, role synapse), see README ----------------------------------------------------------
 
 # Synapse removes what nobody has used for so many days, or what is so old: 1 to 3650. None: nothing is removed.

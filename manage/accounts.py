@@ -241,23 +241,59 @@ def _set_admin(deployment: Deployment, account: str, admin: bool, as_json: bool)
 @accounts.command()
 @name_of_account
 @click.option("--erase", is_flag=True, help="Also hide its messages from whoever joins its rooms later.")
+@click.option("--redact", is_flag=True, help="Also remove its messages, in all rooms that it was ever in.")
+@click.option("--quarantine", is_flag=True, help="Also keep everybody from downloading what it has uploaded.")
 @unasked
 @as_json
 @click.pass_obj
-def deactivate(deployment: Deployment, account: str, erase: bool, yes: bool, as_json: bool) -> None:
+def deactivate(
+    deployment: Deployment, account: str, erase: bool, redact: bool, quarantine: bool, yes: bool, as_json: bool
+) -> None:
     """Take an account out of use.
 
     It is logged out everywhere, leaves all its rooms, and loses its password and e-mail addresses. Its name stays taken.
+
+    The other options are for abuse, and may be given later as well.
     """
     with homeserver_of(deployment) as (homeserver, machine):
+        server = account.partition(":")[2]
+        if server not in ("", machine.settings.server_name):
+            raise Refused(
+                f"{account} is an account of {server}, whose administrators alone can deactivate it: ban it from your rooms"
+            )
+        if (redact or quarantine) and not homeserver.cleans:
+            raise Refused(
+                "--redact and --quarantine are not to be had with MAS: Synapse takes them only from an administrator who has "
+                "logged in; nothing was changed"
+            )
         found = existing(homeserver, user_id_of(account, machine.settings.server_name))
-        if found.deactivated and not erase:
+        if found.deactivated and not (erase or redact or quarantine):
             return report(f"{found.user_id} is deactivated already.", found, as_json, changed=False)
-        lost = "leaves all its rooms, and is logged out everywhere" + (", and its messages are hidden" if erase else "")
-        confirm(f"{found.user_id} {lost}. That cannot be undone. Go on?", yes)
-        homeserver.deactivate(found, erase)
-        text = f"{found.user_id} is deactivated" + (" and erased." if erase else ".")
-        report(text, existing(homeserver, found.user_id), as_json, changed=True)
+        losses = (
+            ["leaves all its rooms", "is logged out everywhere"] if not found.deactivated else [],
+            ["its messages are hidden"] if erase else [],
+            ["its messages are removed from all rooms"] if redact else [],
+            ["nobody can download its media"] if quarantine else [],
+        )
+        *first, last = (loss for each in losses for loss in each)
+        lost = f"{', '.join(first)}, and {last}" if first else last
+        confirm(
+            f"{found.user_id}{'' if not found.deactivated else ' is deactivated;'} {lost}. That cannot be undone. Go on?",
+            yes,
+        )
+        if erase or not found.deactivated:
+            homeserver.deactivate(found, erase)
+        done, numbers = [f"{found.user_id} is deactivated" + (" and erased" if erase else "")], {}
+        if quarantine:
+            numbers["quarantined"] = homeserver.quarantine(found)
+            done.append(f"media files that nobody can download any more: {numbers['quarantined']}")
+        if redact:
+            numbers["not_redacted"] = homeserver.redact(found)
+            failed = numbers["not_redacted"]
+            done.append(
+                "its messages are removed" + (f", but for {failed} that Synapse could not redact" if failed else "")
+            )
+        report(f"{'; '.join(done)}.", existing(homeserver, found.user_id), as_json, changed=True, **numbers)
 
 
 @accounts.command()

@@ -12,7 +12,7 @@ from compat import Refused
 from manage.machines import ROOT, Deployment, Machine
 from manage.output import as_json, confirm, print_json, print_table, unasked
 from manage.rehearsal import rehearse
-from manage.restoring import check_disk, check_target, data_of, put_back, pyinfra, stop
+from manage.restoring import check_disk, check_original, check_target, data_of, put_back, pyinfra, stop
 from operations.machine import BACKUP_STATE, RESTORE_HOME
 from settings.backup import public_key
 from settings.deployment import Restore
@@ -155,6 +155,8 @@ def restore(
         raise Refused(f"there is data on {', '.join(with_data)}; --overwrite replaces it, and it is lost")
     for machine in machines:
         check_disk(machine, wanted)
+        if not with_data:
+            check_original(machine)
     names = ", ".join(machine.name for machine in machines)
     when = f"as it was at {datetime.fromtimestamp(to, UTC):%Y-%m-%d %H:%M:%S} UTC" if to else "the newest state"
     lost = f" The data on {', '.join(with_data)} is lost." if with_data else ""

@@ -10,6 +10,8 @@ from compat import Refused
 
 # Of the account that these commands use at Synapse (manage/backends/synapse.py).
 SERVICE_NAME = "matrix-metal"
+# The same, and the account that tells moderators about reports (templates/synapse/synapse-reports).
+OUR_NAMES = rf"{SERVICE_NAME}(-\d+|-reports)?"
 
 ALLOWED = "lower-case letters, digits and any of . _ = - / +, not only digits, and no _ at the beginning"
 
@@ -62,7 +64,12 @@ class Token:
 
 
 class Homeserver(Protocol):
-    """The accounts of a homeserver. Every method raises Refused with a line."""
+    """The accounts of a homeserver. Every method raises Refused with a line.
+
+    cleans: whether it can redact and quarantine what an account has left.
+    """
+
+    cleans: bool
 
     def find(self, user_id: str) -> Account | None: ...
 
@@ -77,6 +84,14 @@ class Homeserver(Protocol):
     def set_admin(self, account: Account, admin: bool) -> None: ...
 
     def deactivate(self, account: Account, erase: bool) -> None: ...
+
+    def redact(self, account: Account) -> int:
+        """Remove its messages, in all rooms that it was ever in; returns how many could not be."""
+        ...
+
+    def quarantine(self, account: Account) -> int:
+        """Keep everybody from downloading its media; returns how many files that are."""
+        ...
 
     def reactivate(self, account: Account, password: str) -> None: ...
 
@@ -114,7 +129,7 @@ def new_user_id(name: str, server_name: str) -> str:
         raise Refused(f"an account cannot be called {localpart!r}: allowed are {ALLOWED}")
     if len(user_id) > 255:
         raise Refused(f"the name is too long: {user_id[:20]}... has {len(user_id)} characters, and 255 are allowed")
-    if re.fullmatch(rf"{SERVICE_NAME}(-\d+)?", localpart):
+    if re.fullmatch(OUR_NAMES, localpart):
         raise Refused(f"{localpart} is the name of the account that these commands use themselves: choose another")
     return user_id
 

@@ -43,11 +43,20 @@ def keys_problem(server_name: str) -> str:
     return ""
 
 
-def _get(url: str) -> dict[str, Any]:
-    """The JSON at an address. Raises OSError and ValueError, which name it."""
+def homeserver_runs(name: str) -> bool:
+    """Whether a homeserver answers clients at this name, with whatever certificate: False also if this computer cannot tell."""
+    try:
+        return bool(_get(f"https://{name}/_matrix/client/versions", ssl._create_unverified_context()).get("versions"))  # noqa: S323
+    except (OSError, ValueError):
+        return False
+
+
+def _get(url: str, context: ssl.SSLContext | None = None) -> dict[str, Any]:
+    """The JSON at an address. Raises OSError and ValueError, which name it. context: other than that of clients."""
+    context = context or ssl.create_default_context()
     try:
         # Through the proxy of the environment, if there is one: without it, this computer may reach nothing.
-        with urllib.request.urlopen(url, timeout=TIMEOUT, context=ssl.create_default_context()) as answer:  # noqa: S310 - https
+        with urllib.request.urlopen(url, timeout=TIMEOUT, context=context) as answer:  # noqa: S310 - https
             found = json.load(answer)
     except HTTPError as error:
         raise OSError(f"{url} answers {error.code}") from None

@@ -13,9 +13,10 @@ import click
 
 from compat import Refused
 from manage.machines import ROOT, Deployment, Machine
+from manage.outside import homeserver_runs
 from operations.machine import RESTORE_HOME
 from operations.shell import quoted
-from roles import any_version
+from roles import SYNAPSE, any_version
 from settings.backup import RESTORE_PROGRAM, Choices, Target, folder_of
 from settings.deployment import RESTORE_VARIABLE, Restore
 
@@ -42,6 +43,23 @@ def check_disk(machine: Machine, restore: Restore) -> None:
     try:
         if machine.run(f"[ -d {quoted(place)} ] || echo missing"):
             raise Refused(f"{machine.name}: {place} is not there: mount the disk with the backup. Nothing was touched")
+    finally:
+        machine.close()
+
+
+def check_original(machine: Machine) -> None:
+    """Raises Refused if the homeserver that was backed up still runs, and the restored one would be its double."""
+    settings = machine.settings
+    name = settings.domain(SYNAPSE)
+    if not settings.here("synapse") or not homeserver_runs(name):
+        return
+    try:
+        if machine.run(f"[ -e {RESTORE_HOME} ] || echo new"):
+            raise Refused(
+                f"{machine.name}: a homeserver runs at https://{name}, and the restored one would be a second with its key and "
+                "its rooms, which spoils both: stop that one (systemctl disable --now matrix-synapse), or let the name lead "
+                "here. Nothing was touched"
+            )
     finally:
         machine.close()
 

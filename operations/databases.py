@@ -129,7 +129,8 @@ def cluster_exists(cluster: str, port: int) -> Generator[StringCommand, None, No
 
 class Existing(Fact[dict[str, str]]):
     """What exists: "role NAME" -> see `matches`, "database NAME" -> "owner encoding collation ctype", and "open NAME" of each
-    database that every role may connect to.
+    database that every role may connect to; and "used NAME ADDRESS" of each address from which the owner of a database uses it,
+    "here" being this machine.
 
     contents: databases to ask about, each with what `Database` says of it: first_filled, newest, belongs_to; adds
     "incomplete NAME" -> "t", "newest NAME" -> a number and "of NAME" -> a server name, where there are such.
@@ -144,7 +145,9 @@ class Existing(Fact[dict[str, str]]):
             "encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), '') FROM pg_authid UNION ALL "
             "SELECT 'database ' || datname, concat_ws(' ', pg_get_userbyid(datdba), "
             "pg_encoding_to_char(encoding), datcollate, datctype) FROM pg_database UNION ALL "
-            f"SELECT 'open ' || datname, '' FROM pg_database WHERE {OPEN_TO_ALL}"
+            f"SELECT 'open ' || datname, '' FROM pg_database WHERE {OPEN_TO_ALL} UNION ALL "
+            "SELECT concat_ws(' ', 'used', d.datname, coalesce(host(client_addr), 'here')), '' FROM pg_stat_activity "
+            "JOIN pg_database d ON d.oid = datid WHERE usesysid = d.datdba"
         )
         # All in one command, which takes longer to start than to ask. The databases come last, for they may not exist.
         commands = [query]

@@ -87,10 +87,14 @@ class MachineState:
     restoring: whether `manage.py NAME restore` has begun ("begun"), or has put the data back ("done"), and has not ended; or "".
     other_run: who is changing the machine just now, and since when; "" if nobody is. last_run: when the last run began that
         changed it, or "". sessions: how many sessions sshd allows a connection.
+    backed_up_as: what the machine was called in the inventory when its backup was deployed last, or "". data: versions of
+        PostgreSQL of which there are data, whether they have a cluster or not; servers: versions that are installed.
     updating: whether it is just installing security updates by itself, or restarting what they have replaced.
     came_to: the machine's port by which the run came; 0 without one. signing_key: "gone" or "another", if Synapse's is not
-        the one that earlier runs saw. counted: the number of Synapse's newest event and the day when it was last counted, such as
-        "5120 2027-01-31", or "".
+        the one that earlier runs saw; "none", if there is none and no run saw one. counted: the number of Synapse's newest
+        event and the day when it was last counted, such as "5120 2027-01-31", or "".
+    backed_up_as: what the machine was called in the inventory when its backup was deployed last, or "".
+    data: versions of PostgreSQL of which there are data, with a cluster or without; servers: versions that are installed.
     """
 
     user: str = ""
@@ -131,6 +135,9 @@ class MachineState:
     signing_key: str = ""
     counted: str = ""
     updating: bool = False
+    backed_up_as: str = ""
+    data: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
 
 
 class Machine(Fact[MachineState]):
@@ -150,6 +157,7 @@ class Machine(Fact[MachineState]):
     def answer(self, lines: list[str]) -> MachineState:
         values: dict[str, str] = {}
         clusters: list[str] = []
+        versions: dict[str, list[str]] = {"data": [], "server": []}
         ports: list[tuple[str, int]] = []
         listeners: list[Listener] = []
         releases: list[str] = []
@@ -165,6 +173,8 @@ class Machine(Fact[MachineState]):
             key, _, value = line.partition(" ")
             if key == "postgresql":
                 clusters.append(value)
+            elif key in versions:
+                versions[key] += [value] if value.isdigit() else []
             elif key == "secret":
                 name, _, digest = value.partition(" ")
                 secrets.append((name, digest))
@@ -228,6 +238,9 @@ class Machine(Fact[MachineState]):
             signing_key=values.get("signing_key", ""),
             counted=values.get("counted", "").strip(),
             updating=values.get("updating") == "yes",
+            backed_up_as=values.get("backed_up_as", ""),
+            data=tuple(sorted(versions["data"], key=int)),
+            servers=tuple(versions["server"]),
             database=(marker or {}).get("database") or values.get("database", ""),
             clusters=tuple(ports),
             other_run=values.get("other_run", ""),

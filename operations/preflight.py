@@ -1,8 +1,10 @@
 """Whether a machine can be deployed to. Everything here is checked before any machine is touched."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import gevent
@@ -16,23 +18,26 @@ from operations.certificates import Unusable
 from operations.databases import Accounts, Tables
 from operations.filters import FIREWALL
 from operations.lock import at_work
-from operations.machine import KEY_NOTE, MARKER, SIGNING_KEY, MachineState
+from operations.machine import BACKUP_HOME, KEY_NOTE, MARKER, SIGNING_KEY, MachineState
 from operations.refusal import Refused
 from operations.virtualenvs import Virtualenv
 from releases import Release, ReleaseError, store
-from roles import PEOPLE
+from roles import PEOPLE, ROLES
 from settings import SettingError, Settings, chosen_for, settings_anew, settings_of
 from settings.addresses import public_addresses
+from settings.backup import Choices as Backups
+from settings.backup import folder_of
 from settings.caddy import given_files
 from settings.coturn import Choices as Relay
-from settings.deployment import PYTHON_OF_DEBIAN
+from settings.deployment import PYTHON_OF_DEBIAN, ROOT
 from settings.firewall import OWN_RULES, Firewall
 from settings.postgres import OF_DEBIAN, Postgres
 from settings.synapse import Synapse
-from vault import VaultError
+from vault import Vault, VaultError
 
 # A first deploy needs space for packages, virtualenvs and data; a later one for one more virtualenv.
 FIRST_DISK, LATER_DISK, MEMORY = 3072, 512, 900  # MiB
+INVENTORIES = ROOT / "inventories"
 # Seconds that a run waits for security updates.
 UPDATES_PATIENCE = 60 * 60
 
@@ -45,7 +50,19 @@ def check_choices(machines: Inventory) -> None:
             if host.name == "@local":
                 _rename_local_vault(settings)
     except SettingError as error:
-        raise Refused(str(error)) from None
+        raise Refused(f"{error}{_left_behind(machines)}") from None
+
+
+def _left_behind(machines: Inventory) -> str:
+    """A hint if there is no group data of this name, and other group data has a vault and no inventory: that was renamed."""
+    [*_, name] = ["", *(each for each in machines.groups if each not in (*ROLES, "all") and not each.startswith("@"))]
+    places = INVENTORIES, INVENTORIES.parent / "group_data"
+    if not (places[0] / f"{name}.py").exists() or (places[1] / f"{name}.py").exists():
+        return ""
+    for old in sorted(path.stem for path in places[0].glob("*.vault")):
+        if not (places[0] / f"{old}.py").exists() and (places[1] / f"{old}.py").exists():
+            return f". If it was called {old} before: {_moves(name, old)}"
+    return ""
 
 
 def _rename_local_vault(settings: Settings) -> None:
@@ -78,6 +95,8 @@ def checked_settings(host: Host) -> Settings:
                 or _half_restored(settings)
                 or _upgrade_begun(settings)
                 or _failed_before(settings)
+                or _backed_up_under_another_name(settings)
+                or _newer_data(settings)
                 or _unreached_by_calls(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
@@ -265,7 +284,12 @@ def _lost_encryption(settings: Settings) -> list[str]:
 def _lost_signing_key(settings: Settings) -> list[str]:
     """A line if Synapse would be another homeserver to others: they refuse what a key has signed that they do not know."""
     state = settings.machine.signing_key
-    if not state or not settings.here("synapse") or settings.machine.restoring or settings.restore:
+    if (
+        state not in ("gone", "another")
+        or not settings.here("synapse")
+        or settings.machine.restoring
+        or settings.restore
+    ):
         return []
     found = "is gone" if state == "gone" else "is another than it was"
     return [
@@ -313,7 +337,7 @@ def accounts_of(settings: Settings) -> dict[str, int] | None:
     there = settings_of(server)
     if not there.machine.postgresql:
         return {"synapse": 0, "mas": 0}
-    with_mas = "deactivated_at IS NULL AND username !~ '^matrix-metal(-[0-9]+)?$'"
+    with_mas = "deactivated_at IS NULL AND username !~ '^matrix-metal(-[0-9]+|-reports)?$'"
     counts: dict[str, int] = server.get_fact(
         Accounts,
         cluster=there.view(Postgres).cluster,
@@ -406,13 +430,73 @@ def _of_another_deployment(settings: Settings) -> Iterator[str]:
     if known and not same_vault:
         yield (
             f"was deployed with another vault than {settings.vault_path}: its secrets would be lost; "
-            "restore the vault and key it was deployed with"
+            f"{_renamed(settings) or 'restore the vault and key it was deployed with'}"
         )
     if machine.marker_damaged and not known:
         yield (
             f"{MARKER} does not say which deployment the machine belongs to; if it is this one, with "
             f"{settings.vault_path}, move the file away (mv {MARKER} /root) and run again"
         )
+
+
+def _renamed(settings: Settings) -> str:
+    """The way out if the vault of the machine has the name of another deployment: that is how this one was called."""
+    new, marker = settings.vault_path, settings.machine.deployment or {}
+    for old in sorted(new.parent.glob("*.vault")):
+        with contextlib.suppress(VaultError, OSError):
+            if old != new and Vault.open(old).id == marker.get("vault"):
+                return f"it was called {old.stem}: {_moves(settings.deployment, old.stem, settings.inventories)}"
+    return ""
+
+
+def _moves(new: str, old: str, inventories: Path = INVENTORIES) -> str:
+    """How everything that is named after the inventory is called as the inventory is now."""
+    places = inventories, inventories.parent / "group_data"
+    if (inventories / f"{old}.py").exists():
+        return f"deploy with inventories/{old}.py, which is still there, or set vault = 'inventories/{old}.vault'"
+    left = [
+        path
+        for path in (*(places[0] / f"{old}{end}" for end in (".vault", ".key", ".lock")), places[1] / f"{old}.py")
+        if path.exists() and not path.with_stem(new).exists()
+    ]
+    moves = [f"mv {path.parent.name}/{path.name} {path.parent.name}/{new}{path.suffix}" for path in left]
+    return f"{' && '.join(moves)}; or call the inventory inventories/{old}.py again"
+
+
+def _backed_up_under_another_name(settings: Settings) -> list[str]:
+    """A line if the backup would begin anew in another place, where a restore does not find the earlier ones."""
+    before, now = settings.machine.backed_up_as, settings.name
+    if not settings.here("backup") or settings.restore or settings.machine.restoring:
+        return []
+    if not before or folder_of(before) == folder_of(now):
+        return []
+    target = settings.section(Backups).backup_target
+    where, note = f"inventories/{settings.deployment}.py", f"{BACKUP_HOME}/plan.json"
+    return [
+        f"was called {before} in {where}, and its backups are in the folder {folder_of(before)} of {target}: as {now} it would "
+        f'begin new ones, and leave those where nobody looks. Call it {before} there again ("{before}", {{"ssh_hostname": '
+        f'"..."}}), or rename that folder to {folder_of(now)} and then, here: rm {note}'
+    ]
+
+
+def _newer_data(settings: Settings) -> list[str]:
+    """A line if PostgreSQL would be older than data that are on the machine."""
+    machine = settings.machine
+    if not settings.here("postgres") or not machine.data or settings.restore or machine.restoring:
+        return []
+    wanted, newest = settings.view(Postgres).version, machine.data[-1]
+    place = f"/var/lib/postgresql/{newest}/main"
+    if int(newest) > int(wanted):
+        return [
+            f"{place} has data of PostgreSQL {newest}, and a deploy would make an empty cluster of PostgreSQL {wanted} beside: "
+            f"put /etc/postgresql/{newest}/main back, from a backup; or move the data away (mv {place} /root)"
+        ]
+    if int(newest) > int(OF_DEBIAN[machine.release]) and newest not in machine.servers:
+        return [
+            f"{place} has data of PostgreSQL {newest}, and Debian {machine.release} has only PostgreSQL "
+            f"{OF_DEBIAN[machine.release]}, which cannot read them: take a newer Debian; docs/BACKUP.md says how to go on there"
+        ]
+    return []
 
 
 def _another_synapse(settings: Settings) -> list[str]:

@@ -112,6 +112,12 @@ def _choices(settings: Settings) -> Iterator[str]:
             f"{where}: stale_device_days = {homeserver.stale_device_days} is for accounts in Synapse, and the role mas has them: "
             "set inactive_session_expiration in /etc/mas/local.yaml"
         )
+    for each in homeserver.reports_to:
+        if each.partition(":")[2] != settings.server_name:
+            yield (
+                f"{where}: reports_to has {each}, who is not of this homeserver: reports are for accounts such as "
+                f"@anna:{settings.server_name}"
+            )
     providers = [provider.id for provider in settings.section(Accounts).sso]
     if providers and not settings.exists("mas"):
         yield f"{where}: sso has providers to sign in with, which need the role mas, and no machine has it"

@@ -1,10 +1,11 @@
 """Synapse, the homeserver."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
@@ -18,6 +19,9 @@ from vault import Secret
 
 # Only passwords of a homeserver that was taken over may need it.
 PEPPER = "synapse_password_pepper"
+
+
+UserId = Annotated[str, StringConstraints(pattern=r"^@[\x21-\x39\x3b-\x7e]+:[A-Za-z0-9.-]+$", max_length=255)]
 
 
 class Choices(Chosen):
@@ -34,6 +38,7 @@ class Choices(Chosen):
     forgotten_room_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forget_left_rooms: bool = Field(description="True or False")
     # Who is on holiday stays logged in.
+    reports_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
     stale_device_days: int | None = Field(description="None or a number of days from 30 to 3650", ge=30, le=3650)
 
 
@@ -72,6 +77,7 @@ class Synapse(View):
     forgotten_room_days: int | None
     forget_left_rooms: bool
     stale_device_days: int | None
+    reports_to: tuple[str, ...]
     private_networks: tuple[str, ...]
     mail: Mail
     admin_email: str | None
@@ -110,6 +116,7 @@ class Synapse(View):
             forgotten_room_days=choices.forgotten_room_days,
             forget_left_rooms=choices.forget_left_rooms,
             stale_device_days=choices.stale_device_days,
+            reports_to=tuple(choices.reports_to),
             private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,
             admin_email=settings.choices.admin_email,
@@ -135,6 +142,11 @@ class Synapse(View):
         # Without federation as well, lk-jwt-service and Sydent ask who a user is, as another homeserver would.
         asked = self.federation or self.rtc_transports or self.identity_server_url
         return {"m.server": f"{self.domain}:443"} if asked else None
+
+    @property
+    def moderators(self) -> str:
+        """The content of the file that names who reads reports."""
+        return f"{json.dumps(self.reports_to)}\n"
 
     @property
     def max_upload_bytes(self) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 from pyinfra import host
 
 from operations import deployment, files, schema, units, virtualenvs
-from operations.files import Copy, Directory, Template, secret_file
+from operations.files import Absent, Copy, Directory, Template, Text, secret_file
 from operations.programs import Program
 from operations.shell import quoted
 from roles import CHECK_SYNAPSE, SOCKET_GROUP, SYNAPSE, SYNAPSE_ARGUMENTS
@@ -31,8 +31,15 @@ SECRETS: dict[str, Secret | None] = {
 
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
+# Whether there are any is also in homeserver.yaml, so that Synapse is restarted when they go.
+REPORTS, MODERATORS = "/usr/local/lib/synapse-reports", f"{HOME}/reports.json"
+reports = [
+    Copy(REPORTS, "synapse/synapse-reports", mode="644"),
+    Text(MODERATORS, synapse.moderators, mode="640", **OWNED),
+]
 configuration = [
     Copy(RUN_SYNAPSE, "synapse/run-synapse", mode="644"),
+    *(reports if synapse.reports_to else map(Absent, (REPORTS, MODERATORS))),
     Template(
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",
@@ -72,23 +79,13 @@ files.present(
         *configuration,
     ],
 )
+values = {"home": HOME, "state": STATE, "program": RUN_SYNAPSE, "arguments": SYNAPSE_ARGUMENTS}
+values |= {"python": f"{synapse.virtualenv.current}/bin/python", "release": settings.machine.release}
+values |= {"socket_group": SOCKET_GROUP}
 files.present(
     name="Confine Synapse",
     entries=[
-        Template(
-            f"/etc/systemd/system/{UNIT.name}",
-            "synapse/matrix-synapse.service",
-            mode="644",
-            values={
-                "arguments": SYNAPSE_ARGUMENTS,
-                "home": HOME,
-                "state": STATE,
-                "socket_group": SOCKET_GROUP,
-                "release": settings.machine.release,
-                "python": f"{synapse.virtualenv.current}/bin/python",
-                "program": RUN_SYNAPSE,
-            },
-        ),
+        Template(f"/etc/systemd/system/{UNIT.name}", "synapse/matrix-synapse.service", mode="644", values=values),
     ],
 )
 

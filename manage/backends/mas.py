@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from compat import Refused
-from manage.homeserver import SERVICE_NAME, Account, Session, Token
+from manage.homeserver import OUR_NAMES, Account, Session, Token
 from manage.machines import Machine
 from manage.web import Answer, send
 from roles import MAS_INTERNAL_PORT
@@ -32,6 +32,8 @@ PATIENCE = 20
 
 class Mas:
     """The accounts of the MAS on a machine."""
+
+    cleans = False
 
     def __init__(self, machine: Machine) -> None:
         self.machine, self.server_name = machine, machine.settings.server_name
@@ -112,7 +114,7 @@ class Mas:
         found = [self._account(each) for each in self._list("users", **{"legacy-guest": "false"})]
         # Without MAS these commands had an account, which was moved with the others (manage/backends/synapse.py). The migration
         # has logged in with another.
-        people = [each for each in found if not re.fullmatch(rf"@{SERVICE_NAME}(-\d+)?:.*", each.user_id)]
+        people = [each for each in found if not re.fullmatch(f"@{OUR_NAMES}:.*", each.user_id)]
         return sorted(people, key=lambda each: each.user_id)
 
     def create(self, user_id: str, password: str, admin: bool, display_name: str | None) -> None:
@@ -145,6 +147,12 @@ class Mas:
                     f"{account.user_id} is deactivated, but MAS has not ended its sessions: see the log of mas"
                 )
             time.sleep(0.5)
+
+    def redact(self, account: Account) -> int:
+        raise NotImplementedError
+
+    def quarantine(self, account: Account) -> int:
+        raise NotImplementedError
 
     def reactivate(self, account: Account, password: str) -> None:
         # First, because MAS has kept the old one.

@@ -10,13 +10,14 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from compat import Refused
-from manage.homeserver import SERVICE_NAME, Account, Session, Token, from_milliseconds
+from manage.homeserver import OUR_NAMES, SERVICE_NAME, Account, Session, Token, from_milliseconds
 from manage.machines import Machine
 from manage.web import Answer, send
 from roles import SYNAPSE
@@ -28,10 +29,14 @@ _WRITE = f"umask 077 && cat >{TOKEN_FILE}.new && mv {TOKEN_FILE}.new {TOKEN_FILE
 REGISTRATION_SECRET = "synapse_registration_shared_secret"  # noqa: S105
 # How many accounts one answer may list.
 PAGE = 1000
+# How many messages of a room are redacted at most.
+EVERYTHING = 1_000_000
 
 
 class Synapse:
     """The accounts of the Synapse on a machine."""
+
+    cleans = True
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -86,7 +91,8 @@ class Synapse:
         self.machine.run(_WRITE, self._token)
         # Those whose token was lost.
         for each in self._users(user_id=SERVICE_NAME):
-            if is_service(each) and not each["deactivated"] and each["name"] != answer.content["user_id"]:
+            old = is_service(each) and not each["name"].startswith(f"@{SERVICE_NAME}-reports:")
+            if old and not each["deactivated"] and each["name"] != answer.content["user_id"]:
                 self._ask("POST", f"v1/deactivate/{_quoted(each['name'])}", {"erase": True})
 
     def _users(self, **parameters: str) -> list[dict[str, Any]]:
@@ -133,6 +139,24 @@ class Synapse:
     def deactivate(self, account: Account, erase: bool) -> None:
         self._ask("POST", f"v1/deactivate/{_quoted(account.id)}", {"erase": erase})
 
+    def redact(self, account: Account) -> int:
+        # Also those that it has left or was banned from: Synapse redacts a message as if that were sent just after it.
+        rooms = list(self._ask("GET", f"v1/users/{_quoted(account.id)}/memberships")["memberships"])
+        if not rooms:
+            return 0
+        content = {"rooms": rooms, "limit": EVERYTHING}
+        task = self._ask("POST", f"v1/user/{_quoted(account.id)}/redact", content)["redact_id"]
+        while True:
+            now = self._ask("GET", f"v1/user/redact_status/{_quoted(task)}")
+            if now["status"] == "complete":
+                return len(now["failed_redactions"])
+            if now["status"] == "failed":
+                raise Refused(f"Synapse has not removed all messages of {account.user_id}: {now['error']}")
+            time.sleep(0.5)
+
+    def quarantine(self, account: Account) -> int:
+        return int(self._ask("POST", f"v1/user/{_quoted(account.id)}/media/quarantine")["num_quarantined"])
+
     def reactivate(self, account: Account, password: str) -> None:
         self._ask("PUT", f"v2/users/{_quoted(account.id)}", {"deactivated": False, "password": password})
 
@@ -171,9 +195,9 @@ class Synapse:
 
 
 def is_service(user: dict[str, Any]) -> bool:
-    """Whether a user as Synapse lists it is an account of these commands. Its type tells it from one of a person's choice."""
+    """Whether a user as Synapse lists it is an account of ours. Its type tells it from one of a person's choice."""
     localpart = user["name"][1:].partition(":")[0]
-    return user["user_type"] == "support" and re.fullmatch(rf"{SERVICE_NAME}(-\d+)?", localpart) is not None
+    return user["user_type"] == "support" and re.fullmatch(OUR_NAMES, localpart) is not None
 
 
 def _quoted(text: str) -> str:

@@ -21,7 +21,15 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
     elif [ "$(sha256sum </var/lib/matrix-synapse/signing.key)" != "$(cat /etc/matrix-metal/signing_key)" ]; then
       echo "signing_key another"
     fi
+  elif [ ! -e /etc/matrix-metal/signing_key ] && [ ! -s /var/lib/matrix-synapse/signing.key ]; then
+    echo "signing_key none"
   fi
+  # Versions of PostgreSQL that there are data of, and those that are installed.
+  for each in /var/lib/postgresql/*/main/PG_VERSION; do [ ! -e "$each" ] || echo "data $(cat "$each")"; done
+  for each in /usr/lib/postgresql/*/bin/postgres; do
+    each=${each%/bin/postgres} && [ ! -e "$each/bin/postgres" ] || echo "server ${each##*/}"
+  done
+  sed -n "s/^ \"machine\": \"\(.*\)\",\$/backed_up_as \1/p" /etc/matrix-metal/backup/plan.json
   counted=/var/lib/matrix-metal-housekeeping/synapse.json
   [ ! -s $counted ] || echo "counted $(sed -nE "s/^  \"newest\": ([0-9]+),?\$/\1/p" $counted) $(date -u -r $counted +%F)"
   ! grep -qs "^matrix_authentication_service:" /etc/matrix-synapse/homeserver.yaml || echo "delegated yes"

@@ -6,16 +6,19 @@ On one release of Debian, because all that runs on the machine is curl.
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import pty
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nio
 import pytest
@@ -24,7 +27,7 @@ from manage.backends.synapse import TOKEN_FILE
 from roles import SYNAPSE
 from tests.conftest import Deployed
 from tests.deployment import Deployment
-from tests.e2e.client import Account, Outside, expect, expect_json
+from tests.e2e.client import Account, Outside, create_shared_room, expect, expect_json, send_message
 from tests.e2e.test_secrets import assert_none_in
 from tests.e2e.watching import command_lines
 
@@ -42,6 +45,7 @@ rc_registration: {per_second: 1000, burst_count: 1000}
 rc_registration_token_validity: {per_second: 1000, burst_count: 1000}
 """
 FILE = "/etc/matrix-synapse/conf.d/accounts.yaml"
+MODERATOR = "moderator"
 SYNAPSE_URL = f"http://127.0.0.1:{SYNAPSE.port}"
 RESTART = (
     f"systemctl restart matrix-synapse; timeout 60 sh -c 'until curl -qsf {SYNAPSE_URL}/health; do sleep 0.2; done'"
@@ -101,9 +105,77 @@ def managed(deployed: Deployed, outside: Outside, tmp_path_factory: pytest.TempP
     directory = tmp_path_factory.mktemp("accounts")
     deployment = Deployment(directory, [deployed.host], settings, user="admin")
     deployment.choose(**settings, registration="token", vault=str(deployed.deployment.vault))
-    deployed.host.run(f"cat >{FILE}; chmod 644 {FILE}; {RESTART}", stdin=OWN)
+    deployed.host.run(f"cat >{FILE}; chmod 644 {FILE}", stdin=OWN)
+    whole = deployed.deployment
+    before = whole.settings
+    whole.choose(**before, reports_to=[f"@{MODERATOR}:{deployed.server_name}"])
+    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
     yield Managed(deployment, outside)
-    deployed.host.run(f"rm {FILE}; {RESTART}")
+    deployed.host.run(f"rm {FILE}")
+    whole.choose(**before)
+    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
+    assert deployed.host.run("ls /usr/local/lib/synapse-reports", check=False).returncode
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What was reported by whom."""
+
+    reporter: Account
+    moderator: Account
+    room: str
+    event: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reported(managed: Managed) -> Reported:
+    """Somebody reports at the beginning: it takes half a minute until it is told, in which the other tests are made."""
+    reporter, moderator = (
+        managed.log_in(each, managed.json("accounts", "create", each, "--generate")["password"])
+        for each in ("reporter", MODERATOR)
+    )
+
+    async def said() -> str:
+        async with managed.outside.matrix(moderator) as hers, managed.outside.matrix(reporter) as his:
+            room = await create_shared_room(hers, his)
+            await send_message(hers, room, "Buy this!")
+            return room
+
+    room = asyncio.run(said())
+    # Once the module has begun: what was reported before is not told.
+    invitations(managed, moderator)
+    [event] = [each["event_id"] for each in timeline(managed, reporter, room) if "body" in each["content"]]
+    for path in (
+        f"rooms/{quote(room)}/report/{quote(event)}",
+        f"rooms/{quote(room)}/report",
+        f"users/{quote(moderator.user_id)}/report",
+    ):
+        with managed.outside.http() as http:
+            url = managed.outside.url("matrix", f"/_matrix/client/v3/{path}")
+            reason = {"reason": "This is\nspam"}
+            assert expect_json(http.post(url, headers=reporter.authorization, json=reason)) == {}
+    return Reported(reporter, moderator, room, event)
+
+
+def invitations(managed: Managed, account: Account) -> list[str]:
+    """The rooms that it is invited into, one at least."""
+    deadline = time.monotonic() + 60
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", "/_matrix/client/v3/sync")
+        while True:
+            rooms = expect_json(http.get(url, headers=account.authorization))["rooms"]
+            if found := list(rooms.get("invite", ())):
+                return found
+            assert time.monotonic() < deadline, "no invitation came"
+            time.sleep(0.5)
+
+
+def timeline(managed: Managed, account: Account, room: str) -> list[dict[str, Any]]:
+    """The last events of a room, the newest first."""
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/rooms/{quote(room)}/messages?dir=b&limit=50")
+        events: list[dict[str, Any]] = expect_json(http.get(url, headers=account.authorization))["chunk"]
+        return events
 
 
 @pytest.fixture
@@ -164,6 +236,51 @@ def test_life_of_an_account(managed: Managed, deployed: Deployed, name: str) -> 
     again = managed.json("accounts", "reactivate", name, "--generate")
     assert managed.log_in(name, again["password"]).user_id == user_id
     assert managed.json("accounts", "deactivate", name, "--erase", "--yes")["deactivated"] is True
+
+
+async def abuse(managed: Managed, abuser: Account, victim: Account) -> tuple[list[str], str]:
+    """Spam in rooms, of which the account has left one, and is banned from one; returns them and the address of media."""
+    async with managed.outside.matrix(abuser) as his, managed.outside.matrix(victim) as hers:
+        rooms = [await create_shared_room(hers, his) for _ in range(3)]
+        for room in rooms:
+            await send_message(his, room, "Buy this!")
+        await his.room_leave(rooms[1])
+        await hers.room_ban(rooms[2], abuser.user_id)
+        picture, _ = await his.upload(io.BytesIO(b"spam"), "image/png", "spam.png", filesize=4)
+        return rooms, expect(picture, nio.UploadResponse).content_uri
+
+
+def test_what_an_abuser_has_left_is_removed(managed: Managed, name: str) -> None:
+    abuser, victim = (
+        managed.log_in(each, managed.json("accounts", "create", each, "--generate")["password"])
+        for each in (name, f"{name}-2")
+    )
+    rooms, media = asyncio.run(abuse(managed, abuser, victim))
+
+    def seen() -> list[str]:
+        events = (event for room in rooms for event in timeline(managed, victim, room))
+        return [each["event_id"] for each in events if each["sender"] == abuser.user_id and "body" in each["content"]]
+
+    def download() -> int:
+        with managed.outside.http() as http:
+            url = managed.outside.url("matrix", f"/_matrix/client/v1/media/download/{media.removeprefix('mxc://')}")
+            return http.get(url, headers=victim.authorization).status_code
+
+    assert len(seen()) == 3 and download() == 200
+    question = managed.refusal("accounts", "deactivate", name, "--redact", "--quarantine")
+    assert (
+        "its messages are removed from all rooms, and nobody can download its media. That cannot be undone" in question
+    )
+    done = managed.run("accounts", "deactivate", name, "--erase", "--redact", "--quarantine", "--yes")
+    assert done == (
+        f"{abuser.user_id} is deactivated and erased; media files that nobody can download any more: 1; "
+        "its messages are removed.\n"
+    )
+    assert seen() == [] and download() == 404 and not managed.logged_in(abuser)
+    # Once more, and with nothing left to do.
+    again = managed.json("accounts", "deactivate", name, "--redact", "--quarantine", "--yes")
+    assert (again["not_redacted"], again["quarantined"]) == (0, 0)
+    assert "whose administrators alone can" in managed.refusal("accounts", "deactivate", "@x:other.test", "--yes")
 
 
 def test_an_administrator_is_made(managed: Managed, name: str) -> None:
@@ -331,10 +448,12 @@ def test_the_account_of_the_commands_is_replaced_when_its_token_is_lost(managed:
     question = f"curl -qs --config - {SYNAPSE_URL}/_matrix/client/v3/account/whoami"
     assert "M_UNKNOWN_TOKEN" in deployed.host.run(question, stdin=header).stdout
     found = deployed.host.run(
-        "cd / && psql -XAtqc \"SELECT count(*) FROM users WHERE user_type = 'support' AND deactivated = 0\" synapse",
+        "cd / && psql -XAtqc \"SELECT name FROM users WHERE user_type = 'support' AND deactivated = 0\" synapse",
         user="postgres",
-    ).stdout
-    assert found == "1\n"
+    ).stdout.split()
+    # The other one tells moderators about reports, and stays.
+    [_] = [name for name in found if not name.startswith("@matrix-metal-reports:")]
+    assert len(found) == 2
 
 
 def test_a_homeserver_that_does_not_run(managed: Managed, deployed: Deployed) -> None:
@@ -343,3 +462,31 @@ def test_a_homeserver_that_does_not_run(managed: Managed, deployed: Deployed) ->
         assert "matrix-synapse does not run on" in managed.refusal("accounts", "list")
     finally:
         deployed.host.run(RESTART)
+
+
+def test_moderators_read_what_is_reported(managed: Managed, reported: Reported) -> None:
+    """Each report once, though Synapse was restarted meanwhile."""
+    moderator, reporter = reported.moderator, reported.reporter.user_id
+    [reports] = invitations(managed, moderator)
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/join/{quote(reports)}")
+        expect_json(http.post(url, headers=moderator.authorization, json={}))
+
+    def told() -> list[str]:
+        events = timeline(managed, moderator, reports)[::-1]
+        return [each["content"]["body"] for each in events if "body" in each["content"]]
+
+    deadline = time.monotonic() + 60
+    while len(told()) < 3:
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.5)
+    via, link = f"?via={managed.outside.server_name}", "https://matrix.to/#/"
+    room, event = reported.room, reported.event
+    assert told() == [
+        f"{reporter} reports a message of {moderator.user_id} in Garden: This is spam\n{link}{room}/{event}{via}",
+        f"{reporter} reports the room Garden: This is spam\n{link}{room}{via}",
+        f"{reporter} reports {moderator.user_id}: This is spam\n{link}{moderator.user_id}",
+    ]
+    # It is an account of ours, not of a person.
+    names = [each["user_id"] for each in managed.json("accounts", "list", "--deactivated")]
+    assert not [each for each in names if "reports" in each]

@@ -234,6 +234,16 @@ def test_a_second_run_changes_nothing_and_the_verification_finds_nothing_wrong(d
     assert status == 0 and "Nothing is wrong" in output, output
 
 
+def test_a_machine_that_got_another_name_does_not_begin_new_backups(drill: Drill) -> None:
+    inventory = drill.deployment.inventory
+    before = inventory.read_text()
+    inventory.write_text(before.replace(f"'{drill.host.name}'", "'another-name'"))
+    refused = drill.deployment.run("-y", check=False)
+    inventory.write_text(before)
+    assert refused.status == 1 and refused.changed == []
+    assert f"another-name: was called {drill.host.name} in inventories/trial.py, and its backups are" in refused.refusal
+
+
 def test_a_target_that_is_away_stops_nothing_and_is_reported(drill: Drill) -> None:
     host = drill.host
     drill.unmount()

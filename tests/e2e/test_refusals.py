@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -290,6 +291,16 @@ def test_port_in_use_is_refused(fresh: Fresh, protocol: str, port: int, role: st
         fresh.host.run("systemctl stop port-in-use.service")
 
 
+def test_data_of_a_newer_postgresql_are_not_left_aside(fresh: Fresh) -> None:
+    release, data = "18", "/var/lib/postgresql/18/main"
+    fresh.host.run(f"mkdir -p {data}; echo {release} >{data}/PG_VERSION; sleep 0.02; touch {STAMP}; sleep 0.02")
+    try:
+        words = f"refusals13: {data} has data of PostgreSQL {release}", f"(mv {data} /root)"
+        assert_refused_without_changes(fresh, fresh.deployment(), *words)
+    finally:
+        fresh.host.run("rm -r /var/lib/postgresql")
+
+
 # --- vault ----------------------------------------------------------------------------------------
 
 
@@ -384,6 +395,39 @@ def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed
     assert host.run("cat /etc/matrix-metal/deployment.json").stdout == marker
     changed = host.run(f"find {directories} -type f -newercm {STAMP}").stdout.split()
     assert changed == ["/etc/matrix-metal/deployment.json"]
+
+
+@pytest.mark.parametrize("deployed", ["trixie"], ids=["debian13"], indirect=True)
+def test_a_renamed_inventory_keeps_its_vault(deployed: Deployed, tmp_path: Path) -> None:
+    """The refusals say what it was called, and how everything else gets the new name. Another name of a machine is harmless."""
+    mine, tree = deployed.deployment, tmp_path / "tree"
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in files:
+        if not name.startswith(("tests/", "docs/", "bench/")):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    named = mine.inventory.read_text().replace(f"'{deployed.host.name}'", "'another-name'")
+    (tree / "inventories" / "live.py").write_text(named)
+    for suffix in (".vault", ".key", ".lock"):
+        shutil.copy(mine.vault.with_suffix(suffix), tree / "inventories" / f"home{suffix}")
+    chosen = {name: value for name, value in mine.settings.items() if name != "vault"}
+    data = tree / "group_data" / "home.py"
+    data.write_text("".join(f"{name} = {value!r}\n" for name, value in chosen.items()))
+    renamed = Deployment(tmp_path, [deployed.host], {}, name="live", root=tree)
+    renamed.inventory = tree / "inventories" / "live.py"
+    renamed.environment |= mine.environment
+
+    moves = "mv inventories/home.vault inventories/live.vault && mv inventories/home.key inventories/live.key"
+    refused = renamed.run("-y", check=False)
+    assert_refused(refused, "server_name is missing", f"If it was called home before: {moves}")
+    data.rename(data.with_name("live.py"))
+    refused = renamed.run("-y", check=False)
+    assert_refused(refused, "was deployed with another vault", f"it was called home: {moves}")
+    advice = refused.refusal.partition("it was called home: ")[2].partition("; or ")[0]
+    subprocess.run(["sh", "-ec", advice], cwd=tree, check=True)
+    assert renamed.run("-y").changed == []
 
 
 @pytest.mark.parametrize(

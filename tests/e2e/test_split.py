@@ -465,6 +465,21 @@ def test_homeserver_is_not_switched_to_an_empty_database(split: Split) -> None:
         assert write_times(split) == before
 
 
+def test_a_second_homeserver_with_the_same_database_is_refused(split: Split) -> None:
+    """By a copied inventory, for example."""
+    deployment, before = split.deployment, write_times(split)
+    with_synapse = ("synapse", "sydent", "sliding_sync")
+    deployment.assign({**ROLES, **{role: ["split-relay"] for role in with_synapse}})
+    refused = deployment.run("-y", check=False)
+    words = (
+        "split-db: the Synapse at ",
+        " uses the database synapse, and that of split-relay would be a second one",
+        "stop it",
+    )
+    assert_refused(refused, *words)
+    assert write_times(split) == before
+
+
 def test_database_is_moved_as_in_the_readme(split: Split, outside: Outside, alice: Account, bob: Account) -> None:
     deployment = split.deployment
     deployment.assign({**ROLES, "postgres": ["split-relay"]})

@@ -6,6 +6,8 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from email.message import EmailMessage
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -16,8 +18,11 @@ from unittest.mock import MagicMock
 import click
 import pytest
 
+from compat import Refused
+from manage import restoring
 from manage.backup import Moment
 from operations.machine import MachineState
+from operations.preflight import _backed_up_under_another_name
 from operations.templating import TEMPLATES
 from roles import ROLES
 from settings import SettingError, Settings, mistakes
@@ -31,6 +36,37 @@ HOST_KEY = f"ssh-ed25519 {'A' * 68}"
 def settings(directory: Path, release: str = "13", **choices: Any) -> Settings:
     machine = MachineState("root", True, "debian", release, "amd64", 4096, 40960, ("192.0.2.1",))
     return Settings(chosen(**choices), "prod", {role: ["one"] for role in ROLES}, "one", machine, inventories=directory)
+
+
+# --- another name in the inventory ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("before", "refused"), [("", False), ("one", False), ("on_e", False), ("old", True)])
+def test_a_machine_with_another_name_does_not_begin_new_backups(tmp_path: Path, before: str, refused: bool) -> None:
+    made = settings(tmp_path, backup_target="/mnt/backup")
+    made.machine = replace(made.machine, backed_up_as=before)
+    lines = _backed_up_under_another_name(made)
+    assert len(lines) == refused
+    assert all(
+        "was called old in inventories/prod.py" in line and "the folder old of /mnt/backup" in line for line in lines
+    )
+
+
+# --- a restore ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "printed", "refused"), [(True, ["new"], True), (True, [], False), (False, ["new"], False)]
+)
+def test_a_restore_beside_the_original_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool, printed: list[str], refused: bool
+) -> None:
+    """Not when it is run again, and the homeserver that answers is the restored one."""
+    monkeypatch.setattr(restoring, "homeserver_runs", lambda name: runs and name == "matrix.x.test")
+    machine = MagicMock(settings=settings(tmp_path))
+    machine.run.return_value = printed
+    with pytest.raises(Refused, match=r"a homeserver runs at https://matrix\.x\.test") if refused else nullcontext():
+        restoring.check_original(machine)
 
 
 # --- targets --------------------------------------------------------------------------------------
@@ -165,6 +201,15 @@ def test_a_target_that_is_away_is_not_the_end_of_the_log(
     command = restore.recovery(SimpleNamespace(home="/x")).replace("%f", "00000001").replace("%p", "pg wal")
     done = subprocess.run(["sh", "-c", command], env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert done.returncode == told
+
+
+def test_an_older_postgresql_than_the_backup_is_refused(restore: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"db": [{"id": 1, "version": "17"}], "backup": [{"timestamp": {"stop": 1}, "database": {"id": 1}}]}
+    replaced = {"info": lambda _: found, "progress": lambda *_: None}
+    for name, function in replaced.items():
+        monkeypatch.setitem(restore.restore_database.__globals__, name, function)
+    with pytest.raises(Exception, match="the backup is of PostgreSQL 17, and this machine has PostgreSQL 15"):
+        restore.restore_database(SimpleNamespace(cluster="15/main"), None)
 
 
 def test_a_wrong_key_is_named(restore: ModuleType) -> None:

@@ -363,6 +363,18 @@ OURS = {**RUNS, "of synapse": "x.test", "newest synapse": "5120"}
         ({}, "5120 2027-01-31", {"postgresql": ()}, "is empty or gone"),
         # The data are being put back.
         (OURS, "5121 2027-01-31", {"restoring": "done"}, ""),
+        # Who uses it.
+        ({**OURS, "used synapse here": ""}, "", {}, ""),
+        (
+            {**OURS, "used synapse 10.1.2.4": ""},
+            "",
+            {},
+            "the Synapse at 10.1.2.4 uses the database synapse, and that of db",
+        ),
+        # Synapse has never run here.
+        (OURS, "", {"signing_key": "none"}, "is that of x.test, and db has no signing key"),
+        (RUNS, "", {"signing_key": "none"}, ""),
+        (OURS, "", {"signing_key": "none", "database": "/run/postgresql"}, ""),
     ],
 )
 def test_another_or_an_older_database_of_synapse_is_refused(
@@ -379,6 +391,38 @@ def test_another_or_an_older_database_of_synapse_is_refused(
     monkeypatch.setattr(same_data, "looked", lambda *_: found)
     monkeypatch.setattr(same_data, "inventory", MagicMock())
     lines = same_data.wrong_database(MagicMock())
+    assert len(lines) == bool(words) and words in "".join(lines), lines
+
+
+@pytest.mark.parametrize(("address", "words"), [("10.1.2.4", ""), ("2001:db8::4", ""), ("here", "on this machine")])
+def test_a_second_synapse_at_a_database_for_other_machines_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, words: str
+) -> None:
+    db, home = settings(tmp_path), settings(tmp_path, "home")
+    monkeypatch.setattr(same_data, "settings_of", lambda host: home if host == "home" else db)
+    monkeypatch.setattr(same_data, "looked", lambda *_: {**OURS, f"used synapse {address}": ""})
+    monkeypatch.setattr(same_data, "inventory", SimpleNamespace(get_host=lambda name: name))
+    lines = same_data.wrong_database(MagicMock())
+    assert len(lines) == bool(words) and words in "".join(lines), lines
+
+
+@pytest.mark.parametrize(
+    ("release", "found", "words"),
+    [
+        ("13", {"postgresql": ("17",), "data": ("15", "17"), "servers": ("17",)}, ""),
+        ("13", {"postgresql": ("15",), "data": ("15",), "servers": ()}, ""),
+        ("13", {"data": ("18",)}, "18/main has data of PostgreSQL 18, and a deploy would make an empty cluster"),
+        ("12", {"postgresql": ("17",), "data": ("17",), "servers": ("15",)}, "Debian 12 has only PostgreSQL 15"),
+        # Somebody has installed it from elsewhere.
+        ("12", {"postgresql": ("17",), "data": ("17",), "servers": ("17",)}, ""),
+    ],
+)
+def test_a_postgresql_that_is_older_than_the_data_is_refused(
+    tmp_path: Path, release: str, found: Mapping[str, Any], words: str
+) -> None:
+    db = settings(tmp_path)
+    db.machine = replace(MACHINE, release=release, **found)
+    lines = preflight._newer_data(db)
     assert len(lines) == bool(words) and words in "".join(lines), lines
 
 

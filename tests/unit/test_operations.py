@@ -352,8 +352,13 @@ def test_machine_state_is_parsed() -> None:
             'listener tcp [::1] 80 users:(("nginx",pid=7,fd=6)) 7 nginx.service',
             "listener udp * 3478  0 ",
             "connection 198.51.100.9 50123 192.0.2.1 2222",
+            "data 17",
+            "data 9",
+            "server 17",
+            "backed_up_as matrix.x.test",
         ]
     )
+    assert (state.data, state.servers, state.backed_up_as) == (("9", "17"), ("17",), "matrix.x.test")
     assert (state.user, state.root, state.processors, state.memory) == ("admin", True, 3, 3910)
     assert state.names == {"matrix.x.test": ("127.0.1.1", "fe80::1"), "x.test": ()}
     assert state.interfaces == (("eth0", "192.0.2.1"), ("docker0", "172.17.0.1"))

@@ -172,6 +172,7 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("message_days", True, "None or a number of days from 1 to 3650"),
         ("forgotten_room_days", 3651, "None or a number of days from 1 to 3650"),
         ("forget_left_rooms", "yes", "True or False"),
+        ("reports_to", ["anna"], 'a list of accounts, such as ["@anna:example.org"]'),
         ("stale_device_days", 29, "None or a number of days from 30 to 3650"),
         ("journal_max_size", "1GB", 'None or a size such as "1G"'),
         ("journal_max_days", -1, "None or a number of days from 1 to 3650"),
@@ -308,6 +309,13 @@ def test_providers_to_sign_in_with_need_mas_and_a_name_each(tmp_path: Path) -> N
     [line] = mistakes(settings(tmp_path, with_mas, sso=[provider, provider]))
     assert "sso has two providers with the id example" in line
     assert mistakes(settings(tmp_path, with_mas, sso=[provider, {**provider, "id": "other"}])) == []
+
+
+def test_reports_are_for_accounts_of_this_homeserver(tmp_path: Path) -> None:
+    [line] = mistakes(settings(tmp_path, reports_to=["@anna:x.test", "@b:y.test"]))
+    assert (
+        "reports_to has @b:y.test, who is not of this homeserver: reports are for accounts such as @anna:x.test" in line
+    )
 
 
 def test_housekeeping_that_would_do_nothing_is_refused(tmp_path: Path) -> None:

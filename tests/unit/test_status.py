@@ -18,7 +18,7 @@ from manage import judgement, look, status
 from manage.judgement import reasons, size, updates_reasons
 from manage.look import BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, DiskSeen, Seen, UnitSeen
 from manage.output import plain, print_text
-from manage.outside import federation_problem, keys_problem
+from manage.outside import federation_problem, homeserver_runs, keys_problem
 from manage.status import span
 from operations.machine import Failure, MachineState
 from roles import ROLES
@@ -530,6 +530,21 @@ def test_what_other_homeservers_get(server: ReleaseServer) -> None:
     assert keys_problem(name) == ""
     server.fault = "dead"
     assert "refused" in keys_problem(name)
+
+
+def test_whether_the_homeserver_that_was_backed_up_still_runs(
+    server: ReleaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its authority may be a private one.
+    monkeypatch.delenv("SSL_CERT_FILE")
+    name = server.url.removeprefix("https://")
+    assert not homeserver_runs(name)
+    server.files["_matrix/client/versions"] = b"<html>We are moving</html>"
+    assert not homeserver_runs(name)
+    server.files["_matrix/client/versions"] = json.dumps({"versions": ["v1.11"]}).encode()
+    assert homeserver_runs(name)
+    server.fault = "dead"
+    assert not homeserver_runs(name)
 
 
 def test_a_private_authority_cannot_be_judged_from_outside(chosen: Settings) -> None:
