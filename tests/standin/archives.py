@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -98,9 +97,10 @@ class Signer:
 
     @property
     def fingerprint(self) -> str:
-        found = re.search(rb"^fpr:+([0-9A-F]{40}):$", self._gpg("--with-colons", "--list-keys"), re.MULTILINE)
-        assert found
-        return found[1].decode()
+        # The line after that of the key itself.
+        lines = self._gpg("--with-colons", "--list-keys").decode().splitlines()
+        [after] = [number for number, line in enumerate(lines, 1) if line.startswith("pub:")]
+        return lines[after].split(":")[9]
 
     @property
     def keys(self) -> bytes:
