@@ -87,8 +87,8 @@ reports_to: list[str] = []
 # caddy has to be able to read (not below /home). None: nothing. What Matrix needs below /.well-known/matrix/ is there anyway.
 server_name_site = "page"
 
-# Where administrators of other homeservers, and clients, turn to about this one: an e-mail address and a web page. Both are published
-# at https://<server_name>/.well-known/matrix/support. None: they are not.
+# Where administrators of other homeservers, and clients, turn to about this one: an e-mail address and a web page. Both are
+# published at https://<server_name>/.well-known/matrix/support. None: they are not.
 support_email = None
 support_page = None
 
