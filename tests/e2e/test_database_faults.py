@@ -128,6 +128,28 @@ def test_database_killed_while_it_starts_serves_again(host: Host) -> None:
     assert query(host, "SELECT 42") == "42"
 
 
+def test_what_is_left_of_a_server_that_was_killed_does_not_keep_it_down(host: Host) -> None:
+    """A process of PostgreSQL's may go on for a minute, and ignore that it is to end."""
+    data = f"/var/lib/postgresql/{VERSIONS[host.release]}/main"
+    drop_in = f"/run/systemd/system/{unit(host)}.d/left.conf"
+    left = f"ExecStartPre=/bin/sh -c 'cd {data}; (trap \"\" TERM; exec sleep 300) >/dev/null 2>&1 &'"
+    wait_for(host, "active")
+    host.run(
+        f"systemctl stop {unit(host)}; mkdir -p {drop_in.rpartition('/')[0]}; cat >{drop_in}",
+        stdin=f"[Service]\n{left}\n",
+    )
+    host.run(f"mv {data}/global/pg_control {data}/global/away; systemctl daemon-reload")
+    try:
+        begin = time.monotonic()
+        assert host.run(f"systemctl start {unit(host)}", check=False, timeout=55).returncode
+        assert time.monotonic() - begin < 20
+        assert host.run("pgrep -x sleep -u postgres", check=False).stdout == ""
+    finally:
+        host.run(f"mv {data}/global/away {data}/global/pg_control; rm {drop_in}; systemctl daemon-reload")
+        host.run(f"systemctl reset-failed {unit(host)}; systemctl start {unit(host)}")
+    wait_for(host, "active", RECOVERY)
+
+
 @pytest.mark.parametrize(
     "command",
     [
