@@ -1,0 +1,252 @@
+"""README.zh-CN.md has all that README.md has: whoever changes one is told what the other lacks.
+
+Words cannot be compared, but what is the same in both languages can: headings, paragraphs, code, tables, links, numbers.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+ENGLISH = (ROOT / "README.md").read_text()
+CHINESE = (ROOT / "README.zh-CN.md").read_text()
+TO_EACH_OTHER = {"README.md", "README.zh-CN.md"}
+
+CODE = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
+ITEM = re.compile(r"(- |\d+\. )")
+NUMBER = re.compile(r"(?<![A-Za-z\d])\d+(?:[.,]\d+)*")
+DRAWN = re.compile("[\u2500-\u257f]")  # lines and corners
+
+
+@dataclass
+class Section:
+    level: int
+    title: str
+    paragraphs: list[str] = field(default_factory=list)  # with the items of lists
+    blocks: list[list[str]] = field(default_factory=list)
+    tables: list[list[str]] = field(default_factory=list)
+
+    @property
+    def prose(self) -> str:
+        return "\n".join(self.paragraphs)
+
+    @property
+    def text(self) -> str:
+        return "\n".join([self.prose, *(row for table in self.tables for row in table)])
+
+
+def sections(text: str) -> list[Section]:
+    found: list[Section] = []
+    before, fenced = "", False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+            if fenced:
+                found[-1].blocks.append([line])
+        elif fenced:
+            found[-1].blocks[-1].append(line)
+        elif heading := re.match(r"(#+) (.*)", line):
+            found.append(Section(len(heading[1]), heading[2]))
+        elif line.startswith("    ") and not before:
+            found[-1].blocks.append([line])
+        elif line.startswith("    ") and before.startswith("    "):
+            found[-1].blocks[-1].append(line)
+        elif line.startswith("|"):
+            if not before.startswith("|"):
+                found[-1].tables.append([])
+            found[-1].tables[-1].append(line)
+        elif line and (not before or ITEM.match(line)):
+            found[-1].paragraphs.append(line)
+        elif line:
+            found[-1].paragraphs[-1] += f"\n{line}"
+        before = line
+    return found
+
+
+def without_comments(block: list[str]) -> list[str]:
+    """Comments may be translated. In the drawing, that is what is below the box, but for the places."""
+    if any(DRAWN.search(line) for line in block):
+        return [line for line in block if DRAWN.search(line)]
+    if any(re.match(r" +\S+ +/var/lib/", line) for line in block):
+        return [" ".join(re.findall(r"[\w.<>-]*/[\w./<>-]*", line, re.ASCII)) for line in block]
+    return [re.sub(r"(^|\s+)# ?.*", "", line) for line in block]
+
+
+def code(text: str) -> set[str]:
+    return {" ".join(word.split()) for word in CODE.findall(text)}
+
+
+def numbers(text: str) -> set[str]:
+    without = LINK.sub(lambda link: link[0].partition("](")[0], CODE.sub("", text))
+    return set(NUMBER.findall(re.sub(r"^\d+\. ", "", without, flags=re.MULTILINE)))
+
+
+def anchor(title: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def links(section: Section, whole: list[Section]) -> Counter[str]:
+    """Those to headings of the same page by the heading's number, because their names are translated."""
+    places = {f"#{anchor(other.title)}": f"the section number {n}" for n, other in enumerate(whole, 1)}
+    return Counter(places.get(link, link) for link in LINK.findall(section.text) if link not in TO_EACH_OTHER)
+
+
+def named(section: Section, whole: list[Section]) -> set[str]:
+    """The sections that are named in quotation marks, such as: see "Firewall"."""
+    text = " ".join(section.text.split())
+    return {
+        f"the section number {n}"
+        for n, other in enumerate(whole, 1)
+        if f'"{other.title}"' in text or f"“{other.title}”" in text
+    }
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def listed(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in sorted(words))
+
+
+def compared(what: str, english: Iterable[str], chinese: Iterable[str]) -> Iterator[str]:
+    ours, theirs = Counter(english), Counter(chinese)
+    if missing := ours - theirs:
+        yield f"{what}: lacks {listed(missing)}"
+    if surplus := theirs - ours:
+        yield f"{what}: has {listed(surplus)}, and README.md has not"
+
+
+def differences(
+    english: Section, chinese: Section, all_english: list[Section], all_chinese: list[Section]
+) -> Iterator[str]:
+    if english.level != chinese.level:
+        yield f"the heading has {chinese.level} #, in README.md {english.level}"
+    for what, ours, theirs in (
+        ("paragraphs and items of lists", english.paragraphs, chinese.paragraphs),
+        ("bold phrases", re.findall(r"\*\*", english.text)[::2], re.findall(r"\*\*", chinese.text)[::2]),
+    ):
+        if len(ours) != len(theirs):
+            yield f"has {len(theirs)} {what}, README.md has {len(ours)}"
+    for what, blocks, translated in (
+        ("code blocks", english.blocks, chinese.blocks),
+        ("tables", english.tables, chinese.tables),
+    ):
+        if len(blocks) != len(translated):
+            yield f"has {len(translated)} {what}, README.md has {len(blocks)}"
+    for n, (block, translation) in enumerate(zip(english.blocks, chinese.blocks, strict=False), 1):
+        if without_comments(block) != without_comments(translation):
+            yield from compared(f"code block {n}", without_comments(block), without_comments(translation))
+            if Counter(without_comments(block)) == Counter(without_comments(translation)):
+                yield f"code block {n}: the lines are in another order"
+    for n, (table, translation) in enumerate(zip(english.tables, chinese.tables, strict=False), 1):
+        yield from of_tables(f"table {n}", table, translation)
+    yield from compared("code in the text", code(english.prose), code(chinese.prose))
+    yield from compared("numbers", numbers(english.text), numbers(chinese.text))
+    yield from compared("links", links(english, all_english).elements(), links(chinese, all_chinese).elements())
+    yield from compared("names of sections", named(english, all_english), named(chinese, all_chinese))
+
+
+def of_tables(what: str, english: list[str], chinese: list[str]) -> Iterator[str]:
+    if len(english) != len(chinese):
+        yield f"{what}: has {len(chinese) - 2} rows, README.md has {len(english) - 2}"
+        yield from compared(f"{what}, code", code("\n".join(english)), code("\n".join(chinese)))
+        return
+    for row, translation in zip(english, chinese, strict=True):
+        where = f"{what}, row `{row[:60]}`"
+        if len(cells(row)) != len(cells(translation)):
+            yield f"{where}: has {len(cells(translation))} columns, README.md has {len(cells(row))}"
+            continue
+        for cell, translated in zip(cells(row), cells(translation), strict=True):
+            yield from compared(f"{where}, code", code(cell), code(translated))
+            if bool(cell) != bool(translated):
+                yield f"{where}: `{cell or translated}` is in one of the two only"
+
+
+def behind(english: str, chinese: str) -> list[str]:
+    """What README.zh-CN.md lacks, a line each, with the section."""
+    ours, theirs = sections(english), sections(chinese)
+    found: list[str] = []
+    for original, translation in zip(ours, theirs, strict=False):
+        lines = [
+            f'"{original.title}" ({translation.title}): {line}'
+            for line in differences(original, translation, ours, theirs)
+        ]
+        if lines and len(ours) != len(theirs):
+            # From here on it would compare a section with another one.
+            return [f"it has {len(theirs)} headings, README.md has {len(ours)}; here they part:", *lines]
+        found += lines
+    if len(ours) != len(theirs):
+        longer = max(ours, theirs, key=len)
+        found.append(f'"{longer[min(len(ours), len(theirs))].title}": one of the two has this section')
+    return found
+
+
+def test_the_chinese_readme_has_what_the_english_has() -> None:
+    found = behind(ENGLISH, CHINESE)
+    assert not found, "README.zh-CN.md is not as README.md:\n" + "\n".join(found)
+
+
+def test_they_lead_to_each_other() -> None:
+    assert "(README.zh-CN.md)" in ENGLISH.splitlines()[2]
+    assert "(README.md)" in CHINESE.splitlines()[2]
+
+
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["English", "Chinese"])
+def test_links_lead_somewhere(text: str) -> None:
+    broken = []
+    for link in LINK.findall(text):
+        file, _, place = link.partition("#")
+        if not file.startswith("https://"):
+            page = (ROOT / file).read_text() if file else text
+            if place and place not in {anchor(section.title) for section in sections(page)}:
+                broken.append(link)
+    assert broken == []
+
+
+def test_what_is_bold_is_shown_bold() -> None:
+    """Markdown's rule for ** looks for spaces and punctuation, and Chinese has no spaces between words."""
+
+    def letter(character: str) -> bool:
+        return not character.isspace() and unicodedata.category(character)[0] not in "PS"
+
+    plain = []
+    for section in sections(CHINESE):
+        text = f" {CODE.sub('`', section.text)} "
+        for n, mark in enumerate(re.finditer(r"\*\*", text)):
+            outside, inside = text[mark.start() - 1], text[mark.end()]
+            if n % 2:
+                outside, inside = inside, outside
+            if inside.isspace() or (letter(outside) and not letter(inside)):
+                plain.append(text[mark.start() - 20 : mark.end() + 20])
+    assert plain == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("\n## Settings\n", "\n## Plans\n\nNone.\n\n## Settings\n", '"Plans" (设置): '),
+        (
+            "\n    make setup\n",
+            "\n    make setup-all\n",
+            '"Deploy to your machine" (部署到你的机器): code block 1: lacks',
+        ),
+        ("\n| `admin_email` |", "\n| `email` |", "lacks `email`"),
+        ("\n| `admin_email` |", "\n| `email` | | |\n| `admin_email` |", '"Settings" (设置): table 1: has'),
+        ("1 GiB of memory", "2 GiB of memory", '"Deploy to your machine" (部署到你的机器): numbers: lacks `2`'),
+        ("(docs/STATUS.md)", "(docs/STATES.md)", '"How is it?" (运行状况): links: lacks `docs/STATES.md`'),
+        ("(#housekeeping)", "(#upgrade)", '"Settings" (设置): links: lacks `the section number '),
+        ("\n## Licence\n", "\n## Licence\n\nNone.\n", '"Licence" (许可证): has 1 paragraphs'),
+        ('see "Firewall"', 'see "Bans"', "names of sections: lacks"),
+    ],
+)
+def test_a_change_of_the_english_is_noticed(old: str, new: str, told: str) -> None:
+    assert old in ENGLISH
+    assert told in "\n".join(behind(ENGLISH.replace(old, new), CHINESE))
