@@ -82,9 +82,8 @@ def code(text: str) -> set[str]:
     return {" ".join(word.split()) for word in CODE.findall(text)}
 
 
-def numbers(text: str) -> set[str]:
-    without = LINK.sub(lambda link: link[0].partition("](")[0], CODE.sub("", text))
-    return set(NUMBER.findall(re.sub(r"^\d+\. ", "", without, flags=re.MULTILINE)))
+def numbers(text: str) -> list[str]:
+    return NUMBER.findall(LINK.sub(lambda link: link[0].partition("](")[0], CODE.sub("", text)))
 
 
 def anchor(title: str) -> str:
@@ -92,10 +91,10 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def links(section: Section, whole: list[Section]) -> Counter[str]:
+def links(section: Section, whole: list[Section]) -> list[str]:
     """Those to headings of the same page by the heading's number, because their names are translated."""
     places = {f"#{anchor(other.title)}": f"the section number {n}" for n, other in enumerate(whole, 1)}
-    return Counter(places.get(link, link) for link in LINK.findall(section.text) if link not in TO_EACH_OTHER)
+    return [places.get(link, link) for link in LINK.findall(section.text) if link not in TO_EACH_OTHER]
 
 
 def named(section: Section, whole: list[Section]) -> set[str]:
@@ -124,40 +123,34 @@ def compared(what: str, english: Iterable[str], chinese: Iterable[str]) -> Itera
         yield f"{what}: has {listed(surplus)}, and README.md has not"
 
 
-def differences(
-    english: Section, chinese: Section, all_english: list[Section], all_chinese: list[Section]
-) -> Iterator[str]:
+def differences(english: Section, chinese: Section) -> Iterator[str]:
     if english.level != chinese.level:
         yield f"the heading has {chinese.level} #, in README.md {english.level}"
+    for n, (block, translation) in enumerate(zip(english.blocks, chinese.blocks, strict=False), 1):
+        ours, theirs = without_comments(block), without_comments(translation)
+        if ours != theirs:
+            lines = list(compared(f"code block {n}", ours, theirs))
+            yield from lines or [f"code block {n}: the lines are in another order"]
+    for n, (table, translation) in enumerate(zip(english.tables, chinese.tables, strict=False), 1):
+        yield from of_tables(f"table {n}", table, translation)
     for what, ours, theirs in (
+        ("code blocks", english.blocks, chinese.blocks),
+        ("tables", english.tables, chinese.tables),
         ("paragraphs and items of lists", english.paragraphs, chinese.paragraphs),
-        ("bold phrases", re.findall(r"\*\*", english.text)[::2], re.findall(r"\*\*", chinese.text)[::2]),
     ):
         if len(ours) != len(theirs):
             yield f"has {len(theirs)} {what}, README.md has {len(ours)}"
-    for what, blocks, translated in (
-        ("code blocks", english.blocks, chinese.blocks),
-        ("tables", english.tables, chinese.tables),
-    ):
-        if len(blocks) != len(translated):
-            yield f"has {len(translated)} {what}, README.md has {len(blocks)}"
-    for n, (block, translation) in enumerate(zip(english.blocks, chinese.blocks, strict=False), 1):
-        if without_comments(block) != without_comments(translation):
-            yield from compared(f"code block {n}", without_comments(block), without_comments(translation))
-            if Counter(without_comments(block)) == Counter(without_comments(translation)):
-                yield f"code block {n}: the lines are in another order"
-    for n, (table, translation) in enumerate(zip(english.tables, chinese.tables, strict=False), 1):
-        yield from of_tables(f"table {n}", table, translation)
-    yield from compared("code in the text", code(english.prose), code(chinese.prose))
-    yield from compared("numbers", numbers(english.text), numbers(chinese.text))
-    yield from compared("links", links(english, all_english).elements(), links(chinese, all_chinese).elements())
-    yield from compared("names of sections", named(english, all_english), named(chinese, all_chinese))
+    if len(english.paragraphs) == len(chinese.paragraphs):
+        for paragraph, translation in zip(english.paragraphs, chinese.paragraphs, strict=True):
+            yield from of_texts(f"paragraph `{' '.join(paragraph[:60].split())}`", paragraph, translation)
+    else:
+        yield from of_texts("paragraphs", english.prose, chinese.prose)
 
 
 def of_tables(what: str, english: list[str], chinese: list[str]) -> Iterator[str]:
     if len(english) != len(chinese):
         yield f"{what}: has {len(chinese) - 2} rows, README.md has {len(english) - 2}"
-        yield from compared(f"{what}, code", code("\n".join(english)), code("\n".join(chinese)))
+        yield from of_texts(what, "\n".join(english), "\n".join(chinese))
         return
     for row, translation in zip(english, chinese, strict=True):
         where = f"{what}, row `{row[:60]}`"
@@ -165,9 +158,23 @@ def of_tables(what: str, english: list[str], chinese: list[str]) -> Iterator[str
             yield f"{where}: has {len(cells(translation))} columns, README.md has {len(cells(row))}"
             continue
         for cell, translated in zip(cells(row), cells(translation), strict=True):
-            yield from compared(f"{where}, code", code(cell), code(translated))
+            yield from of_texts(where, cell, translated)
             if bool(cell) != bool(translated):
                 yield f"{where}: `{cell or translated}` is in one of the two only"
+
+
+def of_texts(where: str, english: str, chinese: str) -> Iterator[str]:
+    yield from compared(f"{where}, code", code(english), code(chinese))
+    yield from compared(f"{where}, numbers", numbers(english), numbers(chinese))
+    if english.count("**") != chinese.count("**"):
+        yield f"{where}: has {chinese.count('**') // 2} bold phrases, in README.md {english.count('**') // 2}"
+
+
+def references(
+    english: Section, chinese: Section, all_english: list[Section], all_chinese: list[Section]
+) -> Iterator[str]:
+    yield from compared("links", links(english, all_english), links(chinese, all_chinese))
+    yield from compared("sections that are named", named(english, all_english), named(chinese, all_chinese))
 
 
 def behind(english: str, chinese: str) -> list[str]:
@@ -175,17 +182,14 @@ def behind(english: str, chinese: str) -> list[str]:
     ours, theirs = sections(english), sections(chinese)
     found: list[str] = []
     for original, translation in zip(ours, theirs, strict=False):
-        lines = [
-            f'"{original.title}" ({translation.title}): {line}'
-            for line in differences(original, translation, ours, theirs)
-        ]
+        lines = list(differences(original, translation))
+        if len(ours) == len(theirs):
+            lines += references(original, translation, ours, theirs)
+        found += [f'"{original.title}" ({translation.title}): {line}' for line in lines]
         if lines and len(ours) != len(theirs):
-            # From here on it would compare a section with another one.
-            return [f"it has {len(theirs)} headings, README.md has {len(ours)}; here they part:", *lines]
-        found += lines
+            break  # From here on it would compare a section with another one.
     if len(ours) != len(theirs):
-        longer = max(ours, theirs, key=len)
-        found.append(f'"{longer[min(len(ours), len(theirs))].title}": one of the two has this section')
+        found.insert(0, f"it has {len(theirs)} headings, README.md has {len(ours)}; what follows is where they part")
     return found
 
 
@@ -240,11 +244,15 @@ def test_what_is_bold_is_shown_bold() -> None:
         ),
         ("\n| `admin_email` |", "\n| `email` |", "lacks `email`"),
         ("\n| `admin_email` |", "\n| `email` | | |\n| `admin_email` |", '"Settings" (设置): table 1: has'),
-        ("1 GiB of memory", "2 GiB of memory", '"Deploy to your machine" (部署到你的机器): numbers: lacks `2`'),
+        (
+            "1 GiB of memory",
+            "2 GiB of memory",
+            '"Deploy to your machine" (部署到你的机器): paragraph `You need a machine with',
+        ),
         ("(docs/STATUS.md)", "(docs/STATES.md)", '"How is it?" (运行状况): links: lacks `docs/STATES.md`'),
         ("(#housekeeping)", "(#upgrade)", '"Settings" (设置): links: lacks `the section number '),
         ("\n## Licence\n", "\n## Licence\n\nNone.\n", '"Licence" (许可证): has 1 paragraphs'),
-        ('see "Firewall"', 'see "Bans"', "names of sections: lacks"),
+        ('see "Firewall"', 'see "Bans"', "sections that are named: "),
     ],
 )
 def test_a_change_of_the_english_is_noticed(old: str, new: str, told: str) -> None:
