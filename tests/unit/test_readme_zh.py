@@ -22,6 +22,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
 ITEM = re.compile(r"(- |\d+\. )")
 NUMBER = re.compile(r"(?<![A-Za-z\d])\d+(?:[.,]\d+)*")
 DRAWN = re.compile("[\u2500-\u257f]")  # lines and corners
+CHARACTER = re.compile("[\u4e00-\u9fff]")
 
 
 @dataclass
@@ -70,12 +71,12 @@ def sections(text: str) -> list[Section]:
 
 
 def without_comments(block: list[str]) -> list[str]:
-    """Comments may be translated. In the drawing, that is what is below the box, but for the places."""
+    """Comments may be translated, and in the list of places what is not a place. The lines of the drawing are the same."""
     if any(DRAWN.search(line) for line in block):
         return [line for line in block if DRAWN.search(line)]
     if any(re.match(r" +\S+ +/var/lib/", line) for line in block):
         return [" ".join(re.findall(r"[\w.<>-]*/[\w./<>-]*", line, re.ASCII)) for line in block]
-    return [re.sub(r"(^|\s+)# ?.*", "", line) for line in block]
+    return [re.sub(r"(^|(?<=\s))#.*", "#", line) for line in block]
 
 
 def code(text: str) -> set[str]:
@@ -166,6 +167,8 @@ def of_tables(what: str, english: list[str], chinese: list[str]) -> Iterator[str
 def of_texts(where: str, english: str, chinese: str) -> Iterator[str]:
     yield from compared(f"{where}, code", code(english), code(chinese))
     yield from compared(f"{where}, numbers", numbers(english), numbers(chinese))
+    if re.search(r"([a-z]+ ){2}[a-z]", CODE.sub("", chinese)) and not CHARACTER.search(chinese):
+        yield f"{where}: is in English"
     if english.count("**") != chinese.count("**"):
         yield f"{where}: has {chinese.count('**') // 2} bold phrases, in README.md {english.count('**') // 2}"
 
@@ -258,3 +261,11 @@ def test_what_is_bold_is_shown_bold() -> None:
 def test_a_change_of_the_english_is_noticed(old: str, new: str, told: str) -> None:
     assert old in ENGLISH
     assert told in "\n".join(behind(ENGLISH.replace(old, new), CHINESE))
+
+
+def test_what_is_not_translated_is_noticed() -> None:
+    for text in ("\n\n## Settings\n", "\n| `tls` |"):
+        added = "\n\nIt is not translated.\n\n" if "##" in text else "\n| `tlc` | | not translated yet |"
+        translated = text.replace("Settings", "设置")
+        found = behind(ENGLISH.replace(text, added + text), CHINESE.replace(translated, added + translated))
+        assert [line.rpartition(": ")[2] for line in found] == ["is in English"]
