@@ -132,18 +132,18 @@ def differences(english: Section, chinese: Section) -> Iterator[str]:
         if ours != theirs:
             lines = list(compared(f"code block {n}", ours, theirs))
             yield from lines or [f"code block {n}: the lines are in another order"]
-    for n, (table, translation) in enumerate(zip(english.tables, chinese.tables, strict=False), 1):
-        yield from of_tables(f"table {n}", table, translation)
-    for what, ours, theirs in (
-        ("code blocks", english.blocks, chinese.blocks),
-        ("tables", english.tables, chinese.tables),
-        ("paragraphs and items of lists", english.paragraphs, chinese.paragraphs),
+    for n, (table, translated) in enumerate(zip(english.tables, chinese.tables, strict=False), 1):
+        yield from of_tables(f"table {n}", table, translated)
+    for what, in_english, in_chinese in (
+        ("code blocks", len(english.blocks), len(chinese.blocks)),
+        ("tables", len(english.tables), len(chinese.tables)),
+        ("paragraphs and items of lists", len(english.paragraphs), len(chinese.paragraphs)),
     ):
-        if len(ours) != len(theirs):
-            yield f"has {len(theirs)} {what}, README.md has {len(ours)}"
+        if in_english != in_chinese:
+            yield f"has {in_chinese} {what}, README.md has {in_english}"
     if len(english.paragraphs) == len(chinese.paragraphs):
-        for paragraph, translation in zip(english.paragraphs, chinese.paragraphs, strict=True):
-            yield from of_texts(f"paragraph `{' '.join(paragraph[:60].split())}`", paragraph, translation)
+        for paragraph, other in zip(english.paragraphs, chinese.paragraphs, strict=True):
+            yield from of_texts(f"paragraph `{' '.join(paragraph[:60].split())}`", paragraph, other)
     else:
         yield from of_texts("paragraphs", english.prose, chinese.prose)
 
