@@ -7,6 +7,9 @@ LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quie
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 COMPILE := $(BIN)/uv pip compile $(LOCKED) $(if $(UPGRADE),--upgrade)
 
+# Tests run the project a thousand times, as it is in this directory: what Python has compiled of it is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo demo-stop check test lint unit faults security render bench lock
 
 help: ## List the targets

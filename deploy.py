@@ -38,6 +38,8 @@ if settings.here("mas"):
 if settings.here("synapse"):
     local.include("tasks/synapse.py")
     local.include("tasks/housekeeping.py")
+if settings.here("synapse") and settings.here("caddy"):
+    local.include("tasks/join_page.py")
 if settings.here("caddy") and settings.migration == "move":
     local.include("tasks/accounts_routes.py")
 if settings.here("sydent"):

@@ -1,6 +1,10 @@
 """Day two of a deployment: `python manage.py --help`."""
 
+import gc
 import sys
+
+# As in config.py: most of the time of a command is that of imports.
+gc.set_threshold(100_000)
 
 try:
     import pyinfra_cli  # noqa: F401 (first, because it patches the process for gevent, as pyinfra's command line does)
@@ -9,7 +13,7 @@ except ModuleNotFoundError:
         "manage: pyinfra is not installed for this Python: first run `. .venv/bin/activate`, which `make setup` has made"
     )
 
-from manage.commands import main
+from manage.commands import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

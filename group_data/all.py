@@ -82,6 +82,16 @@ max_upload_size = "50M"
 # who are invited into a private room for that. []: nobody; an administrator finds reports by Synapse's admin API only.
 reports_to: list[str] = []
 
+# What people find at https://<server_name>/ in a browser. "page": a page that says what this is and how to join, in the browser's
+# language. An https URL: they are sent there. The absolute path of a directory on the machine: the files in it, which the user
+# caddy has to be able to read (not below /home). None: nothing. What Matrix needs below /.well-known/matrix/ is there anyway.
+server_name_site = "page"
+
+# Where administrators of other homeservers, and clients, turn to about this one: an e-mail address and a web page. Both are
+# published at https://<server_name>/.well-known/matrix/support. None: they are not.
+support_email = None
+support_page = None
+
 # --- housekeeping (every machine, role synapse), see README ----------------------------------------------------------
 
 # Synapse removes what nobody has used for so many days, or what is so old: 1 to 3650. None: nothing is removed.

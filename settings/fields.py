@@ -102,6 +102,12 @@ def _printable(value: str) -> str:
     return value
 
 
+def _web_site(value: str) -> str:
+    if value == "page" or re.fullmatch(_PATH, value):
+        return value
+    return _https(value)
+
+
 Domain = Annotated[str, AfterValidator(_domain)]
 Host = Annotated[str, AfterValidator(_host)]
 Https = Annotated[str, AfterValidator(_https)]
@@ -117,7 +123,10 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a file of a release page, by the machine's architecture.
 Sha256s = dict[Literal["amd64", "arm64"], Sha256]
 # Such paths are written into units, Caddyfiles and shell commands.
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\s\"'`{}%$;\\]+$")]
+_PATH = r"^/[^\s\"'`{}%$;\\]+$"
+AbsolutePath = Annotated[str, StringConstraints(pattern=_PATH)]
+# What is at the server name in a browser.
+WebSite = Annotated[str, AfterValidator(_web_site)]
 
 # What is allowed, as it is worded in error messages.
 A_DOMAIN = "a domain name in lower-case letters, such as {example}"

@@ -12,7 +12,8 @@ from operations.virtualenvs import Virtualenv
 from roles import COTURN, FEDERATION_PORT, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
-from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Size, size_in_bytes
+from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Https, MailAddress, Size, WebSite, size_in_bytes
+from settings.join_page import LANGUAGES
 from settings.postgres import DatabaseAccess, database_of
 from settings.rtc import transports
 from vault import Secret
@@ -37,8 +38,13 @@ class Choices(Chosen):
     message_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forgotten_room_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forget_left_rooms: bool = Field(description="True or False")
-    # Who is on holiday stays logged in.
     reports_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
+    server_name_site: WebSite | None = Field(
+        description='"page", None, an https URL or the absolute path of a directory on the machine'
+    )
+    support_email: MailAddress | None = Field(description="an e-mail address, such as abuse@example.org")
+    support_page: Https | None = Field(description="None or an https URL")
+    # Who is on holiday stays logged in.
     stale_device_days: int | None = Field(description="None or a number of days from 30 to 3650", ge=30, le=3650)
 
 
@@ -47,6 +53,9 @@ class Synapse(View):
     """well_known_client: content of /.well-known/matrix/client. federation_port: 8448 if federation uses that port as well.
 
     ..._days: after how many days Synapse removes what nobody has used, or what is so old; None: never.
+    support: content of /.well-known/matrix/support; empty if there is none.
+    site: what is at https://<server_name>/: "page", ours; a URL, that of a site elsewhere; a directory; None: nothing.
+    page: the directory of our page.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
     """
 
@@ -82,7 +91,11 @@ class Synapse(View):
     mail: Mail
     admin_email: str | None
     well_known_client: Mapping[str, Any]
+    support: Mapping[str, Any]
+    site: str | None
     caddy_here: bool
+    page: str = "/etc/matrix-metal/page"
+    languages: tuple[str, ...] = tuple(LANGUAGES)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -121,6 +134,8 @@ class Synapse(View):
             mail=settings.mail,
             admin_email=settings.choices.admin_email,
             well_known_client=settings.well_known,
+            support=_support(choices),
+            site=choices.server_name_site,
             caddy_here=settings.here("caddy"),
         )
 
@@ -180,6 +195,16 @@ class Synapse(View):
     @property
     def virtualenvs(self) -> Sequence[Virtualenv]:
         return (self.virtualenv,)
+
+
+def _support(choices: Choices) -> Mapping[str, Any]:
+    """Where people report abuse, for the administrators of other homeservers (client-server API, /.well-known/matrix/support)."""
+    found: dict[str, Any] = {}
+    if choices.support_email:
+        found["contacts"] = [{"email_address": choices.support_email, "role": "m.role.admin"}]
+    if choices.support_page:
+        found["support_page"] = choices.support_page
+    return found
 
 
 VIEW = Synapse

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.role("caddy")
 # What is before the server name in each name of the deployment.
 SERVICES = ["", *(role.domain.prefix for role in EVERYTHING.values() if role.domain)]
 # What is served for people in a browser.
-OWN_PAGES = {"chat": ("/", "/index.html")}
+OWN_PAGES = {"": ("/",), "chat": ("/", "/index.html")}
 UNREACHABLE_PATHS = [
     "/",
     "/index.html",
@@ -88,6 +88,22 @@ def test_unknown_paths_are_not_found(outside: Outside, service: str) -> None:
         paths = [path for path in UNREACHABLE_PATHS if path not in OWN_PAGES.get(service, ())]
         statuses = {path: http.get(outside.url(service, path)).status_code for path in paths}
     assert {path: status for path, status in statuses.items() if status != 404} == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "language"),
+    [(None, "en"), ("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("de", "de"), ("FR-ca", "fr"), ("pt-BR,zh", "en")],
+)
+def test_the_server_name_says_how_to_join_in_the_browsers_language(
+    outside: Outside, wanted: str | None, language: str
+) -> None:
+    with outside.http() as http:
+        answer = http.get(outside.url("", "/"), headers={"Accept-Language": wanted} if wanted else {})
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    assert f'<html lang="{language}">' in answer.text and f":{outside.server_name}</code>" in answer.text
+    assert f"https://chat.{outside.server_name}/" in answer.text
+    assert answer.headers["vary"] == "Accept-Language" and answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; ")
 
 
 def test_the_admin_api_answers_on_the_machine(outside: Outside) -> None:
