@@ -145,7 +145,7 @@ class SharedHostScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/unit/"):
             return nodeid
-        release = re.search(r"[\[-](debian\d+)\b", nodeid)
+        release = re.search(r"[\[-](debian1[23])\b", nodeid)
         file = nodeid.partition("::")[0]
         if release:
             return f"{file} {release[1]}" if file in OWN_HOSTS else release[1]

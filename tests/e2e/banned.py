@@ -66,7 +66,8 @@ def _log_in(host: Host, source: str, user: str, password: str, **headers: str) -
 
 
 def _is_served(host: Host, source: str) -> bool:
-    with suppress(TimeoutError), closing(_connect(host, source)) as made:
+    # Of who is banned in the middle of it, Caddy gives up a request that does not arrive.
+    with suppress(TimeoutError, http.client.RemoteDisconnected), closing(_connect(host, source)) as made:
         made.request("GET", "/_matrix/client/versions")
         return made.getresponse().status == 200
     return False

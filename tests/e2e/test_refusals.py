@@ -131,8 +131,8 @@ def test_wrong_setting_is_refused(fresh: Fresh, settings: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("but", "more", "words"),
     [
-        (("synapse", "rtc"), {}, ["sliding_sync needs the role synapse"]),
-        (("synapse", "sliding_sync"), {}, ["rtc needs the role synapse"]),
+        (("synapse", "rtc", "element"), {}, ["sliding_sync needs the role synapse"]),
+        (("synapse", "sliding_sync", "element"), {}, ["rtc needs the role synapse"]),
         (("postgres",), {}, ["needs the role postgres"]),
         (("caddy",), {}, ["has coturn", "needs the role caddy", "certificate"]),
         ((), {"coturn": ["refusals13", "another"]}, ["coturn has 2 machines (refusals13, another)", "one is allowed"]),
