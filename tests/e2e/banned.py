@@ -120,6 +120,9 @@ def assert_bans(host: Host, deployment: Deployment) -> None:
             assert _soon(lambda: host.run("systemctl show -p InvocationID matrix-bans").stdout != before)  # noqa: B023
             assert _soon(lambda: not _is_served(host, GUESSER)), unit
         assert _is_served(host, BYSTANDER6)
+        # As it was before: what comes with Debian's package, an empty filter, is not loaded.
+        host.run("systemctl stop nftables")
+        assert _soon(lambda: not _is_served(host, GUESSER)), "nftables is stopped"
 
         done = deployment.manage("bans", "pardon", GUESSER, NEIGHBOUR6)
         assert (done.returncode, done.stdout) == (
