@@ -299,6 +299,9 @@ PRESENT_CERTIFICATE = "/usr/local/sbin/present-certificate"
 # Of the Unix sockets behind Caddy, and of the units that connect to them. A client's address is what Caddy says: nobody else may.
 SOCKET_GROUP = "matrix-sockets"
 
+# The directory of the page that Caddy serves at the server name.
+JOIN_PAGE = "/etc/matrix-metal/page"
+
 CADDY = Role(
     name="caddy",
     title="Caddy",
@@ -327,7 +330,7 @@ CADDY = Role(
     ),
     state=("/var/lib/caddy",),
     helpers=("caddy-certificate.path", "caddy-certificate.service"),
-    files=("/etc/sysusers.d/matrix-caddy.conf",),
+    files=("/etc/sysusers.d/matrix-caddy.conf", JOIN_PAGE),
     authority="caddy-internal",
     tools=(PRESENT_CERTIFICATE,),
     not_backed_up=("/var/lib/caddy/.local/share/caddy/locks",),

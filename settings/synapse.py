@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
-from roles import COTURN, FEDERATION_PORT, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
+from roles import COTURN, FEDERATION_PORT, JOIN_PAGE, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
 from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Https, MailAddress, Size, WebSite, size_in_bytes
@@ -94,7 +94,7 @@ class Synapse(View):
     support: Mapping[str, Any]
     site: str | None
     caddy_here: bool
-    page: str = "/etc/matrix-metal/page"
+    page: str = JOIN_PAGE
     languages: tuple[str, ...] = tuple(LANGUAGES)
 
     @classmethod

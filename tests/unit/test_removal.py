@@ -11,7 +11,7 @@ from operations.filters import PORTS, RELAY
 from operations.machine import MachineState
 from operations.removal import Removal
 from releases import Release
-from roles import COTURN, ROLES, UPDATES_JOBS, Role
+from roles import COTURN, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
 from settings.deployment import View
 from settings.removal import last_database, removal_of
 from tests.render import INDEX, render
@@ -81,6 +81,10 @@ def test_nothing_goes_that_another_role_has(tmp_path: Path, role: Role) -> None:
         goes, has = removal(tmp_path, role, [other.name]), all_of(other)
         for path in (*has.definitions, *has.paths):
             assert not covered(path, goes), path
+
+
+def test_the_page_of_the_server_name_goes_with_caddy(tmp_path: Path) -> None:
+    assert JOIN_PAGE in removal(tmp_path, ROLES["caddy"], ["postgres", "synapse"]).paths
 
 
 def _releases(view: View) -> Iterator[Release]:
