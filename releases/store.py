@@ -67,6 +67,10 @@ def _setting(release: Release) -> str:
     return f"{release.file_setting} = {str(release.file)!r}"
 
 
+def _sha256_setting(release: Release) -> str:
+    return release.sha256_setting if release.arch == "all" else f"{release.sha256_setting} for {release.arch}"
+
+
 def _size(release: Release, path: Path, subject: str, advice: str) -> int:
     """Bytes it takes on a machine. Raises ReleaseError if a machine cannot use it. subject: its name in the message."""
     try:
@@ -88,8 +92,7 @@ def _given_file_sha256(release: Release) -> str:
     wanted = _configured_sha256(release)
     if wanted not in (None, sha256):
         raise ReleaseError(
-            f"{_setting(release)} has the sha256 {sha256}, not installed: {release.sha256_setting} for {release.arch} "
-            f"is {wanted}"
+            f"{_setting(release)} has the sha256 {sha256}, not installed: {_sha256_setting(release)} is {wanted}"
         )
     return sha256
 
@@ -98,9 +101,7 @@ def _configured_sha256(release: Release) -> str | None:
     if release.sha256 is None:
         return None
     if not record.is_sha256(release.sha256.lower()):
-        raise ReleaseError(
-            f"{release.sha256_setting} for {release.arch} is {release.sha256!r}: 64 hexadecimal digits are allowed"
-        )
+        raise ReleaseError(f"{_sha256_setting(release)} is {release.sha256!r}: 64 hexadecimal digits are allowed")
     return release.sha256.lower()
 
 
