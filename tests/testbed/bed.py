@@ -441,7 +441,7 @@ class Host:
             reason = last_line(done.stderr.decode(errors="replace"))
             raise TestbedError(f"{self.name}: could not copy between {local} and {remote}: {reason}")
 
-    def wait_ready(self, timeout: float = 30) -> None:
+    def wait_ready(self, timeout: float = 120) -> None:
         """Wait until it has booted and answers over SSH; `timeout` is in seconds. Raises TestbedError."""
         deadline = time.monotonic() + timeout
         reason = "nothing listens on port 22"
