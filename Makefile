@@ -35,8 +35,8 @@ check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: n
 	@$(BIN)/pytest -n 2 -q tests/unit
 
 # More at once than there are processors, because most of them wait for machines.
-test: setup lint ## All tests; ROLE=coturn: those of one role
-	@$(BIN)/pytest -n 3 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE))
+test: setup lint ## All tests; ROLE=coturn: those of one role; BOTH=1: on both releases also what is the same on them
+	@$(BIN)/pytest -n 3 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE)) $(if $(BOTH),--both)
 
 # Python whose name does not say so.
 SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping templates/synapse/synapse-reports \

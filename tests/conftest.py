@@ -108,15 +108,16 @@ def from_page(page: ReleaseServer) -> dict[str, str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     # Here and not in tests/host/conftest.py, which is read too late for options when all tests are run.
     parser.addoption("--role", metavar="ROLE", choices=list(ROLES), help="only the tests of this role")
+    parser.addoption("--both", action="store_true", help="on both releases also what is marked `once`")
     parser.addoption("--inventory", metavar="PATH", help="verify this live deployment, only reading (tests/host)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With --role: the tests in files named after the role, and those that are marked `role` with it.
 
-    The file that takes longest for itself comes first, so that it is not what one process still does when the others are done.
+    Without --both: what is marked `once` on the release only that the mark names.
     """
-    items.sort(key=lambda item: item.path.name != "test_ways.py")
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
     for item in items:
         if item.nodeid.startswith(OWN_HOSTS):
             assert "fleet" not in getattr(item, "fixturenames", ()), f"{item.nodeid} uses the complete deployment"
@@ -128,7 +129,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+    if not config.getoption("--both"):
+        chosen = [
+            item for item in items if all(_release(item) in (None, *mark.args) for mark in item.iter_markers("once"))
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
+
+def _release(item: pytest.Item) -> str | None:
+    """The release of Debian that an item is about, if it has one for each."""
+    found = re.search(r"debian1[23]|trixie|bookworm", item.name)
+    return {"trixie": "debian13", "bookworm": "debian12"}.get(found[0], found[0]) if found else None
+
+
+# The file that takes longest for itself, so that it is not what one process still does when the others are done; then the first
+# complete deployments, whose virtualenvs other hosts of the same release get.
+FIRST = ("test_ways.py", "test_accounts.py", "test_bad_moments.py")
 
 # Files with tests that take the complete deployments of both releases. They run where that of Debian 13 is made already.
 BOTH = ("test_federation.py", "test_housekeeping.py")

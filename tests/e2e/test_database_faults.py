@@ -209,6 +209,7 @@ def test_database_that_cannot_start_is_reported_soon_with_its_own_error(deployed
     assert query(host, "SELECT 42") == "42"
 
 
+@pytest.mark.once("debian13")
 def test_the_daily_count_waits_for_the_database(host: Host) -> None:
     """A restart at the wrong moment does not leave a failed unit until the next day."""
     wait_for(host, "active")
@@ -312,7 +313,13 @@ echo '\\echo welcome' >/var/lib/postgresql/.psqlrc
 """
 
 
-@pytest.mark.parametrize("main", ["", "pg_createcluster {} main"], ids=["alone", "beside main"])
+@pytest.mark.parametrize(
+    "main",
+    [
+        pytest.param("", marks=pytest.mark.once("debian13"), id="alone"),
+        pytest.param("pg_createcluster {} main", marks=pytest.mark.once("debian12"), id="beside main"),
+    ],
+)
 def test_other_clusters_are_left_alone(fresh: Host, tmp_path: Path, main: str) -> None:
     """main: how our cluster was made before the deploy, if it was."""
     version = VERSIONS[fresh.release]

@@ -168,6 +168,7 @@ def test_they_are_taken_back_though_the_administrator_is_gone(guarded: Guarded) 
     assert not answers(guarded.host.address, FOREIGN)
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.parametrize("way", ["nft flush ruleset", "systemctl stop matrix-metal-firewall && nft flush ruleset"])
 def test_a_deploy_heals_it(guarded: Guarded, way: str) -> None:
     guarded.rule("")
@@ -196,6 +197,7 @@ def test_whoever_tries_passwords_is_slowed_down(guarded: Guarded) -> None:
     assert answers(guarded.host.address, 22)
 
 
+@pytest.mark.once("debian13")
 def test_the_verification_finds_nothing_wrong(guarded: Guarded) -> None:
     status, report = guarded.deployment.verify()
     assert status == 0, report

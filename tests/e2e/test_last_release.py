@@ -230,6 +230,7 @@ def wants_mas(upgraded: Upgraded, release_page: ReleaseServer, tmp_path: Path) -
     return upgraded
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.role("mas")
 def test_accounts_are_not_given_to_mas_by_accident(wants_mas: Upgraded) -> None:
     before = Machine.of(wants_mas.outside.host)
@@ -239,6 +240,7 @@ def test_accounts_are_not_given_to_mas_by_accident(wants_mas: Upgraded) -> None:
     assert Machine.of(wants_mas.outside.host) == before
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.role("mas")
 @pytest.mark.skipif(bool(real_mas()), reason="the real program does not fail")
 def test_a_failed_migration_puts_everything_back(wants_mas: Upgraded) -> None:

@@ -65,6 +65,7 @@ def installation(
     host.down()
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_run_waits_for_another_package_manager(installation: Installation, lock: str) -> None:
     # With dpkg's, long enough to be seen by a run on a busy computer.

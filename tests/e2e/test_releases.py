@@ -16,6 +16,9 @@ from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
+# The older tools of the two.
+pytestmark = pytest.mark.once("debian12")
+
 TASK = """
 import os
 from pathlib import Path

@@ -115,6 +115,7 @@ def client(host: Host) -> Iterator[Counter[str]]:
             host.run("rm /run/asked-enough")
 
 
+@pytest.mark.once("debian13")
 def test_what_cannot_be_removed_is_refused(machine: Machine) -> None:
     for role, why in {
         "postgres": "postgres cannot be removed: all users, rooms and messages",
@@ -157,6 +158,8 @@ def test_a_machine_is_as_if_it_had_never_had_the_role(machine: Machine, role: Ro
         assert host.run(f"{read} {copy} | wc -l").stdout.strip() != "0"
 
     # Nothing is left, for a deploy and for the command.
+    if role not in machine.before and role != REMOVABLE[0]:
+        return
     again = deployment.run("-y")
     assert again.changed == [] and "still has" not in again.output
     if role not in machine.before:

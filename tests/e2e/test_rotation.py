@@ -35,6 +35,7 @@ def digests(deployed: Deployed) -> dict[str, str]:
     return {name: hashlib.sha256(vault.get(name).reveal().encode()).hexdigest() for name in vault.rotatable()}
 
 
+@pytest.mark.once("debian13")
 def test_rotation_of_everything(deployed: Deployed, outside: Outside, alice: Account) -> None:
     before, old = digests(deployed), credentials_of(outside, alice)
 
@@ -73,6 +74,7 @@ def test_a_secret_that_somebody_knows_is_refused_at_once(deployed: Deployed, out
         assert refused.value.code == 401
 
 
+@pytest.mark.once("debian13")
 def test_a_rotation_that_is_interrupted_is_completed_by_a_deploy(
     deployed: Deployed, outside: Outside, alice: Account
 ) -> None:

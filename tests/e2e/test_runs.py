@@ -153,6 +153,7 @@ def test_edited_unit_definitions_are_repaired_and_used(deployed: Deployed) -> No
     assert_all_answer(host)
 
 
+@pytest.mark.once("debian13")
 def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deployed) -> None:
     host = deployed.host
     host.run("echo 'LimitCORE=1' >> /etc/systemd/system/coturn-certificate.service && systemctl daemon-reload")
@@ -231,6 +232,7 @@ def test_files_of_another_user_id_get_the_user_that_there_is(deployed: Deployed)
 LOCK = "/run/matrix-metal/run"
 
 
+@pytest.mark.once("debian13")
 def test_second_run_at_the_same_time_is_refused_and_a_dead_one_is_no_obstacle(deployed: Deployed) -> None:
     host, deployment = deployed.host, deployed.deployment
     other = Deployment(
@@ -258,6 +260,7 @@ def test_second_run_at_the_same_time_is_refused_and_a_dead_one_is_no_obstacle(de
     assert other.run("-y").changed == ["Configure Sydent", "Run Sydent"]
 
 
+@pytest.mark.once("debian13")
 def test_other_users_cannot_take_the_locks(deployed: Deployed) -> None:
     host = deployed.host
     ours = ["/run/matrix-metal", LOCK, "/opt/uv/lock"]
@@ -460,6 +463,7 @@ def test_half_created_database_of_synapse_is_created_again(empty: Empty) -> None
     assert_nothing_to_do(deployment)
 
 
+@pytest.mark.once("debian13")
 def test_a_role_removed_from_the_inventory_is_reported(deployed: Deployed) -> None:
     deployment, everything = deployed.deployment, {role: [deployed.host.name] for role in EVERYTHING}
     try:

@@ -83,6 +83,7 @@ def test_all_is_well(deployed: Deployed, alice: Account) -> None:
     assert machine["last_deploy"]["version"] == this_version()["version"] and machine["last_deploy"]["by"]
 
 
+@pytest.mark.once("debian13")
 def test_it_is_one_page_for_people(deployed: Deployed) -> None:
     deployed.deployment.environment["COLUMNS"] = "80"
     done = deployed.deployment.manage("status")
@@ -146,6 +147,7 @@ def test_a_deploy_that_did_not_end_is_reported(deployed: Deployed) -> None:
     assert ask(deployed.deployment)["well"]
 
 
+@pytest.mark.once("debian13")
 def test_a_machine_that_is_away_does_not_hide_the_others(deployed: Deployed, tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, deployed.deployment.hosts, {}, roles={})
     group_data = deployed.deployment.directory / "group_data" / f"{deployed.deployment.name}.py"
@@ -165,6 +167,7 @@ def test_a_machine_that_is_away_does_not_hide_the_others(deployed: Deployed, tmp
     assert one["well"] and one["units"] and not other["reached"]
 
 
+@pytest.mark.once("debian13")
 def test_outdated_asks_the_machine_and_needs_no_other_source(deployed: Deployed) -> None:
     done = deployed.deployment.manage("outdated", "--json", "--pypi", "http://127.0.0.1:1/pypi")
     found = json.loads(done.stdout)
@@ -180,6 +183,7 @@ def test_outdated_asks_the_machine_and_needs_no_other_source(deployed: Deployed)
     }
 
 
+@pytest.mark.once("debian13")
 def test_the_bill_of_materials_is_what_runs(deployed: Deployed, outside: Outside, tmp_path: Path) -> None:
     file = tmp_path / "sbom.json"
     done = deployed.deployment.manage("sbom", "--output", str(file), "--licences")

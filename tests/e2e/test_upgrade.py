@@ -75,6 +75,7 @@ def test_a_restart_of_synapse_fails_no_request(deployed: Deployed, outside: Outs
     assert_nothing_failed(during(outside, alice, room, lambda: restart(deployed.host)), 20)
 
 
+@pytest.mark.once("debian12")
 def test_a_synapse_that_does_not_start_is_put_back(
     deployment: Deployment, outside: Outside, alice: Account, room: str, broken: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_request_that_is_under_way_is_answered(deployed: Deployed, outside: Ou
     deployed.host.run("systemctl start matrix-synapse", timeout=120)  # waits until it is up
 
 
+@pytest.mark.once("debian13")
 def test_an_upgrade_of_synapse_fails_no_request(
     deployment: Deployment, outside: Outside, alice: Account, room: str, older: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_an_upgrade_of_synapse_fails_no_request(
     assert dry.planned == [] and " -> " not in dry.output
 
 
+@pytest.mark.once("debian13")
 def test_a_synapse_that_is_too_old_for_the_database_is_refused(
     deployment: Deployment, outside: Outside, older: Path
 ) -> None:
@@ -194,6 +197,7 @@ def test_a_synapse_that_is_too_old_for_the_database_is_refused(
     assert version(outside) == current
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.role("sliding_sync")
 def test_a_program_that_ends_at_once_is_put_back(deployment: Deployment, tmp_path: Path) -> None:
     host, program = deployment.hosts[0], tmp_path / "syncv3"
@@ -211,6 +215,7 @@ def test_a_program_that_ends_at_once_is_put_back(deployment: Deployment, tmp_pat
     assert again.status == 1 and again.changed == [] and "did not come up: I cannot. " in again.refusal
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.role("rtc")
 def test_a_version_is_put_back_without_the_computer_that_has_tried_it(deployment: Deployment, tmp_path: Path) -> None:
     host, program = deployment.hosts[0], tmp_path / "lk-jwt-service"
