@@ -20,6 +20,7 @@ RoleName = Literal[
     "coturn",
     "rtc",
     "element",
+    "ntfy",
     "firewall",
     "bans",
     "updates",
@@ -179,7 +180,7 @@ class Role:
     stays: why `manage.py NAME remove` refuses it; "" if it can be removed.
     in_database: its state is backed up as a database and not as files. not_backed_up: what of its state need not be, because it
     can be had again. sqlite: SQLite databases in its state, which are copied while they may be written.
-    timers: what systemd does for it again and again.
+    timers: what systemd does for it again and again. debian: the releases of Debian that have its packages.
     """
 
     name: RoleName
@@ -210,6 +211,7 @@ class Role:
     domain: Domain | None = None
     database: Database | None = None
     secrets: tuple[VaultEntry, ...] = ()
+    debian: tuple[str, ...] = ("12", "13")
 
     def title_of(self, unit: Unit) -> str:
         """What one of its units is called: its own title, or that of the role."""
@@ -760,6 +762,35 @@ ELEMENT = Role(
     domain=Domain("chat_domain", "chat", "Element Web"),
 )
 
+NTFY_SOCKET = "/run/ntfy/ntfy.sock"
+
+NTFY = Role(
+    name="ntfy",
+    title="ntfy",
+    purpose="tells phones without Google's services that there is a new message (UnifiedPush)",
+    leave_out="all phones have Google's or Apple's services, or the machine has Debian 12, which lacks it",
+    beside=("caddy",),
+    needs=("caddy",),
+    packages=("ntfy",),
+    debian=("13",),
+    units=(
+        Unit(
+            "ntfy.service",
+            user="_ntfy",
+            groups=(SOCKET_GROUP,),
+            health=f"curl -qsf --max-time 5 -o /dev/null --unix-socket {NTFY_SOCKET} http://localhost/v1/health",
+            exposure=1.5,
+            reads=("/etc/ntfy/server.yml",),
+            private=("/var/lib/ntfy", "/run/ntfy"),
+            errors=r"\b(ERROR|FATAL)\b|^panic:",
+        ),
+    ),
+    state=("/var/lib/ntfy",),
+    # What no phone has asked for yet, for some hours.
+    not_backed_up=("/var/lib/ntfy/cache.db",),
+    domain=Domain("push_domain", "push", "ntfy, if you want it"),
+)
+
 FIREWALL = Role(
     name="firewall",
     title="the firewall",
@@ -903,6 +934,7 @@ ROLES: Mapping[str, Role] = {
         COTURN,
         RTC,
         ELEMENT,
+        NTFY,
         FIREWALL,
         BANS,
         UPDATES,

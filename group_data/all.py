@@ -19,6 +19,7 @@ sliding_sync_domain = None  # [sliding.<server_name>] the Sliding Sync proxy
 turn_domain = None  # [turn.<server_name>] coturn
 rtc_domain = None  # [rtc.<server_name>] LiveKit and lk-jwt-service
 chat_domain = None  # [chat.<server_name>] Element Web
+push_domain = None  # [push.<server_name>] ntfy
 
 # E-mail address of the administrator: the contact of the certificate authorities. Required if tls is "acme".
 admin_email = None

@@ -25,6 +25,9 @@ rtc = [_machine]
 # A web client at chat.<server name>.
 element = [_machine]
 
+# Notifications on Android without Google's services. It needs Debian 13.
+# ntfy = [_machine]
+
 # Drops what arrives for other ports than those of the roles above, and SSH's.
 firewall = [_machine]
 

@@ -48,6 +48,13 @@ def _inventory(settings: Settings) -> Iterator[str]:
                 f"{where}: {machines[0]} has {role.name}, so it needs the role caddy for the certificate "
                 '(or tls = "files")'
             )
+    release = settings.machine.release
+    for role in settings.played:
+        if release and release not in role.debian:
+            yield (
+                f"{where}: {settings.name} has Debian {release}, which has no package of {role.title}: take it out of the group "
+                f"{role.name}, or install Debian {' or '.join(role.debian)}"
+            )
     folders: dict[str, str] = {}
     for machine in settings.roles["backup"]:
         other = folders.setdefault(folder_of(machine), machine)

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
-from roles import COTURN, FEDERATION_PORT, JOIN_PAGE, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
+from roles import COTURN, FEDERATION_PORT, JOIN_PAGE, MAS_PORT, NTFY, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
 from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Https, MailAddress, Size, WebSite, size_in_bytes
@@ -145,8 +145,8 @@ class Synapse(View):
 
     @classmethod
     def reaches(cls, settings: Settings) -> Sequence[str]:
-        # It asks the identity server for its users.
-        return (settings.domain(SYDENT),) if settings.exists("sydent") else ()
+        # It asks the identity server for its users, and ntfy to notify their phones.
+        return tuple(settings.domain(role) for role in (SYDENT, NTFY) if settings.exists(role.name))
 
     @property
     def public_url(self) -> str:

@@ -18,8 +18,9 @@ from tests.testbed import Host
 
 # What complete deployments of the tests have. With MAS nobody logs in to Synapse with a password: tests/e2e/test_mas.py has it.
 # The backup needs a target: tests/e2e/test_backup.py. Behind the firewall, other tests would not notice what listens without it.
-# Security updates would come in the middle of another test, and bans for wrong passwords.
-_ELSEWHERE = ("firewall", "bans", "updates", "backup")
+# Security updates would come in the middle of another test, and bans for wrong passwords. Debian 12 has no ntfy: that is in
+# tests/e2e/test_removal.py.
+_ELSEWHERE = ("ntfy", "firewall", "bans", "updates", "backup")
 EVERYTHING = {name: role for name, role in ROLES.items() if name not in ("mas", *_ELSEWHERE)}
 WITH_MAS = {name: role for name, role in ROLES.items() if name not in _ELSEWHERE}
 ROOT = Path(__file__).parent.parent

@@ -89,7 +89,7 @@ SAMPLES = {
         },
     ),
     "debian12": Sample(
-        ONE,
+        {role: machines for role, machines in ONE.items() if "12" in ROLES[role].debian},
         release="12",
         settings={"tls": "files", "tls_files": {"certificate": "/etc/ssl/chain.pem", "key": "/etc/ssl/key.pem"}},
     ),

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -26,11 +27,14 @@ from tests.deployment import Deployment
 from tests.e2e.banned import ATTEMPTS, assert_bans
 from tests.e2e.client import CADDY_ROOT, register
 from tests.e2e.picture import difference, picture
+from tests.e2e.pushed import assert_notified
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
 STAYING = ("postgres", "synapse")
 REMOVABLE: list[RoleName] = [role.name for role in ROLES.values() if not role.stays]
+# Roles that Debian 12 has not.
+NEW: list[RoleName] = [role for role in REMOVABLE if "12" not in ROLES[role].debian]
 TARGET = "/mnt/backup"
 # Of the administrator's own, before the first deploy: coturn needs it as well.
 OWN_PACKAGE = "python3-seccomp"
@@ -46,6 +50,10 @@ class Machine:
     host: Host
     deployment: Deployment
     before: dict[str, set[str]]
+
+    @property
+    def removable(self) -> list[RoleName]:
+        return [role for role in REMOVABLE if self.host.release == "trixie" or role not in NEW]
 
     def assign(self, roles: list[str]) -> None:
         self.deployment.assign({role: [self.host.name] for role in roles})
@@ -75,12 +83,12 @@ def machine(
     host.run("systemctl enable apt-daily.timer apt-daily-upgrade.timer")
     machine = Machine(host, deployment, {})
     roles = [*STAYING]
-    for role in REMOVABLE if host.release == "trixie" else REMOVABLE[:1]:
+    for role in machine.removable if host.release == "trixie" else REMOVABLE[:1]:
         machine.assign(roles)
         deployment.run("-y")
         machine.before[role] = picture(host)
         roles.append(role)
-    roles = [*STAYING, *REMOVABLE]
+    roles = [*STAYING, *machine.removable]
     machine.assign(roles)
     deployment.run("-y")
     # Everything is used.
@@ -133,10 +141,19 @@ def test_whoever_tries_passwords_is_banned(machine: Machine) -> None:
     assert_bans(machine.host, machine.deployment)
 
 
+@pytest.mark.once("debian13")
+def test_a_phone_is_notified(machine: Machine, tmp_path: Path) -> None:
+    if "ntfy" not in machine.removable:
+        pytest.skip("Debian 12 does not have ntfy")
+    assert_notified(machine.host, tmp_path)
+
+
 @pytest.mark.parametrize("role", REMOVABLE[::-1])
 def test_a_machine_is_as_if_it_had_never_had_the_role(machine: Machine, role: RoleName) -> None:
     host, deployment = machine.host, machine.deployment
-    staying = [*STAYING, *REMOVABLE[: REMOVABLE.index(role)]]
+    if role not in machine.removable:
+        pytest.skip(f"Debian 12 does not have {role}")
+    staying = [*STAYING, *machine.removable[: machine.removable.index(role)]]
     machine.assign(staying)
     if role in machine.before:
         assert_only_announced(machine, role)

@@ -357,6 +357,7 @@ NAMES = {
     "x.test": ["Sydent", "LiveKit"],
     "matrix.x.test": ["Sydent", "LiveKit"],
     "identity.x.test": ["Synapse"],
+    "push.x.test": ["Synapse"],
     "rtc.x.test": ["LiveKit"],
 }
 
