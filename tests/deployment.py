@@ -23,6 +23,11 @@ from tests.testbed import Host
 _ELSEWHERE = ("ntfy", "firewall", "bans", "updates", "backup")
 EVERYTHING = {name: role for name, role in ROLES.items() if name not in ("mas", *_ELSEWHERE)}
 WITH_MAS = {name: role for name, role in ROLES.items() if name not in _ELSEWHERE}
+# Release -> the roles that it has packages for.
+AVAILABLE = {
+    name: {role.name: role for role in ROLES.values() if number in role.debian}
+    for name, number in {"trixie": "13", "bookworm": "12"}.items()
+}
 ROOT = Path(__file__).parent.parent
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 

@@ -23,7 +23,7 @@ from roles import ROLES, RoleName
 from settings.issuers import STORE
 from tests.built import built
 from tests.conftest import complete, own
-from tests.deployment import Deployment
+from tests.deployment import AVAILABLE, Deployment
 from tests.e2e.banned import ATTEMPTS, assert_bans
 from tests.e2e.client import CADDY_ROOT, register
 from tests.e2e.picture import difference, picture
@@ -33,8 +33,6 @@ from tests.testbed import Host, Testbed
 
 STAYING = ("postgres", "synapse")
 REMOVABLE: list[RoleName] = [role.name for role in ROLES.values() if not role.stays]
-# Roles that Debian 12 has not.
-NEW: list[RoleName] = [role for role in REMOVABLE if "12" not in ROLES[role].debian]
 TARGET = "/mnt/backup"
 # Of the administrator's own, before the first deploy: coturn needs it as well.
 OWN_PACKAGE = "python3-seccomp"
@@ -53,7 +51,7 @@ class Machine:
 
     @property
     def removable(self) -> list[RoleName]:
-        return [role for role in REMOVABLE if self.host.release == "trixie" or role not in NEW]
+        return [role for role in REMOVABLE if role in AVAILABLE[self.host.release]]
 
     def assign(self, roles: list[str]) -> None:
         self.deployment.assign({role: [self.host.name] for role in roles})

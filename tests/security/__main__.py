@@ -25,7 +25,7 @@ import httpx
 
 from roles import CADDY, MAS, POSTGRES, RELAY_TLS_PORT, ROLES, SYNAPSE, Role
 from tests.conftest import complete, released
-from tests.deployment import EVERYTHING, ROOT, Deployment
+from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment
 from tests.e2e import scan
 from tests.e2e.client import Account, Outside, new_user
 from tests.e2e.load import room_of
@@ -81,7 +81,7 @@ def scores(target: Target) -> None:
     """What `systemd-analyze security` says of each unit that a record has, and the bound in the record."""
     target.say("scores of the units")
     bounds: dict[str, float] = {}
-    for role in ROLES.values():
+    for role in AVAILABLE[target.host.release].values():
         bounds |= {unit.name.format(version="*"): unit.exposure for unit in role.units}
         bounds |= {timer.service: timer.exposure for timer in role.timers}
     found = {}
@@ -341,7 +341,7 @@ def extend(target: Target, acme: Acme) -> None:
         "smtp_tls": "none",
     }
     deployment.choose(**{**deployment.settings, **more})
-    deployment.assign({role: [host.name] for role in ROLES})
+    deployment.assign({role: [host.name] for role in AVAILABLE[host.release]})
     deployment.run("-y")
 
 
