@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from operations.filters import PORTS, RELAY, Filter
 from roles import (
     CADDY,
     MAS_SOCKET,
@@ -292,6 +293,14 @@ def reached_from(machine: Machine, unit: Service) -> set[str]:
     name = real_name(machine.host, unit)
     machine.write_targets(name)
     return machine.reached(run_inside(machine.host, unit, name))
+
+
+@pytest.mark.parametrize("packet_filter", [PORTS, RELAY], ids=lambda each: each.unit)
+def test_what_loads_a_packet_filter_may_do_nothing_else(deployed: Deployed, packet_filter: Filter) -> None:
+    """Of the firewall, test_firewall.py loads the third, by a unit of the same kind."""
+    rated = deployed.host.run(f"systemd-analyze security --no-pager {packet_filter.unit} | tail -n 1").stdout
+    found = re.search(r"exposure level for .*: ([0-9.]+)", rated)
+    assert found and float(found[1]) <= 1.5, rated
 
 
 def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:

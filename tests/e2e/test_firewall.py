@@ -184,6 +184,10 @@ def test_it_is_there_after_a_boot_and_a_reload_of_nftables(guarded: Guarded) -> 
     guarded.host.run(f"systemd-run --quiet --unit=foreign python3 -c '{PROGRAM}'")
     guarded.host.run(f"until ss -Hlnt sport = :{FOREIGN} | grep -q .; do sleep 0.1; done")
     assert not answers(guarded.host.address, FOREIGN) and answers(guarded.host.address, 443)
+    # What loads it may do nothing else.
+    rated = guarded.host.run(f"systemd-analyze security --no-pager {FIREWALL.unit} | tail -n 1").stdout
+    found = re.search(r"exposure level for .*: ([0-9.]+)", rated)
+    assert found and float(found[1]) <= 1.5, rated
     guarded.host.run("systemctl restart nftables")
     assert not answers(guarded.host.address, FOREIGN) and answers(guarded.host.address, 443)
     assert guarded.deployment.run("-y").changed == []
