@@ -82,6 +82,16 @@ max_upload_size = "50M"
 # who are invited into a private room for that. []: nobody; an administrator finds reports by Synapse's admin API only.
 reports_to: list[str] = []
 
+# Whether only server administrators may invite: True or False. With True nobody else here can, not even into a conversation of
+# two, and no invitation of another homeserver comes in. Each user can refuse invitations for themselves (README, "Abuse").
+block_non_admin_invites = False
+
+# How many invitations somebody here may send, anybody may get, and there may be into a room: burst_count at once, and then so
+# many per_second: {"per_second": 0.3, "burst_count": 10}. None: Synapse's own limits, which are in brackets.
+rc_invites_per_issuer = None  # [0.3 and 10]
+rc_invites_per_user = None  # [0.003 and 5]
+rc_invites_per_room = None  # [0.3 and 10]
+
 # What people find at https://<server_name>/ in a browser. "page": a page that says what this is and how to join, in the browser's
 # language. An https URL: they are sent there. The absolute path of a directory on the machine: the files in it, which the user
 # caddy has to be able to read (not below /home). None: nothing. What Matrix needs below /.well-known/matrix/ is there anyway.

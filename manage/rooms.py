@@ -192,7 +192,7 @@ def _set_blocked(deployment: Deployment, room: str, blocked: bool, as_json: bool
 @as_json
 @click.pass_obj
 def purge(deployment: Deployment, room: str, block: bool, yes: bool, as_json: bool) -> None:
-    """Remove a room from this homeserver: its members here leave, and its messages go.
+    """Make everybody here leave a room, and remove its messages here.
 
     Other homeservers keep what they have, and their members stay. Files that were sent in it are kept. If this command is
     interrupted, Synapse goes on.
@@ -201,7 +201,7 @@ def purge(deployment: Deployment, room: str, block: bool, yes: bool, as_json: bo
         found = existing(moderation, machine, room)
         elsewhere = found.members - found.local_members
         sentences = [
-            f"{found.title}: its {counted(found.local_members)} of this homeserver must leave"
+            f"{found.title}: its {counted(found.local_members)} of this homeserver are made to leave it"
             if found.local_members
             else f"{found.title} has no members of this homeserver",
             "its messages and aliases are removed from this homeserver",

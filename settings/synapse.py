@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
@@ -25,6 +25,18 @@ PEPPER = "synapse_password_pepper"
 UserId = Annotated[str, StringConstraints(pattern=r"^@[\x21-\x39\x3b-\x7e]+:[A-Za-z0-9.-]+$", max_length=255)]
 
 
+_LIMIT = 'None or a limit such as {"per_second": 0.3, "burst_count": 10}'
+
+
+class RateLimit(BaseModel):
+    """How often something may be done: burst_count times at once, and per_second after that."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    per_second: float = Field(description="a number above 0, such as 0.3", gt=0, le=1000)
+    burst_count: int = Field(description="a number from 1 to 10000", ge=1, le=10_000)
+
+
 class Choices(Chosen):
     """The settings of the homeserver."""
 
@@ -39,6 +51,10 @@ class Choices(Chosen):
     forgotten_room_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forget_left_rooms: bool = Field(description="True or False")
     reports_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
+    block_non_admin_invites: bool = Field(description="True or False")
+    rc_invites_per_issuer: RateLimit | None = Field(description=_LIMIT)
+    rc_invites_per_user: RateLimit | None = Field(description=_LIMIT)
+    rc_invites_per_room: RateLimit | None = Field(description=_LIMIT)
     server_name_site: WebSite | None = Field(
         description='"page", None, an https URL or the absolute path of a directory on the machine'
     )
@@ -54,6 +70,7 @@ class Synapse(View):
 
     ..._days: after how many days Synapse removes what nobody has used, or what is so old; None: never.
     support: content of /.well-known/matrix/support; empty if there is none.
+    invite_limits: how many invitations there may be, where Synapse's own limits are not meant.
     site: what is at https://<server_name>/: "page", ours; a URL, that of a site elsewhere; a directory; None: nothing.
     page: the directory of our page.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
@@ -87,6 +104,8 @@ class Synapse(View):
     forget_left_rooms: bool
     stale_device_days: int | None
     reports_to: tuple[str, ...]
+    block_non_admin_invites: bool
+    invite_limits: Mapping[str, Mapping[str, float]]
     private_networks: tuple[str, ...]
     mail: Mail
     admin_email: str | None
@@ -130,6 +149,8 @@ class Synapse(View):
             forget_left_rooms=choices.forget_left_rooms,
             stale_device_days=choices.stale_device_days,
             reports_to=tuple(choices.reports_to),
+            block_non_admin_invites=choices.block_non_admin_invites,
+            invite_limits=_invite_limits(choices),
             private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,
             admin_email=settings.choices.admin_email,
@@ -195,6 +216,16 @@ class Synapse(View):
     @property
     def virtualenvs(self) -> Sequence[Virtualenv]:
         return (self.virtualenv,)
+
+
+def _invite_limits(choices: Choices) -> Mapping[str, Mapping[str, float]]:
+    """Those that are not Synapse's own, as Synapse calls them."""
+    chosen = {
+        "per_issuer": choices.rc_invites_per_issuer,
+        "per_user": choices.rc_invites_per_user,
+        "per_room": choices.rc_invites_per_room,
+    }
+    return {name: limit.model_dump() for name, limit in chosen.items() if limit}
 
 
 def _support(choices: Choices) -> Mapping[str, Any]:

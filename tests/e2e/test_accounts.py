@@ -178,6 +178,57 @@ def timeline(managed: Managed, account: Account, room: str) -> list[dict[str, An
         return events
 
 
+def test_reports_are_listed(managed: Managed, reported: Reported) -> None:
+    user, message = managed.json("reports", "list", "--limit", "2")
+    about = {"reporter": reported.reporter.user_id, "user_id": reported.moderator.user_id, "reason": "This is\nspam"}
+    assert about.items() <= user.items() and user["room_id"] is None
+    assert about.items() <= message.items() and message["event_id"] == reported.event
+    [row] = [row for row in managed.run("reports", "list").splitlines() if row.startswith(message["id"])]
+    assert row.endswith("  Garden  This is spam")
+    assert "Buy this!" in managed.run("reports", "show", message["id"])
+    assert "is no report: give one such as message-3" in managed.refusal("reports", "show", "3")
+
+
+def test_a_room_is_blocked_and_purged(managed: Managed, reported: Reported) -> None:
+    alice, bob = reported.moderator, reported.reporter
+    alias = f"beans-{secrets.token_hex(3)}"
+
+    def ask(who: Account, method: str, path: str, body: Any = None) -> int:
+        with managed.outside.http() as http:
+            url = managed.outside.url("matrix", f"/_matrix/client/v3/{path}")
+            return http.request(method, url, headers=who.authorization, json=body).status_code
+
+    async def created() -> str:
+        async with managed.outside.matrix(alice) as hers:
+            made = await hers.room_create(name="Beans", alias=alias, preset=nio.RoomPreset.public_chat)
+            return str(expect(made, nio.RoomCreateResponse).room_id)
+
+    room = asyncio.run(created())
+    join = f"join/{quote(room)}"
+    [listed] = managed.json("rooms", "list", "--search", alias)
+    assert (listed["room_id"], listed["alias"]) == (room, f"#{alias}:{managed.outside.server_name}")
+    assert (listed["name"], listed["members"], listed["local_members"], listed["encrypted"]) == ("Beans", 1, 1, False)
+
+    # Blocked: nobody can join it, until it is not blocked any more.
+    assert managed.json("rooms", "block", f"#{alias}")["changed"] is True
+    assert managed.json("rooms", "block", room)["changed"] is False
+    assert managed.json("rooms", "show", room)["blocked"] is True
+    assert ask(bob, "POST", join, {}) == 403
+    managed.run("rooms", "unblock", room)
+    assert ask(bob, "POST", join, {}) == 200
+
+    # Purged: everybody has left it, and it is gone.
+    question = managed.refusal("rooms", "purge", room)
+    assert "its 2 members of this homeserver are made to leave it" in question and question.endswith("give --yes")
+    done = managed.run("rooms", "purge", f"#{alias}", "--block", "--yes")
+    assert "is removed: 2 members of this homeserver have left it; nobody of this homeserver can join it again" in done
+    assert ask(alice, "GET", f"rooms/{quote(room)}/messages?dir=b") == 403
+    assert ask(bob, "POST", join, {}) == 403
+    assert "there is no room" in managed.refusal("rooms", "show", room)
+    assert "there is no room" in managed.refusal("rooms", "purge", f"#{alias}")
+    assert "in quotes: `rooms list` shows them" in managed.refusal("rooms", "show", "beans")
+
+
 @pytest.fixture
 def name() -> str:
     return f"anna-{secrets.token_hex(3)}"

@@ -241,7 +241,7 @@ def test_every_command_says_what_it_does() -> None:
                 yield from commands(command, *path, name)
 
     found = dict(commands(cli))
-    assert {"accounts", "accounts reset-password", "tokens revoke", "secrets set"} <= set(found)
+    assert {"accounts", "accounts reset-password", "tokens revoke", "rooms purge", "secrets set"} <= set(found)
     for name, command in found.items():
         # What lists of commands show is a whole sentence.
         assert command.get_short_help_str(limit=75).endswith((".", ")")) and command.help, name

@@ -110,6 +110,8 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
             "stale_device_days": 500,
             "journal_max_size": None,
             "journal_max_days": 14,
+            "block_non_admin_invites": True,
+            "rc_invites_per_user": {"per_second": 0.001, "burst_count": 3},
         },
     ),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
@@ -322,6 +324,13 @@ def test_synapse_removes_what_was_chosen(written: Callable[..., Rendered]) -> No
     unchosen = homeserver(written("homeserver alone"))
     assert not {"media_retention", "retention", "forget_rooms_on_leave", "delete_stale_devices_after"} & set(unchosen)
     assert unchosen["forgotten_room_retention_period"] == "28d"
+
+
+def test_who_may_invite_is_as_chosen(written: Callable[..., Rendered]) -> None:
+    chosen = homeserver(written("housekeeping"))
+    assert chosen["block_non_admin_invites"] is True
+    assert chosen["rc_invites"] == {"per_user": {"per_second": 0.001, "burst_count": 3}}
+    assert not {"block_non_admin_invites", "rc_invites"} & set(homeserver(written("homeserver alone")))
 
 
 def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) -> None:
