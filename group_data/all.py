@@ -79,7 +79,7 @@ federation_port_8448 = False
 max_upload_size = "50M"
 
 # Who reads what people report: messages, rooms and users. A list of accounts of this homeserver, such as ["@anna:example.org"],
-# who are invited into a private room for that. []: nobody; an administrator finds reports by Synapse's admin API only.
+# who are invited into a private room for that. []: nobody; `manage.py <inventory> reports list` shows most reports.
 reports_to: list[str] = []
 
 # Whether only server administrators may invite: True or False. With True nobody else here can, not even into a conversation of
