@@ -92,6 +92,12 @@ rc_invites_per_issuer = None  # [0.3 and 10]
 rc_invites_per_user = None  # [0.003 and 5]
 rc_invites_per_room = None  # [0.3 and 10]
 
+# The URL of a program that says what is spam, such as Draupnir or Meowlnir: Synapse's module synapse-http-antispam asks it. Their
+# documentation has the URL, and the token, which belongs into the vault as synapse_antispam_token. None: no program is asked.
+antispam_url = None
+# What it is asked about, as the module calls it. While the program does not answer, everything is allowed.
+antispam_questions = ["user_may_invite", "user_may_join_room"]
+
 # What people find at https://<server_name>/ in a browser. "page": a page that says what this is and how to join, in the browser's
 # language. An https URL: they are sent there. The absolute path of a directory on the machine: the files in it, which the user
 # caddy has to be able to read (not below /home). None: nothing. What Matrix needs below /.well-known/matrix/ is there anyway.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -12,7 +12,7 @@ from operations.virtualenvs import Virtualenv
 from roles import COTURN, FEDERATION_PORT, JOIN_PAGE, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
-from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Https, MailAddress, Size, WebSite, size_in_bytes
+from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Http, Https, MailAddress, Size, WebSite, size_in_bytes
 from settings.join_page import LANGUAGES
 from settings.postgres import DatabaseAccess, database_of
 from settings.rtc import transports
@@ -20,11 +20,26 @@ from vault import Secret
 
 # Only passwords of a homeserver that was taken over may need it.
 PEPPER = "synapse_password_pepper"
+ANTISPAM_TOKEN = "synapse_antispam_token"  # noqa: S105
 
 
 UserId = Annotated[str, StringConstraints(pattern=r"^@[\x21-\x39\x3b-\x7e]+:[A-Za-z0-9.-]+$", max_length=255)]
 
 
+# What the antispam module can ask about.
+Question = Literal[
+    "user_may_invite",
+    "user_may_join_room",
+    "accept_make_join",
+    "federated_user_may_invite",
+    "user_may_send_3pid_invite",
+    "user_may_create_room",
+    "user_may_create_room_alias",
+    "user_may_publish_room",
+    "check_username_for_spam",
+    "check_login_for_spam",
+    "check_event_for_spam",
+]
 _LIMIT = 'None or a limit such as {"per_second": 0.3, "burst_count": 10}'
 
 
@@ -55,6 +70,10 @@ class Choices(Chosen):
     rc_invites_per_issuer: RateLimit | None = Field(description=_LIMIT)
     rc_invites_per_user: RateLimit | None = Field(description=_LIMIT)
     rc_invites_per_room: RateLimit | None = Field(description=_LIMIT)
+    antispam_url: Http | None = Field(description='None or a URL, such as "http://127.0.0.1:8083/api/1/spam_check"')
+    antispam_questions: list[Question] = Field(
+        description=f"a list of some of {', '.join(get_args(Question))}", min_length=1
+    )
     server_name_site: WebSite | None = Field(
         description='"page", None, an https URL or the absolute path of a directory on the machine'
     )
@@ -71,6 +90,7 @@ class Synapse(View):
     ..._days: after how many days Synapse removes what nobody has used, or what is so old; None: never.
     support: content of /.well-known/matrix/support; empty if there is none.
     invite_limits: how many invitations there may be, where Synapse's own limits are not meant.
+    antispam_url: the program that is asked whether something is spam, and about what; None: no program is.
     site: what is at https://<server_name>/: "page", ours; a URL, that of a site elsewhere; a directory; None: nothing.
     page: the directory of our page.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
@@ -111,6 +131,9 @@ class Synapse(View):
     admin_email: str | None
     well_known_client: Mapping[str, Any]
     support: Mapping[str, Any]
+    antispam_url: str | None
+    antispam_questions: tuple[str, ...]
+    antispam_token: Secret | None
     site: str | None
     caddy_here: bool
     page: str = JOIN_PAGE
@@ -126,7 +149,13 @@ class Synapse(View):
             address="127.0.0.1",
             port=SYNAPSE.port,
             sockets=SYNAPSE_SOCKETS,
-            virtualenv=Virtualenv("matrix-synapse", "synapse", settings.python, imports="synapse.app.homeserver"),
+            virtualenv=Virtualenv(
+                "matrix-synapse",
+                "synapse",
+                settings.python,
+                imports="synapse.app.homeserver",
+                more=("antispam",) if choices.antispam_url else (),
+            ),
             database=database_of(settings, SYNAPSE),
             identity_server_url=f"https://{settings.domain(SYDENT)}" if settings.exists("sydent") else None,
             turn_uris=turn_uris(settings.domain(COTURN)) if with_relay else (),
@@ -156,6 +185,9 @@ class Synapse(View):
             admin_email=settings.choices.admin_email,
             well_known_client=settings.well_known,
             support=_support(choices),
+            antispam_url=choices.antispam_url,
+            antispam_questions=tuple(choices.antispam_questions),
+            antispam_token=vault.get(ANTISPAM_TOKEN) if choices.antispam_url else None,
             site=choices.server_name_site,
             caddy_here=settings.here("caddy"),
         )
