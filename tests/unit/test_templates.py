@@ -129,7 +129,14 @@ def settings_for(scenario: str, directory: Path, release: str = "13") -> Setting
     machine = MachineState("root", True, "debian", release, "amd64", 4096, 40960, ("192.0.2.1", "2001:db8::1"))
     made = Settings(choices, "trial", {role: ["one"] for role in roles}, "one", machine, inventories=directory)
     assert mistakes(made) == []
-    for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key", "sso_client_secret_example", "synapse_antispam_token", *S3):
+    for name in (
+        "smtp_password",
+        "acme_eab_hmac_key",
+        "turn_acme_eab_hmac_key",
+        "sso_client_secret_example",
+        "synapse_antispam_token",
+        *S3,
+    ):
         made.vault.set(name, f"{name}{PRINTABLE}")
     return made
 
