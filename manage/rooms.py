@@ -199,27 +199,34 @@ def purge(deployment: Deployment, room: str, block: bool, yes: bool, as_json: bo
     """
     with moderation_of(deployment) as (moderation, machine):
         found = existing(moderation, machine, room)
-        elsewhere = found.members - found.local_members
-        sentences = [
-            f"{found.title}: its {counted(found.local_members)} of this homeserver are made to leave it"
-            if found.local_members
-            else f"{found.title} has no members of this homeserver",
-            "its messages and aliases are removed from this homeserver",
-        ]
-        if block:
-            sentences.append("nobody of this homeserver can join it again")
-        *first, last = sentences
-        kept = f" {counted(elsewhere)} of other homeservers, who stay in it, and those homeservers keep what they have."
-        confirm(
-            f"{', '.join(first)}, and {last}.{f' It has {kept.strip()}' if elsewhere else ''} That cannot be undone. Go on?",
-            yes,
-        )
+        confirm(question_about(found, block), yes)
         done = moderation.remove(found.room_id, block, _Progress(found.local_members))
     if as_json:
         return print_json({**plain(found), "left": done.left, "blocked": block, "changed": True})
     ending = "; nobody of this homeserver can join it again" if block else ""
     have = "has" if done.left == 1 else "have"
     click.echo(f"{found.title} is removed: {counted(done.left)} of this homeserver {have} left it{ending}.")
+
+
+def question_about(room: Room, block: bool) -> str:
+    """What a purge of a room means."""
+    here, elsewhere = room.local_members, room.members - room.local_members
+    said = [
+        f"its {counted(here)} of this homeserver {'is' if here == 1 else 'are'} made to leave it"
+        if here
+        else "it has no members of this homeserver",
+        "its messages and aliases are removed from here",
+    ]
+    if block:
+        said.append("nobody of this homeserver can join it again")
+    *first, last = said
+    kept = (
+        f" {counted(elsewhere)} of other homeservers {'stays' if elsewhere == 1 else 'stay'} in it, and those homeservers keep "
+        "what they have."
+        if elsewhere
+        else ""
+    )
+    return f"{room.title}: {', '.join(first)}, and {last}.{kept} That cannot be undone. Go on?"
 
 
 class _Progress:

@@ -15,12 +15,14 @@ import pytest
 
 from compat import Refused
 from manage.accounts import Password
+from manage.backends.moderation import Room
 from manage.backends.synapse import is_service
 from manage.commands import cli
 from manage.deploying import Steps
 from manage.homeserver import Account, Session, new_user_id, user_id_of
 from manage.machines import inventory_path
 from manage.output import plain, print_table
+from manage.rooms import question_about
 from manage.tokens import revoke
 from manage.web import CURL, Answer, configuration
 from tests.deployment import ROOT, Deployment
@@ -215,6 +217,28 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
     for text, error in (("caddy = [\n", "SyntaxError: "), ("import os\nos.environ['NO']\n", "KeyError: 'NO'")):
         deployment.inventory.write_text(text)
         assert f"trial.py cannot be read: {error}" in refusal(deployment, "accounts", "list")
+
+
+@pytest.mark.parametrize(
+    ("members", "here", "block", "said"),
+    [
+        (
+            2,
+            2,
+            False,
+            "its 2 members of this homeserver are made to leave it, and its messages and aliases are removed",
+        ),
+        (5, 1, True, "and nobody of this homeserver can join it again. 4 members of other homeservers stay in it"),
+        (1, 0, False, "it has no members of this homeserver, and its messages"),
+    ],
+)
+def test_before_a_room_goes_it_is_said_what_becomes_of_its_members(
+    members: int, here: int, block: bool, said: str
+) -> None:
+    room = Room("!a", "Be\x1bans", None, members, here, encrypted=False, public=False, federated=True)
+    question = question_about(room, block)
+    assert question.startswith('"Be ans" (!a): ') and said in question and question.isprintable()
+    assert question.endswith("That cannot be undone. Go on?")
 
 
 def test_where_providers_send_people_back_needs_no_machine_and_no_secret(tmp_path: Path) -> None:
