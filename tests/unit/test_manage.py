@@ -235,9 +235,9 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
 def test_before_a_room_goes_it_is_said_what_becomes_of_its_members(
     members: int, here: int, block: bool, said: str
 ) -> None:
-    room = Room("!a", "Be\x1bans", None, members, here, encrypted=False, public=False, federated=True)
+    room = Room("!a", "Bean\x1bpatch", None, members, here, encrypted=False, public=False, federated=True)
     question = question_about(room, block)
-    assert question.startswith('"Be ans" (!a): ') and said in question and question.isprintable()
+    assert question.startswith('"Bean patch" (!a): ') and said in question and question.isprintable()
     assert question.endswith("That cannot be undone. Go on?")
 
 
