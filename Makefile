@@ -68,4 +68,5 @@ bench: setup ## Measure: deploy, re-run, memory, requests, relay, federation, up
 lock: setup ## Write the locks anew, with as few changes as possible; UPGRADE=1: with the newest of all
 	@$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	@cd requirements && for lock in build uv synapse; do ../$(COMPILE) --only-binary :all: $$lock.in --output-file $$lock.txt; done
+	@cd requirements && ../$(COMPILE) --only-binary :all: --no-deps antispam.in --output-file antispam.txt
 	@cd requirements && ../$(COMPILE) --only-binary :all: --no-binary signedjson --build-constraints build.txt sydent.in --output-file sydent.txt

@@ -503,6 +503,9 @@ SYNAPSE = Role(
             "given",
             "without which passwords from a homeserver that was taken over cannot be checked",
         ),
+        VaultEntry(
+            "synapse_antispam_token", "given", "with which Synapse asks the program of the setting `antispam_url`"
+        ),
     ),
 )
 

@@ -80,8 +80,24 @@ federation_port_8448 = False
 max_upload_size = "50M"
 
 # Who reads what people report: messages, rooms and users. A list of accounts of this homeserver, such as ["@anna:example.org"],
-# who are invited into a private room for that. []: nobody; an administrator finds reports by Synapse's admin API only.
+# who are invited into a private room for that. []: nobody; `manage.py <inventory> reports list` shows most reports.
 reports_to: list[str] = []
+
+# Whether only server administrators may invite: True or False. With True nobody else here can, not even into a conversation of
+# two, and no invitation of another homeserver comes in. Each user can refuse invitations for themselves (README, "Abuse").
+block_non_admin_invites = False
+
+# How many invitations somebody here may send, anybody may get, and there may be into a room: burst_count at once, and then so
+# many per_second: {"per_second": 0.3, "burst_count": 10}. None: Synapse's own limits, which are in brackets.
+rc_invites_per_issuer = None  # [0.3 and 10]
+rc_invites_per_user = None  # [0.003 and 5]
+rc_invites_per_room = None  # [0.3 and 10]
+
+# The URL of a program that says what is spam, such as Draupnir or Meowlnir: Synapse's module synapse-http-antispam asks it. Their
+# documentation has the URL, and the token, which belongs into the vault as synapse_antispam_token. None: no program is asked.
+antispam_url = None
+# What it is asked about, as the module calls it. While the program does not answer, everything is allowed.
+antispam_questions = ["user_may_invite", "user_may_join_room"]
 
 # What people find at https://<server_name>/ in a browser. "page": a page that says what this is and how to join, in the browser's
 # language. An https URL: they are sent there. The absolute path of a directory on the machine: the files in it, which the user

@@ -15,6 +15,8 @@ from manage.mas import mas
 from manage.outdated import outdated
 from manage.postgres import postgres
 from manage.removal import remove
+from manage.reports import reports
+from manage.rooms import rooms
 from manage.sbom import sbom
 from manage.secrets import secrets
 from manage.status import status
@@ -43,6 +45,8 @@ for _noun in (
     status,
     accounts,
     tokens,
+    rooms,
+    reports,
     mas,
     bans,
     postgres,

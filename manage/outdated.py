@@ -119,7 +119,9 @@ def _of_pypi(client: "httpx.Client", pool: ThreadPoolExecutor, url: str, machine
     """The packages of the virtualenvs of these machines, and those that deploy them."""
     locks = {each.lock: each.distribution for machine in machines for each in machine.settings.virtualenvs}
     wanted: dict[tuple[str, str], list[str]] = {}
-    for lock in locks:
+    for lock in dict.fromkeys(
+        lock for machine in machines for each in machine.settings.virtualenvs for lock in each.locks
+    ):
         for name, version in locked(lock).items():
             wanted.setdefault((name, version), []).append(f"requirements/{lock}.txt")
     for name, version in locked("").items():

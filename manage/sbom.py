@@ -234,7 +234,11 @@ def debian_packages(
 
 def python_packages(settings: Settings, lines: Iterable[str]) -> dict[str, list[Component]]:
     """What is in the virtualenv of each program."""
-    locks = {each.program: each.lock for each in settings.virtualenvs} | {"uv": "uv"}
+    locks = {each.program: each.locks for each in settings.virtualenvs} | {"uv": ("uv",)}
+    locked = {
+        program: {key: files for lock in of for key, files in locked_files(lock).items()}
+        for program, of in locks.items()
+    }
     roles = {each.program: role.name for role, view in settings.views for each in view.virtualenvs}
     texts: list[tuple[str, list[str]]] = []
     for line in lines:
@@ -251,7 +255,6 @@ def python_packages(settings: Settings, lines: Iterable[str]) -> dict[str, list[
         main = name in (program, f"matrix-{program}")
         purl = purl_of("pypi", name, version=version)
         expression = " ".join(str(about["License-Expression"] or "").split())
-        files = locked_files(locks[program]) if program in locks else {}
         found.setdefault(program, []).append(
             Component(
                 kind="python",
@@ -262,7 +265,7 @@ def python_packages(settings: Settings, lines: Iterable[str]) -> dict[str, list[
                 licences=(expression,) if expression else _declared(about.get_all("Classifier", []), about["License"]),
                 spdx=bool(expression),
                 program=main,
-                locked=files.get((name, version), ()),
+                locked=locked.get(program, {}).get((name, version), ()),
                 roles=frozenset({roles[program]} if main and program in roles else ()),
             )
         )

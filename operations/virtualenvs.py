@@ -56,6 +56,7 @@ class Virtualenv:
     python: the machine's Python, such as "3.13": a virtualenv is bound to it.
     imports: module that must be importable before the virtualenv is used.
     source_only: distributions that exist only as source, to be built with requirements/build.txt; all others are wheels.
+    more: names of files like lock, of what is added to it.
     """
 
     program: str
@@ -63,10 +64,15 @@ class Virtualenv:
     python: str
     imports: str
     source_only: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        return (self.lock, *self.more)
 
     @property
     def requirements(self) -> bytes:
-        return (REQUIREMENTS / f"{self.lock}.txt").read_bytes()
+        return b"".join((REQUIREMENTS / f"{each}.txt").read_bytes() for each in self.locks)
 
     @property
     def distribution(self) -> str:

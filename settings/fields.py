@@ -73,6 +73,13 @@ def _https(value: str) -> str:
     return value
 
 
+def _http(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or re.search(r"\s", value):
+        raise ValueError
+    return value.rstrip("/")
+
+
 def _network(value: str) -> str:
     network = ipaddress.ip_network(value)
     # Only private networks: the relay may reach what is named here, which must never be this machine's loopback.
@@ -111,6 +118,7 @@ def _web_site(value: str) -> str:
 Domain = Annotated[str, AfterValidator(_domain)]
 Host = Annotated[str, AfterValidator(_host)]
 Https = Annotated[str, AfterValidator(_https)]
+Http = Annotated[str, AfterValidator(_http)]
 Network = Annotated[str, AfterValidator(_network)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 IPv6 = Annotated[str, AfterValidator(_ipv6)]

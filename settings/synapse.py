@@ -3,16 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
 from roles import COTURN, FEDERATION_PORT, JOIN_PAGE, MAS_PORT, NTFY, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
-from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Https, MailAddress, Size, WebSite, size_in_bytes
+from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Http, Https, MailAddress, Size, WebSite, size_in_bytes
 from settings.join_page import LANGUAGES
 from settings.postgres import DatabaseAccess, database_of
 from settings.rtc import transports
@@ -20,9 +20,36 @@ from vault import Secret
 
 # Only passwords of a homeserver that was taken over may need it.
 PEPPER = "synapse_password_pepper"
+ANTISPAM_TOKEN = "synapse_antispam_token"  # noqa: S105
 
 
 UserId = Annotated[str, StringConstraints(pattern=r"^@[\x21-\x39\x3b-\x7e]+:[A-Za-z0-9.-]+$", max_length=255)]
+
+
+# What the antispam module can ask about.
+Question = Literal[
+    "user_may_invite",
+    "user_may_join_room",
+    "accept_make_join",
+    "federated_user_may_invite",
+    "user_may_send_3pid_invite",
+    "user_may_create_room",
+    "user_may_create_room_alias",
+    "user_may_publish_room",
+    "check_username_for_spam",
+    "check_login_for_spam",
+    "check_event_for_spam",
+]
+_LIMIT = 'None or a limit such as {"per_second": 0.3, "burst_count": 10}'
+
+
+class RateLimit(BaseModel):
+    """How often something may be done: burst_count times at once, and per_second after that."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    per_second: float = Field(description="a number above 0, such as 0.3", gt=0, le=1000)
+    burst_count: int = Field(description="a number from 1 to 10000", ge=1, le=10_000)
 
 
 class Choices(Chosen):
@@ -39,6 +66,14 @@ class Choices(Chosen):
     forgotten_room_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forget_left_rooms: bool = Field(description="True or False")
     reports_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
+    block_non_admin_invites: bool = Field(description="True or False")
+    rc_invites_per_issuer: RateLimit | None = Field(description=_LIMIT)
+    rc_invites_per_user: RateLimit | None = Field(description=_LIMIT)
+    rc_invites_per_room: RateLimit | None = Field(description=_LIMIT)
+    antispam_url: Http | None = Field(description='None or a URL, such as "http://127.0.0.1:8083/api/1/spam_check"')
+    antispam_questions: list[Question] = Field(
+        description=f"a list of some of {', '.join(get_args(Question))}", min_length=1
+    )
     server_name_site: WebSite | None = Field(
         description='"page", None, an https URL or the absolute path of a directory on the machine'
     )
@@ -54,6 +89,8 @@ class Synapse(View):
 
     ..._days: after how many days Synapse removes what nobody has used, or what is so old; None: never.
     support: content of /.well-known/matrix/support; empty if there is none.
+    invite_limits: how many invitations there may be, where Synapse's own limits are not meant.
+    antispam_url: the program that is asked whether something is spam, and about what; None: no program is.
     site: what is at https://<server_name>/: "page", ours; a URL, that of a site elsewhere; a directory; None: nothing.
     page: the directory of our page.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
@@ -87,11 +124,16 @@ class Synapse(View):
     forget_left_rooms: bool
     stale_device_days: int | None
     reports_to: tuple[str, ...]
+    block_non_admin_invites: bool
+    invite_limits: Mapping[str, Mapping[str, float]]
     private_networks: tuple[str, ...]
     mail: Mail
     admin_email: str | None
     well_known_client: Mapping[str, Any]
     support: Mapping[str, Any]
+    antispam_url: str | None
+    antispam_questions: tuple[str, ...]
+    antispam_token: Secret | None
     site: str | None
     caddy_here: bool
     page: str = JOIN_PAGE
@@ -107,7 +149,13 @@ class Synapse(View):
             address="127.0.0.1",
             port=SYNAPSE.port,
             sockets=SYNAPSE_SOCKETS,
-            virtualenv=Virtualenv("matrix-synapse", "synapse", settings.python, imports="synapse.app.homeserver"),
+            virtualenv=Virtualenv(
+                "matrix-synapse",
+                "synapse",
+                settings.python,
+                imports="synapse.app.homeserver",
+                more=("antispam",) if choices.antispam_url else (),
+            ),
             database=database_of(settings, SYNAPSE),
             identity_server_url=f"https://{settings.domain(SYDENT)}" if settings.exists("sydent") else None,
             turn_uris=turn_uris(settings.domain(COTURN)) if with_relay else (),
@@ -130,11 +178,16 @@ class Synapse(View):
             forget_left_rooms=choices.forget_left_rooms,
             stale_device_days=choices.stale_device_days,
             reports_to=tuple(choices.reports_to),
+            block_non_admin_invites=choices.block_non_admin_invites,
+            invite_limits=_invite_limits(choices),
             private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,
             admin_email=settings.choices.admin_email,
             well_known_client=settings.well_known,
             support=_support(choices),
+            antispam_url=choices.antispam_url,
+            antispam_questions=tuple(choices.antispam_questions),
+            antispam_token=vault.get(ANTISPAM_TOKEN) if choices.antispam_url else None,
             site=choices.server_name_site,
             caddy_here=settings.here("caddy"),
         )
@@ -195,6 +248,16 @@ class Synapse(View):
     @property
     def virtualenvs(self) -> Sequence[Virtualenv]:
         return (self.virtualenv,)
+
+
+def _invite_limits(choices: Choices) -> Mapping[str, Mapping[str, float]]:
+    """Those that are not Synapse's own, as Synapse calls them."""
+    chosen = {
+        "per_issuer": choices.rc_invites_per_issuer,
+        "per_user": choices.rc_invites_per_user,
+        "per_room": choices.rc_invites_per_room,
+    }
+    return {name: limit.model_dump() for name, limit in chosen.items() if limit}
 
 
 def _support(choices: Choices) -> Mapping[str, Any]:

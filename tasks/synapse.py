@@ -26,6 +26,7 @@ SECRETS: dict[str, Secret | None] = {
     "macaroon_secret_key": synapse.macaroon_secret_key,
     "form_secret": synapse.form_secret,
     "mas": synapse.mas_secret,
+    "antispam": synapse.antispam_token,
     "turn_shared_secret": synapse.turn_shared_secret,
 }
 

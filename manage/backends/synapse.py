@@ -49,7 +49,7 @@ class Synapse:
         url = f"http://127.0.0.1:{SYNAPSE.port}{path}"
         return send(self.machine, "matrix-synapse", method, url, headers, content)
 
-    def _ask(self, method: str, path: str, content: Any = None, missing: bool = False) -> Any:
+    def ask(self, method: str, path: str, content: Any = None, missing: bool = False) -> Any:
         """The answer to a request to the admin API. missing: None is returned for what does not exist. Raises Refused."""
         self._token = self._token or "".join(self.machine.run(_READ)).strip()
         answer = self._send(method, f"/_synapse/admin/{path}", content, self._token) if self._token else None
@@ -93,7 +93,7 @@ class Synapse:
         for each in self._users(user_id=SERVICE_NAME):
             old = is_service(each) and not each["name"].startswith(f"@{SERVICE_NAME}-reports:")
             if old and not each["deactivated"] and each["name"] != answer.content["user_id"]:
-                self._ask("POST", f"v1/deactivate/{_quoted(each['name'])}", {"erase": True})
+                self.ask("POST", f"v1/deactivate/{in_path(each['name'])}", {"erase": True})
 
     def _users(self, **parameters: str) -> list[dict[str, Any]]:
         """Every user but guests, with what Synapse knows about them."""
@@ -101,7 +101,7 @@ class Synapse:
         start: str | None = "0"
         while start is not None:
             given = {"from": start, "limit": str(PAGE), "guests": "false", "deactivated": "true", "locked": "true"}
-            page = self._ask("GET", f"v2/users?{urlencode({**given, **parameters})}")
+            page = self.ask("GET", f"v2/users?{urlencode({**given, **parameters})}")
             found += page["users"]
             start = page.get("next_token")
         return found
@@ -109,10 +109,19 @@ class Synapse:
     def close(self) -> None:
         """Nothing: the token is for later runs as well."""
 
+    def room_id(self, alias: str) -> str | None:
+        """The room that an alias leads to, here or at another homeserver. Raises Refused."""
+        answer = self._send("GET", f"/_matrix/client/v3/directory/room/{in_path(alias)}")
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise Refused(f"Synapse does not find out where {alias} leads: {answer.error}")
+        return str(answer.content["room_id"])
+
     # Accounts.
 
     def find(self, user_id: str) -> Account | None:
-        found = self._ask("GET", f"v2/users/{_quoted(user_id)}", missing=True)
+        found = self.ask("GET", f"v2/users/{in_path(user_id)}", missing=True)
         if found is None:
             return None
         if is_service(found):
@@ -127,27 +136,27 @@ class Synapse:
         content: dict[str, Any] = {"password": password, "admin": admin}
         if display_name:
             content["displayname"] = display_name
-        self._ask("PUT", f"v2/users/{_quoted(user_id)}", content)
+        self.ask("PUT", f"v2/users/{in_path(user_id)}", content)
 
     def set_password(self, account: Account, password: str, keep_sessions: bool) -> None:
         content = {"new_password": password, "logout_devices": not keep_sessions}
-        self._ask("POST", f"v1/reset_password/{_quoted(account.id)}", content)
+        self.ask("POST", f"v1/reset_password/{in_path(account.id)}", content)
 
     def set_admin(self, account: Account, admin: bool) -> None:
-        self._ask("PUT", f"v1/users/{_quoted(account.id)}/admin", {"admin": admin})
+        self.ask("PUT", f"v1/users/{in_path(account.id)}/admin", {"admin": admin})
 
     def deactivate(self, account: Account, erase: bool) -> None:
-        self._ask("POST", f"v1/deactivate/{_quoted(account.id)}", {"erase": erase})
+        self.ask("POST", f"v1/deactivate/{in_path(account.id)}", {"erase": erase})
 
     def redact(self, account: Account) -> int:
         # Also those that it has left or was banned from: Synapse redacts a message as if that were sent just after it.
-        rooms = list(self._ask("GET", f"v1/users/{_quoted(account.id)}/memberships")["memberships"])
+        rooms = list(self.ask("GET", f"v1/users/{in_path(account.id)}/memberships")["memberships"])
         if not rooms:
             return 0
         content = {"rooms": rooms, "limit": EVERYTHING}
-        task = self._ask("POST", f"v1/user/{_quoted(account.id)}/redact", content)["redact_id"]
+        task = self.ask("POST", f"v1/user/{in_path(account.id)}/redact", content)["redact_id"]
         while True:
-            now = self._ask("GET", f"v1/user/redact_status/{_quoted(task)}")
+            now = self.ask("GET", f"v1/user/redact_status/{in_path(task)}")
             if now["status"] == "complete":
                 return len(now["failed_redactions"])
             if now["status"] == "failed":
@@ -155,13 +164,13 @@ class Synapse:
             time.sleep(0.5)
 
     def quarantine(self, account: Account) -> int:
-        return int(self._ask("POST", f"v1/user/{_quoted(account.id)}/media/quarantine")["num_quarantined"])
+        return int(self.ask("POST", f"v1/user/{in_path(account.id)}/media/quarantine")["num_quarantined"])
 
     def reactivate(self, account: Account, password: str) -> None:
-        self._ask("PUT", f"v2/users/{_quoted(account.id)}", {"deactivated": False, "password": password})
+        self.ask("PUT", f"v2/users/{in_path(account.id)}", {"deactivated": False, "password": password})
 
     def sessions(self, account: Account) -> Sequence[Session]:
-        devices = self._ask("GET", f"v2/users/{_quoted(account.id)}/devices")["devices"]
+        devices = self.ask("GET", f"v2/users/{in_path(account.id)}/devices")["devices"]
         return [
             Session(
                 id=each["device_id"],
@@ -177,21 +186,21 @@ class Synapse:
 
     def end_sessions(self, account: Account, sessions: Sequence[Session]) -> None:
         content = {"devices": [each.id for each in sessions]}
-        self._ask("POST", f"v2/users/{_quoted(account.id)}/delete_devices", content)
+        self.ask("POST", f"v2/users/{in_path(account.id)}/delete_devices", content)
 
     # Registration tokens.
 
     def tokens(self) -> Sequence[Token]:
-        usable = self._ask("GET", "v1/registration_tokens?valid=true")["registration_tokens"]
-        found = self._ask("GET", "v1/registration_tokens")["registration_tokens"]
+        usable = self.ask("GET", "v1/registration_tokens?valid=true")["registration_tokens"]
+        found = self.ask("GET", "v1/registration_tokens")["registration_tokens"]
         return [_token(each, each["token"] in [other["token"] for other in usable]) for each in found]
 
     def create_token(self, uses: int | None, expires: datetime | None) -> Token:
         content = {"uses_allowed": uses, "expiry_time": int(expires.timestamp() * 1000) if expires else None}
-        return _token(self._ask("POST", "v1/registration_tokens/new", content), True)
+        return _token(self.ask("POST", "v1/registration_tokens/new", content), True)
 
     def revoke_token(self, token: Token) -> None:
-        self._ask("DELETE", f"v1/registration_tokens/{_quoted(token.id)}")
+        self.ask("DELETE", f"v1/registration_tokens/{in_path(token.id)}")
 
 
 def is_service(user: dict[str, Any]) -> bool:
@@ -200,7 +209,7 @@ def is_service(user: dict[str, Any]) -> bool:
     return user["user_type"] == "support" and re.fullmatch(OUR_NAMES, localpart) is not None
 
 
-def _quoted(text: str) -> str:
+def in_path(text: str) -> str:
     """A text as one part of a path."""
     return quote(text, safe="")
 

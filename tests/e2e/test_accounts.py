@@ -163,7 +163,9 @@ def invitations(managed: Managed, account: Account) -> list[str]:
     with managed.outside.http() as http:
         url = managed.outside.url("matrix", "/_matrix/client/v3/sync")
         while True:
-            rooms = expect_json(http.get(url, headers=account.authorization))["rooms"]
+            # Synapse has the same answer to the same question for two minutes.
+            params = {"timeout": secrets.randbelow(1_000_000)}
+            rooms = expect_json(http.get(url, params=params, headers=account.authorization))["rooms"]
             if found := list(rooms.get("invite", ())):
                 return found
             assert time.monotonic() < deadline, "no invitation came"
@@ -176,6 +178,50 @@ def timeline(managed: Managed, account: Account, room: str) -> list[dict[str, An
         url = managed.outside.url("matrix", f"/_matrix/client/v3/rooms/{quote(room)}/messages?dir=b&limit=50")
         events: list[dict[str, Any]] = expect_json(http.get(url, headers=account.authorization))["chunk"]
         return events
+
+
+def test_reports_are_listed(managed: Managed, reported: Reported) -> None:
+    user, message = managed.json("reports", "list", "--limit", "2")
+    about = {"reporter": reported.reporter.user_id, "user_id": reported.moderator.user_id, "reason": "This is\nspam"}
+    assert about.items() <= user.items() and user["room_id"] is None
+    assert about.items() <= message.items() and message["event_id"] == reported.event
+    shown = managed.run("reports", "show", message["id"])
+    assert "Buy this!" in shown and "Garden" in shown and "This is spam" in shown
+
+
+def test_a_room_is_blocked_and_purged(managed: Managed, reported: Reported) -> None:
+    alice, bob = reported.moderator, reported.reporter
+    alias = f"beans-{secrets.token_hex(3)}"
+
+    def ask(who: Account, method: str, path: str, body: Any = None) -> int:
+        with managed.outside.http() as http:
+            url = managed.outside.url("matrix", f"/_matrix/client/v3/{path}")
+            return http.request(method, url, headers=who.authorization, json=body).status_code
+
+    async def created() -> str:
+        async with managed.outside.matrix(alice) as hers:
+            made = await hers.room_create(name="Beans", alias=alias, preset=nio.RoomPreset.public_chat)
+            return str(expect(made, nio.RoomCreateResponse).room_id)
+
+    room = asyncio.run(created())
+    join = f"join/{quote(room)}"
+    [listed] = managed.json("rooms", "list", "--search", alias)
+    assert (listed["room_id"], listed["alias"]) == (room, f"#{alias}:{managed.outside.server_name}")
+    assert (listed["name"], listed["members"], listed["local_members"], listed["encrypted"]) == ("Beans", 1, 1, False)
+
+    # Blocked: nobody can join it, until it is not blocked any more.
+    assert managed.json("rooms", "block", f"#{alias}")["changed"] is True
+    assert managed.json("rooms", "show", room)["blocked"] is True
+    assert ask(bob, "POST", join, {}) == 403
+    managed.run("rooms", "unblock", room)
+    assert ask(bob, "POST", join, {}) == 200
+
+    # Purged: everybody has left it, and it is gone.
+    done = managed.run("rooms", "purge", f"#{alias}", "--block", "--yes")
+    assert "is removed: 2 members of this homeserver have left it; nobody of this homeserver can join it again" in done
+    assert ask(alice, "GET", f"rooms/{quote(room)}/messages?dir=b") == 403
+    assert ask(bob, "POST", join, {}) == 403
+    assert "there is no room" in managed.refusal("rooms", "show", room)
 
 
 @pytest.fixture
@@ -490,3 +536,16 @@ def test_moderators_read_what_is_reported(managed: Managed, reported: Reported) 
     # It is an account of ours, not of a person.
     names = [each["user_id"] for each in managed.json("accounts", "list", "--deactivated")]
     assert not [each for each in names if "reports" in each]
+
+
+def test_moderators_are_invited_where_only_administrators_may_invite(managed: Managed, reported: Reported) -> None:
+    host, bob = managed.outside.host, reported.reporter
+    host.run(f"echo block_non_admin_invites: true >>{FILE}")
+    host.run("cat >/etc/matrix-synapse/reports.json", stdin=json.dumps([reported.moderator.user_id, bob.user_id]))
+    host.run(RESTART)
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/rooms/{quote(reported.room)}/invite")
+        body = {"user_id": managed.user_id("nobody")}
+        refused = expect_json(http.post(url, headers=reported.moderator.authorization, json=body), 403)
+    assert refused["error"] == "Invites have been disabled on this server"
+    assert len(invitations(managed, bob)) == 1

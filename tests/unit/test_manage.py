@@ -15,12 +15,14 @@ import pytest
 
 from compat import Refused
 from manage.accounts import Password
+from manage.backends.moderation import Room
 from manage.backends.synapse import is_service
 from manage.commands import cli
 from manage.deploying import Steps
 from manage.homeserver import Account, Session, new_user_id, user_id_of
 from manage.machines import inventory_path
 from manage.output import plain, print_table
+from manage.rooms import question_about
 from manage.tokens import revoke
 from manage.web import CURL, Answer, configuration
 from tests.deployment import ROOT, Deployment
@@ -199,6 +201,14 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
     assert "there is no role cotrun: did you mean coturn?" in refusal(deployment, "remove", "cotrun")
     line = refusal(deployment, "tokens", "create", "--expires", "soon")
     assert "is no duration such as 30m" in line and line.endswith("see python manage.py NAME tokens create --help")
+    line = refusal(deployment, "rooms", "purge", "garden")
+    assert (
+        "'garden' is no room: give its ID, such as '!dw4...', or an alias, such as '#garden:a.test', in quotes" in line
+    )
+    assert "'3' is no report: give one such as message-3" in refusal(deployment, "reports", "show", "3")
+    deployment.inventory.write_text(f"synapse = postgres = caddy = mas = [{unreachable}]\n")
+    assert "rooms and reports are not to be had with MAS" in refusal(deployment, "rooms", "list")
+    deployment.inventory.write_text(f"synapse = postgres = caddy = [{unreachable}]\n")
     deployment.choose(**CHOSEN, registration="no")
     assert "registration" in refusal(deployment, "accounts", "list")
     deployment.choose(**CHOSEN)
@@ -207,6 +217,28 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
     for text, error in (("caddy = [\n", "SyntaxError: "), ("import os\nos.environ['NO']\n", "KeyError: 'NO'")):
         deployment.inventory.write_text(text)
         assert f"trial.py cannot be read: {error}" in refusal(deployment, "accounts", "list")
+
+
+@pytest.mark.parametrize(
+    ("members", "here", "block", "said"),
+    [
+        (
+            2,
+            2,
+            False,
+            "its 2 members of this homeserver are made to leave it, and its messages and aliases are removed",
+        ),
+        (5, 1, True, "and nobody of this homeserver can join it again. 4 members of other homeservers stay in it"),
+        (1, 0, False, "it has no members of this homeserver, and its messages"),
+    ],
+)
+def test_before_a_room_goes_it_is_said_what_becomes_of_its_members(
+    members: int, here: int, block: bool, said: str
+) -> None:
+    room = Room("!a", "Bean\x1bpatch", None, members, here, encrypted=False, public=False, federated=True)
+    question = question_about(room, block)
+    assert question.startswith('"Bean patch" (!a): ') and said in question and question.isprintable()
+    assert question.endswith("That cannot be undone. Go on?")
 
 
 def test_where_providers_send_people_back_needs_no_machine_and_no_secret(tmp_path: Path) -> None:
@@ -241,7 +273,7 @@ def test_every_command_says_what_it_does() -> None:
                 yield from commands(command, *path, name)
 
     found = dict(commands(cli))
-    assert {"accounts", "accounts reset-password", "tokens revoke", "secrets set"} <= set(found)
+    assert {"accounts", "accounts reset-password", "tokens revoke", "rooms purge", "secrets set"} <= set(found)
     for name, command in found.items():
         # What lists of commands show is a whole sentence.
         assert command.get_short_help_str(limit=75).endswith((".", ")")) and command.help, name

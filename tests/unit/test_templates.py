@@ -110,6 +110,9 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
             "stale_device_days": 500,
             "journal_max_size": None,
             "journal_max_days": 14,
+            "block_non_admin_invites": True,
+            "rc_invites_per_user": {"per_second": 0.001, "burst_count": 3},
+            "antispam_url": "http://127.0.0.1:8083/spam_check/",
         },
     ),
     "homeserver alone": (("postgres", "caddy", "synapse"), {"tls": "internal"}),
@@ -127,7 +130,14 @@ def settings_for(scenario: str, directory: Path, release: str = "13") -> Setting
     given = {role: ["one"] for role in roles if release in ROLES[role].debian}
     made = Settings(choices, "trial", given, "one", machine, inventories=directory)
     assert mistakes(made) == []
-    for name in ("smtp_password", "acme_eab_hmac_key", "turn_acme_eab_hmac_key", "sso_client_secret_example", *S3):
+    for name in (
+        "smtp_password",
+        "acme_eab_hmac_key",
+        "turn_acme_eab_hmac_key",
+        "sso_client_secret_example",
+        "synapse_antispam_token",
+        *S3,
+    ):
         made.vault.set(name, f"{name}{PRINTABLE}")
     return made
 
@@ -323,6 +333,35 @@ def test_synapse_removes_what_was_chosen(written: Callable[..., Rendered]) -> No
     unchosen = homeserver(written("homeserver alone"))
     assert not {"media_retention", "retention", "forget_rooms_on_leave", "delete_stale_devices_after"} & set(unchosen)
     assert unchosen["forgotten_room_retention_period"] == "28d"
+
+
+def test_who_may_invite_is_as_chosen(written: Callable[..., Rendered]) -> None:
+    chosen = homeserver(written("housekeeping"))
+    assert chosen["block_non_admin_invites"] is True
+    assert chosen["rc_invites"] == {"per_user": {"per_second": 0.001, "burst_count": 3}}
+    assert not {"block_non_admin_invites", "rc_invites"} & set(homeserver(written("homeserver alone")))
+
+
+def test_another_program_is_asked_what_is_spam(written: Callable[..., Rendered]) -> None:
+    rendered = written("housekeeping")
+    [module] = homeserver(rendered)["modules"]
+    asked = module["config"]
+    assert (module["module"], asked["base_url"]) == (
+        "synapse_http_antispam.HTTPAntispam",
+        "http://127.0.0.1:8083/spam_check",
+    )
+    # While it does not answer, people go on.
+    assert asked["fail_open"] == dict.fromkeys(asked["enabled_callbacks"], True)
+    assert rendered[asked["authorization_path"]][0] == f"synapse_antispam_token{PRINTABLE}"
+    assert "modules" not in homeserver(written("homeserver alone"))
+
+
+def test_the_module_for_that_is_installed_where_it_is_chosen_only(tmp_path: Path) -> None:
+    with_it, without = (
+        settings_for(each, tmp_path).view(Synapse).virtualenv for each in ("housekeeping", "homeserver alone")
+    )
+    assert without.requirements in with_it.requirements and with_it.key != without.key
+    assert b"synapse-http-antispam==" in with_it.requirements and b"antispam" not in without.requirements
 
 
 def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) -> None:
