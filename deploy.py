@@ -50,6 +50,8 @@ if settings.here("rtc"):
     local.include("tasks/rtc.py")
 if settings.here("element"):
     local.include("tasks/element.py")
+if settings.here("admin"):
+    local.include("tasks/admin.py")
 if settings.here("bans"):
     local.include("tasks/bans.py")
 if settings.migration == "back":

@@ -25,6 +25,9 @@ rtc = [_machine]
 # A web client at chat.<server name>.
 element = [_machine]
 
+# The administrator's pages in a browser: python manage.py prod admin password, deploy, python manage.py prod admin open.
+admin = [_machine]
+
 # Drops what arrives for other ports than those of the roles above, and SSH's.
 firewall = [_machine]
 
