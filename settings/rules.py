@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Iterator
 
 from roles import COTURN, ROLES
-from settings.admin import Choices as Administration
 from settings.backup import Choices as Backups
 from settings.backup import Target, folder_of
 from settings.coturn import LONGEST_NAME
@@ -124,8 +123,6 @@ def _choices(settings: Settings) -> Iterator[str]:
         yield f"{where}: sso has providers to sign in with, which need the role mas, and no machine has it"
     for provider in sorted({each for each in providers if providers.count(each) > 1}):
         yield f"{where}: sso has two providers with the id {provider}; each needs its own"
-    if settings.section(Administration).admin_networks and not settings.exists("admin"):
-        yield f"{where}: admin_networks is for the role admin, and no machine has it"
     backups = settings.section(Backups)
     if settings.exists("backup") and not backups.backup_target:
         yield f'{where}: backup_target is missing: where backups go, such as "/mnt/backup", the directory of another disk'
