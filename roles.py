@@ -21,6 +21,7 @@ RoleName = Literal[
     "rtc",
     "element",
     "ntfy",
+    "admin",
     "firewall",
     "bans",
     "updates",
@@ -35,7 +36,7 @@ class VaultEntry(NamedTuple):
     """A secret. kind: "given" by the administrator; the others are generated. A name ends in * if there may be several.
 
     keep: why it must not change once it has been used. rotation: what a new one means for people. overlap: hours for which the
-    old one is accepted as well.
+    old one is accepted as well. command: the command of manage.py that sets it, if it is not `secrets set`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class VaultEntry(NamedTuple):
     keep: str = ""
     rotation: str = ""
     overlap: int = 0
+    command: str = ""
 
 
 class Port(NamedTuple):
@@ -511,7 +513,8 @@ SYNAPSE = Role(
 
 # Where Synapse asks MAS about tokens; where root asks whether MAS works, and administers accounts.
 MAS_PORT, MAS_INTERNAL_PORT = 8080, 8081
-MAS_SOCKET = "/run/mas/web.sock"
+# Where Caddy connects: for everybody, and for the administrator's pages.
+MAS_SOCKET, MAS_ADMIN_SOCKET = "/run/mas/web.sock", "/run/mas/admin.sock"
 MAS_CONFIGURATION = ("/etc/mas/config.yaml", "/etc/mas/local.yaml")
 MAS_ARGUMENTS = " ".join(f"--config {path}" for path in MAS_CONFIGURATION)
 # What its own check does not notice: a newline at the end of the encryption secret, and a policy that it cannot read.
@@ -794,6 +797,36 @@ NTFY = Role(
     domain=Domain("push_domain", "push", "ntfy, if you want it"),
 )
 
+# Where Caddy serves the administrator's pages for an SSH tunnel.
+ADMIN_PORT = 8450
+
+ADMIN = Role(
+    name="admin",
+    title="the administrator's pages",
+    purpose="Ketesa: users, rooms, media, reports and tokens of the homeserver in your browser, for nobody else",
+    leave_out="`manage.py` is enough for you",
+    needs=("synapse", "caddy"),
+    beside=("synapse", "caddy"),
+    units=(),
+    programs=("ketesa",),
+    listens=(Port("tcp", ADMIN_PORT, "machine", "caddy.service"),),
+    domain=Domain("admin_domain", "admin", "the administrator's pages, only with `admin_networks`"),
+    secrets=(
+        VaultEntry(
+            "admin_password_hash",
+            "given",
+            "of the password of the administrator's pages, which is not kept",
+            command="admin password",
+        ),
+        VaultEntry(
+            "admin_session_secret",
+            "token",
+            "by which a browser is known that had the password of the administrator's pages",
+            rotation="the administrator's pages ask for the password again",
+        ),
+    ),
+)
+
 FIREWALL = Role(
     name="firewall",
     title="the firewall",
@@ -938,6 +971,7 @@ ROLES: Mapping[str, Role] = {
         RTC,
         ELEMENT,
         NTFY,
+        ADMIN,
         FIREWALL,
         BANS,
         UPDATES,

@@ -20,6 +20,7 @@ turn_domain = None  # [turn.<server_name>] coturn
 rtc_domain = None  # [rtc.<server_name>] LiveKit and lk-jwt-service
 chat_domain = None  # [chat.<server_name>] Element Web
 push_domain = None  # [push.<server_name>] ntfy
+admin_domain = None  # [admin.<server_name>] the administrator's pages
 
 # E-mail address of the administrator: the contact of the certificate authorities. Required if tls is "acme".
 admin_email = None
@@ -240,6 +241,19 @@ bans_longest_days = 7
 # Addresses and networks that are never banned, as CIDR. Private ones are often those of a router or a reverse proxy, behind which
 # everybody is: take out those where each client has its own, and add your own proxy or office if it is elsewhere.
 bans_exempt = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"]
+
+# --- administrator's pages (role admin) ------------------------------------------------------------------------------
+
+# Addresses and networks from which https://<admin_domain>/ is reached, such as ["192.0.2.7", "2001:db8::/48"]. Empty: from
+# nowhere, and the pages are reached only through an SSH tunnel (`manage.py NAME admin open`), without DNS name and certificate.
+admin_networks: list[str] = []
+
+# Path on the controller of Ketesa's archive (ketesa.tar.gz). None: download upstream's release.
+ketesa_archive = None
+# Expected SHA-256. None: the first download is recorded in inventories/<inventory>.lock, and every later one must match that.
+ketesa_sha256 = None
+# Where releases are downloaded from (https), for a mirror of your own.
+ketesa_releases = "https://github.com/etkecc/ketesa/releases/download"
 
 # --- security updates (role updates), see README ---------------------------------------------------------------------
 

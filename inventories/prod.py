@@ -27,6 +27,8 @@ element = [_machine]
 
 # Notifications on Android without Google's services. It needs Debian 13.
 # ntfy = [_machine]
+# The administrator's pages in a browser: python manage.py prod admin password, deploy, python manage.py prod admin open.
+admin = [_machine]
 
 # Drops what arrives for other ports than those of the roles above, and SSH's.
 firewall = [_machine]

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from releases import Archive, Release
-from roles import MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
+from roles import MAS, MAS_ADMIN_SOCKET, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
+from settings.admin import CLIENT, origins
 from settings.deployment import Mail, Settings, View
 from settings.fields import SHA256S, Chosen, Https, Sha256s, UserName, sha256_for
 from settings.postgres import DatabaseAccess, database_of
@@ -91,7 +92,10 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
 
 @dataclass(frozen=True)
 class Mas(View):
-    """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret."""
+    """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret.
+
+    ketesa, ketesa_redirects: the client that the administrator's pages are, and where they are sent back to; none without them.
+    """
 
     server_name: str
     domain: str
@@ -110,6 +114,9 @@ class Mas(View):
     mail: Mail
     sso: tuple[tuple[Provider, Secret], ...]
     release: Release
+    admin_socket: str
+    ketesa: str
+    ketesa_redirects: list[str]
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -132,6 +139,11 @@ class Mas(View):
             mail=settings.mail,
             sso=tuple((provider, vault.get(provider.secret)) for provider in choices.sso),
             release=release_of(choices, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
+            admin_socket=MAS_ADMIN_SOCKET,
+            ketesa=CLIENT,
+            ketesa_redirects=[f"{each}/auth-callback/" for each in origins(settings)]
+            if settings.exists("admin")
+            else [],
         )
 
     @classmethod
@@ -147,6 +159,11 @@ class Mas(View):
     def upstreams(self) -> tuple[str, ...]:
         """Where Caddy reaches it, in the syntax of the Caddyfile."""
         return (f"unix/{self.socket}",)
+
+    @property
+    def admin_upstreams(self) -> tuple[str, ...]:
+        """Where Caddy reaches its admin API for the administrator's pages."""
+        return (f"unix/{self.admin_socket}",)
 
     @property
     def web_names(self) -> Sequence[str]:
