@@ -237,6 +237,12 @@ updates_reboot = False
 # Whether Debian's other updates are installed as well, those of its point releases: True or False.
 updates_point_releases = False
 
+# --- monitoring (role monitoring), see README ------------------------------------------------------------------------
+
+# For how many days figures are kept, and how many GB of the disk they may take at most: the oldest go first.
+monitoring_days = 30
+monitoring_disk = 2
+
 # --- backup (role backup), see docs/BACKUP.md ------------------------------------------------------------------------
 
 # Where backups go, encrypted: the directory of another disk, such as "/mnt/backup"; another machine, such as

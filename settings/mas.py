@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from releases import Archive, Release
-from roles import MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
+from roles import MAS, MAS_FIGURES_PORT, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
 from settings.deployment import Mail, Settings, View
 from settings.fields import SHA256S, Chosen, Https, Sha256s, UserName, sha256_for
 from settings.postgres import DatabaseAccess, database_of
@@ -91,7 +91,10 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
 
 @dataclass(frozen=True)
 class Mas(View):
-    """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret."""
+    """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret.
+
+    figures_port: where it says how it is, to the monitoring.
+    """
 
     server_name: str
     domain: str
@@ -109,6 +112,7 @@ class Mas(View):
     registration: str
     mail: Mail
     sso: tuple[tuple[Provider, Secret], ...]
+    figures_port: int | None
     release: Release
 
     @classmethod
@@ -131,6 +135,7 @@ class Mas(View):
             registration=settings.section(Homeserver).registration,
             mail=settings.mail,
             sso=tuple((provider, vault.get(provider.secret)) for provider in choices.sso),
+            figures_port=MAS_FIGURES_PORT if settings.here("monitoring") else None,
             release=release_of(choices, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
         )
 

@@ -9,7 +9,16 @@ from pydantic import Field, StringConstraints
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
-from roles import COTURN, FEDERATION_PORT, JOIN_PAGE, MAS_PORT, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
+from roles import (
+    COTURN,
+    FEDERATION_PORT,
+    JOIN_PAGE,
+    MAS_PORT,
+    SYDENT,
+    SYNAPSE,
+    SYNAPSE_FIGURES_PORT,
+    SYNAPSE_SOCKETS,
+)
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
 from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Https, MailAddress, Size, WebSite, size_in_bytes
@@ -55,7 +64,7 @@ class Synapse(View):
     ..._days: after how many days Synapse removes what nobody has used, or what is so old; None: never.
     support: content of /.well-known/matrix/support; empty if there is none.
     site: what is at https://<server_name>/: "page", ours; a URL, that of a site elsewhere; a directory; None: nothing.
-    page: the directory of our page.
+    page: the directory of our page. figures_port: where it says how it is, to the monitoring.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
     """
 
@@ -94,6 +103,7 @@ class Synapse(View):
     support: Mapping[str, Any]
     site: str | None
     caddy_here: bool
+    figures_port: int | None
     page: str = JOIN_PAGE
     languages: tuple[str, ...] = tuple(LANGUAGES)
 
@@ -137,6 +147,7 @@ class Synapse(View):
             support=_support(choices),
             site=choices.server_name_site,
             caddy_here=settings.here("caddy"),
+            figures_port=SYNAPSE_FIGURES_PORT if settings.here("monitoring") else None,
         )
 
     @classmethod
