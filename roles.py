@@ -913,9 +913,9 @@ MONITORING = Role(
             title="Alertmanager",
             health=_answers(ALERTS_PORT, "/-/ready"),
             exposure=1.5,
-            reads=(f"{MONITORING_HOME}/alertmanager",),
-            private=(f"{MONITORING_HOME}/alertmanager", "/var/lib/matrix-alertmanager"),
-            secrets=(f"{MONITORING_HOME}/alertmanager",),
+            reads=("/etc/matrix-alertmanager",),
+            private=("/etc/matrix-alertmanager",),
+            secrets=("/etc/matrix-alertmanager",),
         ),
         Unit(
             "matrix-prometheus.service",
@@ -924,7 +924,7 @@ MONITORING = Role(
             health=_answers(PROMETHEUS_PORT, "/-/ready"),
             exposure=1.5,
             reads=(f"{MONITORING_HOME}/prometheus.yaml", f"{MONITORING_HOME}/rules.yaml"),
-            private=("/var/lib/matrix-prometheus",),
+            private=("/var/lib/matrix-prometheus/wal",),
         ),
     ),
     timers=(FIGURES_TIMER,),
@@ -945,7 +945,15 @@ MONITORING = Role(
             )
         ),
     ),
-    files=(MONITORING_HOME, FIGURES_PROGRAM, FIGURES, *MONITORING_DEBIANS_OWN.values()),
+    files=(
+        MONITORING_HOME,
+        FIGURES_PROGRAM,
+        FIGURES,
+        # What they have written, which need not be backed up.
+        "/var/lib/matrix-alertmanager",
+        "/var/lib/matrix-prometheus",
+        *MONITORING_DEBIANS_OWN.values(),
+    ),
     package_users=("prometheus",),
     database_roles=("matrix-pg-figures",),
 )

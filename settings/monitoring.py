@@ -122,6 +122,7 @@ class Monitoring(View):
     caddy: bool
     own_files: bool
     home: str = MONITORING_HOME
+    alerts_home: str = "/etc/matrix-alertmanager"
     figures: str = FIGURES
     port: int = PROMETHEUS_PORT
     alerts_port: int = ALERTS_PORT

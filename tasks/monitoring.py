@@ -34,9 +34,9 @@ files.present(
             f"{HOME}/rules.yaml", "monitoring/rules.yaml", mode="644", values=values, check="promtool check rules {}"
         ),
         Template(f"{HOME}/prometheus.yaml", "monitoring/prometheus.yaml", mode="644", values=values),
-        Directory(f"{HOME}/alertmanager", mode="750", **ALERTS),
+        Directory(monitoring.alerts_home, mode="750", **ALERTS),
         Template(
-            f"{HOME}/alertmanager/alertmanager.yaml",
+            f"{monitoring.alerts_home}/alertmanager.yaml",
             "monitoring/alertmanager.yaml",
             mode="640",
             values=values,
@@ -84,7 +84,7 @@ units.running(name="Run the PostgreSQL exporter", unit=POSTGRESQL.name, reads=[]
 units.running(
     name="Run Alertmanager",
     unit=ALERTMANAGER.name,
-    reads=[f"{HOME}/alertmanager/alertmanager.yaml"],
+    reads=[f"{monitoring.alerts_home}/alertmanager.yaml"],
     ready=ALERTMANAGER.health,
 )
 units.running(name="Run Prometheus", unit=PROMETHEUS.name, reads=PROMETHEUS.reads, ready=PROMETHEUS.health)

@@ -186,7 +186,7 @@ def test_files_are_complete_and_readable(written: Callable[..., Rendered], scena
         # A file with nothing but a secret has no newline at its end.
         assert content.endswith("\n") or masked == MASK, path
         # Sydent and Alertmanager have templates of their own.
-        own = "/sydent/templates/" in path or path.startswith(MONITORING_HOME)
+        own = "/sydent/templates/" in path or path.startswith((MONITORING_HOME, "/etc/matrix-alertmanager"))
         assert "{{" not in content.replace(PRINTABLE, "") or own, f"unrendered: {path}"
         if path.endswith(".yaml"):
             assert isinstance(yaml.safe_load(content), dict), path
