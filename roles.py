@@ -929,11 +929,12 @@ MONITORING = Role(
     ),
     timers=(FIGURES_TIMER,),
     listens=(
+        # Synapse tells the administrators in a room.
+        Port("tcp", ALERTS_PORT, "machine", "matrix-alertmanager.service", callers=("monitoring", "synapse")),
         *(
             Port("tcp", number, "machine", unit, callers=("monitoring",))
             for number, unit in (
                 (PROMETHEUS_PORT, "matrix-prometheus.service"),
-                (ALERTS_PORT, "matrix-alertmanager.service"),
                 (NODE_PORT, "matrix-node.service"),
                 (BLACKBOX_PORT, "matrix-blackbox.service"),
                 (POSTGRES_FIGURES_PORT, "matrix-pg-figures.service"),

@@ -82,6 +82,9 @@ max_upload_size = "50M"
 # who are invited into a private room for that. []: nobody; an administrator finds reports by Synapse's admin API only.
 reports_to: list[str] = []
 
+# Who is told in a private room what the role monitoring finds, besides the mail to admin_email. A list as above.
+alerts_to: list[str] = []
+
 # What people find at https://<server_name>/ in a browser. "page": a page that says what this is and how to join, in the browser's
 # language. An https URL: they are sent there. The absolute path of a directory on the machine: the files in it, which the user
 # caddy has to be able to read (not below /home). None: nothing. What Matrix needs below /.well-known/matrix/ is there anyway.

@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
 from roles import (
+    ALERTS_PORT,
     COTURN,
     FEDERATION_PORT,
     JOIN_PAGE,
@@ -48,6 +49,7 @@ class Choices(Chosen):
     forgotten_room_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forget_left_rooms: bool = Field(description="True or False")
     reports_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
+    alerts_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
     server_name_site: WebSite | None = Field(
         description='"page", None, an https URL or the absolute path of a directory on the machine'
     )
@@ -96,6 +98,7 @@ class Synapse(View):
     forget_left_rooms: bool
     stale_device_days: int | None
     reports_to: tuple[str, ...]
+    alerts_to: tuple[str, ...]
     private_networks: tuple[str, ...]
     mail: Mail
     admin_email: str | None
@@ -140,6 +143,7 @@ class Synapse(View):
             forget_left_rooms=choices.forget_left_rooms,
             stale_device_days=choices.stale_device_days,
             reports_to=tuple(choices.reports_to),
+            alerts_to=tuple(choices.alerts_to) if settings.here("monitoring") else (),
             private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,
             admin_email=settings.choices.admin_email,
@@ -173,6 +177,12 @@ class Synapse(View):
     def moderators(self) -> str:
         """The content of the file that names who reads reports."""
         return f"{json.dumps(self.reports_to)}\n"
+
+    @property
+    def administrators(self) -> str:
+        """The content of the file that names who reads alerts, and where they are."""
+        url = f"http://127.0.0.1:{ALERTS_PORT}/api/v2/alerts?active=true&silenced=false&inhibited=false"
+        return f"{json.dumps([url, self.alerts_to])}\n"
 
     @property
     def max_upload_bytes(self) -> int:
