@@ -56,6 +56,8 @@ if settings.here("admin"):
     local.include("tasks/admin.py")
 if settings.here("bans"):
     local.include("tasks/bans.py")
+if settings.here("monitoring"):
+    local.include("tasks/monitoring.py")
 if settings.migration == "back":
     local.include("tasks/accounts_back.py")
 if settings.leaving:

@@ -99,6 +99,8 @@ rc_invites_per_room = None  # [0.3 and 10]
 antispam_url = None
 # What it is asked about, as the module calls it. While the program does not answer, everything is allowed.
 antispam_questions = ["user_may_invite", "user_may_join_room"]
+# Who is told in a private room what the role monitoring finds, besides the mail to admin_email. A list as above.
+alerts_to: list[str] = []
 
 # What people find at https://<server_name>/ in a browser. "page": a page that says what this is and how to join, in the browser's
 # language. An https URL: they are sent there. The absolute path of a directory on the machine: the files in it, which the user
@@ -267,6 +269,12 @@ updates_reboot = False
 
 # Whether Debian's other updates are installed as well, those of its point releases: True or False.
 updates_point_releases = False
+
+# --- monitoring (role monitoring), see README ------------------------------------------------------------------------
+
+# For how many days figures are kept, and how many GB of the disk they may take at most: the oldest go first.
+monitoring_days = 30
+monitoring_disk = 2
 
 # --- backup (role backup), see docs/BACKUP.md ------------------------------------------------------------------------
 

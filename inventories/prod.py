@@ -39,6 +39,9 @@ bans = [_machine]
 # Installs Debian's security updates every night.
 updates = [_machine]
 
+# Writes a mail when something is wrong.
+monitoring = [_machine]
+
 # Backups. First set backup_target in group_data/prod.py: docs/BACKUP.md.
 # backup = [_machine]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from releases import Archive, Release
-from roles import MAS, MAS_ADMIN_SOCKET, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
+from roles import MAS, MAS_ADMIN_SOCKET, MAS_FIGURES_PORT, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
 from settings.admin import CLIENT, origins
 from settings.deployment import Mail, Settings, View
 from settings.fields import SHA256S, Chosen, Https, Sha256s, UserName, sha256_for
@@ -95,6 +95,7 @@ class Mas(View):
     """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret.
 
     ketesa, ketesa_redirects: the client that the administrator's pages are, and where they are sent back to; none without them.
+    figures_port: where it says how it is, to the monitoring.
     """
 
     server_name: str
@@ -113,6 +114,7 @@ class Mas(View):
     registration: str
     mail: Mail
     sso: tuple[tuple[Provider, Secret], ...]
+    figures_port: int | None
     release: Release
     admin_socket: str
     ketesa: str
@@ -138,6 +140,7 @@ class Mas(View):
             registration=settings.section(Homeserver).registration,
             mail=settings.mail,
             sso=tuple((provider, vault.get(provider.secret)) for provider in choices.sso),
+            figures_port=MAS_FIGURES_PORT if settings.here("monitoring") else None,
             release=release_of(choices, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
             admin_socket=MAS_ADMIN_SOCKET,
             ketesa=CLIENT,

@@ -33,14 +33,18 @@ SECRETS: dict[str, Secret | None] = {
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
 # Whether there are any is also in homeserver.yaml, so that Synapse is restarted when they go.
-REPORTS, MODERATORS = "/usr/local/lib/synapse-reports", f"{HOME}/reports.json"
+REPORTS = "/usr/local/lib/synapse-reports"
+told = {
+    f"{HOME}/reports.json": synapse.moderators if synapse.reports_to else None,
+    f"{HOME}/alerts.json": synapse.administrators if synapse.alerts_to else None,
+}
 reports = [
-    Copy(REPORTS, "synapse/synapse-reports", mode="644"),
-    Text(MODERATORS, synapse.moderators, mode="640", **OWNED),
+    Copy(REPORTS, "synapse/synapse-reports", mode="644") if any(told.values()) else Absent(REPORTS),
+    *(Text(path, people, mode="640", **OWNED) if people else Absent(path) for path, people in told.items()),
 ]
 configuration = [
     Copy(RUN_SYNAPSE, "synapse/run-synapse", mode="644"),
-    *(reports if synapse.reports_to else map(Absent, (REPORTS, MODERATORS))),
+    *reports,
     Template(
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",
