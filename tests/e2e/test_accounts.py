@@ -542,19 +542,6 @@ def test_moderators_read_what_is_reported(managed: Managed, reported: Reported) 
     assert not [each for each in names if "reports" in each]
 
 
-def test_moderators_are_invited_where_only_administrators_may_invite(managed: Managed, reported: Reported) -> None:
-    host, bob = managed.outside.host, reported.reporter
-    host.run(f"echo block_non_admin_invites: true >>{FILE}")
-    host.run("cat >/etc/matrix-synapse/reports.json", stdin=json.dumps([reported.moderator.user_id, bob.user_id]))
-    host.run(RESTART)
-    with managed.outside.http() as http:
-        url = managed.outside.url("matrix", f"/_matrix/client/v3/rooms/{quote(reported.room)}/invite")
-        body = {"user_id": managed.user_id("nobody")}
-        refused = expect_json(http.post(url, headers=reported.moderator.authorization, json=body), 403)
-    assert refused["error"] == "Invites have been disabled on this server"
-    assert len(invitations(managed, bob)) == 1
-
-
 def test_administrators_read_what_the_monitoring_finds(managed: Managed, reported: Reported) -> None:
     administrator = reported.reporter
     [alerts] = invitations(managed, administrator)
@@ -569,3 +556,16 @@ def test_administrators_read_what_the_monitoring_finds(managed: Managed, reporte
         assert time.monotonic() < deadline, said
         time.sleep(0.5)
     assert said.count("A trial.\nDo nothing.") == 1
+
+
+def test_moderators_are_invited_where_only_administrators_may_invite(managed: Managed, reported: Reported) -> None:
+    host, bob = managed.outside.host, reported.reporter
+    host.run(f"echo block_non_admin_invites: true >>{FILE}")
+    host.run("cat >/etc/matrix-synapse/reports.json", stdin=json.dumps([reported.moderator.user_id, bob.user_id]))
+    host.run(RESTART)
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/rooms/{quote(reported.room)}/invite")
+        body = {"user_id": managed.user_id("nobody")}
+        refused = expect_json(http.post(url, headers=reported.moderator.authorization, json=body), 403)
+    assert refused["error"] == "Invites have been disabled on this server"
+    assert len(invitations(managed, bob)) == 1
