@@ -806,7 +806,7 @@ ADMIN_PORT = 8450
 
 ADMIN = Role(
     name="admin",
-    title="the administrator's pages",
+    title="Ketesa",
     purpose="Ketesa: users, rooms, media, reports and tokens of the homeserver in your browser, for nobody else",
     leave_out="`manage.py` is enough for you",
     needs=("synapse", "caddy"),

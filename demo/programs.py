@@ -48,7 +48,7 @@ PROGRAMS = (
         "lk-jwt-service",
     ),
     Program(ELEMENT, "ELEMENT_WEB_ARCHIVE", "element_archive", element.release_of, "to write in a browser"),
-    Program(ADMIN, "KETESA_ARCHIVE", "ketesa_archive", admin.release_of, "to administer in a browser", "Ketesa"),
+    Program(ADMIN, "KETESA_ARCHIVE", "ketesa_archive", admin.release_of, "to administer in a browser"),
     Program(SLIDING_SYNC, "SLIDING_SYNC_BINARY", "sliding_sync_binary", sliding_sync.release_of, "for old clients"),
 )
 

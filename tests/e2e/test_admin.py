@@ -6,6 +6,7 @@ Ketesa's release may be a stand-in: what is tested is the door, and what is behi
 import contextlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ResponseReceived
 
 from roles import ADMIN_PORT, SYNAPSE_PORT
 from settings.admin import COOKIE, USER
@@ -87,12 +91,32 @@ def test_no_other_connection_leads_there(outside: Outside) -> None:
             request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: ::1\r\n\r\n"
             assert answer_to(outside, request, tls=True) in (404, 421), (host, path)
             assert answer_to(outside, request, tls=False) in (308, 404), (host, path)
-    # HTTP/2: the name in ":authority" and another one in "host".
-    matrix = outside.url("matrix", "/_synapse/admin/v1/server_version")
-    with outside.http() as http:
-        for headers in ({"Host": name}, {"X-Forwarded-Host": name}):
-            assert http.get(matrix, headers=headers).status_code in (404, 421)
-        assert http.get(asked(outside, "/").url, headers={"Host": f"matrix.{outside.server_name}"}).status_code == 404
+    matrix = f"matrix.{outside.server_name}"
+    for authority, host in ((matrix, name), (name, matrix), (name, name)):
+        assert http2_status(outside, matrix, authority, host) in (404, 421), (authority, host)
+    assert http2_status(outside, name, matrix, name, "/_matrix/client/versions") == 200
+    assert http2_status(outside, name, name, matrix, "/_matrix/client/versions") == 404
+
+
+def http2_status(outside: Outside, sni: str, authority: str, host: str, path: str = BEHIND[-2]) -> int:
+    """The status of the answer to a request that says in several places for which name it is."""
+    context = outside.context()
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((outside.host.address, 443), timeout=TIMEOUT) as plain,
+        context.wrap_socket(plain, server_hostname=sni) as connection,
+    ):
+        h2 = H2Connection(H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False))
+        h2.initiate_connection()
+        named = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", path), ("host", host)]
+        h2.send_headers(1, named, end_stream=True)
+        connection.sendall(h2.data_to_send())
+        while received := connection.recv(1 << 16):
+            for event in h2.receive_data(received):
+                if isinstance(event, ResponseReceived):
+                    return int(dict(event.headers)[b":status"])
+            connection.sendall(h2.data_to_send())
+    raise AssertionError(f"no answer to {authority}, {host}")
 
 
 def test_inside_the_networks_the_password_is_asked_for(outside: Outside) -> None:

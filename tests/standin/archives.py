@@ -80,7 +80,7 @@ KETESA_FILES = {
     "index.html": b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stand-in</title>
 <style>h1 { color: rgb(24, 88, 213); }</style></head>
 <body><h1 id="state">starting</h1>
-<form><input name="username"><input name="password" type="password"><button>Sign in</button></form>
+<form><input name="username"><input name="password" type="password"><button>Go on</button></form>
 <script type="module" src="./assets/main-01234567.js"></script></body></html>""",
     "assets/main-01234567.js": b"""const state = document.getElementById("state");
 const ask = async (path, options) => (await fetch(localStorage.base_url + path, options)).json();

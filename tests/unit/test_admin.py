@@ -1,10 +1,12 @@
 """The administrator's pages: from where, and with what password."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from passlib.hash import bcrypt
 
 from operations.templating import render
@@ -83,6 +85,27 @@ def test_mas_knows_where_they_are(tmp_path: Path) -> None:
     assert redirects[1] == "http://admin.x.test.localhost:8450/auth-callback/"
     assert settings(tmp_path, {**HERE, "mas": ["one"], "admin": []}).view(Mas).ketesa_redirects == []
     assert "connect-src 'self' https://auth.x.test;" in found.view(Admin).policy
+
+
+def test_with_mas_its_administration_is_behind_the_same_door(tmp_path: Path) -> None:
+    roles = {**HERE, "mas": ["one"]}
+    chosen = settings(tmp_path, roles)
+    chosen.vault.set(PASSWORD, ADMIN_PASSWORD_HASH)
+    text = door(chosen)
+    admin_api = text.partition("handle /api/admin/* {")[2].partition("\n\t\t}\n")[0]
+    assert "unix//run/mas/admin.sock" in admin_api and "web.sock" not in admin_api
+    told = json.loads(re.search("auth_metadata {.*?respond `(.*?)` 200", text, re.S)[1])  # type: ignore[index]
+    assert (
+        told["issuer"] == "https://auth.x.test/" and told["authorization_endpoint"] == "https://auth.x.test/authorize"
+    )
+    for name in ("token", "registration"):
+        assert told[f"{name}_endpoint"].startswith("http://{http.request.hostport}/oauth2/")
+    # Nothing but the admin API is on that socket, and it is on no other.
+    listeners = yaml.safe_load(render("mas/config.yaml.j2", {"mas": chosen.view(Mas)})[0])["http"]["listeners"]
+    found = {each["name"]: [resource["name"] for resource in each["resources"]] for each in listeners}
+    assert found["admin"] == ["adminapi"] and "adminapi" not in found["web"] + found["synapse"]
+    without = settings(tmp_path, {**roles, "admin": []}).view(Mas)
+    assert "admin.sock" not in render("mas/config.yaml.j2", {"mas": without})[0]
 
 
 def test_the_command_keeps_a_hash_only(tmp_path: Path) -> None:
