@@ -229,14 +229,14 @@ class Synapse(View):
 
     @property
     def moderators(self) -> str:
-        """The content of the file that names who reads reports."""
-        return f"{json.dumps(self.reports_to)}\n"
+        """The content of the file that names who reads reports; empty if there is nobody."""
+        return f"{json.dumps(self.reports_to)}\n" if self.reports_to else ""
 
     @property
     def administrators(self) -> str:
-        """The content of the file that names who reads alerts, and where they are."""
+        """The content of the file that names who reads alerts, and where they are; empty if there is nobody."""
         url = f"http://127.0.0.1:{ALERTS_PORT}/api/v2/alerts?active=true&silenced=false&inhibited=false"
-        return f"{json.dumps([url, self.alerts_to])}\n"
+        return f"{json.dumps([url, self.alerts_to])}\n" if self.alerts_to else ""
 
     @property
     def max_upload_bytes(self) -> int:

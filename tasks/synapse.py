@@ -33,11 +33,8 @@ SECRETS: dict[str, Secret | None] = {
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
 # Whether there are any is also in homeserver.yaml, so that Synapse is restarted when they go.
-REPORTS = "/usr/local/lib/synapse-reports"
-told = {
-    f"{HOME}/reports.json": synapse.moderators if synapse.reports_to else None,
-    f"{HOME}/alerts.json": synapse.administrators if synapse.alerts_to else None,
-}
+REPORTS, TOLD = "/usr/local/lib/synapse-reports", [f"{HOME}/{name}.json" for name in ("reports", "alerts")]
+told = dict(zip(TOLD, (synapse.moderators, synapse.administrators), strict=True))
 reports = [
     Copy(REPORTS, "synapse/synapse-reports", mode="644") if any(told.values()) else Absent(REPORTS),
     *(Text(path, people, mode="640", **OWNED) if people else Absent(path) for path, people in told.items()),
