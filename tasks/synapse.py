@@ -82,13 +82,11 @@ files.present(
     ],
 )
 values = {"home": HOME, "state": STATE, "program": RUN_SYNAPSE, "arguments": SYNAPSE_ARGUMENTS}
-values |= {"python": f"{synapse.virtualenv.current}/bin/python", "release": settings.machine.release}
-values |= {"socket_group": SOCKET_GROUP}
+values |= {"python": f"{synapse.virtualenv.current}/bin/python", "socket_group": SOCKET_GROUP}
+values |= {"release": settings.machine.release}
 files.present(
     name="Confine Synapse",
-    entries=[
-        Template(f"/etc/systemd/system/{UNIT.name}", "synapse/matrix-synapse.service", mode="644", values=values),
-    ],
+    entries=[Template(f"/etc/systemd/system/{UNIT.name}", "synapse/matrix-synapse.service", mode="644", values=values)],
 )
 
 as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"
