@@ -114,6 +114,8 @@ def every(case: dict[str, Any]) -> str:
     return "1m" if len(case["promql_expr_test"][0]["eval_time"]) < len("1000m") else "10m"
 
 
+# The older promtool of the two.
+@pytest.mark.once("debian12")
 def test_each_rule_notices_what_it_is_for_and_nothing_else(deployed: Deployed) -> None:
     # As on a machine that has all: backups, and a certificate of an issuer's.
     machine = SimpleNamespace(late_after={"wal": 300}, left=7 * 86400, caddy=True)
