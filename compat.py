@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import click
 import pyinfra
-from paramiko import SSHException, Transport
+from paramiko import Channel, ChannelException, SSHException, Transport
 from pyinfra.api import Config, StringCommand, util
 from pyinfra.api.exceptions import ConnectError, DeployError, PyinfraError
 from pyinfra.api.host import Host
@@ -280,6 +280,25 @@ def answer_of(host: Host, command: str, stdin: str) -> tuple[bool, list[str], li
     if why := connection_error(host):
         raise Refused(f"{host.name} does not answer: {why}")
     return done, output.stdout_lines, output.stderr_lines
+
+
+def channel_to(host: Host, port: int) -> Channel | None:
+    """A connection to a port of a machine that was connected to, at its 127.0.0.1; None if it was not connected to by SSH.
+
+    Raises Refused.
+    """
+    client = getattr(host.connector, "client", None)
+    transport: Transport | None = client.get_transport() if client else None
+    if transport is None:
+        return None
+    try:
+        return transport.open_channel("direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 0), timeout=30)
+    except ChannelException as error:
+        if error.code == 1:
+            raise Refused(f"{host.name}: its SSH server allows no tunnels: AllowTcpForwarding in sshd_config") from None
+        raise Refused(f"{host.name}: nothing answers there at 127.0.0.1:{port}: deploy first") from None
+    except (EOFError, OSError, SSHException) as error:
+        raise Refused(f"{host.name} does not answer: {connection_error(host) or error}") from None
 
 
 def reached_again(host: Host, command: StringCommand, sudo: bool) -> bool:

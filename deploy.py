@@ -52,8 +52,12 @@ if settings.here("element"):
     local.include("tasks/element.py")
 if settings.here("ntfy"):
     local.include("tasks/ntfy.py")
+if settings.here("admin"):
+    local.include("tasks/admin.py")
 if settings.here("bans"):
     local.include("tasks/bans.py")
+if settings.here("monitoring"):
+    local.include("tasks/monitoring.py")
 if settings.migration == "back":
     local.include("tasks/accounts_back.py")
 if settings.leaving:

@@ -21,9 +21,11 @@ RoleName = Literal[
     "rtc",
     "element",
     "ntfy",
+    "admin",
     "firewall",
     "bans",
     "updates",
+    "monitoring",
     "backup",
 ]
 Protocol = Literal["tcp", "udp"]
@@ -35,7 +37,7 @@ class VaultEntry(NamedTuple):
     """A secret. kind: "given" by the administrator; the others are generated. A name ends in * if there may be several.
 
     keep: why it must not change once it has been used. rotation: what a new one means for people. overlap: hours for which the
-    old one is accepted as well.
+    old one is accepted as well. command: the command of manage.py that sets it, if it is not `secrets set`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class VaultEntry(NamedTuple):
     keep: str = ""
     rotation: str = ""
     overlap: int = 0
+    command: str = ""
 
 
 class Port(NamedTuple):
@@ -176,7 +179,8 @@ class Role:
     data; the first is its user's home. irreplaceable: that data cannot be had again, so a last copy of it is kept.
     programs: its directories below /opt. helpers: further units that its task defines. files: what else it writes, outside of the
     directories that are named elsewhere here. authority: what its own authority is called in the machine's trust store. tools:
-    programs that its helpers run, and perhaps those of other roles. tables: its tables of nftables.
+    programs that its helpers run, and perhaps those of other roles. tables: its tables of nftables. package_users: users that its
+    packages make, and leave when they are purged. database_roles: roles of PostgreSQL's that it has and that own no database.
     stays: why `manage.py NAME remove` refuses it; "" if it can be removed.
     in_database: its state is backed up as a database and not as files. not_backed_up: what of its state need not be, because it
     can be had again. sqlite: SQLite databases in its state, which are copied while they may be written.
@@ -202,6 +206,8 @@ class Role:
     authority: str = ""
     tools: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    package_users: tuple[str, ...] = ()
+    database_roles: tuple[str, ...] = ()
     stays: str = ""
     in_database: bool = False
     not_backed_up: tuple[str, ...] = ()
@@ -511,7 +517,8 @@ SYNAPSE = Role(
 
 # Where Synapse asks MAS about tokens; where root asks whether MAS works, and administers accounts.
 MAS_PORT, MAS_INTERNAL_PORT = 8080, 8081
-MAS_SOCKET = "/run/mas/web.sock"
+# Where Caddy connects: for everybody, and for the administrator's pages.
+MAS_SOCKET, MAS_ADMIN_SOCKET = "/run/mas/web.sock", "/run/mas/admin.sock"
 MAS_CONFIGURATION = ("/etc/mas/config.yaml", "/etc/mas/local.yaml")
 MAS_ARGUMENTS = " ".join(f"--config {path}" for path in MAS_CONFIGURATION)
 # What its own check does not notice: a newline at the end of the encryption secret, and a policy that it cannot read.
@@ -794,6 +801,36 @@ NTFY = Role(
     domain=Domain("push_domain", "push", "ntfy, if you want it"),
 )
 
+# Where Caddy serves the administrator's pages for an SSH tunnel.
+ADMIN_PORT = 8450
+
+ADMIN = Role(
+    name="admin",
+    title="Ketesa",
+    purpose="Ketesa: users, rooms, media, reports and tokens of the homeserver in your browser, for nobody else",
+    leave_out="`manage.py` is enough for you",
+    needs=("synapse", "caddy"),
+    beside=("synapse", "caddy"),
+    units=(),
+    programs=("ketesa",),
+    listens=(Port("tcp", ADMIN_PORT, "machine", "caddy.service"),),
+    domain=Domain("admin_domain", "admin", "the administrator's pages, only with `admin_networks`"),
+    secrets=(
+        VaultEntry(
+            "admin_password_hash",
+            "given",
+            "of the password of the administrator's pages, which is not kept",
+            command="admin password",
+        ),
+        VaultEntry(
+            "admin_session_secret",
+            "token",
+            "by which a browser is known that had the password of the administrator's pages",
+            rotation="the administrator's pages ask for the password again",
+        ),
+    ),
+)
+
 FIREWALL = Role(
     name="firewall",
     title="the firewall",
@@ -879,6 +916,116 @@ UPDATES = Role(
     ),
 )
 
+# What is scraped, and where Alertmanager and Prometheus answer: beside their usual ports, where an administrator's own may be.
+PROMETHEUS_PORT, ALERTS_PORT, NODE_PORT, BLACKBOX_PORT, POSTGRES_FIGURES_PORT = 19090, 19093, 19100, 19115, 19187
+SYNAPSE_FIGURES_PORT, CADDY_FIGURES_PORT, MAS_FIGURES_PORT, LIVEKIT_FIGURES_PORT = 19008, 19080, 19081, 19780
+MONITORING_HOME = "/etc/matrix-metal/monitoring"
+# What the timer writes: the units' state and memory, the backup's, what logs say of damage.
+FIGURES_PROGRAM, FIGURES = "/usr/local/lib/matrix-metal-figures", "/var/lib/matrix-metal-figures"
+FIGURES_TIMER = Timer("matrix-metal-figures", "Collect figures for the monitoring", "matrix-node", 1.5)
+# Debian's packages -> where their own units are kept from starting.
+MONITORING_DEBIANS_OWN = {
+    package: f"/etc/systemd/system/{package}.service.d/matrix-metal.conf"
+    for package in (
+        "prometheus",
+        "prometheus-alertmanager",
+        "prometheus-node-exporter",
+        "prometheus-blackbox-exporter",
+        "prometheus-postgres-exporter",
+    )
+}
+
+
+def _answers(port: int, path: str, text: str = "") -> str:
+    """A shell command that succeeds once a page is there, and has a line."""
+    ask = f"curl -qsf --max-time 5 http://127.0.0.1:{port}{path}"
+    return f"{ask} | grep -q '{text}'" if text else f"{ask} -o /dev/null"
+
+
+MONITORING = Role(
+    name="monitoring",
+    title="the monitoring",
+    purpose="watches the homeserver and its machine, and writes when something is wrong: Prometheus and Alertmanager",
+    leave_out="you have a monitoring of your own, or look at `status` yourself",
+    needs=("postgres", "synapse"),
+    beside=("postgres", "synapse"),
+    packages=tuple(MONITORING_DEBIANS_OWN),
+    # Not Debian's own units: they listen on all addresses, and share a user.
+    units=(
+        Unit(
+            "matrix-node.service",
+            user="matrix-node",
+            title="the node exporter",
+            health=_answers(NODE_PORT, "/metrics", "^node_time_seconds"),
+            exposure=1.5,
+        ),
+        Unit(
+            "matrix-blackbox.service",
+            user="matrix-blackbox",
+            title="the blackbox exporter",
+            health=_answers(BLACKBOX_PORT, "/-/healthy"),
+            exposure=1.5,
+            reads=(f"{MONITORING_HOME}/blackbox.yaml",),
+        ),
+        Unit(
+            "matrix-pg-figures.service",
+            user="matrix-pg-figures",
+            title="the PostgreSQL exporter",
+            health=_answers(POSTGRES_FIGURES_PORT, "/metrics", "^pg_up 1"),
+            exposure=1.5,
+        ),
+        Unit(
+            "matrix-alertmanager.service",
+            user="matrix-alertmanager",
+            title="Alertmanager",
+            health=_answers(ALERTS_PORT, "/-/ready"),
+            exposure=1.5,
+            reads=("/etc/matrix-alertmanager",),
+            private=("/etc/matrix-alertmanager",),
+            secrets=("/etc/matrix-alertmanager",),
+        ),
+        Unit(
+            "matrix-prometheus.service",
+            user="matrix-prometheus",
+            title="Prometheus",
+            health=_answers(PROMETHEUS_PORT, "/-/ready"),
+            exposure=1.5,
+            reads=(f"{MONITORING_HOME}/prometheus.yaml", f"{MONITORING_HOME}/rules.yaml"),
+            private=("/var/lib/matrix-prometheus/wal",),
+        ),
+    ),
+    timers=(FIGURES_TIMER,),
+    listens=(
+        # Synapse tells the administrators in a room.
+        Port("tcp", ALERTS_PORT, "machine", "matrix-alertmanager.service", callers=("monitoring", "synapse")),
+        *(
+            Port("tcp", number, "machine", unit, callers=("monitoring",))
+            for number, unit in (
+                (PROMETHEUS_PORT, "matrix-prometheus.service"),
+                (NODE_PORT, "matrix-node.service"),
+                (BLACKBOX_PORT, "matrix-blackbox.service"),
+                (POSTGRES_FIGURES_PORT, "matrix-pg-figures.service"),
+                # What other roles say of themselves, where they are on the same machine.
+                (SYNAPSE_FIGURES_PORT, "matrix-synapse.service"),
+                (CADDY_FIGURES_PORT, "caddy.service"),
+                (MAS_FIGURES_PORT, "mas.service"),
+                (LIVEKIT_FIGURES_PORT, "livekit.service"),
+            )
+        ),
+    ),
+    files=(
+        MONITORING_HOME,
+        FIGURES_PROGRAM,
+        FIGURES,
+        # What they have written, which need not be backed up.
+        "/var/lib/matrix-alertmanager",
+        "/var/lib/matrix-prometheus",
+        *MONITORING_DEBIANS_OWN.values(),
+    ),
+    package_users=("prometheus",),
+    database_roles=("matrix-pg-figures",),
+)
+
 BACKUP = Role(
     name="backup",
     title="the backup",
@@ -938,9 +1085,11 @@ ROLES: Mapping[str, Role] = {
         RTC,
         ELEMENT,
         NTFY,
+        ADMIN,
         FIREWALL,
         BANS,
         UPDATES,
+        MONITORING,
         BACKUP,
     )
 }

@@ -239,6 +239,8 @@ class Vault:
 
     def command(self, verb: Command, name: str = "") -> str:
         """The command line that shows, sets or rotates a secret of this vault."""
+        if verb == "set" and name and (known := _known(name)).command:
+            return f"python manage.py {self.path.stem} {known.command}"
         if self.path.parent.name == "inventories" and self.path.with_suffix(".py").exists():
             return f"python manage.py {self.path.stem} secrets {verb} {name}".rstrip()
         return f"python vault.py {verb} {self.path} {name}".rstrip()
@@ -370,6 +372,8 @@ def run(command: Command, path: Path, inventory: Path, name: str | None, force: 
         return _show(vault, name)
     if name is None:
         raise VaultError(f"which secret? {vault.command('show')} lists them")
+    if command == "set" and entry_of(name).command:
+        raise VaultError(f"{name} is made from what you type: {vault.command('set', name)}")
     if command == "set":
         vault.set(name, _asked_for(name), force)
     else:

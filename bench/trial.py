@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from settings import element
 from tests.conftest import STAND_IN, livekit_archive, lk_jwt, real_proxy
 from tests.deployment import Deployment
-from tests.standin.archives import element_archive, real_element
+from tests.standin.archives import element_archive, ketesa_archive, real_element, real_ketesa
 from tests.testbed import Host, Testbed
 
 
@@ -56,5 +56,6 @@ def every_role(host: Host) -> Iterator[Deployment]:
                 "livekit_archive": str(livekit),
                 "lk_jwt_binary": str(lk_jwt()),
                 "element_archive": str(real_element() or element_archive(Path(directory), element.VERSION)),
+                "ketesa_archive": str(real_ketesa() or ketesa_archive(Path(directory))),
             },
         )

@@ -20,6 +20,7 @@ turn_domain = None  # [turn.<server_name>] coturn
 rtc_domain = None  # [rtc.<server_name>] LiveKit and lk-jwt-service
 chat_domain = None  # [chat.<server_name>] Element Web
 push_domain = None  # [push.<server_name>] ntfy
+admin_domain = None  # [admin.<server_name>] the administrator's pages
 
 # E-mail address of the administrator: the contact of the certificate authorities. Required if tls is "acme".
 admin_email = None
@@ -98,6 +99,8 @@ rc_invites_per_room = None  # [0.3 and 10]
 antispam_url = None
 # What it is asked about, as the module calls it. While the program does not answer, everything is allowed.
 antispam_questions = ["user_may_invite", "user_may_join_room"]
+# Who is told in a private room what the role monitoring finds, besides the mail to admin_email. A list as above.
+alerts_to: list[str] = []
 
 # What people find at https://<server_name>/ in a browser. "page": a page that says what this is and how to join, in the browser's
 # language. An https URL: they are sent there. The absolute path of a directory on the machine: the files in it, which the user
@@ -241,6 +244,19 @@ bans_longest_days = 7
 # everybody is: take out those where each client has its own, and add your own proxy or office if it is elsewhere.
 bans_exempt = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"]
 
+# --- administrator's pages (role admin) ------------------------------------------------------------------------------
+
+# Addresses and networks from which https://<admin_domain>/ is reached, such as ["192.0.2.7", "2001:db8::/48"]. Empty: from
+# nowhere, and the pages are reached only through an SSH tunnel (`manage.py NAME admin open`), without DNS name and certificate.
+admin_networks: list[str] = []
+
+# Path on the controller of Ketesa's archive (ketesa.tar.gz). None: download upstream's release.
+ketesa_archive = None
+# Expected SHA-256. None: the first download is recorded in inventories/<inventory>.lock, and every later one must match that.
+ketesa_sha256 = None
+# Where releases are downloaded from (https), for a mirror of your own.
+ketesa_releases = "https://github.com/etkecc/ketesa/releases/download"
+
 # --- security updates (role updates), see README ---------------------------------------------------------------------
 
 # When they are installed each day, and what still runs replaced files is restarted: "HH:MM" in UTC. After the next boot, if the
@@ -253,6 +269,12 @@ updates_reboot = False
 
 # Whether Debian's other updates are installed as well, those of its point releases: True or False.
 updates_point_releases = False
+
+# --- monitoring (role monitoring), see README ------------------------------------------------------------------------
+
+# For how many days figures are kept, and how many GB of the disk they may take at most: the oldest go first.
+monitoring_days = 30
+monitoring_disk = 2
 
 # --- backup (role backup), see docs/BACKUP.md ------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ element = [_machine]
 
 # Notifications on Android without Google's services. It needs Debian 13.
 # ntfy = [_machine]
+# The administrator's pages in a browser: python manage.py prod admin password, deploy, python manage.py prod admin open.
+admin = [_machine]
 
 # Drops what arrives for other ports than those of the roles above, and SSH's.
 firewall = [_machine]
@@ -36,6 +38,9 @@ bans = [_machine]
 
 # Installs Debian's security updates every night.
 updates = [_machine]
+
+# Writes a mail when something is wrong.
+monitoring = [_machine]
 
 # Backups. First set backup_target in group_data/prod.py: docs/BACKUP.md.
 # backup = [_machine]

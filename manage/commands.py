@@ -8,6 +8,7 @@ import click
 
 from compat import Refused
 from manage.accounts import accounts
+from manage.admin import admin
 from manage.backup import backup, restore
 from manage.bans import bans
 from manage.machines import ROOT, Deployment
@@ -49,6 +50,7 @@ for _noun in (
     reports,
     mas,
     bans,
+    admin,
     postgres,
     backup,
     restore,

@@ -252,3 +252,31 @@ def exist(cluster: str, databases: Sequence[Database]) -> Generator[StringComman
             yield script(functions, f"close {quoted(database.name)}")
         if found == wanted and existing.get(f"incomplete {database.name}") == "t":
             yield script(functions, f"recreate {names} {shlex.quote(_incomplete(database.first_filled))}")
+
+
+class Watching(Fact[set[str]]):
+    """Which of the cluster's roles may ask for all figures of it; none while PostgreSQL is down."""
+
+    def question(self, cluster: str) -> str:
+        query = "SELECT rolname FROM pg_roles WHERE pg_has_role(oid, 'pg_monitor', 'member')"
+        return asked(cluster, f"-XAtq -c {shlex.quote(query)}") + " 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> set[str]:
+        return set()
+
+    def answer(self, lines: list[str]) -> set[str]:
+        return set(lines)
+
+
+@operation()
+def watched(cluster: str, roles: Sequence[str]) -> Generator[StringCommand, None, None]:
+    """Roles exist that see how the cluster is, and no data: our databases let nobody in but their owners."""
+    existing: dict[str, str] = ask(Existing, cluster=cluster)
+    as_superuser = as_postgres(cluster)
+    for role in roles:
+        if f"role {role}" not in existing:
+            yield script(f"{as_superuser} createuser --no-superuser --no-createdb --no-createrole {quoted(role)}")
+        if role not in ask(Watching, cluster=cluster):
+            grant = f'GRANT pg_monitor TO "{role}"'
+            yield script(f"{as_superuser} psql -XAtqc {shlex.quote(grant)}")

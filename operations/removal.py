@@ -23,7 +23,7 @@ class Removal:
     units: what runs; definitions: the files and directories that define it. paths: files, directories, and patterns of them.
     tools: programs that units of other roles may run as well. accounts: users and groups, by their names. packages: Debian's.
     maker: the package that makes the users; "" if a task does. tables: of nftables. state: directories of which a last copy is
-    kept. authority: what its own authority is called in the trust store.
+    kept. authority: what its own authority is called in the trust store. package_users: what its packages leave.
     """
 
     role: str
@@ -37,6 +37,7 @@ class Removal:
     tables: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     authority: str = ""
+    package_users: tuple[str, ...] = ()
 
     @property
     def trusted(self) -> tuple[str, ...]:
@@ -78,12 +79,16 @@ class Left(Fact[Found]):
             "table": quoted(*removal.tables),
         }
         tools = quoted(*removal.tools)
+        orphans = [
+            f"! is_orphan {quoted(each)} || {{ left user {each}; left group {each}; }}"
+            for each in removal.package_users
+        ]
         lines = [f"left {kind} {names}" for kind, names in asked.items() if names]
         if tools:
             lines.append(
                 f"for tool in {tools}; do is_used $tool {quoted(*removal.definitions)} || left tool $tool; done"
             )
-        return _shell() + "\n".join([*lines, "true"])
+        return _shell() + "\n".join([*lines, *orphans, "true"])
 
     @staticmethod
     def default() -> Found:
@@ -174,6 +179,16 @@ def database_dropped(database: LastDatabase) -> Generator[StringCommand, None, N
         yield script(functions, f"as_superuser dropdb --force --if-exists {quoted(database.name)}")
     if f"role {database.owner}" in existing:
         yield script(functions, f"as_superuser dropuser --if-exists {quoted(database.owner)}")
+
+
+@operation()
+def database_roles_dropped(cluster: str, roles: Sequence[str]) -> Generator[StringCommand, None, None]:
+    """Roles of PostgreSQL's that own nothing are gone."""
+    existing: dict[str, str] = ask(Existing, cluster=cluster)
+    if left := [role for role in roles if f"role {role}" in existing]:
+        yield script(
+            database_functions(cluster), *(f"as_superuser dropuser --if-exists {quoted(role)}" for role in left)
+        )
 
 
 def _copy_name(role: str, suffix: str) -> str:

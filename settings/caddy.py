@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from operations.certificates import Served
-from roles import CADDY, FEDERATION_PORT, ROLES
+from roles import CADDY, CADDY_FIGURES_PORT, FEDERATION_PORT, ROLES
 from settings.deployment import ROOT, Settings, View, view_of
 from settings.issuers import Issuer
 
@@ -25,7 +25,7 @@ class Site:
 class Caddy(View):
     """processors: how many it uses. federation_port: 8448 if federation uses that port as well. domains: the web names.
 
-    logs_log_ins: whether it logs who tries passwords.
+    logs_log_ins: whether it logs who tries passwords. figures_port: where it says how it is, to the monitoring.
     """
 
     issuer: Issuer
@@ -34,6 +34,7 @@ class Caddy(View):
     domains: tuple[str, ...]
     federation_port: int | None
     logs_log_ins: bool
+    figures_port: int | None
     reloader: str = "caddy-certificate"
 
     @classmethod
@@ -50,6 +51,7 @@ class Caddy(View):
                 (each.port for _, view in others for each in view.served if each.port == FEDERATION_PORT), None
             ),
             logs_log_ins=settings.here("bans"),
+            figures_port=CADDY_FIGURES_PORT if settings.here("monitoring") else None,
         )
 
     @property

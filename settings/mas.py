@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from releases import Archive, Release
-from roles import MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
+from roles import MAS, MAS_ADMIN_SOCKET, MAS_FIGURES_PORT, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, SYNAPSE
+from settings.admin import CLIENT, origins
 from settings.deployment import Mail, Settings, View
 from settings.fields import SHA256S, Chosen, Https, Sha256s, UserName, sha256_for
 from settings.postgres import DatabaseAccess, database_of
@@ -91,7 +92,11 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
 
 @dataclass(frozen=True)
 class Mas(View):
-    """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret."""
+    """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret.
+
+    ketesa, ketesa_redirects: the client that the administrator's pages are, and where they are sent back to; none without them.
+    figures_port: where it says how it is, to the monitoring.
+    """
 
     server_name: str
     domain: str
@@ -109,7 +114,11 @@ class Mas(View):
     registration: str
     mail: Mail
     sso: tuple[tuple[Provider, Secret], ...]
+    figures_port: int | None
     release: Release
+    admin_socket: str
+    ketesa: str
+    ketesa_redirects: list[str]
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -131,7 +140,13 @@ class Mas(View):
             registration=settings.section(Homeserver).registration,
             mail=settings.mail,
             sso=tuple((provider, vault.get(provider.secret)) for provider in choices.sso),
+            figures_port=MAS_FIGURES_PORT if settings.here("monitoring") else None,
             release=release_of(choices, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
+            admin_socket=MAS_ADMIN_SOCKET,
+            ketesa=CLIENT,
+            ketesa_redirects=[f"{each}/auth-callback/" for each in origins(settings)]
+            if settings.exists("admin")
+            else [],
         )
 
     @classmethod
@@ -147,6 +162,11 @@ class Mas(View):
     def upstreams(self) -> tuple[str, ...]:
         """Where Caddy reaches it, in the syntax of the Caddyfile."""
         return (f"unix/{self.socket}",)
+
+    @property
+    def admin_upstreams(self) -> tuple[str, ...]:
+        """Where Caddy reaches its admin API for the administrator's pages."""
+        return (f"unix/{self.admin_socket}",)
 
     @property
     def web_names(self) -> Sequence[str]:

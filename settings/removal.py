@@ -53,7 +53,18 @@ def removal_of(settings: Settings, role: Role) -> Removal:
         tables=tuple(tables),
         state=role.state if role.irreplaceable else (),
         authority=role.authority,
+        package_users=tuple(
+            name for name in role.package_users if not any(name in each.package_users for each in staying)
+        ),
     )
+
+
+def database_roles(settings: Settings, role: Role) -> tuple[str, tuple[str, ...]] | None:
+    """The cluster and the roles of PostgreSQL's that the role has had there, if a deploy has set it up."""
+    left = role in [left for left, _ in settings.left_over]
+    if not (left and role.database_roles and settings.here(POSTGRES.name)):
+        return None
+    return settings.view(Postgres).cluster, role.database_roles
 
 
 def last_database(settings: Settings, role: Role) -> LastDatabase | None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from releases import Archive, Release
 from roles import (
     COTURN,
+    LIVEKIT_FIGURES_PORT,
     LK_JWT_PORT,
     MEDIA_TCP_PORT,
     MEDIA_UDP_PORT,
@@ -95,6 +96,7 @@ class Rtc(View):
     """addresses: one of each family at which media reaches LiveKit. full_access: servers whose users may start calls.
 
     relay: the name of our relay, which clients use that reach LiveKit by no other way; None: there is none.
+    figures_port: where LiveKit says how it is, to the monitoring.
     """
 
     domain: str
@@ -104,6 +106,7 @@ class Rtc(View):
     full_access: tuple[str, ...]
     relay: str | None
     relay_secret: Secret | None
+    figures_port: int | None
     key: str = KEY
     signal_port: int = SIGNAL_PORT
     tcp_port: int = MEDIA_TCP_PORT
@@ -125,6 +128,7 @@ class Rtc(View):
             full_access=tuple(dict.fromkeys([settings.server_name, *chosen.rtc_full_access_servers])),
             relay=settings.domain(COTURN) if with_relay else None,
             relay_secret=settings.vault.get("turn_shared_secret") if with_relay else None,
+            figures_port=LIVEKIT_FIGURES_PORT if settings.here("monitoring") else None,
         )
 
     @classmethod

@@ -119,12 +119,15 @@ def _choices(settings: Settings) -> Iterator[str]:
             f"{where}: stale_device_days = {homeserver.stale_device_days} is for accounts in Synapse, and the role mas has them: "
             "set inactive_session_expiration in /etc/mas/local.yaml"
         )
-    for each in homeserver.reports_to:
-        if each.partition(":")[2] != settings.server_name:
-            yield (
-                f"{where}: reports_to has {each}, who is not of this homeserver: reports are for accounts such as "
-                f"@anna:{settings.server_name}"
-            )
+    for setting in ("reports_to", "alerts_to"):
+        for each in getattr(homeserver, setting):
+            if each.partition(":")[2] != settings.server_name:
+                yield (
+                    f"{where}: {setting} has {each}, who is not of this homeserver: "
+                    f"{setting.removesuffix('_to')} are for accounts such as @anna:{settings.server_name}"
+                )
+    if homeserver.alerts_to and not settings.exists("monitoring"):
+        yield f"{where}: alerts_to names who is told what the role monitoring finds, and no machine has it"
     providers = [provider.id for provider in settings.section(Accounts).sso]
     if providers and not settings.exists("mas"):
         yield f"{where}: sso has providers to sign in with, which need the role mas, and no machine has it"

@@ -9,7 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
-from roles import COTURN, FEDERATION_PORT, JOIN_PAGE, MAS_PORT, NTFY, SYDENT, SYNAPSE, SYNAPSE_SOCKETS
+from roles import (
+    ALERTS_PORT,
+    COTURN,
+    FEDERATION_PORT,
+    JOIN_PAGE,
+    MAS_PORT,
+    NTFY,
+    SYDENT,
+    SYNAPSE,
+    SYNAPSE_FIGURES_PORT,
+    SYNAPSE_SOCKETS,
+)
 from settings.coturn import turn_uris
 from settings.deployment import Mail, Settings, View
 from settings.fields import A_NUMBER_OF_DAYS, Chosen, Days, Http, Https, MailAddress, Size, WebSite, size_in_bytes
@@ -74,6 +85,7 @@ class Choices(Chosen):
     antispam_questions: list[Question] = Field(
         description=f"a list of some of {', '.join(get_args(Question))}", min_length=1
     )
+    alerts_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
     server_name_site: WebSite | None = Field(
         description='"page", None, an https URL or the absolute path of a directory on the machine'
     )
@@ -92,7 +104,7 @@ class Synapse(View):
     invite_limits: how many invitations there may be, where Synapse's own limits are not meant.
     antispam_url: the program that is asked whether something is spam, and about what; None: no program is.
     site: what is at https://<server_name>/: "page", ours; a URL, that of a site elsewhere; a directory; None: nothing.
-    page: the directory of our page.
+    page: the directory of our page. figures_port: where it says how it is, to the monitoring.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
     """
 
@@ -126,6 +138,7 @@ class Synapse(View):
     reports_to: tuple[str, ...]
     block_non_admin_invites: bool
     invite_limits: Mapping[str, Mapping[str, float]]
+    alerts_to: tuple[str, ...]
     private_networks: tuple[str, ...]
     mail: Mail
     admin_email: str | None
@@ -136,6 +149,7 @@ class Synapse(View):
     antispam_token: Secret | None
     site: str | None
     caddy_here: bool
+    figures_port: int | None
     page: str = JOIN_PAGE
     languages: tuple[str, ...] = tuple(LANGUAGES)
 
@@ -180,6 +194,7 @@ class Synapse(View):
             reports_to=tuple(choices.reports_to),
             block_non_admin_invites=choices.block_non_admin_invites,
             invite_limits=_invite_limits(choices),
+            alerts_to=tuple(choices.alerts_to) if settings.here("monitoring") else (),
             private_networks=settings.reachable(cls.reaches(settings)),
             mail=settings.mail,
             admin_email=settings.choices.admin_email,
@@ -190,6 +205,7 @@ class Synapse(View):
             antispam_token=vault.get(ANTISPAM_TOKEN) if choices.antispam_url else None,
             site=choices.server_name_site,
             caddy_here=settings.here("caddy"),
+            figures_port=SYNAPSE_FIGURES_PORT if settings.here("monitoring") else None,
         )
 
     @classmethod
@@ -213,8 +229,14 @@ class Synapse(View):
 
     @property
     def moderators(self) -> str:
-        """The content of the file that names who reads reports."""
-        return f"{json.dumps(self.reports_to)}\n"
+        """The content of the file that names who reads reports; empty if there is nobody."""
+        return f"{json.dumps(self.reports_to)}\n" if self.reports_to else ""
+
+    @property
+    def administrators(self) -> str:
+        """The content of the file that names who reads alerts, and where they are; empty if there is nobody."""
+        url = f"http://127.0.0.1:{ALERTS_PORT}/api/v2/alerts?active=true&silenced=false&inhibited=false"
+        return f"{json.dumps([url, self.alerts_to])}\n" if self.alerts_to else ""
 
     @property
     def max_upload_bytes(self) -> int:

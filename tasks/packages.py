@@ -4,7 +4,7 @@ from pyinfra import host
 
 from operations import files, packages
 from operations.files import Directory, Template
-from roles import BANS, BANS_DEBIANS_OWN
+from roles import BANS, BANS_DEBIANS_OWN, MONITORING_DEBIANS_OWN
 from settings import settings_of
 
 settings = settings_of(host)
@@ -28,4 +28,12 @@ if settings.here("bans"):
         drop_in=BANS_DEBIANS_OWN,
         source="bans/fail2ban.service",
     )
+if settings.here("monitoring"):
+    for package, drop_in in MONITORING_DEBIANS_OWN.items():
+        packages.not_started(
+            name="Keep Debian's own monitoring from starting",
+            package=package,
+            drop_in=drop_in,
+            source="monitoring/debians_own.service",
+        )
 packages.installed(name="Install the Debian packages", packages=settings.packages, masked=settings.masked)

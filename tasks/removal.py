@@ -7,7 +7,7 @@ from pyinfra import host
 
 from operations import removal
 from settings import settings_of
-from settings.removal import last_database, removal_of
+from settings.removal import database_roles, last_database, removal_of
 
 settings = settings_of(host)
 assert settings.leaving
@@ -17,6 +17,8 @@ removal.stopped(name="Stop what is removed", removal=leaving)
 removal.copied(name="Keep a last copy of its data", removal=leaving)
 if database := last_database(settings, settings.leaving):
     removal.database_dropped(name="Keep a last dump of its database, and drop it", database=database)
+if dropped := database_roles(settings, settings.leaving):
+    removal.database_roles_dropped(name="Drop its roles in PostgreSQL", cluster=dropped[0], roles=dropped[1])
 removal.files_removed(name="Remove its files", removal=leaving)
 removal.packages_purged(name="Remove the Debian packages that only it needed", removal=leaving)
 removal.accounts_removed(name="Remove its users", removal=leaving)

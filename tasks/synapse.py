@@ -33,14 +33,15 @@ SECRETS: dict[str, Secret | None] = {
 # libpq ignores a password file that anybody else may read, the group included.
 password_file = Secret(synapse.database.password_file) if synapse.database.password else None
 # Whether there are any is also in homeserver.yaml, so that Synapse is restarted when they go.
-REPORTS, MODERATORS = "/usr/local/lib/synapse-reports", f"{HOME}/reports.json"
+REPORTS, TOLD = "/usr/local/lib/synapse-reports", [f"{HOME}/{name}.json" for name in ("reports", "alerts")]
+told = dict(zip(TOLD, (synapse.moderators, synapse.administrators), strict=True))
 reports = [
-    Copy(REPORTS, "synapse/synapse-reports", mode="644"),
-    Text(MODERATORS, synapse.moderators, mode="640", **OWNED),
+    Copy(REPORTS, "synapse/synapse-reports", mode="644") if any(told.values()) else Absent(REPORTS),
+    *(Text(path, people, mode="640", **OWNED) if people else Absent(path) for path, people in told.items()),
 ]
 configuration = [
     Copy(RUN_SYNAPSE, "synapse/run-synapse", mode="644"),
-    *(reports if synapse.reports_to else map(Absent, (REPORTS, MODERATORS))),
+    *reports,
     Template(
         f"{HOME}/homeserver.yaml",
         "synapse/homeserver.yaml",
@@ -81,13 +82,11 @@ files.present(
     ],
 )
 values = {"home": HOME, "state": STATE, "program": RUN_SYNAPSE, "arguments": SYNAPSE_ARGUMENTS}
-values |= {"python": f"{synapse.virtualenv.current}/bin/python", "release": settings.machine.release}
-values |= {"socket_group": SOCKET_GROUP}
+values |= {"python": f"{synapse.virtualenv.current}/bin/python", "socket_group": SOCKET_GROUP}
+values |= {"release": settings.machine.release}
 files.present(
     name="Confine Synapse",
-    entries=[
-        Template(f"/etc/systemd/system/{UNIT.name}", "synapse/matrix-synapse.service", mode="644", values=values),
-    ],
+    entries=[Template(f"/etc/systemd/system/{UNIT.name}", "synapse/matrix-synapse.service", mode="644", values=values)],
 )
 
 as_synapse = f"runuser -u matrix-synapse -- {synapse.virtualenv.current}/bin"

@@ -16,18 +16,31 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from roles import ROLES
-from settings import element, mas
+from settings import admin, element, mas
 from settings.rtc import LIVEKIT_VERSION, LK_JWT_VERSION
 from settings.sliding_sync import VERSION
 from tests.built import built, keep, remove_built
 from tests.deployment import Deployment
-from tests.standin.archives import Signer, element_archive, mas_archive, real_element, real_mas
+from tests.standin.archives import (
+    Signer,
+    element_archive,
+    ketesa_archive,
+    mas_archive,
+    real_element,
+    real_ketesa,
+    real_mas,
+)
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
+from vault import Vault
 
 STAND_IN = Path(__file__).parent / "standin" / "syncv3"
 MAS_RELEASES = "element-hq/matrix-authentication-service/releases/download"
 ELEMENT_RELEASES = "element-hq/element-web/releases/download"
+KETESA_RELEASES = "etkecc/ketesa/releases/download"
+# The password of the administrator's pages, and its hash by `manage.py NAME admin password`.
+ADMIN_PASSWORD = "correct horse battery"  # noqa: S105 - of hosts that are thrown away
+ADMIN_PASSWORD_HASH = "$2b$12$CCG.WuRc00XCK8dSBaJsQ.T1EzIEWoY1ledPjVMRSXmdtU2Y9W71G"  # noqa: S105
 RELEASE = f"matrix-org/sliding-sync/releases/download/{VERSION}/syncv3_linux_amd64"
 
 
@@ -81,6 +94,7 @@ def released(directory: Path) -> dict[str, bytes | Path]:
         f"{web}.asc": signature,
         "keys.asc": keys,
         "keys.fingerprint": fingerprint.encode(),
+        f"{KETESA_RELEASES}/{admin.VERSION}/ketesa.tar.gz": real_ketesa() or ketesa_archive(directory),
         f"{MAS_RELEASES}/{mas.VERSION}/mas-cli-x86_64-linux.tar.gz": real_mas() or mas_archive(directory),
     }
 
@@ -100,6 +114,7 @@ def from_page(page: ReleaseServer) -> dict[str, str]:
         "lk_jwt_releases": f"{page.url}/element-hq/lk-jwt-service/releases/download",
         "mas_releases": f"{page.url}/{MAS_RELEASES}",
         "element_releases": f"{page.url}/{ELEMENT_RELEASES}",
+        "ketesa_releases": f"{page.url}/{KETESA_RELEASES}",
         "element_keys": f"{page.url}/keys.asc",
         "element_signed_by": _fingerprint(page),
     }
@@ -241,10 +256,15 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
             "admin_email": f"admin@{host.domain}",
             # The hosts of the testbed have private addresses.
             "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
+            # The tests are outside over IPv4, and inside over IPv6.
+            "admin_networks": [testbed.bridge_address6],
             **from_page(page),
         },
         user=user,
     )
+    vault = Vault.open(deployment.vault)
+    vault.set(admin.PASSWORD, ADMIN_PASSWORD_HASH)
+    vault.save()
     deployment.environment["SSL_CERT_FILE"] = str(page.ca_file)
     deployment.environment["XDG_CACHE_HOME"] = str(directory / "cache")
     return deployment

@@ -24,9 +24,9 @@ from operations import files
 from operations.files import Absent, Directory, Entry, File
 from operations.machine import Machine, MachineState
 from roles import ROLES
-from tests.conftest import livekit_archive
+from tests.conftest import ADMIN_PASSWORD_HASH, livekit_archive
 from tests.deployment import ROOT, Deployment
-from tests.standin.archives import element_archive, mas_archive
+from tests.standin.archives import element_archive, ketesa_archive, mas_archive
 
 INDEX = "files.txt"
 STAND_IN = ROOT / "tests" / "standin" / "syncv3"
@@ -34,7 +34,8 @@ STAND_IN = ROOT / "tests" / "standin" / "syncv3"
 VAULT = {
     "format": 1,
     "id": "0123456789abcdef",
-    "secrets": dict.fromkeys(
+    "secrets": {"admin_password_hash": ADMIN_PASSWORD_HASH}
+    | dict.fromkeys(
         (
             "smtp_password",
             "acme_eab_hmac_key",
@@ -77,6 +78,7 @@ SAMPLES = {
             "acme": {"directory": "https://acme.example.net/directory", "eab_key_id": "web-key"},
             "turn_acme": {"directory": "https://ca.example.net/directory", "eab_key_id": "turn-key"},
             "external_ip": "198.51.100.7",
+            "admin_networks": ["192.0.2.0/24"],
             "backup_target": "s3://s3.example.net/backups/matrix",
             "federation_port_8448": True,
             "private_networks": ["10.1.0.0/16"],
@@ -133,6 +135,7 @@ def _run(name: str, directory: Path) -> list[tuple[str, str]]:
             "mas_archive": str(mas_archive(temporary_directory)),
             "livekit_archive": str(livekit),
             "element_archive": str(element_archive(temporary_directory, "v1")),
+            "ketesa_archive": str(ketesa_archive(temporary_directory)),
             **sample.settings,
         }
         deployment = Deployment(temporary_directory, [], settings, roles={}, name="sample")

@@ -20,6 +20,9 @@ is_used() {
   done | grep -q yes
 } 2>/dev/null
 
+# is_orphan USER: whether no package has a unit that runs as this user, which packages share.
+is_orphan() { ! grep -rqsx "User=$1" /usr/lib/systemd/system /lib/systemd/system; }
+
 # left KIND NAME...: a line for each that is there.
 left() {
   kind=$1

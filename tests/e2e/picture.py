@@ -41,8 +41,8 @@ _OTHERS = "|".join(
 # Their lines are compared as users and groups.
 _ACCOUNTS = tuple(f"/etc/{name}{old}" for name in ("passwd", "group", "shadow", "gshadow") for old in ("", "-"))
 
-# What its timer starts when it likes: on a busy machine it takes a minute.
-_JOB = "matrix-metal-housekeeping.service"
+# What their timers start when they like: on a busy machine it takes a minute.
+_JOBS = ("matrix-metal-housekeeping.service", "matrix-metal-figures.service")
 
 _PICTURE = r"""
 find /etc /opt /root /run /usr /var -xdev \( PRUNED \) -prune -o -printf 'file %p %y %m %u:%g %l\n' |
@@ -53,7 +53,7 @@ getent passwd | sed 's/^/user /'
 getent group | sed 's/^/group /'
 systemctl list-unit-files --no-legend --plain | grep -v '^session-' | awk '{ print "unit-file", $1, $2 }'
 systemctl list-units --all --no-legend --plain --type service,path,timer,socket |
-  awk '{ print "unit", $1, $2, ($1 in at_work ? "" : $3) } BEGIN { at_work["JOB"] }' |
+  awk '{ print "unit", $1, $2, ($1 in at_work ? "" : $3) } BEGIN { JOBS }' |
   grep -vE '^unit (OTHERS)'
 systemctl list-units --failed --no-legend --plain | awk '{ print "failed", $1 }'
 ss -Hlntup | sed -E 's/^([a-z]+) .* ([^ ]+:[0-9]+) +[^ ]+ +users:\(\("([^"]*)".*/listener \1 \2 \3/'
@@ -70,9 +70,8 @@ def picture(host: Host) -> set[str]:
     """A line for each thing that the machine has."""
     pruned = " -o ".join(f"-path {path}" for path in _VOLATILE)
     hashed = " -o ".join(f"-path {path}" for path in _ACCOUNTS)
-    script = (
-        _PICTURE.replace("PRUNED", pruned).replace("HASHED", hashed).replace("OTHERS", _OTHERS).replace("JOB", _JOB)
-    )
+    script = _PICTURE.replace("PRUNED", pruned).replace("HASHED", hashed).replace("OTHERS", _OTHERS)
+    script = script.replace("JOBS", "; ".join(f'at_work["{job}"]' for job in _JOBS))
     return set(host.run("sh -s", stdin=script, timeout=120).stdout.splitlines())
 
 

@@ -24,7 +24,7 @@ import nio
 import pytest
 
 from manage.backends.synapse import TOKEN_FILE
-from roles import SYNAPSE
+from roles import ALERTS_PORT, SYNAPSE
 from tests.conftest import Deployed
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, create_shared_room, expect, expect_json, send_message
@@ -45,7 +45,7 @@ rc_registration: {per_second: 1000, burst_count: 1000}
 rc_registration_token_validity: {per_second: 1000, burst_count: 1000}
 """
 FILE = "/etc/matrix-synapse/conf.d/accounts.yaml"
-MODERATOR = "moderator"
+MODERATOR, REPORTER = "moderator", "reporter"
 SYNAPSE_URL = f"http://127.0.0.1:{SYNAPSE.port}"
 RESTART = (
     f"systemctl restart matrix-synapse; timeout 60 sh -c 'until curl -qsf {SYNAPSE_URL}/health; do sleep 0.2; done'"
@@ -108,8 +108,12 @@ def managed(deployed: Deployed, outside: Outside, tmp_path_factory: pytest.TempP
     deployed.host.run(f"cat >{FILE}; chmod 644 {FILE}", stdin=OWN)
     whole = deployed.deployment
     before = whole.settings
-    whole.choose(**before, reports_to=[f"@{MODERATOR}:{deployed.server_name}"])
+    told = {"reports_to": MODERATOR, "alerts_to": REPORTER}
+    whole.choose(**before, **{setting: [f"@{name}:{deployed.server_name}"] for setting, name in told.items()})
     assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
+    # As Prometheus would: it takes half a minute until it is told.
+    where = f"--alertmanager.url=http://127.0.0.1:{ALERTS_PORT}"
+    deployed.host.run(f"amtool alert add {where} Trial --annotation=summary='A trial' --annotation=todo='Do nothing.'")
     yield Managed(deployment, outside)
     deployed.host.run(f"rm {FILE}")
     whole.choose(**before)
@@ -132,7 +136,7 @@ def reported(managed: Managed) -> Reported:
     """Somebody reports at the beginning: it takes half a minute until it is told, in which the other tests are made."""
     reporter, moderator = (
         managed.log_in(each, managed.json("accounts", "create", each, "--generate")["password"])
-        for each in ("reporter", MODERATOR)
+        for each in (REPORTER, MODERATOR)
     )
 
     async def said() -> str:
@@ -536,6 +540,22 @@ def test_moderators_read_what_is_reported(managed: Managed, reported: Reported) 
     # It is an account of ours, not of a person.
     names = [each["user_id"] for each in managed.json("accounts", "list", "--deactivated")]
     assert not [each for each in names if "reports" in each]
+
+
+def test_administrators_read_what_the_monitoring_finds(managed: Managed, reported: Reported) -> None:
+    administrator = reported.reporter
+    [alerts] = invitations(managed, administrator)
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v3/join/{quote(alerts)}")
+        expect_json(http.post(url, headers=administrator.authorization, json={}))
+    deadline = time.monotonic() + 60
+    while True:
+        said = [each["content"].get("body") for each in timeline(managed, administrator, alerts)]
+        if "A trial.\nDo nothing." in said:
+            break
+        assert time.monotonic() < deadline, said
+        time.sleep(0.5)
+    assert said.count("A trial.\nDo nothing.") == 1
 
 
 def test_moderators_are_invited_where_only_administrators_may_invite(managed: Managed, reported: Reported) -> None:

@@ -131,10 +131,10 @@ def test_wrong_setting_is_refused(fresh: Fresh, settings: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("but", "more", "words"),
     [
-        (("synapse", "rtc", "element"), {}, ["sliding_sync needs the role synapse"]),
-        (("synapse", "sliding_sync", "element"), {}, ["rtc needs the role synapse"]),
+        (("synapse", "rtc", "element", "admin"), {}, ["sliding_sync needs the role synapse"]),
+        (("synapse", "sliding_sync", "element", "admin"), {}, ["rtc needs the role synapse"]),
         (("postgres",), {}, ["needs the role postgres"]),
-        (("caddy",), {}, ["has coturn", "needs the role caddy", "certificate"]),
+        (("caddy", "admin"), {}, ["has coturn", "needs the role caddy", "certificate"]),
         ((), {"coturn": ["refusals13", "another"]}, ["coturn has 2 machines (refusals13, another)", "one is allowed"]),
         (("coturn",), {"cotrun": ["refusals13"]}, ["the group cotrun is no role", "did you mean coturn?"]),
     ],

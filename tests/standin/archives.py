@@ -74,6 +74,47 @@ def element_archive(directory: Path, version: str) -> Path:
     return path
 
 
+# What Ketesa does in a browser, as far as the door matters: it reads its configuration, logs in to the homeserver that is in it,
+# and asks its admin API with the token, in the header in which a browser sends the password of a site.
+KETESA_FILES = {
+    "index.html": b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stand-in</title>
+<style>h1 { color: rgb(24, 88, 213); }</style></head>
+<body><h1 id="state">starting</h1>
+<form><input name="username"><input name="password" type="password"><button>Go on</button></form>
+<script type="module" src="./assets/main-01234567.js"></script></body></html>""",
+    "assets/main-01234567.js": b"""const state = document.getElementById("state");
+const ask = async (path, options) => (await fetch(localStorage.base_url + path, options)).json();
+const config = await (await fetch("config.json")).json();
+localStorage.base_url = config.restrictBaseUrl;
+state.textContent = `Sign in, ${(await ask("/_matrix/client/versions")).versions.at(-1)}`;
+document.querySelector("form").onsubmit = async (event) => {
+  event.preventDefault();
+  const { username, password } = event.target.elements;
+  const login = { type: "m.login.password", identifier: { type: "m.id.user", user: username.value }, password: password.value };
+  const { access_token } = await ask("/_matrix/client/v3/login", { method: "POST", body: JSON.stringify(login) });
+  const found = await ask("/_synapse/admin/v2/users", { headers: { Authorization: `Bearer ${access_token}` } });
+  state.textContent = found.users.map((user) => user.name).join(" ");
+};""",
+    "auth-callback/index.html": b"<!doctype html><title>stand-in of the way back from MAS</title>",
+    "config.json": b"{}",
+}
+
+
+def real_ketesa() -> Path | None:
+    """The archive of the real Ketesa, if KETESA_ARCHIVE names it; None: the stand-in is deployed."""
+    named = os.environ.get("KETESA_ARCHIVE")
+    return Path(named).expanduser().resolve() if named else None
+
+
+def ketesa_archive(directory: Path) -> Path:
+    """An archive like Ketesa's, made in the directory."""
+    path = directory / "ketesa.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in KETESA_FILES.items():
+            _add(archive, f"ketesa/{name}", content)
+    return path
+
+
 class Signer:
     """A key of OpenPGP that signs files, in a directory of its own."""
 

@@ -78,7 +78,9 @@ def test_records_name_everything_that_tasks_write(tmp_path: Path) -> None:
 @by_role
 def test_nothing_goes_that_another_role_has(tmp_path: Path, role: Role) -> None:
     for other in (each for each in ROLES.values() if each is not role):
-        goes, has = removal(tmp_path, role, [other.name]), all_of(other)
+        # Ports that another role's unit has for it.
+        beside = [each for each in other.beside if not other.units and each != role.name]
+        goes, has = removal(tmp_path, role, [other.name, *beside]), all_of(other)
         for path in (*has.definitions, *has.paths):
             assert not covered(path, goes), path
 

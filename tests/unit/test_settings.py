@@ -325,6 +325,15 @@ def test_reports_are_for_accounts_of_this_homeserver(tmp_path: Path) -> None:
     )
 
 
+def test_alerts_are_for_accounts_of_this_homeserver_and_of_the_monitoring(tmp_path: Path) -> None:
+    here = {role: ["one"] for role in ("postgres", "synapse", "monitoring")}
+    [line] = mistakes(settings(tmp_path, here, alerts_to=["@anna:x.test", "@b:y.test"]))
+    assert "alerts_to has @b:y.test, who is not of this homeserver: alerts are for accounts" in line
+    del here["monitoring"]
+    [line] = mistakes(settings(tmp_path, here, alerts_to=["@anna:x.test"]))
+    assert "alerts_to names who is told what the role monitoring finds, and no machine has it" in line
+
+
 def test_housekeeping_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     [line] = mistakes(settings(tmp_path, forget_left_rooms=True, forgotten_room_days=None))
     assert "forget_left_rooms is True, but forgotten_room_days is None" in line

@@ -1,0 +1,265 @@
+"""The administrator's pages: who is let in and who is not, and a browser at the end of an SSH tunnel.
+
+Ketesa's release may be a stand-in: what is tested is the door, and what is behind it.
+"""
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ResponseReceived
+
+from roles import ADMIN_PORT, SYNAPSE_PORT
+from settings.admin import COOKIE, USER
+from tests.conftest import ADMIN_PASSWORD, Deployed
+from tests.e2e.call.browser import browsing
+from tests.e2e.client import REGISTER, TIMEOUT, Outside
+from tests.e2e.test_outside import UNREACHABLE_PATHS, answer_to
+from tests.testbed import Host
+
+pytestmark = pytest.mark.role("admin")
+
+DOOR = (USER, ADMIN_PASSWORD)
+# What Ketesa needs, and who asks for it has to be let in.
+BEHIND = (
+    "/",
+    "/index.html",
+    "/config.json",
+    "/auth-callback/",
+    "/_matrix/client/versions",
+    "/_synapse/admin/v1/server_version",
+    "/_synapse/admin/v2/users",
+)
+# The same to programs that decode, shorten or cut paths in another way.
+TRICKS = (
+    "//_synapse/admin/v1/server_version",
+    "/_synapse//admin/v1/server_version",
+    "/_synapse/./admin/v1/server_version",
+    "/%5fsynapse/admin/v1/server_version",
+    "/_synapse%2fadmin/v1/server_version",
+    "/_matrix/..%2f_synapse/admin/v1/server_version",
+    "/_matrix/%2e%2e/_synapse/admin/v1/server_version",
+    "/x/../_synapse/admin/v1/server_version",
+    "/_SYNAPSE/ADMIN/v1/server_version",
+)
+# An address that is let in, in all headers that proxies know.
+FORGED = {
+    name: "127.0.0.1" for name in ("X-Forwarded-For", "X-Real-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP")
+} | {"Forwarded": "for=127.0.0.1", "X-Forwarded-Host": "localhost", "Via": "1.1 localhost"}
+
+
+def asked(outside: Outside, path: str, *, inside: bool = False, **more: Any) -> httpx.Response:
+    """The answer at the public name. inside: from an address of `admin_networks`."""
+    with outside.http(ipv6=inside) as http:
+        return http.get(outside.url("admin", path), **more)
+
+
+def test_outside_of_the_networks_there_is_nothing(outside: Outside) -> None:
+    """Not even a question for the password, and whatever the client says about itself."""
+    known = {"Cookie": cookie_of(asked(outside, "/", inside=True, auth=DOOR))}
+    wrong = {}
+    for path in (*BEHIND, *TRICKS, *UNREACHABLE_PATHS):
+        attempts: dict[str, dict[str, Any]] = {
+            "nothing": {},
+            "the password": {"auth": DOOR},
+            "the cookie": {"headers": known},
+            "forged headers": {"headers": {**known, **FORGED}},
+        }
+        for what, more in attempts.items():
+            answer = asked(outside, path, **more)
+            if (answer.status_code, answer.content) != (404, b"") or "www-authenticate" in answer.headers:
+                wrong[f"{path} with {what}"] = answer.status_code
+    assert not wrong
+
+
+def test_no_other_connection_leads_there(outside: Outside) -> None:
+    """Not one to another name of ours with the host of the pages in a header, nor plain HTTP."""
+    name = f"admin.{outside.server_name}"
+    for host in (name, name.upper(), f"{name}:443", f"{name}.", f"{name}.localhost:{ADMIN_PORT}", "127.0.0.1"):
+        for path in ("/", "/_synapse/admin/v1/server_version", f"http://{name}/_synapse/admin/v1/server_version"):
+            request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: ::1\r\n\r\n"
+            assert answer_to(outside, request, tls=True) in (404, 421), (host, path)
+            assert answer_to(outside, request, tls=False) in (308, 404), (host, path)
+    matrix = f"matrix.{outside.server_name}"
+    for authority, host in ((matrix, name), (name, matrix), (name, name)):
+        assert http2_status(outside, matrix, authority, host) in (404, 421), (authority, host)
+    assert http2_status(outside, name, matrix, name, "/_matrix/client/versions") == 200
+    assert http2_status(outside, name, name, matrix, "/_matrix/client/versions") == 404
+
+
+def http2_status(outside: Outside, sni: str, authority: str, host: str, path: str = BEHIND[-2]) -> int:
+    """The status of the answer to a request that says in several places for which name it is."""
+    context = outside.context()
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((outside.host.address, 443), timeout=TIMEOUT) as plain,
+        context.wrap_socket(plain, server_hostname=sni) as connection,
+    ):
+        h2 = H2Connection(H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False))
+        h2.initiate_connection()
+        named = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", path), ("host", host)]
+        h2.send_headers(1, named, end_stream=True)
+        connection.sendall(h2.data_to_send())
+        while received := connection.recv(1 << 16):
+            for event in h2.receive_data(received):
+                if isinstance(event, ResponseReceived):
+                    return int(dict(event.headers)[b":status"])
+            connection.sendall(h2.data_to_send())
+    raise AssertionError(f"no answer to {authority}, {host}")
+
+
+def test_inside_the_networks_the_password_is_asked_for(outside: Outside) -> None:
+    for path in BEHIND:
+        wrong: list[dict[str, Any]] = [
+            {},
+            {"auth": (USER, "wrong")},
+            {"auth": ("root", ADMIN_PASSWORD)},
+            {"headers": FORGED},
+        ]
+        for more in wrong:
+            answer = asked(outside, path, inside=True, **more)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"].startswith("Basic "), path
+            assert answer.content == b"" and "set-cookie" not in answer.headers
+    for value in ("", "0" * 64):
+        assert asked(outside, "/", inside=True, headers={"Cookie": f"{COOKIE}={value}"}).status_code == 401
+    answer = asked(outside, "/", inside=True, auth=DOOR)
+    assert answer.status_code == 200 and "<html" in answer.text
+    attributes = answer.headers["set-cookie"].split("; ")[1:]
+    assert sorted(attributes) == ["HttpOnly", "Path=/", "SameSite=Lax", "Secure"]
+
+
+def test_behind_the_door_is_what_ketesa_needs_and_nothing_else(outside: Outside) -> None:
+    headers = {"Cookie": cookie_of(asked(outside, "/", inside=True, auth=DOOR))}
+    told = asked(outside, "/config.json", inside=True, headers=headers).json()
+    assert told == {"restrictBaseUrl": f"https://admin.{outside.server_name}", "wellKnownDiscovery": False}
+    assert asked(outside, "/_matrix/client/versions", inside=True, auth=DOOR).json()["versions"]
+    assert "server_version" in asked(outside, "/_synapse/admin/v1/server_version", inside=True, headers=headers).json()
+    # Synapse asks for its own token, and gets that of Ketesa in spite of the door.
+    answer = asked(
+        outside, "/_synapse/admin/v2/users", inside=True, headers={**headers, "Authorization": "Bearer wrong"}
+    )
+    assert answer.json()["errcode"] == "M_UNKNOWN_TOKEN"
+    found = {
+        path: asked(outside, path, inside=True, headers=headers).status_code
+        for path in (
+            "/_synapse/admin/v1/register",
+            "/_synapse/replication/",
+            "/_synapse/metrics",
+            "/_synapse/mas/query_user",
+            "/_matrix/federation/v1/version",
+            "/api/admin/v1/users",
+            "/.sum",
+            "/assets/",
+            "/health",
+        )
+    }
+    assert set(found.values()) == {404}, found
+
+
+def test_its_pages_run_no_foreign_scripts_and_are_shown_in_no_frame(outside: Outside) -> None:
+    headers = asked(outside, "/", inside=True, auth=DOOR).headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'" and policy["connect-src"] == "'self'"
+    assert "unsafe" not in policy["script-src"] and headers["x-frame-options"] == "DENY"
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+    # Nor does what somebody has uploaded.
+    assert (
+        "sandbox"
+        in asked(outside, "/_matrix/media/v3/download/x/y", inside=True, auth=DOOR).headers["content-security-policy"]
+    )
+
+
+def test_an_administrator_opens_them_through_a_tunnel(
+    deployed: Deployed, outside: Outside, chromium: Host, tmp_path: Path
+) -> None:
+    register_admin(deployed.host)
+    with tunnel(deployed) as url, at_the_same_port(chromium, url), browsing(chromium) as browser:
+        assert re.fullmatch(rf"http://admin\.{re.escape(deployed.server_name)}\.localhost:84\d\d/", url)
+        page = browser.page()
+        # As a person types it into the browser's question.
+        page.open(url.replace("//", f"//{USER}:{ADMIN_PASSWORD.replace(' ', '%20')}@"))
+        page.open(url)
+
+        def shown() -> str:
+            return str(page.run("document.body ? document.body.innerText : ''"))
+
+        wait_for(shown, "Sign in")
+        assert page.run("isSecureContext")
+        for name, value in (("username", "boss"), ("password", "a password of hers")):
+            page.run(FILL, name, value)
+        page.run("document.querySelector('form button:not([type=button])').click()")
+        wait_for(shown, f"@boss:{deployed.server_name}")
+        page.picture(tmp_path / "desktop.png", 1440, 900)
+        page.picture(tmp_path / "phone.png", 390, 844)
+    # Pages that let themselves be sent to this machine by their own name find nothing.
+    found = deployed.host.run(
+        f"curl -s -o /dev/null -w '%{{http_code}}' -u '{USER}:{ADMIN_PASSWORD}' -H 'Host: evil.test:{ADMIN_PORT}' "
+        f"http://127.0.0.1:{ADMIN_PORT}/"
+    )
+    assert found.stdout == "404"
+
+
+# React listens for the event.
+FILL = """(name, value) => {
+  const input = document.querySelector(`input[name=${name}]`);
+  Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(input, value);
+  input.dispatchEvent(new Event("input", { bubbles: true }));
+}"""
+
+
+def register_admin(host: Host) -> None:
+    host.run(
+        f"umask 077; file=$(mktemp); cat >$file; {REGISTER} -c /etc/matrix-synapse/homeserver.yaml --user boss "
+        f"--password-file $file --admin --exists-ok http://127.0.0.1:{SYNAPSE_PORT}; rm $file",
+        stdin="a password of hers",
+    )
+
+
+def cookie_of(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer
+    return str(answer.headers["set-cookie"].partition(";")[0])
+
+
+def wait_for(shown: Callable[[], str], wanted: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while wanted not in (text := shown()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def tunnel(deployed: Deployed) -> Iterator[str]:
+    """`manage.py NAME admin open`; the address that it prints."""
+    deployment = deployed.deployment
+    command = [sys.executable, "manage.py", str(deployment.inventory), "admin", "open"]
+    with subprocess.Popen(command, cwd=deployment.root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield process.stdout.readline().split()[0]
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.stdout.read().endswith("The tunnel is closed.\n") and process.wait(TIMEOUT) == 0
+
+
+@contextlib.contextmanager
+def at_the_same_port(host: Host, url: str) -> Iterator[None]:
+    """The browser's machine is the administrator's computer: what listens on that one is at the same port there."""
+    port = url.rpartition(":")[2].rstrip("/")
+    ssh, *arguments = host.ssh("echo ready; exec cat")
+    way = ["-o", "ControlPath=none", "-o", "ExitOnForwardFailure=yes", "-R", f"{port}:127.0.0.1:{port}"]
+    with subprocess.Popen([ssh, *way, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        yield
+        assert process.stdin
+        process.stdin.close()
