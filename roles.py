@@ -942,6 +942,9 @@ def _answers(port: int, path: str, text: str = "") -> str:
     return f"{ask} | grep -q '{text}'" if text else f"{ask} -o /dev/null"
 
 
+# The first answer after a restart of PostgreSQL is about the connection that it has ended.
+_PG_UP = _answers(POSTGRES_FIGURES_PORT, "/metrics", "^pg_up 1")
+
 MONITORING = Role(
     name="monitoring",
     title="the monitoring",
@@ -971,7 +974,7 @@ MONITORING = Role(
             "matrix-pg-figures.service",
             user="matrix-pg-figures",
             title="the PostgreSQL exporter",
-            health=_answers(POSTGRES_FIGURES_PORT, "/metrics", "^pg_up 1"),
+            health=f"{_PG_UP} || {{ sleep 0.3; {_PG_UP}; }}",
             exposure=1.5,
         ),
         Unit(
