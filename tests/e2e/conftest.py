@@ -54,7 +54,7 @@ def sides(both: tuple[Deployed, Deployed], tmp_path_factory: pytest.TempPathFact
     with ThreadPoolExecutor() as pool:
         for changed in pool.map(trust, both, reversed(outsides)):
             # They read the trust store only when they start, so the deploy after its change has to restart them.
-            expected = ["Run Synapse", "Run Sydent", "Run lk-jwt-service"]
+            expected = ["Run Synapse", "Run Sydent", "Run lk-jwt-service", "Run the blackbox exporter"]
             assert changed == expected, f"the trust store has changed; the deploy did {changed}"
     first, second = (
         Side(deployed, outside, new_user(outside, name))

@@ -131,9 +131,9 @@ def test_wrong_setting_is_refused(fresh: Fresh, settings: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("but", "more", "words"),
     [
-        (("synapse", "rtc", "element", "admin"), {}, ["sliding_sync needs the role synapse"]),
-        (("synapse", "sliding_sync", "element", "admin"), {}, ["rtc needs the role synapse"]),
-        (("postgres",), {}, ["needs the role postgres"]),
+        (("synapse", "rtc", "element", "admin", "monitoring"), {}, ["sliding_sync needs the role synapse"]),
+        (("synapse", "sliding_sync", "element", "admin", "monitoring"), {}, ["rtc needs the role synapse"]),
+        (("postgres", "monitoring"), {}, ["needs the role postgres"]),
         (("caddy", "admin"), {}, ["has coturn", "needs the role caddy", "certificate"]),
         ((), {"coturn": ["refusals13", "another"]}, ["coturn has 2 machines (refusals13, another)", "one is allowed"]),
         (("coturn",), {"cotrun": ["refusals13"]}, ["the group cotrun is no role", "did you mean coturn?"]),
