@@ -273,6 +273,8 @@ def with_port_8448(alice: Side) -> Iterator[None]:
             "Keep the ports for their services",
             "Configure Caddy",
             "Run Caddy",
+            "Configure the monitoring",
+            "Run Prometheus",
         ]
         yield
     finally:
