@@ -8,7 +8,7 @@ from roles import COTURN, ROLES
 from settings.backup import Choices as Backups
 from settings.backup import Target, folder_of
 from settings.coturn import LONGEST_NAME
-from settings.deployment import Settings
+from settings.deployment import PYTHON_OF_DEBIAN, Settings
 from settings.mas import Choices as Accounts
 from settings.synapse import Choices as Homeserver
 
@@ -50,7 +50,8 @@ def _inventory(settings: Settings) -> Iterator[str]:
             )
     release = settings.machine.release
     for role in settings.played:
-        if release and release not in role.debian:
+        # Of other systems preflight has a message.
+        if release in PYTHON_OF_DEBIAN and release not in role.debian:
             yield (
                 f"{where}: {settings.name} has Debian {release}, which has no package of {role.title}: take it out of the group "
                 f"{role.name}, or install Debian {' or '.join(role.debian)}"
