@@ -27,6 +27,8 @@ _VOLATILE = (
     "/var/lib/postgresql",
     "/var/lib/systemd",
     "/var/lib/ucf",
+    # What is in these, but not they themselves.
+    *(f"'/var/lib/{name}/?*'" for name in ("matrix-alertmanager", "matrix-metal-figures", "matrix-prometheus")),
     "/var/log",
     "/var/tmp",  # noqa: S108
 )
