@@ -294,5 +294,8 @@ def test_rotation_discloses_neither_old_nor_new_secrets(machine: Machine) -> Non
         # It signs credentials for the relay as well.
         "Configure LiveKit",
         "Run LiveKit",
+        # It sends mails.
+        "Configure the monitoring",
+        "Run Alertmanager",
     ]
     assert machine.deployment.run("-y").changed == []
