@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import EVERYTHING, ROOT, Deployment
 from tests.e2e.test_refusals import assert_refused
@@ -75,7 +76,9 @@ def machine(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Machine]:
     """Deployed as root on Debian 13, and as a user with sudo on Debian 12."""
-    host = testbed.up(own(f"odd{request.param[0]}"), release=request.param)
+    # On Debian 12 it builds the virtualenvs itself, with that locale.
+    layers = built(testbed, request.param) if request.param == "trixie" else []
+    host = testbed.up(own(f"odd{request.param[0]}"), release=request.param, layers=layers)
     host.run(LOCALE, timeout=300)
     # So that systemd's services have the locale as well.
     host.reboot()
