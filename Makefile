@@ -1,5 +1,6 @@
 # `make setup` makes .venv from the hash-pinned lock; every other target calls it.
-PYTHON ?= python3
+# Debian's own Python where it will do: it is built for speed, which a Python that somebody compiled often is not.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import ensurepip, sys; print(sys.executable if sys.version_info >= (3, 11) else "python3")' 2>/dev/null || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --quiet

@@ -9,4 +9,7 @@ from compat import install  # noqa: E402
 from operations.lock import Locks  # noqa: E402
 from operations.preflight import check_choices  # noqa: E402
 
+# Nor is what was imported looked through again when the run ends.
+gc.freeze()
+
 install(check=check_choices, locks=Locks())

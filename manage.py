@@ -15,5 +15,8 @@ except ModuleNotFoundError:
 
 from manage.commands import main  # noqa: E402
 
+# Nor is what was imported looked through again when the command ends.
+gc.freeze()
+
 if __name__ == "__main__":
     main()

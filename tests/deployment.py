@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roles import ROLES
+from tests import prepared
 from tests.testbed import Host
 
 # What complete deployments of the tests have. With MAS nobody logs in to Synapse with a password: tests/e2e/test_mas.py has it.
@@ -23,13 +24,12 @@ from tests.testbed import Host
 _ELSEWHERE = ("ntfy", "firewall", "bans", "updates", "backup")
 EVERYTHING = {name: role for name, role in ROLES.items() if name not in ("mas", *_ELSEWHERE)}
 WITH_MAS = {name: role for name, role in ROLES.items() if name not in _ELSEWHERE}
+ROOT, PYINFRA = prepared.ROOT, prepared.PYINFRA
 # Release -> the roles that it has packages for.
 AVAILABLE = {
     name: {role.name: role for role in ROLES.values() if number in role.debian}
     for name, number in {"trixie": "13", "bookworm": "12"}.items()
 }
-ROOT = Path(__file__).parent.parent
-PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,7 @@ class Deployment:
 
     def run(self, *options: str, check: bool = True, timeout: float = 900) -> Run:
         """Run pyinfra. options: `-y` deploys, `--dry` only plans; others as pyinfra takes them. check: raise if it fails."""
-        done = subprocess.run(
-            self.command("--json", *options),
-            cwd=self.root,
-            env=self._environ(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        done = self._done(self.command("--json", *options), self.root, timeout)
         try:
             results = json.loads(done.stdout)
         except json.JSONDecodeError:
@@ -165,14 +157,18 @@ class Deployment:
 
     def manage(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run manage.py on this deployment, in another directory. stdin: None: there is none."""
+        command = [sys.executable, str(self.root / "manage.py"), str(self.inventory), *arguments]
+        return self._done(command, self.directory, 900, stdin)
+
+    def _done(
+        self, command: list[str], directory: Path, timeout: float, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        environment = self._environ()
+        if prepared.can_run(command, self.root, environment):
+            return prepared.run(command, cwd=directory, env=environment, stdin=stdin, timeout=timeout)
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         return subprocess.run(
-            [sys.executable, str(self.root / "manage.py"), str(self.inventory), *arguments],
-            cwd=self.directory,
-            env=self._environ(),
-            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
-            capture_output=True,
-            text=True,
-            timeout=900,
+            command, cwd=directory, env=environment, **given, capture_output=True, text=True, timeout=timeout
         )
 
     def _environ(self) -> dict[str, str]:
