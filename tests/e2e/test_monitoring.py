@@ -157,8 +157,8 @@ def test_a_service_that_stops_is_noticed(deployed: Deployed) -> None:
 
 
 def test_figures_of_each_service_arrive(deployed: Deployed) -> None:
-    """Those that the rules are about. LiveKit's are its own or its stand-in's."""
-    host = deployed.host
+    """Those that the rules are about, soon. LiveKit's are its own or its stand-in's."""
+    host, deadline = deployed.host, time.monotonic() + 90
     for expression in (
         "synapse_build_info",
         "synapse_storage_schedule_time_count",
@@ -179,7 +179,9 @@ def test_figures_of_each_service_arrive(deployed: Deployed) -> None:
         f'probe_ssl_earliest_cert_expiry{{name="{host.domain}",port="443"}}',
         "alertmanager_notifications_failed_total",
     ):
-        assert asked(host, f"query?query={quote(expression)}")["result"], expression
+        while not asked(host, f"query?query={quote(expression)}")["result"]:
+            assert time.monotonic() < deadline, expression
+            time.sleep(1)
 
 
 def test_nobody_else_reaches_it(deployed: Deployed) -> None:

@@ -1,0 +1,147 @@
+"""What the monitoring's rules are about is made to happen, and each rule that can be brought to it in a minute notices.
+
+They are judged with series of figures in test_monitoring.py, all of them, to the time when the administrator is told.
+"""
+
+import json
+import time
+
+import pytest
+
+from roles import FIGURES, FIGURES_TIMER, PROMETHEUS_PORT
+from tests.conftest import Deployed
+from tests.testbed import Host
+
+pytestmark = pytest.mark.role("monitoring")
+
+PRELUDE = """
+set -e
+cd /
+python=/opt/matrix-synapse/current/bin/python
+as_postgres() { runuser -u postgres -- "$@"; }
+ask_for_calls() {
+    curl -sk --parallel --parallel-max 200 --resolve rtc.DOMAIN:443:127.0.0.1 "https://rtc.DOMAIN/livekit/jwt/?$1" >/dev/null
+}
+"""
+# Two transactions take two rows, each in the other's order.
+DEADLOCK = r"""
+import threading, psycopg2
+def run(first, second, gate):
+    with psycopg2.connect("dbname=postgres") as one:
+        cursor = one.cursor()
+        cursor.execute("SET deadlock_timeout = '50ms'")
+        cursor.execute("SELECT * FROM locked WHERE id = %s FOR UPDATE", (first,))
+        gate.wait()
+        try:
+            cursor.execute("SELECT * FROM locked WHERE id = %s FOR UPDATE", (second,))
+        except psycopg2.errors.DeadlockDetected:
+            pass
+for _ in range(25):
+    gate = threading.Barrier(2)
+    both = [threading.Thread(target=run, args=(*each, gate)) for each in ((1, 2), (2, 1))]
+    [each.start() for each in both]
+    [each.join() for each in both]
+"""
+# Until its standard input ends.
+CONNECTED = r"""
+import psycopg2, time
+one = psycopg2.connect("dbname=postgres")
+cursor = one.cursor()
+cursor.execute("SELECT current_setting('max_connections')::int - count(*) FROM pg_stat_activity WHERE datname <> ''")
+[left] = cursor.fetchone()
+many = [psycopg2.connect("dbname=postgres") for _ in range(left - 8)]
+time.sleep(600)
+"""
+
+# Alert -> the labels of what it is about, what makes it happen, and what ends that. In this order.
+CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
+    # A file of the database has other bytes than were written, and is read.
+    "Damage": (
+        {"source": "postgresql"},
+        """
+        as_postgres createdb whole
+        as_postgres psql -Xqd whole -c 'CREATE TABLE t AS SELECT generate_series(1, 1000)'
+        as_postgres psql -Xqc 'CREATE DATABASE damaged TEMPLATE whole STRATEGY file_copy'
+        file=$(as_postgres psql -XAtqd damaged -c "SELECT pg_relation_filepath('t')")
+        data=$(as_postgres psql -XAtqc 'SHOW data_directory')
+        printf 'not what was written' | dd of="$data/$file" bs=1 seek=4000 conv=notrunc status=none
+        ! as_postgres psql -Xqd damaged -c 'SELECT count(*) FROM t' 2>/dev/null
+        """,
+        "for name in whole damaged; do as_postgres dropdb --if-exists $name; done",
+    ),
+    "Deadlocks": (
+        {"datname": "postgres"},
+        """
+        as_postgres psql -Xqc 'CREATE TABLE locked AS SELECT generate_series(1, 2) AS id'
+        as_postgres $python -I -c "$(cat)"
+        """,
+        "as_postgres psql -Xqc 'DROP TABLE IF EXISTS locked'",
+    ),
+    "RebootDue": ({}, "touch /run/reboot-required", "rm -f /run/reboot-required"),
+    "NotScraped": ({"job": "livekit"}, "systemctl stop livekit", "systemctl start livekit"),
+    "CertificateWrong": ({"port": "5349"}, "systemctl stop coturn", "systemctl start coturn"),
+    # Caddy waits for a service that restarts: each answer takes a while. A figure has to be there before it can grow.
+    "GatewayErrors": (
+        {},
+        "systemctl stop lk-jwt; ask_for_calls '[1-10]'; sleep 20; ask_for_calls '[1-600]'",
+        "systemctl start lk-jwt",
+    ),
+    "FilesOpen": (
+        {"job": "alertmanager"},
+        "pid=$(systemctl show -p MainPID --value matrix-alertmanager); "
+        "prlimit --pid $pid --nofile=$(($(ls /proc/$pid/fd | wc -l) + 1)):",
+        "systemctl restart matrix-alertmanager",
+    ),
+    "DatabaseConnections": (
+        {},
+        'systemd-run -q --unit=connected --uid=postgres $python -I -c "$(cat)"',
+        "systemctl stop connected",
+    ),
+    "UnitRestarts": (
+        {"unit": "sliding-sync.service"},
+        "for i in 1 2 3 4 5; do systemctl restart sliding-sync; systemctl start matrix-metal-figures; sleep 16; done",
+        "systemctl reset-failed sliding-sync",
+    ),
+    "FiguresStale": (
+        {},
+        f"systemctl stop {FIGURES_TIMER.name}.timer; rm {FIGURES}/figures.prom",
+        f"systemctl start {FIGURES_TIMER.name}.timer {FIGURES_TIMER.name}",
+    ),
+    "DatabaseDown": (
+        {},
+        "as_postgres psql -Xqc 'ALTER ROLE \"matrix-pg-figures\" NOLOGIN'; systemctl restart matrix-pg-figures",
+        "as_postgres psql -Xqc 'ALTER ROLE \"matrix-pg-figures\" LOGIN'; systemctl restart matrix-pg-figures",
+    ),
+}
+INPUT = {"Deadlocks": DEADLOCK, "DatabaseConnections": CONNECTED}
+
+
+def noticed(host: Host) -> set[str]:
+    """Alerts that tell of what was made to happen here. They are not sent before it has lasted for as long as their rules say."""
+    shown = host.run(f"curl -sf http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/alerts").stdout
+    labels = [each["labels"] for each in json.loads(shown)["data"]["alerts"]]
+    return {
+        alert
+        for alert, (about, _, _) in CAUSES.items()
+        if any({"alertname": alert, **about}.items() <= each.items() for each in labels)
+    }
+
+
+@pytest.mark.once("debian13")
+def test_what_goes_wrong_is_noticed(deployed: Deployed) -> None:
+    host, found = deployed.host, set[str]()
+    before, prelude = noticed(host), PRELUDE.replace("DOMAIN", host.domain)
+    try:
+        for alert, (_, cause, _) in CAUSES.items():
+            host.run(prelude + cause, stdin=INPUT.get(alert), timeout=150)
+            if alert == "Damage":
+                host.run("systemctl start matrix-metal-figures")
+            found |= noticed(host)
+        deadline = time.monotonic() + 100
+        while found < set(CAUSES) and time.monotonic() < deadline:
+            time.sleep(2)
+            found |= noticed(host)
+    finally:
+        for _, _, end in reversed(CAUSES.values()):
+            host.run(prelude + end, check=False)
+    assert found - before == set(CAUSES)
