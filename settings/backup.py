@@ -208,7 +208,12 @@ class Backup(View):
                 "backup_target: pgBackRest of Debian 12 knows no sftp; use a directory or s3://, or upgrade to Debian 13"
             )
         here = settings.here("postgres")
-        owned = {role.name: role.units[0].user for role in played if role.state and not role.in_database and role.units}
+        owned = {
+            # What no unit has is root's; the rules of the firewall are with the rest of that directory, below.
+            role.name: role.units[0].user if role.units else "root"
+            for role in played
+            if role.state and not role.in_database and not role.state[0].startswith("/etc/")
+        }
         own = [settings.written(path) for role in played for unit in role.units for path in unit.own]
         return cls(
             access=access,
