@@ -297,7 +297,7 @@ def remove(deployment: Deployment, pack: str, yes: bool, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def enable(deployment: Deployment, account: str | None, everybody: bool, as_json: bool) -> None:
-    """Give an account the picker, in Element Web, Element Desktop and the classic apps.
+    """Give an account the picker, in Element Web and the classic apps.
 
     An account that has another picker keeps that one.
     """

@@ -3,8 +3,8 @@
 "use strict";
 
 const words = {
-  en: { search: "Search", none: "There are no stickers yet.", failed: "The sticker was not sent.", away: "The stickers cannot be loaded." },
-  zh: { search: "搜索", none: "还没有贴纸。", failed: "贴纸没有发送。", away: "无法加载贴纸。" },
+  en: { search: "Search", none: "There are no stickers yet.", unlike: "There is no such sticker.", failed: "The sticker was not sent.", away: "The stickers cannot be loaded." },
+  zh: { search: "搜索", none: "还没有贴纸。", unlike: "没有这样的贴纸。", failed: "贴纸没有发送。", away: "无法加载贴纸。" },
 };
 const language = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
 const text = words[language];
@@ -98,6 +98,7 @@ search.addEventListener("input", () => {
     for (const each of buttons) each.hidden = !wanted.every((word) => each.dataset.words.includes(word));
     section.hidden = buttons.every((each) => each.hidden);
   }
+  said.textContent = [...stickers.children].every((each) => each.hidden) ? text.unlike : "";
 });
 
 show(parameters.get("theme"));

@@ -173,7 +173,6 @@ def test_a_sticker_is_imported_chosen_sent_and_seen(
     # From an archive they are the same.
     again = sold(deployed, "import", str(tmp_path / "pack.zip"), "--name", "Garden")
     assert again["uploaded"] == 0 and not again["changed"] and again["rooms"] == [room]
-    assert [each["name"] for each in sold(deployed, "list")] == ["Garden"]
 
     # Another client reads the pack in the room, under its name in the specification and the one before.
     pack = ask(bob, "GET", f"/rooms/{room}/state/m.room.image_pack/Garden")
