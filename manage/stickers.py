@@ -234,10 +234,11 @@ def import_pack(deployment: Deployment, source: str, name: str, rooms: Sequence[
             if uploaded:
                 shop.save(Index(shop.index.packs, media))
         pack = Pack(name, tuple(_sticker(each, media[each.sha256]) for each in pictures), tuple(room_ids))
-        shop.save(shop.index.with_pack(pack))
+        # First, so that the next import tries again what was refused.
         for room_id in room_ids:
             if not before or before.content != pack.content or room_id not in before.rooms:
                 shop.stickers.write_pack(room_id, name, pack.content)
+        shop.save(shop.index.with_pack(pack))
     if as_json:
         found = {"name": name, "stickers": len(pictures), "uploaded": uploaded, "rooms": list(room_ids)}
         return print_json({**found, "left_out": left_out, "changed": before != pack})
@@ -335,8 +336,9 @@ def _set_picker(deployment: Deployment, account: str | None, everybody: bool, wa
         }
         click.echo(f"{users[0].user_id} {now.get(state, 'has another picker, and keeps it; nothing was changed')}.")
         return
-    line = f"{counted(len(done['changed']), 'account')} {'given' if wanted else 'relieved of'} the picker"
-    click.echo(f"{line}; {len(done['unchanged'])} as before; {len(done['other'])} with another picker.")
+    line = f"{counted(len(done['changed']), 'account')} {'given the picker' if wanted else 'without the picker now'}"
+    kept = f"; {counted(len(done['other']), 'account')} with another one, as before" if done["other"] else ""
+    click.echo(f"{line}; {len(done['unchanged'])} as before{kept}.")
 
 
 def _accounts(shop: Shop, account: str | None) -> list[Account]:
