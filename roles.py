@@ -759,6 +759,9 @@ RTC = Role(
     ),
 )
 
+# The packs of stickers, which `manage.py NAME stickers` writes; the page with which people choose one.
+STICKERS, STICKERS_PAGE = "/var/lib/matrix-stickers", "/etc/matrix-metal/stickers"
+
 ELEMENT = Role(
     name="element",
     title="Element Web",
@@ -768,7 +771,8 @@ ELEMENT = Role(
     beside=("caddy",),
     units=(),
     programs=("element-web",),
-    files=("/etc/element-web",),
+    state=(STICKERS,),
+    files=("/etc/element-web", STICKERS_PAGE),
     domain=Domain("chat_domain", "chat", "Element Web"),
 )
 

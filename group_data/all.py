@@ -217,6 +217,13 @@ element_country = None
 # Whether people may log in to another homeserver than this one with it: True or False.
 element_other_servers = False
 
+# Whether Caddy serves the page with which people choose a sticker: True or False. Its content: `manage.py NAME stickers import`.
+stickers = False
+# None: stickers.<chat_domain>. It is a web name like the others, and needs a DNS record.
+stickers_domain = None
+# Other web clients than that of chat_domain that may show the page: ["https://app.element.io"], or a scheme such as "vector:".
+stickers_framed_by: list[str] = []
+
 # Path on the controller of the archive (element-v....tar.gz). None: download upstream's release.
 element_archive = None
 # Expected SHA-256. None: the first download must be signed, and is recorded in inventories/<inventory>.lock; every later one must

@@ -21,6 +21,7 @@ from manage.rooms import rooms
 from manage.sbom import sbom
 from manage.secrets import secrets
 from manage.status import status
+from manage.stickers import stickers
 from manage.takeover import takeover
 from manage.tokens import tokens
 from settings import SettingError
@@ -48,6 +49,7 @@ for _noun in (
     tokens,
     rooms,
     reports,
+    stickers,
     mas,
     bans,
     admin,

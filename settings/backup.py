@@ -209,6 +209,10 @@ class Backup(View):
             )
         here = settings.here("postgres")
         owned = {role.name: role.units[0].user for role in played if role.state and not role.in_database and role.units}
+        # What no unit has need not be in a backup: one from before there was such a thing is restored as well.
+        home = MARKER.rpartition("/")[0]
+        states = [path for role in played if not role.units for path in role.state]
+        ownerless = [path for path in states if not path.startswith(f"{home}/")]
         own = [settings.written(path) for role in played for unit in role.units for path in unit.own]
         return cls(
             access=access,
@@ -220,7 +224,7 @@ class Backup(View):
                 if here and role.database and settings.exists(role.name)
             },
             state={path: owned[role.name] for role in played if role.name in owned for path in role.state},
-            own=(*dict.fromkeys(own), str(MARKER.rpartition("/")[0])),
+            own=(*dict.fromkeys(own), home, *ownerless),
             not_backed_up=(
                 *(path for role in played for path in role.not_backed_up),
                 # Written by a deploy.

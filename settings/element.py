@@ -9,14 +9,16 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints
 
 from releases import Archive, Release, Signature
-from roles import ELEMENT, SYDENT, SYNAPSE
+from roles import ELEMENT, STICKERS, STICKERS_PAGE, SYDENT, SYNAPSE
 from settings.deployment import Settings, View
-from settings.fields import Chosen, Https, Sha256, UserName
+from settings.fields import A_DOMAIN, Chosen, Domain, Https, Sha256, UserName
 from settings.synapse import Choices as Homeserver
 
 VERSION = "v1.12.30"
 
 CountryCode = Annotated[str, StringConstraints(pattern="^[A-Z]{2}$")]
+# Where a page may be shown in a frame: a web site, or an application that has a scheme of its own.
+Framing = Annotated[str, StringConstraints(pattern=r"^(https://[a-z0-9.-]+(:[0-9]+)?|[a-z][a-z0-9.+-]*:)$")]
 Fingerprint = Annotated[str, StringConstraints(pattern="^[0-9A-F]{40}$")]
 
 
@@ -34,6 +36,16 @@ class Choices(Chosen):
     element_releases: Https = Field(description="an https URL")
     element_keys: Https = Field(description="an https URL")
     element_signed_by: Fingerprint = Field(description="a fingerprint of 40 hexadecimal digits in capital letters")
+    stickers: bool = Field(description="True or False")
+    stickers_domain: Domain | None = Field(description=A_DOMAIN.format(example="stickers.chat.example.org"))
+    stickers_framed_by: list[Framing] = Field(
+        description='a list of web sites without a path, such as ["https://app.element.io"], and of schemes, such as "vector:"'
+    )
+
+
+def stickers_domain(settings: Settings) -> str:
+    """The name of the page for stickers."""
+    return settings.section(Choices).stickers_domain or f"stickers.{settings.domain(ELEMENT)}"
 
 
 def release_of(choices: Choices, architecture: str, record: Path) -> Release:
@@ -57,12 +69,16 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
 
 @dataclass(frozen=True)
 class Element(View):
-    """config: what is in config.json."""
+    """config: what is in config.json. stickers: the name of their page, if there is one. framed_by: who may show it."""
 
     domain: str
     release: Release
     config: dict[str, Any]
+    stickers: str | None
+    framed_by: tuple[str, ...]
     directory: str = "/etc/element-web"
+    stickers_page: str = STICKERS_PAGE
+    stickers_state: str = STICKERS
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -71,6 +87,8 @@ class Element(View):
             domain=settings.domain(ELEMENT),
             release=release_of(chosen, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
             config=_config(settings, chosen),
+            stickers=stickers_domain(settings) if chosen.stickers else None,
+            framed_by=(f"https://{settings.domain(ELEMENT)}", *chosen.stickers_framed_by),
         )
 
     @property
@@ -80,7 +98,7 @@ class Element(View):
 
     @property
     def web_names(self) -> Sequence[str]:
-        return (self.domain,)
+        return (self.domain, self.stickers) if self.stickers else (self.domain,)
 
     @property
     def programs(self) -> Sequence[Release]:
@@ -110,7 +128,7 @@ def _config(settings: Settings, chosen: Choices) -> dict[str, Any]:
         "disable_custom_urls": not chosen.element_other_servers,
         "disable_guests": True,
         "room_directory": {"servers": [settings.server_name]},
-        # No integration manager can be had on one's own machine.
+        # No maintained integration manager can be had on one's own machine.
         "integrations_ui_url": None,
         "integrations_rest_url": None,
         "integrations_widgets_urls": [],

@@ -9,6 +9,8 @@ from settings.backup import Choices as Backups
 from settings.backup import Target, folder_of
 from settings.coturn import LONGEST_NAME
 from settings.deployment import PYTHON_OF_DEBIAN, Settings
+from settings.element import Choices as Client
+from settings.element import stickers_domain
 from settings.mas import Choices as Accounts
 from settings.synapse import Choices as Homeserver
 
@@ -77,6 +79,7 @@ def _named(settings: Settings) -> Iterator[tuple[str, str, bool]]:
     for role in ROLES.values():
         if role.domain:
             yield role.domain.setting, settings.domain(role), settings.exists(role.name)
+    yield "stickers_domain", stickers_domain(settings), settings.exists("element") and settings.section(Client).stickers
 
 
 def _domains(settings: Settings) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from pyinfra import host
 
 from operations import files, releases
-from operations.files import Directory, Text
+from operations.files import Absent, Copy, Directory, Text
 from settings import settings_of
 from settings.element import Element
 
@@ -20,4 +20,20 @@ files.present(
 releases.installed(
     name="Install Element Web",
     file=releases.obtain(element.release, settings.machine.releases),
+)
+page = [
+    Copy(f"{element.stickers_page}/{name}", f"element/{name}", mode="644")
+    for name in ("picker.html", "picker.css", "picker.js")
+]
+files.present(
+    name="Write the page for stickers",
+    entries=[
+        # What is in it is written by `manage.py NAME stickers`. It is there in any case, for the backup.
+        Directory(element.stickers_state, mode="755"),
+        *(
+            [Directory(element.stickers_page, mode="755"), *page]
+            if element.stickers
+            else [Absent(each.path) for each in page]
+        ),
+    ],
 )

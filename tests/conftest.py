@@ -259,6 +259,7 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
             "admin_email": f"admin@{host.domain}",
             # The hosts of the testbed have private addresses.
             "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
+            "stickers": True,
             # The tests are outside over IPv4, and inside over IPv6.
             "admin_networks": [testbed.bridge_address6],
             **from_page(page),

@@ -44,7 +44,8 @@ class Synapse:
 
     # Requests.
 
-    def _send(self, method: str, path: str, content: Any = None, token: str = "") -> Answer:
+    def send(self, method: str, path: str, content: Any = None, token: str = "") -> Answer:
+        """The answer to any request."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         url = f"http://127.0.0.1:{SYNAPSE.port}{path}"
         return send(self.machine, "matrix-synapse", method, url, headers, content)
@@ -52,15 +53,20 @@ class Synapse:
     def ask(self, method: str, path: str, content: Any = None, missing: bool = False) -> Any:
         """The answer to a request to the admin API. missing: None is returned for what does not exist. Raises Refused."""
         self._token = self._token or "".join(self.machine.run(_READ)).strip()
-        answer = self._send(method, f"/_synapse/admin/{path}", content, self._token) if self._token else None
+        answer = self.send(method, f"/_synapse/admin/{path}", content, self._token) if self._token else None
         if answer is None or answer.status == 401 or answer.error == "You are not a server admin":
             self._register()
-            answer = self._send(method, f"/_synapse/admin/{path}", content, self._token)
+            answer = self.send(method, f"/_synapse/admin/{path}", content, self._token)
         if missing and answer.status == 404:
             return None
         if answer.status not in (200, 201):
             raise Refused(f"Synapse refuses: {answer.error}")
         return answer.content
+
+    def usable_token(self) -> str:
+        """The token of the account of these commands, which Synapse has just taken. Raises Refused."""
+        self.ask("GET", "v1/registration_tokens")
+        return self._token
 
     def _register(self) -> None:
         """Make the account of these commands, and keep its token on the machine."""
@@ -71,13 +77,13 @@ class Synapse:
         # It is taken if its token was lost: by a restored database or file system.
         names = [SERVICE_NAME, *(f"{SERVICE_NAME}-{number}" for number in range(2, 100))]
         for name in names:
-            nonce = self._send("GET", "/_synapse/admin/v1/register").content.get("nonce", "")
+            nonce = self.send("GET", "/_synapse/admin/v1/register").content.get("nonce", "")
             password = secrets.token_urlsafe(48)
             mac = hmac.new(secret, "\0".join((nonce, name, password, "admin", "support")).encode(), hashlib.sha1)
             content = {"nonce": nonce, "username": name, "password": password, "mac": mac.hexdigest()}
             content |= {"admin": True, "user_type": "support", "displayname": "matrix-metal"}
             content |= {"initial_device_display_name": "manage.py"}
-            answer = self._send("POST", "/_synapse/admin/v1/register", content)
+            answer = self.send("POST", "/_synapse/admin/v1/register", content)
             found = answer.content if isinstance(answer.content, dict) else {}
             if found.get("errcode") != "M_USER_IN_USE":
                 break
@@ -111,7 +117,7 @@ class Synapse:
 
     def room_id(self, alias: str) -> str | None:
         """The room that an alias leads to, here or at another homeserver. Raises Refused."""
-        answer = self._send("GET", f"/_matrix/client/v3/directory/room/{in_path(alias)}")
+        answer = self.send("GET", f"/_matrix/client/v3/directory/room/{in_path(alias)}")
         if answer.status == 404:
             return None
         if answer.status != 200:

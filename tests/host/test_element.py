@@ -35,3 +35,9 @@ def test_files_are_those_of_the_release(host: Host, settings: Settings) -> None:
     home = settings.view(Element).release.home
     changed = ask(host, r"find %s -ignore_readdir_race ! -type l \( ! -user root -o -perm /022 \)", f"{home}/").split()
     assert not changed, f"others than root may change {', '.join(changed[:3])}: {DEPLOY}"
+
+
+def test_the_page_for_stickers_is_served(host: Host, settings: Settings) -> None:
+    if name := settings.view(Element).stickers:
+        answer = get(host, f"https://{name}/")
+        assert answer.status == 200 and "picker.js" in answer.body, f"{answer}: {DEPLOY}"

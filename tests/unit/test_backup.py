@@ -156,7 +156,7 @@ def test_the_state_of_every_role_is_backed_up(tmp_path: Path) -> None:
     backup = settings(tmp_path).view(Backup)
     for role in ROLES.values():
         for path in role.state:
-            own = any(path.startswith(f"{each}/") for each in backup.own)
+            own = any(path == each or path.startswith(f"{each}/") for each in backup.own)
             assert role.in_database or path in backup.state or own, f"{path} of {role.name}"
         for path in (*role.sqlite, *role.not_backed_up):
             assert any(path.startswith(f"{each}/") for each in role.state), f"{path} of {role.name}"

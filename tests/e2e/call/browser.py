@@ -152,10 +152,11 @@ class Browser:
 
 @dataclass(frozen=True)
 class Page:
-    """A tab."""
+    """A tab, or a frame in one. context: where the frame's scripts run."""
 
     browser: Browser
     session: str
+    context: int | None = None
 
     def do(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self.browser.do(method, self.session, **parameters)
@@ -164,6 +165,16 @@ class Page:
         """Leave our page for another one."""
         failed = self.do("Page.navigate", url=url).get("errorText")
         assert not failed, f"{url}: {failed}"
+
+    def frame(self, url: str) -> Page:
+        """A frame in it, of the same site."""
+        [frame] = [
+            each["frame"]["id"]
+            for each in self.do("Page.getFrameTree")["frameTree"].get("childFrames", [])
+            if each["frame"]["url"].startswith(f"{url}/")
+        ]
+        context = self.do("Page.createIsolatedWorld", frameId=frame)["executionContextId"]
+        return Page(self.browser, self.session, context)
 
     def picture(self, file: Path, width: int, height: int) -> None:
         """What it looks like in a window of this size, as a PNG."""
@@ -174,8 +185,9 @@ class Page:
         """Call a function with JSON values, or evaluate an expression if there are none; result() waits for it."""
         listed = ", ".join(json.dumps(argument) for argument in arguments)
         expression = f"({function})({listed})" if arguments else function
+        where = {"contextId": self.context} if self.context else {}
         return self.browser.send(
-            "Runtime.evaluate", self.session, expression=expression, awaitPromise=True, returnByValue=True
+            "Runtime.evaluate", self.session, expression=expression, awaitPromise=True, returnByValue=True, **where
         )
 
     def result(self, number: int, timeout: float = 30) -> Any:
