@@ -68,6 +68,8 @@ const memory = (bytes) => (bytes >= 2 ** 30 ? `${digits(bytes / 2 ** 30)} GiB` :
 const disk = (bytes) => (bytes >= 1e12 ? `${digits(bytes / 1e12)} TB` : bytes >= 1e9 ? `${digits(bytes / 1e9)} GB` : `${count(bytes / 1e6)} MB`);
 const plural = (value, word) => `${count(value)} ${word}${Math.round(value) === 1 ? "" : "s"}`;
 
+const known = (value, write) => (value == null ? "Not known" : write(value));
+
 function time(seconds) {
   if (seconds < 2 * MINUTE) return plural(seconds, "second");
   if (seconds < 2 * HOUR) return plural(seconds / MINUTE, "minute");
@@ -117,7 +119,7 @@ function plot(place, data, series, { bars = false, least = 1, axis = digits } = 
     };
     place.chart = new uPlot(options, data, place);
     place.chart.setLegend({ idx: data[0].length - 1 });
-    const last = series.map((each, index) => `${each.label}: ${each.write(data[index + 1].findLast((value) => value != null) ?? 0)}`);
+    const last = series.map((each, index) => `${each.label}: ${known(data[index + 1].findLast((value) => value != null), each.write)}`);
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", last.join(", "));
   };
@@ -145,38 +147,38 @@ const CARDS = [
     const data = await daily((seconds) => `max(max_over_time(matrix_metal_users_today[${seconds - (seconds % 60) || 60}s]))`);
     // Of the first minutes of today, too, the last count is right.
     data[1][DAYS - 1] = finite(await number("max(matrix_metal_users_today)")) ?? data[1][DAYS - 1];
-    card.now(count(data[1][DAYS - 1] ?? 0), "people of this server were here today");
+    card.now(known(data[1][DAYS - 1], count), "people of this server were here today");
     plot(card.plot, data, [{ label: "Users", colour: "first", write: count }], { bars: true });
   } },
   { title: "Messages per day", plot: true, every: 5 * MINUTE, async show(card) {
     const data = await daily((seconds) => `sum(increase(${sent}[${seconds}s]))`);
-    card.now(count(data[1][DAYS - 1] ?? 0), "were sent from here today");
+    card.now(known(data[1][DAYS - 1], count), "were sent from here today");
     plot(card.plot, data, [{ label: "Messages", colour: "first", write: count }], { bars: true });
   } },
   { title: "Requests, last 24 hours", plot: true, every: MINUTE, async show(card) {
     const of = (name) => `sum(rate(${name}[5m]))`, failed = (name) => `(${of(`${name.slice(0, -1)},code=~"5.."}`)} or vector(0))`;
     const name = (await number("count(caddy_http_request_duration_seconds_count)")) ? 'caddy_http_request_duration_seconds_count{code!=""}' : 'synapse_http_server_response_count_total{code!=""}';
     const data = await lastDay(of(name), `${failed(name)} and on () ${of(name)}`);
-    const last = data.slice(1).map((each) => each.at(-1) ?? 0), write = (value) => `${digits(value, 2)}/s`;
-    card.now(write(last[0]), last[0] && last[1] ? `${digits((100 * last[1]) / last[0])} % of them with an error` : "without errors");
+    const last = data.slice(1).map((each) => each.at(-1)), write = (value) => `${digits(value, 2)}/s`;
+    card.now(known(last[0], write), last[0] == null ? "" : last[0] && last[1] ? `${digits((100 * last[1]) / last[0])} % of them with an error` : "without errors");
     plot(card.plot, data, [{ label: "Requests", colour: "first", write }, { label: "Errors", colour: "second", dash: [6, 3], write }], { least: 0.1, axis: (value) => `${digits(value, 2)}/s` });
   } },
   { title: "Delays in Synapse, last 24 hours", plot: true, every: MINUTE, async show(card) {
     const tick = "1000 * histogram_quantile(0.99, sum by (le) (rate(python_twisted_reactor_tick_time_bucket[5m])))";
     const wait = "1000 * sum(rate(synapse_storage_schedule_time_sum[5m])) / sum(rate(synapse_storage_schedule_time_count[5m]))";
     const data = await lastDay(tick, wait), write = (value) => `${digits(value, value < 10 ? 1 : 0)} ms`;
-    card.now(write(data[1].at(-1) ?? 0), "at most, in 99 of 100 cases, until it gets to something");
+    card.now(known(data[1].at(-1), write), "at most, in 99 of 100 cases, until it gets to something");
     plot(card.plot, data, [{ label: "Synapse", colour: "first", write }, { label: "Database", colour: "second", dash: [6, 3], write }], { least: 10, axis: write });
   } },
   { title: "Memory of the machine, last 24 hours", plot: true, every: MINUTE, async show(card) {
     const all = await number("node_memory_MemTotal_bytes"), unit = all >= 2 ** 30 ? 2 ** 30 : 2 ** 20;
     const data = await lastDay(`(node_memory_MemTotal_bytes - node_memory_MemAvailable_bytes) / ${unit}`);
-    card.now(memory((data[1].at(-1) ?? 0) * unit), `of ${memory(all)} in use`);
+    card.now(known(data[1].at(-1), (value) => memory(value * unit)), `of ${memory(all)} in use`);
     plot(card.plot, data, [{ label: "In use", colour: "first", write: (value) => memory(value * unit) }], { least: all / unit, axis: (value) => `${digits(value)} ${unit === 2 ** 30 ? "GiB" : "MiB"}` });
   } },
   { title: "To other homeservers, last 24 hours", plot: true, every: MINUTE, async show(card) {
     const data = await lastDay("sum(synapse_federation_transaction_queue_pending_pdus)", "sum(synapse_federation_transaction_queue_pending_destinations)");
-    card.now(count(data[1].at(-1) ?? 0), "messages wait to be sent");
+    card.now(known(data[1].at(-1), count), "messages wait to be sent");
     plot(card.plot, data, [{ label: "Messages", colour: "first", write: count }, { label: "Homeservers", colour: "second", dash: [6, 3], write: count }], { least: 5, axis: count });
   } },
   { title: "Services", every: MINUTE, async show(card) {
@@ -241,7 +243,7 @@ function build({ title, plot: drawn }) {
   const section = element("section", {}, element("h3", {}, title), figure, body, note);
   document.getElementById("cards").append(section);
   return {
-    section, plot: body, list: body, looked: 0,
+    section, plot: body, list: body, looked: 0, shown: false,
     now: (value, text) => figure.replaceChildren(`${value} `, element("small", {}, text)),
     note: (text) => note.replaceChildren(...prose(text)),
   };
@@ -259,7 +261,10 @@ function say(state, title, lines) {
 
 async function judge() {
   const [{ alerts }, figures] = await Promise.all([ask("alerts", {}), number("time() - max(matrix_metal_figures_seconds)")]);
-  const told = ({ annotations, activeAt }) => [element("b", {}, `${annotations.summary}, since ${moment.format(new Date(activeAt))}.`), " ", ...prose(annotations.todo)];
+  const told = ({ annotations, activeAt, state }) => {
+    const since = `since ${moment.format(new Date(activeAt))}${state === "pending" ? ", if it lasts" : ""}`;
+    return [element("b", {}, `${annotations.summary}, ${since}.`), " ", ...prose(annotations.todo)];
+  };
   const firing = alerts.filter(({ state }) => state === "firing"), pending = alerts.filter(({ state }) => state === "pending");
   // The same may be true of many things; the eldest is most likely the cause.
   for (const list of [firing, pending]) list.sort((one, other) => new Date(one.activeAt) - new Date(other.activeAt));
@@ -267,7 +272,7 @@ async function judge() {
   if (firing.length) say("bad", firing.length === 1 ? "Something is wrong" : `${firing.length} things are wrong`, lines);
   else if (figures === undefined || figures > 5 * MINUTE)
     say("warn", "It is not known how things are", [prose("Nothing has said so for five minutes: `journalctl -u matrix-metal-figures` says why.")]);
-  else if (pending.length) say("warn", "Something may be wrong, if it lasts", lines);
+  else if (pending.length) say("warn", "Something may be wrong", lines);
   else say("good", "All is well", []);
 }
 
@@ -286,6 +291,8 @@ async function look() {
     const results = await Promise.allSettled(due.map(async ({ card, show }) => {
       await show(card);
       card.looked = Date.now();
+      card.shown = true;
+      card.section.hidden = false;
       card.section.classList.remove("old");
     }));
     const problem = results.find(({ status }) => status === "rejected")?.reason;
@@ -297,6 +304,7 @@ async function look() {
     say("bad", "Nothing can be said at the moment", [prose(problem instanceof Silent ? problem.message : `This page has a fault: ${problem.message}`)]);
     for (const { card } of cards) {
       card.section.classList.add("old");
+      card.section.hidden = !card.shown;
       card.looked = 0;
     }
   } finally {
