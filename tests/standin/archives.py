@@ -124,6 +124,7 @@ UPLOT_FILES = {
     this.width = options.width;
     place.append(this.root);
   }
+  setLegend() {}
   setSize({ width }) { this.width = width; }
   destroy() { this.root.remove(); }
   static paths = { bars: () => null };

@@ -280,7 +280,7 @@ async function judge() {
 
 const cards = CARDS.map((each) => ({ ...each, card: build(each) }));
 const looked = document.getElementById("looked");
-let looking = false, last = 0;
+let looking = false;
 
 async function look() {
   if (looking || document.hidden) return;
@@ -295,10 +295,13 @@ async function look() {
       card.section.hidden = false;
       card.section.classList.remove("old");
     }));
-    const problem = results.find(({ status }) => status === "rejected")?.reason;
-    if (problem) throw problem;
-    last = Date.now();
-    looked.textContent = `as it was at ${new Date(last).toLocaleTimeString(LANGUAGE)}`;
+    const problems = results.filter(({ status }) => status === "rejected").map(({ reason }) => reason);
+    const silent = problems.find((each) => each instanceof Silent);
+    if (silent) throw silent;
+    // The sentence at the top is right in spite of a fault in a picture.
+    for (const each of problems) console.error(each);
+    const missing = problems.length ? `, but ${plural(problems.length, "picture")} could not be drawn` : "";
+    looked.textContent = `as it was at ${new Date().toLocaleTimeString(LANGUAGE)}${missing}`;
   } catch (problem) {
     if (!(problem instanceof Silent)) console.error(problem);
     say("bad", "Nothing can be said at the moment", [prose(problem instanceof Silent ? problem.message : `This page has a fault: ${problem.message}`)]);
