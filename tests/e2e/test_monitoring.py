@@ -172,7 +172,7 @@ def test_a_service_that_stops_is_noticed(deployed: Deployed, chromium: Host, tmp
             page.picture(tmp_path / "desktop.png", 1440, 900)
             page.picture(tmp_path / "phone.png", 390, 844)
             # Nothing is wider than a phone.
-            assert page.run("document.documentElement.scrollWidth") == 390
+            assert page.run("document.documentElement.scrollWidth") <= 390
     finally:
         host.run("systemctl start sydent && systemctl start matrix-metal-figures")
 
@@ -196,7 +196,6 @@ def test_figures_of_each_service_arrive(deployed: Deployed) -> None:
         "matrix_metal_unit_up",
         "matrix_metal_users_today",
         'matrix_metal_version_info{component="Synapse"}',
-        "synapse_storage_events_persisted_events_sep_total",
         'process_open_fds{job="caddy"}',
         'up{job="livekit"} == 1',
         f'probe_success{{name="turn.{host.domain}",port="5349"}} == 1',
