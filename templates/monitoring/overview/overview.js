@@ -37,9 +37,9 @@ async function way(query, begin, end, step) {
   return new Map((result[0]?.values ?? []).map(([at, value]) => [at, Number(value)]));
 }
 
-// The last day of several figures, on the same moments.
+// The last day of several figures, on the same moments. The last of them is now.
 async function lastDay(...queries) {
-  const step = 5 * MINUTE, end = Math.floor(Date.now() / 1000 / step) * step, moments = [];
+  const step = 5 * MINUTE, end = Math.floor(Date.now() / 1000), moments = [];
   for (let at = end - DAY; at <= end; at += step) moments.push(at);
   const ways = await Promise.all(queries.map((query) => way(query, end - DAY, end, step)));
   return [moments, ...ways.map((each) => moments.map((at) => finite(each.get(at))))];
@@ -151,7 +151,7 @@ const CARDS = [
     plot(card.plot, data, [{ label: "Users", colour: "first", write: count }], { bars: true });
   } },
   { title: "Messages per day", plot: true, every: 5 * MINUTE, async show(card) {
-    const data = await daily((seconds) => `sum(increase(${sent}[${seconds}s]))`);
+    const data = await daily((seconds) => `sum(increase(${sent}[${seconds}s])) or 0 * sum(synapse_build_info)`);
     card.now(known(data[1][DAYS - 1], count), "were sent from here today");
     plot(card.plot, data, [{ label: "Messages", colour: "first", write: count }], { bars: true });
   } },
