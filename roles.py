@@ -54,7 +54,7 @@ class Port(NamedTuple):
 
     unit: the one that listens. when: the setting that has to be True for it; "remote": other machines use the database.
     callers: for a port that only this machine may reach, the roles that connect to it: nobody else may, but root. None: every
-    local user may.
+    local user may. guests: those that connect as well, if they are there.
     """
 
     protocol: Protocol
@@ -64,6 +64,7 @@ class Port(NamedTuple):
     last: int | None = None
     when: str | None = None
     callers: tuple[RoleName, ...] | None = None
+    guests: tuple[RoleName, ...] = ()
 
     @property
     def numbers(self) -> range:
@@ -1005,10 +1006,13 @@ MONITORING = Role(
     listens=(
         # Synapse tells the administrators in a room.
         Port("tcp", ALERTS_PORT, "machine", "matrix-alertmanager.service", callers=("monitoring", "synapse")),
+        # The overview asks it, behind the door of the administrator's pages.
+        Port(
+            "tcp", PROMETHEUS_PORT, "machine", "matrix-prometheus.service", callers=("monitoring",), guests=("admin",)
+        ),
         *(
             Port("tcp", number, "machine", unit, callers=("monitoring",))
             for number, unit in (
-                (PROMETHEUS_PORT, "matrix-prometheus.service"),
                 (NODE_PORT, "matrix-node.service"),
                 (BLACKBOX_PORT, "matrix-blackbox.service"),
                 (POSTGRES_FIGURES_PORT, "matrix-pg-figures.service"),
@@ -1030,6 +1034,10 @@ MONITORING = Role(
         *MONITORING_DEBIANS_OWN.values(),
     ),
     package_users=("prometheus",),
+    programs=("uplot",),
+    domain=Domain(
+        "monitor_domain", "monitor", "the overview of the monitoring, only with `admin` and `admin_networks`"
+    ),
     database_roles=("matrix-pg-figures",),
 )
 

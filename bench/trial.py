@@ -9,7 +9,14 @@ from tempfile import TemporaryDirectory
 from settings import element
 from tests.conftest import STAND_IN, livekit_archive, lk_jwt, real_proxy
 from tests.deployment import Deployment
-from tests.standin.archives import element_archive, ketesa_archive, real_element, real_ketesa
+from tests.standin.archives import (
+    element_archive,
+    ketesa_archive,
+    real_element,
+    real_ketesa,
+    real_uplot,
+    uplot_archive,
+)
 from tests.testbed import Host, Testbed
 
 
@@ -57,5 +64,7 @@ def every_role(host: Host) -> Iterator[Deployment]:
                 "lk_jwt_binary": str(lk_jwt()),
                 "element_archive": str(real_element() or element_archive(Path(directory), element.VERSION)),
                 "ketesa_archive": str(real_ketesa() or ketesa_archive(Path(directory))),
+                "uplot_archive": str(real_uplot() or uplot_archive(Path(directory))),
+                "uplot_sha256": None,
             },
         )

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from releases import Release, ReleaseError, store
-from roles import ADMIN, ELEMENT, MAS, ROLES, RTC, SLIDING_SYNC, Role
-from settings import Choices, admin, choices_from, element, mas, rtc, sliding_sync
+from roles import ADMIN, ELEMENT, MAS, MONITORING, ROLES, RTC, SLIDING_SYNC, Role
+from settings import Choices, admin, choices_from, element, mas, monitoring, rtc, sliding_sync
 
 ROOT = Path(__file__).parent.parent
 FOUND = ROOT / ".cache" / "demo-programs.json"
@@ -49,6 +49,7 @@ PROGRAMS = (
     ),
     Program(ELEMENT, "ELEMENT_WEB_ARCHIVE", "element_archive", element.release_of, "to write in a browser"),
     Program(ADMIN, "KETESA_ARCHIVE", "ketesa_archive", admin.release_of, "to administer in a browser"),
+    Program(MONITORING, "UPLOT_ARCHIVE", "uplot_archive", monitoring.release_of, "for pictures of how the machine is"),
     Program(SLIDING_SYNC, "SLIDING_SYNC_BINARY", "sliding_sync_binary", sliding_sync.release_of, "for old clients"),
 )
 

@@ -21,6 +21,7 @@ rtc_domain = None  # [rtc.<server_name>] LiveKit and lk-jwt-service
 chat_domain = None  # [chat.<server_name>] Element Web
 push_domain = None  # [push.<server_name>] ntfy
 admin_domain = None  # [admin.<server_name>] the administrator's pages
+monitor_domain = None  # [monitor.<server_name>] the overview of the monitoring
 
 # E-mail address of the administrator: the contact of the certificate authorities. Required if tls is "acme".
 admin_email = None
@@ -253,8 +254,9 @@ bans_exempt = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
 
 # --- administrator's pages (role admin) ------------------------------------------------------------------------------
 
-# Addresses and networks from which https://<admin_domain>/ is reached, such as ["192.0.2.7", "2001:db8::/48"]. Empty: from
-# nowhere, and the pages are reached only through an SSH tunnel (`manage.py NAME admin open`), without DNS name and certificate.
+# Addresses and networks from which https://<admin_domain>/ is reached, such as ["192.0.2.7", "2001:db8::/48"], and, with the role
+# monitoring, https://<monitor_domain>/. Empty: from nowhere, and the pages are reached only through an SSH tunnel
+# (`manage.py NAME admin open`), without DNS names and certificates.
 admin_networks: list[str] = []
 
 # Path on the controller of Ketesa's archive (ketesa.tar.gz). None: download upstream's release.
@@ -282,6 +284,13 @@ updates_point_releases = False
 # For how many days figures are kept, and how many GB of the disk they may take at most: the oldest go first.
 monitoring_days = 30
 monitoring_disk = 2
+
+# Path on the controller of the archive of uPlot, which draws the pictures of the overview (uplot-1.6.32.tgz). None: download it.
+uplot_archive = None
+# Its SHA-256. None: the first download is recorded in inventories/<inventory>.lock, and every later one must match that.
+uplot_sha256 = "4b8a8191e425658e3ea8c8c1314b0fc679c861ee3a1af2b20c7b16ba50b5133d"
+# Where it is downloaded from (https), for a mirror of your own.
+uplot_releases = "https://registry.npmjs.org/uplot/-"
 
 # --- backup (role backup), see docs/BACKUP.md ------------------------------------------------------------------------
 

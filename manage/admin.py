@@ -13,7 +13,7 @@ from passlib.hash import bcrypt
 from compat import Refused, channel_to, connect, connection_error
 from manage.accounts import Password, password_options
 from manage.machines import Deployment, Machine
-from roles import ADMIN
+from roles import ADMIN, MONITORING
 from settings.admin import PASSWORD, TUNNEL_PORTS, USER, tunnel_name
 from vault import Vault
 
@@ -25,7 +25,7 @@ ROUNDS = 12
 
 @click.group()
 def admin() -> None:
-    """The administrator's pages: users, rooms, media, reports and tokens in a browser.
+    """The administrator's pages: users, rooms, media, reports and tokens in a browser; with `monitoring` its overview.
 
     Nobody reaches them from the internet, unless `admin_networks` says so: `open` leads to them over SSH.
     """
@@ -68,15 +68,21 @@ def open_pages(deployment: Deployment, browser: bool) -> None:
 
 
 def _open(machine: Machine, browser: bool) -> None:
-    name = tunnel_name(machine.settings)
+    name, overview = tunnel_name(machine.settings), ""
+    if machine.settings.here("monitoring"):
+        overview = tunnel_name(machine.settings, MONITORING)
     found = channel_to(machine.host, ADMIN.port)
     if found is None:
         click.echo(f"This is the machine: http://{name}:{ADMIN.port}/")
+        if overview:
+            click.echo(f"The overview: http://{overview}:{ADMIN.port}/")
         return
     found.close()
     with _listening() as listener:
         url = f"http://{name}:{listener.getsockname()[1]}/"
         click.echo(f"{url}  (name: {USER})")
+        if overview:
+            click.echo(f"{url.replace(name, overview)}  (the overview of the monitoring, behind the same password)")
         click.echo("Open it in Firefox or Chromium on this computer. Ctrl-C closes the tunnel.")
         if browser:
             click.launch(url)

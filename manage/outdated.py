@@ -210,7 +210,11 @@ def _of_release_pages(client: "httpx.Client", pool: ThreadPoolExecutor, machines
 
 
 def _newest_release(client: "httpx.Client", release: Release) -> str:
-    """The release that the page of a project calls its latest: its address leads there."""
+    """The release that the page of a project calls its latest: its address leads there. Or what npm calls so."""
+    package, found, _ = (release.url or "").partition("/-/")
+    if found:
+        latest = _json(client, f"{package}/latest")
+        return str(latest.get("version", release.version) if isinstance(latest, dict) else release.version)
     project, found, _ = (release.url or "").partition("/releases/download/")
     if not found:
         raise Unreachable(f"{release.url} is no page with releases")

@@ -296,7 +296,7 @@ def release_files(settings: Settings, lines: Iterable[str]) -> Iterator[Componen
             kind="release",
             name=name,
             version=version,
-            purl=purl_of("github", *project, version=version) if project else purl_of("generic", name, version=version),
+            purl=purl_of(*project, version=version) if project else purl_of("generic", name, version=version),
             # Machines of two architectures have two files.
             ref=f"{name}/{directory}",
             licences=(release.licence,) if release and release.licence else (),
@@ -307,11 +307,15 @@ def release_files(settings: Settings, lines: Iterable[str]) -> Iterator[Componen
         )
 
 
-def _project(release: Release | None) -> tuple[str, str] | None:
-    """Owner and name on GitHub, which a mirror has in its addresses as well."""
-    path, found, _ = urlsplit((release and release.url) or "").path.partition("/releases/download/")
+def _project(release: Release | None) -> tuple[str, ...] | None:
+    """Where a project is, in the words of a package URL: at npm, or GitHub, whose addresses a mirror has as well."""
+    address = urlsplit((release and release.url) or "").path
+    path, found, _ = address.partition("/-/")
+    if found:
+        return "npm", path.rpartition("/")[2]
+    path, found, _ = address.partition("/releases/download/")
     words = path.lower().split("/")
-    return (words[-2], words[-1]) if found and len(words) > 2 else None
+    return ("github", words[-2], words[-1]) if found and len(words) > 2 else None
 
 
 def _deployed(lines: Iterable[str]) -> Iterator[Component]:

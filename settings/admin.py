@@ -13,10 +13,9 @@ from typing import Any, Self
 from pydantic import Field
 
 from releases import Archive, Release
-from roles import ADMIN, MAS
-from settings.bans import AnyNetwork
+from roles import ADMIN, MAS, Role
 from settings.deployment import SettingError, Settings, View
-from settings.fields import Chosen, Https, Sha256
+from settings.fields import AnyNetwork, Chosen, Https, Sha256
 from vault import Secret
 
 VERSION = "v1.4.0"
@@ -65,13 +64,13 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
     )
 
 
-def tunnel_name(settings: Settings) -> str:
-    """The name in a browser at the end of an SSH tunnel.
+def tunnel_name(settings: Settings, role: Role = ADMIN) -> str:
+    """The name in a browser at the end of an SSH tunnel, of these pages or of those of a role behind the same door.
 
     Browsers know without asking anybody that names below localhost are their own machine, and trust those pages as they do HTTPS.
     A name of its own keeps cookies and passwords from whatever else is at localhost.
     """
-    return f"{settings.domain(ADMIN)}.localhost"
+    return f"{settings.domain(role)}.localhost"
 
 
 def origins(settings: Settings) -> tuple[str, ...]:

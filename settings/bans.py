@@ -2,25 +2,18 @@
 
 import ipaddress
 from dataclasses import dataclass, replace
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from operations.users import Account
 from roles import BANS_DATABASE, BANS_HOME, BANS_JAIL, BANS_RUN, BANS_TABLE, Role, Unit
 from settings.deployment import Settings, View
-from settings.fields import Chosen
+from settings.fields import AnyNetwork, Chosen
 
 # What Caddy logs of an address of IPv6 (caddy/Caddyfile), and what is banned of it.
 PREFIX = 64
 MINUTE, DAY = 60, 24 * 60 * 60
-
-
-def _any_network(value: str) -> str:
-    return str(ipaddress.ip_network(value))
-
-
-AnyNetwork = Annotated[str, AfterValidator(_any_network)]
 
 
 class Choices(Chosen):

@@ -231,6 +231,12 @@ def _unreachable(role: Role, name: str, address: str) -> str:
     return f"{line} take the name out of that line of /etc/hosts there, then `systemctl restart {units}`"
 
 
+def _users(role: Role) -> list[str]:
+    """The users of its units; of a role that runs nothing, those of the units that answer for it."""
+    owners = {unit.name: unit.user for each in ROLES.values() for unit in each.units}
+    return [unit.user for unit in role.units] or [owners[port.unit] for port in role.listens]
+
+
 def view_of(role: str) -> type[View]:
     """The class of a role's view."""
     view: type[View] = importlib.import_module(f"settings.{role}").VIEW
@@ -364,7 +370,11 @@ class Settings:
             if (port.protocol, port.reach) == ("tcp", "machine"):
                 # Without Caddy here, a reverse proxy of the administrator's connects, as a user that we do not know.
                 known = port.callers is not None and all(map(self.here, port.callers))
-                callers = dict.fromkeys(unit.user for each in port.callers or () for unit in ROLES[each].units)
+                callers = dict.fromkeys(
+                    user
+                    for each in (*(port.callers or ()), *filter(self.here, port.guests))
+                    for user in _users(ROLES[each])
+                )
                 found.append(LocalPort(port.number, user, tuple(callers) if known else None))
         return found
 

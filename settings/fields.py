@@ -80,6 +80,10 @@ def _http(value: str) -> str:
     return value.rstrip("/")
 
 
+def _any_network(value: str) -> str:
+    return str(ipaddress.ip_network(value))
+
+
 def _network(value: str) -> str:
     network = ipaddress.ip_network(value)
     # Only private networks: the relay may reach what is named here, which must never be this machine's loopback.
@@ -120,6 +124,7 @@ Host = Annotated[str, AfterValidator(_host)]
 Https = Annotated[str, AfterValidator(_https)]
 Http = Annotated[str, AfterValidator(_http)]
 Network = Annotated[str, AfterValidator(_network)]
+AnyNetwork = Annotated[str, AfterValidator(_any_network)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 IPv6 = Annotated[str, AfterValidator(_ipv6)]
 UserName = Annotated[str, AfterValidator(_printable)]

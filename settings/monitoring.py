@@ -1,13 +1,15 @@
 """The monitoring: what is scraped on this machine, what is judged, and who is told."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from pydantic import Field
 
 from operations.machine import BACKUP_STATE
+from releases import Archive, Release
 from roles import (
     ALERTS_PORT,
     BLACKBOX_PORT,
@@ -15,6 +17,7 @@ from roles import (
     FIGURES,
     LIVEKIT_FIGURES_PORT,
     MAS_FIGURES_PORT,
+    MONITORING,
     MONITORING_HOME,
     NODE_PORT,
     POSTGRES_FIGURES_PORT,
@@ -23,9 +26,10 @@ from roles import (
     SYNAPSE_SOCKETS,
     RoleName,
 )
+from settings import admin
 from settings.backup import LATE_AFTER, Backup, part_of
 from settings.deployment import Mail, SettingError, Settings, View
-from settings.fields import Chosen
+from settings.fields import Chosen, Https, Sha256
 from settings.postgres import Postgres, port_on
 
 # The port on which Alertmanager speaks TLS from the beginning, and no other.
@@ -52,6 +56,31 @@ class Choices(Chosen):
 
     monitoring_days: int = Field(ge=1, le=400, description="a number of days from 1 to 400")
     monitoring_disk: int = Field(ge=1, le=100, description="a number of GB from 1 to 100")
+    uplot_archive: str | None = Field(description="None or the path of a tgz on this computer")
+    uplot_sha256: Sha256 | None = Field(description="None or 64 hexadecimal digits")
+    uplot_releases: Https = Field(description="an https URL")
+
+
+# The library that draws the overview's pictures.
+UPLOT_VERSION = "1.6.32"
+UPLOT_FILES = ("uPlot.iife.min.js", "uPlot.min.css")
+
+
+def release_of(choices: Choices, architecture: str, record: Path) -> Release:
+    """The library's release, which is the same for every architecture. record: the file that first downloads are recorded in."""
+    return Release(
+        name="uplot",
+        version=UPLOT_VERSION,
+        arch="all",
+        url=f"{choices.uplot_releases.rstrip('/')}/uplot-{UPLOT_VERSION}.tgz",
+        file=Path(choices.uplot_archive) if choices.uplot_archive else None,
+        sha256=choices.uplot_sha256,
+        record=record,
+        file_setting="uplot_archive",
+        sha256_setting="uplot_sha256",
+        licence="MIT",
+        archive=Archive(contains=tuple(f"dist/{name}" for name in UPLOT_FILES), strip=1),
+    )
 
 
 class Target(NamedTuple):
@@ -82,9 +111,9 @@ _OTHERS: Mapping[RoleName, tuple[str, int, str]] = {
         "synapse",
         SYNAPSE_FIGURES_PORT,
         "synapse_(build_info|event_processing_lag|http_server_response_count_total|storage_events_persisted_events_total"
-        "|storage_schedule_time_(sum|count)|federation_transaction_queue_pending_(pdus|destinations)"
+        "|storage_events_persisted_events_sep_total|storage_schedule_time_(sum|count)|federation_transaction_queue_pending_(pdus|destinations)"
         "|http_httppusher_http_pushes_(failed|processed)_total|background_update_status|admin_mau_current)"
-        "|python_twisted_reactor_tick_time_(bucket|sum|count)",
+        "|python_twisted_reactor_tick_time_(bucket|sum|count)|matrix_metal_users_today",
     ),
     "caddy": ("caddy", CADDY_FIGURES_PORT, "caddy_http_(request_duration_seconds_count|request_errors_total)"),
     "mas": (
@@ -102,7 +131,9 @@ class Monitoring(View):
 
     left: seconds that a certificate must have left. units: those of this machine that have to run.
     late_after: seconds after which a part of the backup is late; empty: there is none here. own_files: whether the certificates
-    are files of the administrator's, which this machine need not trust.
+    are files of the administrator's, which this machine need not trust. components: title -> Debian's package, or the program's
+    directory below /opt. domain, tunnel: where the overview is. overview: whether it is served: its door is that of the role
+    admin, so without that role there is none. networks: whether its name is reached, too.
     """
 
     server_name: str
@@ -121,6 +152,12 @@ class Monitoring(View):
     to: str | None
     caddy: bool
     own_files: bool
+    components: Mapping[str, str]
+    release: Release
+    domain: str
+    tunnel: str
+    overview: bool
+    networks: bool
     home: str = MONITORING_HOME
     alerts_home: str = "/etc/matrix-alertmanager"
     figures: str = FIGURES
@@ -173,6 +210,38 @@ class Monitoring(View):
             to=to,
             caddy=settings.here("caddy"),
             own_files=settings.choices.tls == "files",
+            components=_components(settings),
+            release=release_of(choices, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
+            domain=settings.domain(MONITORING),
+            tunnel=admin.tunnel_name(settings, MONITORING),
+            overview=settings.here("admin"),
+            networks=settings.here("admin") and bool(settings.section(admin.Choices).admin_networks),
+        )
+
+    @property
+    def web_names(self) -> Sequence[str]:
+        return (self.domain,) if self.networks else ()
+
+    @property
+    def programs(self) -> Sequence[Release]:
+        return (self.release,)
+
+    @property
+    def library(self) -> Sequence[str]:
+        """The files of the library that the page loads."""
+        return UPLOT_FILES
+
+    @property
+    def page(self) -> str:
+        """Where the overview is on the machine."""
+        return f"{self.home}/overview"
+
+    @property
+    def policy(self) -> str:
+        """The overview's Content-Security-Policy: it runs its own files only, and asks nobody else."""
+        return (
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
 
     @property
@@ -188,6 +257,7 @@ class Monitoring(View):
             "postgres_log": self.postgres_log,
             "backup": BACKUP_STATE if self.late_after else None,
             "late_after": dict(self.late_after),
+            "components": dict(self.components),
         }
         return json.dumps(plan, indent=1) + "\n"
 
@@ -195,6 +265,19 @@ class Monitoring(View):
     def data_source(self) -> str:
         """How the exporter reaches PostgreSQL."""
         return f"user=matrix-pg-figures host=/run/postgresql port={self.postgres_port} dbname=postgres sslmode=disable"
+
+
+def _components(settings: Settings) -> dict[str, str]:
+    """What runs here, by title: a package of Debian's, or a directory below /opt."""
+    found: dict[str, str] = {}
+    for role in settings.played:
+        programs = [each for each in role.programs if each not in ("uv", "uplot")]
+        title = role.title.removeprefix("the ")
+        if programs:
+            found |= {title if len(programs) == 1 else each: f"/opt/{each}" for each in programs}
+        elif role.units and role.packages:
+            found["Prometheus" if role is MONITORING else title] = settings.written(role.packages[0])
+    return found
 
 
 def presented(settings: Settings) -> list[Presented]:

@@ -98,12 +98,17 @@ def _accounts(role: Role) -> set[str]:
 
 
 def _certificates(settings: Settings, role: Role) -> tuple[str, ...]:
-    """The certificates that Caddy obtained here for the role's domain, if nothing here has that name any more."""
-    if not settings.here("caddy") or role.domain is None:
+    """The certificates that Caddy obtained here for the role's domain, and for pages behind its door, if nothing has the name."""
+    if not settings.here("caddy") or settings.exists(role.name):
         return ()
+    behind = [each for each in ROLES.values() if any(role.name in port.guests for port in each.listens)]
     names = [
         settings.server_name,
-        *(settings.domain(each) for each in ROLES.values() if each.domain and settings.exists(each.name)),
+        *(
+            settings.domain(each)
+            for each in ROLES.values()
+            if each.domain and settings.exists(each.name) and each not in behind
+        ),
     ]
-    domain = settings.domain(role)
-    return () if domain in names else (f"{STORE}/certificates/*/{domain}",)
+    domains = [settings.domain(each) for each in (role, *behind) if each.domain]
+    return tuple(f"{STORE}/certificates/*/{domain}" for domain in domains if domain not in names)

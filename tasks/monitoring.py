@@ -7,7 +7,7 @@ from typing import Any
 
 from pyinfra import host
 
-from operations import databases, files, units
+from operations import databases, files, releases, units
 from operations.files import Copy, Directory, Template, Text
 from roles import FIGURES_PROGRAM, FIGURES_TIMER, MONITORING
 from settings import settings_of
@@ -22,6 +22,9 @@ values = {"monitoring": monitoring, "release": settings.machine.release}
 values |= {"process": PROCESS, "subject": ALERT_SUBJECT, "text": ALERT_TEXT, "presented": presented(settings)}
 job = {**values, "timer": FIGURES_TIMER, "program": FIGURES_PROGRAM, "plan": PLAN}
 
+library = releases.obtain(monitoring.release, settings.machine.releases)
+
+releases.installed(name="Install the library of the overview's pictures", file=library)
 files.present(
     name="Configure the monitoring",
     entries=[
@@ -34,6 +37,13 @@ files.present(
             f"{HOME}/rules.yaml", "monitoring/rules.yaml", mode="644", values=values, check="promtool check rules {}"
         ),
         Template(f"{HOME}/prometheus.yaml", "monitoring/prometheus.yaml", mode="644", values=values),
+        # Caddy serves it behind the door of the role admin; without that role nobody does.
+        Directory(monitoring.page, mode="755"),
+        Template(f"{monitoring.page}/index.html", "monitoring/overview/index.html", mode="644", values=values),
+        *(
+            Copy(f"{monitoring.page}/{name}", f"monitoring/overview/{name}", mode="644")
+            for name in ("overview.js", "overview.css")
+        ),
         Directory(monitoring.alerts_home, mode="750", **ALERTS),
         Template(
             f"{monitoring.alerts_home}/alertmanager.yaml",

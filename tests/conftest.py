@@ -16,7 +16,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from roles import ROLES
-from settings import admin, element, mas
+from settings import admin, element, mas, monitoring
 from settings.rtc import LIVEKIT_VERSION, LK_JWT_VERSION
 from settings.sliding_sync import VERSION
 from tests.built import built, keep, remove_built
@@ -29,6 +29,8 @@ from tests.standin.archives import (
     real_element,
     real_ketesa,
     real_mas,
+    real_uplot,
+    uplot_archive,
 )
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -38,6 +40,7 @@ STAND_IN = Path(__file__).parent / "standin" / "syncv3"
 MAS_RELEASES = "element-hq/matrix-authentication-service/releases/download"
 ELEMENT_RELEASES = "element-hq/element-web/releases/download"
 KETESA_RELEASES = "etkecc/ketesa/releases/download"
+UPLOT_RELEASES = "uplot/-"
 # The password of the administrator's pages, and its hash by `manage.py NAME admin password`.
 ADMIN_PASSWORD = "correct horse battery"  # noqa: S105 - of hosts that are thrown away
 ADMIN_PASSWORD_HASH = "$2b$12$CCG.WuRc00XCK8dSBaJsQ.T1EzIEWoY1ledPjVMRSXmdtU2Y9W71G"  # noqa: S105
@@ -95,6 +98,7 @@ def released(directory: Path) -> dict[str, bytes | Path]:
         "keys.asc": keys,
         "keys.fingerprint": fingerprint.encode(),
         f"{KETESA_RELEASES}/{admin.VERSION}/ketesa.tar.gz": real_ketesa() or ketesa_archive(directory),
+        f"{UPLOT_RELEASES}/uplot-{monitoring.UPLOT_VERSION}.tgz": real_uplot() or uplot_archive(directory),
         f"{MAS_RELEASES}/{mas.VERSION}/mas-cli-x86_64-linux.tar.gz": real_mas() or mas_archive(directory),
     }
 
@@ -106,7 +110,7 @@ def _fingerprint(page: ReleaseServer) -> str:
     return found.decode()
 
 
-def from_page(page: ReleaseServer) -> dict[str, str]:
+def from_page(page: ReleaseServer) -> dict[str, str | None]:
     """The settings with which all programs come from a release page."""
     return {
         "sliding_sync_releases": f"{page.url}/matrix-org/sliding-sync/releases/download",
@@ -115,6 +119,9 @@ def from_page(page: ReleaseServer) -> dict[str, str]:
         "mas_releases": f"{page.url}/{MAS_RELEASES}",
         "element_releases": f"{page.url}/{ELEMENT_RELEASES}",
         "ketesa_releases": f"{page.url}/{KETESA_RELEASES}",
+        "uplot_releases": f"{page.url}/{UPLOT_RELEASES}",
+        # That of the settings is that of the real one.
+        "uplot_sha256": None,
         "element_keys": f"{page.url}/keys.asc",
         "element_signed_by": _fingerprint(page),
     }

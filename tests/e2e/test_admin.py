@@ -210,6 +210,48 @@ def test_an_administrator_opens_them_through_a_tunnel(
     assert found.stdout == "404"
 
 
+def overview(outside: Outside, path: str, *, inside: bool = True, method: str = "GET", **more: Any) -> httpx.Response:
+    """The answer at the public name of the monitoring's overview."""
+    with outside.http(ipv6=inside) as http:
+        return http.request(method, outside.url("monitor", path), **more)
+
+
+FIGURES = ("/api/v1/query?query=up", "/api/v1/query_range?query=up&start=1&end=2&step=1", "/api/v1/alerts")
+PAGE = ("/", "/overview.js", "/overview.css", "/uPlot.iife.min.js", "/uPlot.min.css")
+
+
+def test_the_overview_is_behind_the_same_door(outside: Outside) -> None:
+    for path in (*PAGE, *FIGURES):
+        answer = overview(outside, path, auth=DOOR)
+        assert answer.status_code == 200, path
+        known = {"Cookie": cookie_of(answer)} if "set-cookie" in answer.headers else {}
+        for more in ({}, {"headers": FORGED}, {"auth": (USER, "wrong")}):
+            assert overview(outside, path, **more).status_code == 401, path
+        for more in ({}, {"auth": DOOR}, {"headers": {**known, **FORGED}}):
+            refused = overview(outside, path, inside=False, **more)
+            assert (refused.status_code, refused.content) == (404, b""), path
+            assert "www-authenticate" not in refused.headers, path
+
+
+def test_the_overview_only_asks_and_only_itself(outside: Outside) -> None:
+    closed = ("targets", "rules", "status/config", "status/flags", "series", "labels", "admin/tsdb/snapshot", "write")
+    paths = [*(f"/api/v1/{each}" for each in closed), "/-/reload", "/metrics", "/graph", "/federate", "/index", "/.sum"]
+    paths += ["/api/v1/query/../status/config", "/api/v1/query%2f..%2fstatus/config", "//api/v1/status/config"]
+    found = {path: overview(outside, path, auth=DOOR).status_code for path in paths}
+    assert set(found.values()) == {404}, found
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        for path in ("/", FIGURES[0], "/api/v1/admin/tsdb/delete_series"):
+            assert overview(outside, path, method=method, auth=DOOR).status_code == 405, (method, path)
+    answer = overview(outside, FIGURES[0], auth=DOOR, headers={"Origin": "https://evil.test"})
+    assert answer.json()["status"] == "success"
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+    headers = overview(outside, "/", auth=DOOR).headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert headers["x-frame-options"] == "DENY" and headers["x-content-type-options"] == "nosniff"
+
+
 # React listens for the event.
 FILL = """(name, value) => {
   const input = document.querySelector(`input[name=${name}]`);

@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
@@ -11,8 +12,11 @@ import pytest
 
 from operations.templating import render
 from roles import MONITORING, PROMETHEUS_PORT
+from settings.admin import USER
 from settings.monitoring import Presented
-from tests.conftest import Deployed
+from tests.conftest import ADMIN_PASSWORD, Deployed
+from tests.e2e.call.browser import browsing
+from tests.e2e.test_admin import at_the_same_port, tunnel, wait_for
 from tests.testbed import Host
 
 pytestmark = pytest.mark.role("monitoring")
@@ -142,8 +146,8 @@ def asked(host: Host, path: str) -> Any:
     return json.loads(host.run(f"curl -sf 'http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/{path}'").stdout)["data"]
 
 
-def test_a_service_that_stops_is_noticed(deployed: Deployed) -> None:
-    """Soon: the administrator is told when it has lasted for a minute."""
+def test_a_service_that_stops_is_noticed(deployed: Deployed, chromium: Host, tmp_path: Path) -> None:
+    """Soon: the administrator is told when it has lasted for a minute. The overview shows it at once, and what to do."""
     host, wanted = deployed.host, {"alertname": "UnitDown", "unit": "sydent.service"}
     host.run("systemctl stop sydent")
     try:
@@ -152,6 +156,23 @@ def test_a_service_that_stops_is_noticed(deployed: Deployed) -> None:
         while not any(wanted.items() <= each["labels"].items() for each in asked(host, "alerts")["alerts"]):
             assert time.monotonic() < deadline, asked(host, "alerts")
             time.sleep(0.5)
+        with tunnel(deployed) as url, at_the_same_port(chromium, url), browsing(chromium) as browser:
+            page, address = browser.page(), url.replace("//admin.", "//monitor.")
+            page.open(address.replace("//", f"//{USER}:{ADMIN_PASSWORD.replace(' ', '%20')}@"))
+            page.open(address)
+
+            def shown() -> str:
+                return str(page.run("document.body ? document.body.innerText : ''"))
+
+            for text in ("as it was at", "sydent.service does not run", "journalctl -u sydent.service says why"):
+                wait_for(shown, text)
+            for text in (f"matrix.{host.domain}\n", "Synapse\n", "Prometheus\n"):
+                assert text in shown(), text
+            assert page.run("document.querySelectorAll('.plot > *').length") == 6
+            page.picture(tmp_path / "desktop.png", 1440, 900)
+            page.picture(tmp_path / "phone.png", 390, 844)
+            # Nothing is wider than a phone.
+            assert page.run("document.documentElement.scrollWidth") <= 390
     finally:
         host.run("systemctl start sydent && systemctl start matrix-metal-figures")
 
@@ -173,6 +194,8 @@ def test_figures_of_each_service_arrive(deployed: Deployed) -> None:
         "node_memory_MemAvailable_bytes",
         "node_timex_sync_status",
         "matrix_metal_unit_up",
+        "matrix_metal_users_today",
+        'matrix_metal_version_info{component="Synapse"}',
         'process_open_fds{job="caddy"}',
         'up{job="livekit"} == 1',
         f'probe_success{{name="turn.{host.domain}",port="5349"}} == 1',

@@ -115,6 +115,39 @@ def ketesa_archive(directory: Path) -> Path:
     return path
 
 
+# As much of uPlot as the overview uses, without the drawing.
+UPLOT_FILES = {
+    "dist/uPlot.iife.min.js": b"""class uPlot {
+  constructor(options, data, place) {
+    this.root = document.createElement("pre");
+    this.root.textContent = options.series.map(({ label }, index) => `${label}: ${data[index].at(-1)}`).join("\\n");
+    this.width = options.width;
+    place.append(this.root);
+  }
+  setLegend() {}
+  setSize({ width }) { this.width = width; }
+  destroy() { this.root.remove(); }
+  static paths = { bars: () => null };
+}""",
+    "dist/uPlot.min.css": b".uplot {}",
+}
+
+
+def real_uplot() -> Path | None:
+    """The archive of the real uPlot, if UPLOT_ARCHIVE names it; None: the stand-in is deployed."""
+    named = os.environ.get("UPLOT_ARCHIVE")
+    return Path(named).expanduser().resolve() if named else None
+
+
+def uplot_archive(directory: Path) -> Path:
+    """An archive like uPlot's, made in the directory."""
+    path = directory / "uplot.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in UPLOT_FILES.items():
+            _add(archive, f"package/{name}", content)
+    return path
+
+
 class Signer:
     """A key of OpenPGP that signs files, in a directory of its own."""
 

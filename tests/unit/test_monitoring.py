@@ -1,5 +1,6 @@
 """The monitoring: where it may be, what it says of the backup, the services and damage, and how it mails."""
 
+import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from manage.sbom import release_files
 from operations.templating import TEMPLATES, render
+from roles import PROMETHEUS_PORT
 from settings import SettingError, mistakes
+from settings.admin import PASSWORD
+from settings.caddy import Caddy
 from settings.monitoring import ALERT_SUBJECT, ALERT_TEXT, Monitoring, presented
+from tests.conftest import ADMIN_PASSWORD_HASH
 from tests.unit.test_settings import MACHINE, settings
 
 HERE: dict[str, Sequence[str]] = {role: ["one"] for role in ("caddy", "synapse", "postgres", "coturn", "monitoring")}
@@ -71,6 +77,54 @@ def test_each_rule_says_what_is_wrong_and_in_one_sentence_what_to_do(tmp_path: P
         said = rule["annotations"]
         assert not said["summary"].endswith(".") and said["todo"].endswith("."), rule["alert"]
         assert ". " not in said["todo"], rule["alert"]
+
+
+def test_the_overview_is_where_the_administrators_pages_are(tmp_path: Path) -> None:
+    def served(roles: dict[str, Sequence[str]], **choices: object) -> tuple[str, Sequence[str], tuple[str, ...] | None]:
+        chosen = settings(tmp_path, roles, MACHINE, admin_email="admin@x.test", **choices)
+        chosen.vault.set(PASSWORD, ADMIN_PASSWORD_HASH)
+        [port] = [port for port in chosen.local_ports if port.number == PROMETHEUS_PORT]
+        caddyfile = render("caddy/Caddyfile.j2", chosen.view(Caddy).values())[0]
+        return caddyfile, chosen.view(Caddy).domains, port.callers
+
+    caddyfile, domains, callers = served(HERE, admin_networks=["192.0.2.7"])
+    assert "monitor.x.test" not in caddyfile and "monitor.x.test" not in domains
+    assert callers and "caddy" not in callers
+    tunnel = "\nhttp://monitor.x.test.localhost:8450 {"
+    caddyfile, domains, callers = served({**HERE, "admin": ["one"]})
+    assert tunnel in caddyfile and "\nmonitor.x.test {" not in caddyfile and "monitor.x.test" not in domains
+    assert callers and callers[-1] == "caddy"
+    # In a route, what is first in the file is first in a request.
+    site = caddyfile.partition(tunnel)[2].partition("\n}\n")[0]
+    assert site.index("basicauth") < min(map(site.index, ("reverse_proxy", "import overview_file")))
+    caddyfile, domains, _ = served({**HERE, "admin": ["one"]}, admin_networks=["192.0.2.7"])
+    assert "\nmonitor.x.test {" in caddyfile and "monitor.x.test" in domains
+
+
+def test_the_overview_asks_for_figures_that_are_kept(tmp_path: Path) -> None:
+    script = (TEMPLATES / "monitoring/overview/overview.js").read_text()
+    asked = set(re.findall(r"\b(?:synapse|python|caddy|node|matrix_metal)_\w+", script))
+    kept = [re.compile(target.keep) for target in view(tmp_path).targets]
+    assert len(asked) > 15 and [name for name in asked if not any(each.fullmatch(name) for each in kept)] == []
+
+
+def test_the_library_is_pinned(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, HERE, MACHINE, admin_email="admin@x.test")
+    release = chosen.view(Monitoring).release
+    assert release.sha256 and release.url and release.version in release.url
+    # In the list of what is installed.
+    [component] = release_files(chosen, [f"uplot {release.directory(release.sha256)} {release.sha256}"])
+    assert component.purl == f"pkg:npm/uplot@{release.version}"
+
+
+def test_versions_are_those_that_are_installed(tmp_path: Path) -> None:
+    (tmp_path / "ketesa").mkdir()
+    (tmp_path / "ketesa" / "current").symlink_to("v1.4.0-0123456789ab")
+    sydent = tmp_path / "sydent"
+    (sydent / "0123456789ab-py3.13/lib/python3.13/site-packages/matrix_sydent-2.6.1.dist-info").mkdir(parents=True)
+    (sydent / "current").symlink_to("0123456789ab-py3.13")
+    found = [FIGURES["installed"](tmp_path / name) for name in ("ketesa", "sydent", "mas")]
+    assert found == ["v1.4.0", "2.6.1", ""]
 
 
 def test_backups_are_as_old_as_their_jobs_say(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from manage.outdated import debian_packages, is_newer
 from operations.virtualenvs import locked
+from settings.monitoring import UPLOT_VERSION
 from settings.sliding_sync import VERSION
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
@@ -134,3 +135,11 @@ def test_debian_packages() -> None:
 )
 def test_newer_versions(one: str, other: str, newer: bool) -> None:
     assert is_newer(one, other) == newer
+
+
+def test_npm_says_what_is_newest(deployment: Deployment, server: ReleaseServer) -> None:
+    deployment.choose(**deployment.settings, uplot_releases=f"{server.url}/uplot/-", uplot_sha256=None)
+    deployment.inventory.write_text(f"{deployment.inventory.read_text()}monitoring = synapse\n")
+    server.files["uplot/latest"] = b'{"name": "uplot", "version": "99.0.0"}'
+    [found] = [each for each in found_by(deployment, server)["items"] if each["name"] == "uplot"]
+    assert (found["version"], found["newest"]) == (UPLOT_VERSION, "99.0.0")

@@ -15,7 +15,7 @@ from tests import prepared
     [
         [sys.executable, prepared.MANAGE, "nothing.py", "status"],
         [sys.executable, prepared.MANAGE, "--help"],
-        [sys.executable, prepared.MANAGE, "nothing.py", "stauts"],
+        [sys.executable, prepared.MANAGE, "nothing.py", "state"],
         [prepared.PYINFRA, "--json", str(prepared.ROOT / "inventories/prod.py"), "deploy.py", "--dry"],
     ],
 )

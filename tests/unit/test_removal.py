@@ -11,7 +11,7 @@ from operations.filters import PORTS, RELAY
 from operations.machine import MachineState
 from operations.removal import Removal
 from releases import Release
-from roles import COTURN, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
+from roles import ADMIN, COTURN, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
 from settings.deployment import View
 from settings.removal import last_database, removal_of
 from tests.render import INDEX, render
@@ -140,6 +140,10 @@ def test_what_the_last_of_its_kind_needed_goes(tmp_path: Path) -> None:
 def test_a_certificate_goes_unless_the_name_is_used(tmp_path: Path) -> None:
     [pattern] = [path for path in removal(tmp_path, COTURN, ["caddy"]).paths if "certificates" in path]
     assert pattern.endswith("/certificates/*/turn.x.test")
+    # The overview of the monitoring is served with these pages only.
+    staying = ["postgres", "synapse", "caddy", "monitoring"]
+    found = {path.rpartition("/")[2] for path in removal(tmp_path, ADMIN, staying).paths if "certificates" in path}
+    assert found == {"admin.x.test", "monitor.x.test"}
     # The role has moved to another machine.
     had = replace(MACHINE, units=frozenset(("coturn.service",)))
     moved = removal_of(settings(tmp_path, {"caddy": ["one", "two"], "coturn": ["two"]}, had), COTURN)
