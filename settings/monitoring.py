@@ -110,12 +110,16 @@ _OTHERS: Mapping[RoleName, tuple[str, int, str]] = {
     "synapse": (
         "synapse",
         SYNAPSE_FIGURES_PORT,
-        "synapse_(build_info|event_processing_lag|http_server_response_count_total|storage_events_persisted_events_total"
+        "synapse_(build_info|event_processing_lag|http_server_responses_total|storage_events_persisted_events_total"
         "|storage_events_persisted_events_sep_total|storage_schedule_time_(sum|count)|federation_transaction_queue_pending_(pdus|destinations)"
         "|http_httppusher_http_pushes_(failed|processed)_total|background_update_status|admin_mau_current)"
         "|python_twisted_reactor_tick_time_(bucket|sum|count)|matrix_metal_users_today",
     ),
-    "caddy": ("caddy", CADDY_FIGURES_PORT, "caddy_http_(request_duration_seconds_count|request_errors_total)"),
+    "caddy": (
+        "caddy",
+        CADDY_FIGURES_PORT,
+        "caddy_http_(request_duration_seconds_count|request_errors_total|requests_total)",
+    ),
     "mas": (
         "mas",
         MAS_FIGURES_PORT,
@@ -137,7 +141,6 @@ class Monitoring(View):
     """
 
     server_name: str
-    machine: str
     homeserver: str
     days: int
     disk: int
@@ -178,7 +181,6 @@ class Monitoring(View):
             )
         return cls(
             server_name=settings.server_name,
-            machine=settings.name,
             homeserver=SYNAPSE_SOCKETS[0],
             days=choices.monitoring_days,
             disk=choices.monitoring_disk,

@@ -14,14 +14,16 @@ from tests.testbed import Host
 
 pytestmark = pytest.mark.role("monitoring")
 
-PRELUDE = """
+PRELUDE = r"""
 set -e
 cd /
 python=/opt/matrix-synapse/current/bin/python
 as_postgres() { runuser -u postgres -- "$@"; }
-ask_for_calls() {
-    curl -sk --parallel --parallel-max 200 --resolve rtc.DOMAIN:443:127.0.0.1 "https://rtc.DOMAIN/livekit/jwt/?$1" >/dev/null
+ask() {
+    curl -sk --parallel --parallel-max 20 --resolve matrix.DOMAIN:443:127.0.0.1 >/dev/null \
+        "https://matrix.DOMAIN/_matrix/client/v3/directory/room/%23nobody%3ADOMAIN?$1"
 }
+on_aliases() { as_postgres psql -Xqd synapse -c "$1 SELECT ON room_aliases $2 \"matrix-synapse\""; }
 """
 # Two transactions take two rows, each in the other's order.
 DEADLOCK = r"""
@@ -55,6 +57,20 @@ time.sleep(600)
 
 # Alert -> the labels of what it is about, what makes it happen, and what ends that. In this order.
 CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
+    # Meanwhile the others.
+    "UnitRestarts": (
+        {"unit": "sliding-sync.service"},
+        "systemd-run -q --unit=restarts sh -c "
+        "'for i in 1 2 3 4 5; do systemctl restart sliding-sync; systemctl start matrix-metal-figures; sleep 16; done'",
+        "systemctl stop restarts; systemctl reset-failed sliding-sync",
+    ),
+    # A figure has to be there before it can grow. Nor are these errors left for the tests that come after this one.
+    "Errors": (
+        {},
+        "on_aliases REVOKE FROM; ask '[1-10]'; sleep 20; ask '[1-900]'; on_aliases GRANT TO",
+        "on_aliases GRANT TO; systemctl restart matrix-synapse",
+    ),
+    "GatewayErrors": ({}, "", ""),
     # A file of the database has other bytes than were written, and is read.
     "Damage": (
         {"source": "postgresql"},
@@ -80,12 +96,6 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
     "RebootDue": ({}, "touch /run/reboot-required", "rm -f /run/reboot-required"),
     "NotScraped": ({"job": "livekit"}, "systemctl stop livekit", "systemctl start livekit"),
     "CertificateWrong": ({"port": "5349"}, "systemctl stop coturn", "systemctl start coturn"),
-    # Caddy waits for a service that restarts: each answer takes a while. A figure has to be there before it can grow.
-    "GatewayErrors": (
-        {},
-        "systemctl stop lk-jwt; ask_for_calls '[1-10]'; sleep 20; ask_for_calls '[1-600]'",
-        "systemctl start lk-jwt",
-    ),
     "FilesOpen": (
         {"job": "alertmanager"},
         "pid=$(systemctl show -p MainPID --value matrix-alertmanager); "
@@ -96,11 +106,6 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
         {},
         'systemd-run -q --unit=connected --uid=postgres $python -I -c "$(cat)"',
         "systemctl stop connected",
-    ),
-    "UnitRestarts": (
-        {"unit": "sliding-sync.service"},
-        "for i in 1 2 3 4 5; do systemctl restart sliding-sync; systemctl start matrix-metal-figures; sleep 16; done",
-        "systemctl reset-failed sliding-sync",
     ),
     "FiguresStale": (
         {},
@@ -113,6 +118,8 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
         "as_postgres psql -Xqc 'ALTER ROLE \"matrix-pg-figures\" LOGIN'; systemctl restart matrix-pg-figures",
     ),
 }
+# With these, there are no figures for some of the others.
+HIDING = {"FiguresStale", "DatabaseDown"}
 INPUT = {"Deadlocks": DEADLOCK, "DatabaseConnections": CONNECTED}
 
 
@@ -130,18 +137,18 @@ def noticed(host: Host) -> set[str]:
 @pytest.mark.once("debian13")
 def test_what_goes_wrong_is_noticed(deployed: Deployed) -> None:
     host, found = deployed.host, set[str]()
-    before, prelude = noticed(host), PRELUDE.replace("DOMAIN", host.domain)
+    prelude = PRELUDE.replace("DOMAIN", host.domain)
     try:
-        for alert, (_, cause, _) in CAUSES.items():
-            host.run(prelude + cause, stdin=INPUT.get(alert), timeout=150)
-            if alert == "Damage":
-                host.run("systemctl start matrix-metal-figures")
-            found |= noticed(host)
-        deadline = time.monotonic() + 100
-        while found < set(CAUSES) and time.monotonic() < deadline:
-            time.sleep(2)
-            found |= noticed(host)
+        for several in (set(CAUSES) - HIDING, HIDING):
+            for alert, (_, cause, _) in CAUSES.items():
+                if alert in several:
+                    host.run(prelude + cause, stdin=INPUT.get(alert), timeout=150)
+            deadline = time.monotonic() + 120
+            # What happened in earlier tests may have been noticed before.
+            while several - found and time.monotonic() < deadline:
+                time.sleep(2)
+                found |= noticed(host)
     finally:
         for _, _, end in reversed(CAUSES.values()):
             host.run(prelude + end, check=False)
-    assert found - before == set(CAUSES)
+    assert set(CAUSES) - found == set()

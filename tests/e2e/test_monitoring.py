@@ -58,10 +58,12 @@ HEALTHY = {
     "synapse_federation_transaction_queue_pending_pdus": "7xN",
     "synapse_http_httppusher_http_pushes_failed_total": "0+0.1xN",
     "synapse_http_httppusher_http_pushes_processed_total": "0+9xN",
-    'synapse_http_server_response_count_total{code="200"}': "0+900xN",
-    'synapse_http_server_response_count_total{code="500"}': "0+1xN",
+    'synapse_http_server_responses_total{code="200"}': "0+900xN",
+    'synapse_http_server_responses_total{code="500"}': "0+1xN",
     'caddy_http_request_duration_seconds_count{code="200"}': "0+900xN",
     'caddy_http_request_duration_seconds_count{code="502"}': "0+1xN",
+    "caddy_http_requests_total": "0+901xN",
+    "caddy_http_request_errors_total": "0+200xN",
     'process_open_fds{job="caddy"}': "100xN",
     'process_max_fds{job="caddy"}': "1000xN",
     "alertmanager_notifications_failed_total": "4xN",
@@ -91,7 +93,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "EventsLate": ({'synapse_event_processing_lag{name="a"}': "90000xN"}, "40m"),
     "FederationQueue": ({"synapse_federation_transaction_queue_pending_pdus": "3000xN"}, "40m"),
     "PushFails": ({"synapse_http_httppusher_http_pushes_failed_total": "0+10xN"}, "90m"),
-    "Errors": ({'synapse_http_server_response_count_total{code="500"}': "0+90xN"}, "40m"),
+    "Errors": ({'synapse_http_server_responses_total{code="500"}': "0+90xN"}, "40m"),
     "GatewayErrors": ({'caddy_http_request_duration_seconds_count{code="502"}': "0+90xN"}, "40m"),
     "FilesOpen": ({'process_open_fds{job="caddy"}': "900xN"}, "20m"),
     "AlertsNotSent": ({"alertmanager_notifications_failed_total": "0+1xN"}, "40m"),
@@ -127,6 +129,8 @@ def test_each_rule_notices_what_it_is_for_and_nothing_else(deployed: Deployed) -
     assert {line.split()[-1] for line in rules.splitlines() if "- alert:" in line} == set(WRONG)
     cases = [case({}, when, "") for when in ("20m", "100m")]
     cases += [case(changes, when, alert) for alert, (changes, when) in WRONG.items()]
+    # In another way: Caddy reaches nobody.
+    cases.append(case({"caddy_http_request_errors_total": "0+600xN"}, "40m", "GatewayErrors"))
     host, directory = deployed.host, "/run/rules"
     host.run(f"mkdir -p {directory}")
     try:

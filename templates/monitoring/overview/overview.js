@@ -157,7 +157,7 @@ const CARDS = [
   } },
   { title: "Requests, last 24 hours", plot: true, every: MINUTE, async show(card) {
     const of = (name) => `sum(rate(${name}[5m]))`, failed = (name) => `(${of(`${name.slice(0, -1)},code=~"5.."}`)} or vector(0))`;
-    const name = (await number("count(caddy_http_request_duration_seconds_count)")) ? 'caddy_http_request_duration_seconds_count{code!=""}' : 'synapse_http_server_response_count_total{code!=""}';
+    const name = (await number("count(caddy_http_request_duration_seconds_count)")) ? 'caddy_http_request_duration_seconds_count{code!=""}' : 'synapse_http_server_responses_total{code!=""}';
     const data = await lastDay(of(name), `${failed(name)} and on () ${of(name)}`);
     const last = data.slice(1).map((each) => each.at(-1)), write = (value) => `${digits(value, 2)}/s`;
     card.now(known(last[0], write), last[0] == null ? "" : last[0] && last[1] ? `${digits((100 * last[1]) / last[0])} % of them with an error` : "without errors");
