@@ -6,8 +6,9 @@ from pathlib import PurePosixPath
 from operations.filters import PORTS
 from operations.programs import KEPT
 from operations.removal import LastDatabase, Removal
-from roles import PACKAGES, POSTGRES, ROLES, Role
+from roles import ELEMENT, PACKAGES, POSTGRES, ROLES, Role
 from settings.deployment import Settings, view_of
+from settings.element import stickers_domain
 from settings.issuers import STORE
 from settings.postgres import Postgres
 
@@ -98,7 +99,7 @@ def _accounts(role: Role) -> set[str]:
 
 
 def _certificates(settings: Settings, role: Role) -> tuple[str, ...]:
-    """The certificates that Caddy obtained here for the role's domain, and for pages behind its door, if nothing has the name."""
+    """The certificates that Caddy obtained here for the role's names, and for pages behind its door, if nothing has the name."""
     if not settings.here("caddy") or settings.exists(role.name):
         return ()
     behind = [each for each in ROLES.values() if any(role.name in port.guests for port in each.listens)]
@@ -111,4 +112,6 @@ def _certificates(settings: Settings, role: Role) -> tuple[str, ...]:
         ),
     ]
     domains = [settings.domain(each) for each in (role, *behind) if each.domain]
+    if role is ELEMENT:
+        domains.append(stickers_domain(settings))
     return tuple(f"{STORE}/certificates/*/{domain}" for domain in domains if domain not in names)

@@ -11,7 +11,7 @@ from operations.filters import PORTS, RELAY
 from operations.machine import MachineState
 from operations.removal import Removal
 from releases import Release
-from roles import ADMIN, COTURN, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
+from roles import ADMIN, COTURN, ELEMENT, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
 from settings.deployment import View
 from settings.removal import last_database, removal_of
 from tests.render import INDEX, render
@@ -144,6 +144,8 @@ def test_a_certificate_goes_unless_the_name_is_used(tmp_path: Path) -> None:
     staying = ["postgres", "synapse", "caddy", "monitoring"]
     found = {path.rpartition("/")[2] for path in removal(tmp_path, ADMIN, staying).paths if "certificates" in path}
     assert found == {"admin.x.test", "monitor.x.test"}
+    found = {path.rpartition("/")[2] for path in removal(tmp_path, ELEMENT, staying).paths if "certificates" in path}
+    assert found == {"chat.x.test", "stickers.chat.x.test"}
     # The role has moved to another machine.
     had = replace(MACHINE, units=frozenset(("coturn.service",)))
     moved = removal_of(settings(tmp_path, {"caddy": ["one", "two"], "coturn": ["two"]}, had), COTURN)
