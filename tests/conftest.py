@@ -168,8 +168,8 @@ def _release(item: pytest.Item) -> str | None:
 
 
 # The file that takes longest for itself, so that it is not what one process still does when the others are done; then the first
-# complete deployments, whose virtualenvs other hosts of the same release get.
-FIRST = ("test_ways.py", "test_accounts.py", "test_bad_moments.py")
+# complete deployments, whose virtualenvs other hosts of the same release get; then what would be the last, and be alone.
+FIRST = ("test_ways.py", "test_accounts.py", "test_bad_moments.py", "test_verify.py")
 
 # Files with tests that take the complete deployments of both releases. They run where that of Debian 13 is made already.
 BOTH = ("test_federation.py", "test_housekeeping.py", "test_rtc.py")
