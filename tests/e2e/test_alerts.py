@@ -98,8 +98,12 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
     "CertificateWrong": ({"port": "5349"}, "systemctl stop coturn", "systemctl start coturn"),
     "FilesOpen": (
         {"job": "alertmanager"},
-        "pid=$(systemctl show -p MainPID --value matrix-alertmanager); "
-        "prlimit --pid $pid --nofile=$(($(ls /proc/$pid/fd | wc -l) + 1)):",
+        # One more is needed to count them, and one for who asks. Some connections are there for a moment only.
+        """
+        pid=$(systemctl show -p MainPID --value matrix-alertmanager)
+        least=$(for i in $(seq 30); do ls /proc/$pid/fd | wc -l; sleep 0.2; done | sort -n | head -n 1)
+        prlimit --pid $pid --nofile=$((least + 2)):
+        """,
         "systemctl restart matrix-alertmanager",
     ),
     "DatabaseConnections": (
