@@ -57,11 +57,11 @@ time.sleep(600)
 
 # Alert -> the labels of what it is about, what makes it happen, and what ends that. In this order.
 CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
-    # Meanwhile the others.
+    # Meanwhile the others. Prometheus may have begun just now, and not have seen the first of them.
     "UnitRestarts": (
         {"unit": "sliding-sync.service"},
         "systemd-run -q --unit=restarts sh -c "
-        "'for i in 1 2 3 4 5; do systemctl restart sliding-sync; systemctl start matrix-metal-figures; sleep 16; done'",
+        "'for i in $(seq 9); do systemctl restart sliding-sync; systemctl start matrix-metal-figures; sleep 16; done'",
         "systemctl stop restarts; systemctl reset-failed sliding-sync",
     ),
     # A figure has to be there before it can grow. Nor are these errors left for the tests that come after this one.
@@ -113,7 +113,7 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     "FiguresStale": (
         {},
-        f"systemctl stop {FIGURES_TIMER.name}.timer; rm {FIGURES}/figures.prom",
+        f"systemctl stop restarts || true; systemctl stop {FIGURES_TIMER.name}.timer; rm {FIGURES}/figures.prom",
         f"systemctl start {FIGURES_TIMER.name}.timer {FIGURES_TIMER.name}",
     ),
     "DatabaseDown": (
