@@ -1,7 +1,7 @@
 #!/bin/sh
 # New rules of the firewall. $new: the file with them, which includes the administrator's own from the directory $own. $current:
 # those that are loaded at boot, as the kernel showed them when they were confirmed. $unit, $table: what loads these, and their
-# table. $undo: the unit that takes new rules back if nobody confirms them.
+# table. $undo: the unit that takes new rules back if nobody confirms them; whoever starts it waits until they are.
 
 # What the rules consist of.
 digest() { cat "$new" "$own"/*.nft 2>/dev/null | sha256sum | cut -c -64; }
@@ -18,7 +18,8 @@ try_new() {
   systemctl stop --quiet "$undo.timer" 2>/dev/null || true
   back="nft delete table inet $table"
   [ ! -e "$current" ] || back="systemctl restart $unit"
-  systemd-run --quiet --collect --on-active=60 --timer-property=AccuracySec=1 --unit="$undo" /bin/sh -c "$back"
+  systemd-run --quiet --collect --on-active=60 --timer-property=AccuracySec=1 --property=Type=oneshot --unit="$undo" \
+    /bin/sh -c "$back"
   nft -f "$new"
 }
 

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 
 from tests.deployment import Deployment
 from tests.e2e.client import register
@@ -18,24 +19,53 @@ from tests.testbed.tools import run
 
 # How many attempts the deployment has to allow: Synapse looks at no more than five from an address.
 ATTEMPTS = 4
-GUESSER, BYSTANDER, CLAIMED = "198.51.100.77", "198.51.100.78", "203.0.113.9"
-GUESSER6, NEIGHBOUR6, BYSTANDER6 = "2001:db8:77::1", "2001:db8:77::2", "2001:db8:78::1"
-HERE = (GUESSER, BYSTANDER, GUESSER6, NEIGHBOUR6, BYSTANDER6)
+CLAIMED = "203.0.113.9"
+
+
+@dataclass(frozen=True)
+class Visitors:
+    """Addresses of people who visit one host: another host is visited at the same time, over the same bridge."""
+
+    guesser: str
+    bystander: str
+    guesser6: str
+    neighbour6: str
+    network6: str
+    bystander6: str
+
+    @classmethod
+    def of(cls, host: Host) -> "Visitors":
+        number = host.record.number
+        network = f"2001:db8:{number:x}"
+        return cls(
+            f"198.51.100.{number}",
+            f"192.0.2.{number}",
+            f"{network}:1::1",
+            f"{network}:1::2",
+            f"{network}:1::/64",
+            f"{network}:2::1",
+        )
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return self.guesser, self.bystander, self.guesser6, self.neighbour6, self.bystander6
 
 
 @contextmanager
-def _at_home(host: Host) -> Iterator[None]:
+def _at_home(host: Host) -> Iterator[Visitors]:
     """The addresses are this computer's."""
-    route = f"2001:db8::/32 via {host.bed.bridge_address6} dev host0"
+    visitors, route = Visitors.of(host), f"2001:db8::/32 via {host.bed.bridge_address6} dev host0"
     try:
-        for address in HERE:
+        for address in visitors.all:
             length = 128 if ":" in address else 32
             run(["ip", "address", "add", f"{address}/{length}", "dev", host.bed.bridge, "nodad"])
         host.run(f"ip -6 route add {route}")
-        yield
+        yield visitors
     finally:
         host.run(f"ip -6 route del {route}", check=False)
-        for address in HERE:
+        # As it was before, whatever happened: what comes with Debian's package, an empty filter, is not loaded.
+        host.run("systemctl stop nftables", check=False)
+        for address in visitors.all:
             length = 128 if ":" in address else 32
             run(["ip", "address", "del", f"{address}/{length}", "dev", host.bed.bridge], check=False)
 
@@ -90,48 +120,48 @@ def _listed(deployment: Deployment) -> dict[str, int]:
 def assert_bans(host: Host, deployment: Deployment) -> None:
     """Whoever tries too many passwords is banned, nobody else is, and an administrator ends it."""
     register(host, "berta", "secret")
-    with _at_home(host):
+    with _at_home(host) as who:
         # On a busy machine, a first packet of IPv6 may take longer than a second.
-        assert all(_soon(lambda: _is_served(host, source)) for source in (GUESSER6, NEIGHBOUR6, BYSTANDER6))  # noqa: B023
+        assert all(_soon(lambda: _is_served(host, one)) for one in (who.guesser6, who.neighbour6, who.bystander6))  # noqa: B023
         # Below the limit.
-        assert {_log_in(host, BYSTANDER, "berta", "wrong") for _ in range(ATTEMPTS - 2)} == {403}
-        assert _log_in(host, BYSTANDER, "berta", "secret") == 200
+        assert {_log_in(host, who.bystander, "berta", "wrong") for _ in range(ATTEMPTS - 2)} == {403}
+        assert _log_in(host, who.bystander, "berta", "secret") == 200
 
-        with closing(_connect(host, GUESSER)) as still_open:
+        with closing(_connect(host, who.guesser)) as still_open:
             still_open.request("GET", "/_matrix/client/versions")
             assert still_open.getresponse().read()
             # Neither what it says of itself nor how it writes the name makes a difference.
             odd = {"Host": f"MATRIX.{host.domain}", "X-Forwarded-For": CLAIMED}
             for number in range(ATTEMPTS):
-                assert _log_in(host, GUESSER, f"user{number}", "wrong", **(odd if number % 2 else {})) == 403
-                assert _log_in(host, GUESSER6 if number % 2 else NEIGHBOUR6, f"user6{number}", "wrong") == 403
-            assert _soon(lambda: not _is_served(host, GUESSER))
+                assert _log_in(host, who.guesser, f"user{number}", "wrong", **(odd if number % 2 else {})) == 403
+                assert _log_in(host, who.guesser6 if number % 2 else who.neighbour6, f"user6{number}", "wrong") == 403
+            assert _soon(lambda: not _is_served(host, who.guesser))
             still_open.sock.settimeout(1)
             still_open.request("GET", "/_matrix/client/versions")
             with suppress(TimeoutError):
                 raise AssertionError(still_open.getresponse().status)
-        assert not any(_is_served(host, source) for source in (GUESSER6, NEIGHBOUR6))
-        assert all(_soon(lambda: _is_served(host, source)) for source in (BYSTANDER, BYSTANDER6))  # noqa: B023
-        socket.create_connection((host.address, 22), timeout=5, source_address=(GUESSER, 0)).close()
-        network = "2001:db8:77::/64"
-        assert _listed(deployment) == {GUESSER: ATTEMPTS, network: ATTEMPTS}
+        assert not any(_is_served(host, source) for source in (who.guesser6, who.neighbour6))
+        assert all(_soon(lambda: _is_served(host, source)) for source in (who.bystander, who.bystander6))  # noqa: B023
+        socket.create_connection((host.address, 22), timeout=5, source_address=(who.guesser, 0)).close()
+        assert _listed(deployment) == {who.guesser: ATTEMPTS, who.network6: ATTEMPTS}
 
         for unit in ("matrix-bans", "nftables"):
             before = host.run("systemctl show -p InvocationID matrix-bans").stdout
             host.run(f"systemctl restart {unit}")
             assert _soon(lambda: host.run("systemctl show -p InvocationID matrix-bans").stdout != before)  # noqa: B023
-            assert _soon(lambda: not _is_served(host, GUESSER)), unit
-        assert _soon(lambda: _is_served(host, BYSTANDER6))
-        # As it was before: what comes with Debian's package, an empty filter, is not loaded.
+            assert _soon(lambda: not _is_served(host, who.guesser)), unit
+        assert _soon(lambda: _is_served(host, who.bystander6))
         host.run("systemctl stop nftables")
-        assert _soon(lambda: not _is_served(host, GUESSER)), "nftables is stopped"
+        assert _soon(lambda: not _is_served(host, who.guesser)), "nftables is stopped"
 
-        done = deployment.manage("bans", "pardon", GUESSER, NEIGHBOUR6)
+        done = deployment.manage("bans", "pardon", who.guesser, who.neighbour6)
         assert (done.returncode, done.stdout) == (
             0,
-            f"{GUESSER} is not banned any more.\n{network} is not banned any more.\n",
+            f"{who.guesser} is not banned any more.\n{who.network6} is not banned any more.\n",
         )
-        assert _soon(lambda: _is_served(host, GUESSER)) and _soon(lambda: _is_served(host, GUESSER6))
-        again = deployment.manage("bans", "pardon", GUESSER)
+        assert _soon(lambda: _is_served(host, who.guesser)) and _soon(lambda: _is_served(host, who.guesser6))
+        again = deployment.manage("bans", "pardon", who.guesser)
         assert (again.returncode, again.stdout) == (1, "")
-        assert again.stderr == f"manage: {GUESSER} is not banned, and nothing was changed: `bans list` shows who is\n"
+        assert (
+            again.stderr == f"manage: {who.guesser} is not banned, and nothing was changed: `bans list` shows who is\n"
+        )
