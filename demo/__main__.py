@@ -4,15 +4,21 @@ Run again, it deploys to the same host again. A role whose program is not on its
 left out; MAS_BINARY=PATH and others name the program (demo/programs.py), and the path is remembered.
 """
 
+import base64
+import hashlib
 import os
 import re
 import subprocess
 import sys
 import time
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from demo.programs import Found, look_for, mistakes
+from roles import ELEMENT
 from tests.deployment import PYINFRA, ROOT
-from tests.testbed import Host, Testbed, TestbedError
+from tests.testbed import Testbed, TestbedError
 
 INVENTORY = "demo/demo.py"
 ROOT_CERTIFICATE = ROOT / ".cache" / "demo-root.crt"
@@ -37,7 +43,7 @@ def main() -> int:
     except TestbedError as error:
         print(error, file=sys.stderr)
         return 1
-    print(report(host, changed, found))
+    print(report(host.address, changed, found))
     return 0
 
 
@@ -77,17 +83,17 @@ def deploy() -> int | None:
     return None
 
 
-def report(host: Host, changed: int, found: Found) -> str:
+def report(address: str, changed: int, found: Found) -> str:
     names = ["demo.test", *(f"{role.domain.prefix}.demo.test" for role in found.played if role.domain)]
     certificate = ROOT_CERTIFICATE.relative_to(ROOT)
     return f"""
-A Matrix homeserver runs at {host.address} ({changed or "no"} change{"" if changed == 1 else "s"} in this run).
+A Matrix homeserver runs at {address} ({changed or "no"} change{"" if changed == 1 else "s"} in this run).
 
 The homeserver is https://matrix.demo.test, users are @name:demo.test. Only the throw-away hosts know these names; for
 a client on this computer, put this line into /etc/hosts, and let the client trust {certificate}:
-    {host.address} {" ".join(names)}
+    {address} {" ".join(names)}
 Without either, from here:
-    curl --cacert {certificate} --resolve matrix.demo.test:443:{host.address} \\
+    curl --cacert {certificate} --resolve matrix.demo.test:443:{address} \\
         https://matrix.demo.test/_matrix/client/versions
 
 Make the first account (it asks for the password):
@@ -96,7 +102,23 @@ Verify that everything works:   .venv/bin/pytest tests/host --inventory {INVENTO
 Look around on the host:        {command("shell demo")}
 Deploy again after a change:    make demo
 Stop and remove it:             make demo-stop
-{found.explanation}"""
+{found.explanation}
+
+{in_a_browser(address, found)}"""
+
+
+def in_a_browser(address: str, found: Found) -> str:
+    """How to open the demo in a browser that knows its names and its authority, until it is closed."""
+    if ELEMENT not in found.played:
+        return "There is no client to sign up and write in a browser without Element Web: see above."
+    authority = x509.load_pem_x509_certificate(ROOT_CERTIFICATE.read_bytes()).public_key()
+    key = authority.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    trusted = base64.b64encode(hashlib.sha256(key).digest()).decode()
+    return f"""
+Sign up and write in a browser:     https://chat.demo.test/
+Chromium knows the name and trusts the certificate like this, as a user other than root:
+    chromium --user-data-dir=/tmp/matrix-metal-demo --ignore-certificate-errors-spki-list={trusted} \\
+        --host-resolver-rules="MAP demo.test {address}, MAP *.demo.test {address}" https://chat.demo.test/""".lstrip()
 
 
 def command(words: str) -> str:

@@ -12,5 +12,9 @@ tls = "internal"
 # Throw-away hosts have private addresses, and the identity server has to reach the homeserver.
 private_networks = [str(Testbed().network.subnet), str(Testbed().network.subnet6)]
 
+# Whoever tries it signs up. Only this computer reaches it.
+registration = "open"
+registration_unprotected = True
+
 # The programs that were given to `make demo`, which tells how to do that if a release page cannot be reached.
 globals().update(_found().given)

@@ -12,6 +12,7 @@ from demo import programs
 from demo.programs import PROGRAMS, Found
 from settings import Settings, choices_from, mistakes
 from tests.testbed import Testbed
+from tests.unit.test_look import EXPIRED_AUTHORITY
 from tests.unit.test_settings import DEFAULTS, MACHINE, ROOT
 
 FROM_RELEASE_PAGES = {"mas", "sliding_sync", "rtc"}
@@ -79,3 +80,19 @@ def test_inventory_and_settings_fit_together(
     given = {**DEFAULTS, **{name: value for name, value in chosen.items() if name in DEFAULTS}}
     assert ("mas" in groups) == (not missing) and {"postgres", "synapse", "caddy", "coturn"} < set(groups)
     assert mistakes(Settings(choices_from(given, "demo"), "demo", groups, "demo", MACHINE, inventories=tmp_path)) == []
+
+
+def test_it_ends_with_what_to_open_in_a_browser_or_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root.crt").write_bytes(EXPIRED_AUTHORITY)
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "ROOT_CERTIFICATE", tmp_path / "root.crt")
+    *_, before, last = demo.report("10.77.7.9", 70, Found({}, {})).splitlines()
+    assert before.startswith("    chromium ") and before.endswith("= \\")
+    assert last == (
+        '        --host-resolver-rules="MAP demo.test 10.77.7.9, MAP *.demo.test 10.77.7.9" https://chat.demo.test/'
+    )
+    without = demo.report("10.77.7.9", 70, Found({}, {"element_archive": "it is not there"}))
+    assert without.endswith("There is no client to sign up and write in a browser without Element Web: see above.")
+    assert "ELEMENT_WEB_ARCHIVE=/path/to/" in without
