@@ -21,7 +21,8 @@ from typing import Any
 Attempt = tuple[str, Callable[[], object]]
 LIBC = ctypes.CDLL(None, use_errno=True)
 # Of x86-64.
-PTRACE, PTRACE_SEIZE, CLONE_NEWNET = 101, 0x4206, 0x40000000
+PTRACE, PTRACE_SEIZE, CLONE_NEWNET, CLONE_NEWUSER = 101, 0x4206, 0x40000000, 0x10000000
+UNSHARE = 272
 KCMP, PROCESS_VM_READV, SETNS, PIDFD_GETFD = 312, 310, 308, 438
 GET_ROBUST_LIST, MOVE_PAGES = 274, 279
 F_SETSIG, SIOCSPGRP = 10, 0x8902
@@ -166,6 +167,10 @@ def connect(address: str) -> None:
 def attempts(targets: dict[str, Any]) -> Iterator[Attempt]:
     yield "processes in /proc", other_processes
     yield "terminals", terminals
+    yield "raw socket", partial(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    yield "packet socket", partial(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)
+    yield "new network namespace", partial(in_child, UNSHARE, CLONE_NEWNET)
+    yield "new user namespace", partial(in_child, UNSHARE, CLONE_NEWUSER)
     for name, pid in targets["processes"].items():
         yield from attempts_at(name, pid)
     for path in targets["readable"]:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from roles import SYNAPSE
+from roles import SYDENT, SYNAPSE
 from tests.e2e.client import CADDY_ROOT, Outside
 
 pytestmark = pytest.mark.role("caddy", "synapse")
@@ -77,6 +77,23 @@ def test_requests_that_are_too_long_are_refused_at_once(outside: Outside) -> Non
     assert statuses_of_long_requests(outside, url, 17000, "GET", "http2") <= {*refused, "000"}
     lines = host.run(f"journalctl -q -o cat -u caddy -u matrix-synapse -u sydent --since @{begin} | wc -l").stdout
     assert int(lines) < 100, f"{lines} lines in the journal"
+
+
+def test_what_clients_can_write_into_the_journal_is_bounded(outside: Outside) -> None:
+    """systemd takes about four times the limit, by the free space."""
+    host, url = outside.host, outside.url("identity", "/_matrix/identity/v2?[1-5000]")
+    host.run("systemctl stop sydent")
+    try:
+        begin = host.run("date +%s.%N").stdout.strip()
+        get = ["curl", "-sS", "--cacert", CADDY_ROOT, "--http1.1", "--parallel", "--parallel-max", "50"]
+        get += ["-o", "/dev/null", "-w", "%{http_code}\\n", url]
+        found = Counter(host.run(shlex.join(get), check=False, timeout=180).stdout.split())
+        assert found == {"502": 5000}
+        counted = host.run(f"journalctl --sync; journalctl -q -o cat -u caddy --since @{begin} | wc -l")
+    finally:
+        host.run("systemctl start sydent")
+        host.run(f"until {SYDENT.units[0].health}; do sleep 0.1; done", timeout=60)
+    assert 0 < int(counted.stdout) <= 4100
 
 
 def statuses_of_long_requests(outside: Outside, url: str, length: int, method: str, version: str) -> set[str]:

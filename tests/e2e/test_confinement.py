@@ -397,6 +397,19 @@ def test_local_users_connect_only_to_what_is_for_them(deployed: Deployed) -> Non
     assert deployed.host.run(f"runuser -u nobody -- sh -c {shlex.quote(get)}").stdout.split() == ["200", "000", "000"]
     assert deployed.host.run(get).stdout.split() == ["200", "200", "200"]
 
+    # Every port that a record reserves.
+    units = {unit.name for role in EVERYTHING.values() for unit in role.units}
+    listens = [port for role in EVERYTHING.values() for port in role.listens if port.unit in units]
+    ports = {port.number for port in listens if port.callers is not None}
+    assert len(ports) > 8
+    tried = " ".join(map(str, ports))
+    connect = "timeout 5 bash -c '</dev/tcp/127.0.0.1/'$port 2>/dev/null && echo $port"
+    connected = f"for port in {tried}; do {connect}; done; true"
+    assert deployed.host.run(f"runuser -u nobody -- bash -c {shlex.quote(connected)}").stdout.split() == []
+    # So that it is not because nothing listens there.
+    as_root = {int(each) for each in deployed.host.run(f"bash -c {shlex.quote(connected)}").stdout.split()}
+    assert as_root == ports
+
 
 def test_local_users_do_not_escape_the_rate_limits(deployed: Deployed) -> None:
     """Synapse counts attempts to log in by address, and on this port it must not believe what a client says about its own."""

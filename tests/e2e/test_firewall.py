@@ -123,6 +123,27 @@ def test_exactly_the_ports_of_the_deployment_answer(guarded: Guarded) -> None:
     assert "other" in guarded.host.run("nft list tables").stdout
 
 
+# ICMPv6 -> whether it has to pass (RFC 4890, 4.4): "packet too big", "echo request"; "redirect", "node information".
+TYPES = {2: True, 128: True, 137: False, 139: False}
+
+
+def test_icmpv6_passes_as_far_as_it_has_to(guarded: Guarded) -> None:
+    host = guarded.host
+    for kind, passes in TYPES.items():
+        host.run(
+            f"nft add table inet seen; nft add chain inet seen input '{{ type filter hook input priority 10; }}'; "
+            f"nft flush chain inet seen input; nft add rule inet seen input icmpv6 type {kind} counter"
+        )
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as link:
+            # The kernel adds the checksum.
+            link.sendto(bytes([kind, 0, 0, 0, 0, 1, 0, 1]) + bytes(40), (host.address6, 0))
+        end = time.monotonic() + (5 if passes else 1)
+        while "packets 0 " in (seen := host.run("nft list chain inet seen input").stdout) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert ("packets 0 " not in seen) == passes, (kind, seen)
+    host.run("nft delete table inet seen")
+
+
 def test_the_administrators_own_rules_are_loaded_with_ours(guarded: Guarded) -> None:
     guarded.rule(f"tcp dport {FOREIGN} accept")
     assert guarded.deployment.run("-y").changed == ["Load the firewall"]

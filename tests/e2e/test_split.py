@@ -54,6 +54,8 @@ ROLES = {
     "caddy": ["split", "split-relay"],
     "coturn": ["split-relay"],
 }
+# From the middle on, as in inventories/split.py.
+WITH_FIREWALL = {**ROLES, "firewall": ["split-db", "split", "split-relay"]}
 PASSWORDS = (SYNAPSE.password, SLIDING_SYNC.password)
 # User -> database of the two clients on the homeserver's machine.
 CLIENTS = {role.database.owner: role.database.name for role in (SYNAPSE, SLIDING_SYNC) if role.database}
@@ -453,13 +455,26 @@ def test_homeserver_recovers_from_a_reboot_of_the_database(
     assert split.deployment.run("-y").changed == []
 
 
+def test_a_firewall_on_each_machine_lets_in_who_has_to(
+    split: Split, outside: Outside, alice: Account, bob: Account
+) -> None:
+    split.deployment.assign(WITH_FIREWALL)
+    split.deployment.run("-y")
+    assert_filtered(split.db, split.relay)
+    for port, status in {POSTGRES_PORT: 0, 22: 0, 9: 124}.items():
+        attempt = f"timeout 2 bash -c '</dev/tcp/{split.db.address}/{port}'"
+        assert split.home.run(attempt, check=False).returncode == status, port
+    test_two_users_exchange_messages(outside, alice, bob)
+    assert split.deployment.run("-y").changed == []
+
+
 # --- moving the database: last, as it stays moved -------------------------------------------------
 
 
 def test_homeserver_is_not_switched_to_an_empty_database(split: Split) -> None:
     deployment, before = split.deployment, write_times(split)
     for machine in ("split-relay", "split"):
-        deployment.assign({**ROLES, "postgres": [machine]})
+        deployment.assign({**WITH_FIREWALL, "postgres": [machine]})
         refused = deployment.run("-y", check=False)
         assert_refused(refused, f"split: Synapse has its database at {split.db.address}", f"on {machine}", "move it")
         assert write_times(split) == before
@@ -469,7 +484,7 @@ def test_a_second_homeserver_with_the_same_database_is_refused(split: Split) -> 
     """By a copied inventory, for example."""
     deployment, before = split.deployment, write_times(split)
     with_synapse = ("synapse", "sydent", "sliding_sync")
-    deployment.assign({**ROLES, **{role: ["split-relay"] for role in with_synapse}})
+    deployment.assign({**WITH_FIREWALL, **{role: ["split-relay"] for role in with_synapse}})
     refused = deployment.run("-y", check=False)
     words = (
         "split-db: the Synapse at ",
@@ -482,7 +497,7 @@ def test_a_second_homeserver_with_the_same_database_is_refused(split: Split) -> 
 
 def test_database_is_moved_as_in_the_readme(split: Split, outside: Outside, alice: Account, bob: Account) -> None:
     deployment = split.deployment
-    deployment.assign({**ROLES, "postgres": ["split-relay"]})
+    deployment.assign({**WITH_FIREWALL, "postgres": ["split-relay"], "firewall": ["split", "split-relay"]})
     deployment.run("-y", "--limit", "split-relay")
     refused = deployment.run("-y", check=False)
     assert_refused(refused, "on split-relay", "empty")
@@ -510,7 +525,9 @@ def test_mas_has_its_database_on_another_machine(split: Split, tmp_path: Path) -
     vault.save()
     group_data = deployment.directory / "group_data" / f"{deployment.name}.py"
     group_data.write_text(group_data.read_text() + f"mas_archive = {str(real_mas() or mas_archive(tmp_path))!r}\n")
-    deployment.assign({**ROLES, "postgres": [database.name], "mas": ["split"]})
+    deployment.assign(
+        {**WITH_FIREWALL, "postgres": [database.name], "firewall": ["split", database.name], "mas": ["split"]}
+    )
     query(database, "\\c synapse\nDELETE FROM users;")
     deployment.run("-y")
     connections = query(

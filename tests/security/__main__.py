@@ -112,8 +112,9 @@ def probes(target: Target) -> None:
     target.host.run("systemctl restart matrix-synapse sliding-sync", timeout=180)
 
 
-# A user that is no service sees the list of processes, and may ask the kernel for what it tells everybody.
-ANYBODY_MAY = (*ANYBODY, "processes in /proc")
+# A user that is no service sees the list of processes, may ask the kernel for what it tells everybody, and may make user
+# namespaces, as on every Debian.
+ANYBODY_MAY = (*ANYBODY, "processes in /proc", "new user namespace")
 
 
 def probes_of_mas(target: Target) -> None:
