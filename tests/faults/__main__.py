@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench.trial import every_role
 from roles import ROLES
-from tests.deployment import ROOT, Deployment
+from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment
 from tests.e2e.client import Outside, new_user
 from tests.e2e.load import room_of
 from tests.faults.report import written
@@ -29,7 +30,7 @@ from tests.testbed import Host, Testbed
 PLAYED = ("postgres", "synapse", "caddy", "sydent", "coturn")
 # Seconds within which a daemon, and a machine, must serve again.
 DAEMON, MACHINE = 10.0, 60.0
-PARTS = ("daemons", "machine", "names", "disks", "memory", "deploys")
+PARTS = ("daemons", "machine", "names", "disks", "memory", "others", "deploys")
 RESULTS = ROOT / ".cache" / "faults.json"
 REPORT = ROOT / "docs" / "reliability.md"
 
@@ -46,6 +47,7 @@ class Result:
     lost: int = 0
     remark: str = ""
     failed: str = ""
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d}")
 
     @property
     def wrong(self) -> bool:
@@ -259,6 +261,21 @@ def memory(server: Homeserver) -> None:
     server.healthy("matrix-synapse")
 
 
+def others(server: Homeserver) -> None:
+    """The daemons of the roles that come on top, which are deployed now. Messages go on meanwhile."""
+    host, deployment = server.host, server.deployment
+    played = [*EVERYTHING, *(role for role in ("bans", "ntfy") if role in AVAILABLE[host.release])]
+    with every_role(host) as everything:
+        deployment.choose(**everything.settings)
+        deployment.assign({role: [host.name] for role in played})
+        deployment.run("-y")
+        for role in (ROLES[name] for name in played if name not in PLAYED):
+            for unit in role.units:
+                name, title = unit.name.removesuffix(".service"), unit.title or role.title
+                kill = partial(host.run, f"systemctl kill -s KILL {name}")
+                server.broken(f"{title} is killed (kill -9)", kill, healthy=(name,))
+
+
 def deploys(release: str, results: list[Result]) -> None:
     """A first deploy is cut at every tenth operation, and the package mirror is away; a second administrator comes."""
     bed = Testbed()
@@ -346,6 +363,8 @@ def run(release: str, parts: Collection[str]) -> list[Result]:
             if again.changed or again.status:
                 changed = f"a deploy changed {again.changed}"
                 results.append(Result("after all of that", release, failed=again.refusal or changed))
+            if others.__name__ in parts:
+                others(server)
     finally:
         host.down()
     if deploys.__name__ in parts:
@@ -364,7 +383,7 @@ def main() -> int:
             known[f"{release} {result.fault}"] = {**asdict(result), "wrong": result.wrong}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(known, indent=1))
-    REPORT.write_text(written(list(known.values()), f"{datetime.now(UTC):%Y-%m-%d}"))
+    REPORT.write_text(written(list(known.values())))
     wrong = [each for each in known.values() if each["wrong"]]
     for each in wrong:
         print(f"wrong: {each['fault']} ({each['release']}): {each['failed'] or each['seconds']}", file=sys.stderr)

@@ -25,27 +25,41 @@ What was not tried by this command, and why:
 - **A clock that jumps.** The clock of these hosts cannot be set. What a wrong clock does to backups is tested with dates of
   files; `status` and the verification report a backup from the future.
 - **An expired certificate.** Caddy renews certificates after two thirds of their time; the verification reports how long each is
-  still valid, and one that is not (`tests/e2e/test_certificates.py`).
+  still valid, and one that is not (`tests/e2e/test_verify.py`, `tests/e2e/test_status.py`).
 - **Two administrators at once**: the second is told who is at work and since when, and nothing is touched
   (`tests/e2e/test_runs.py`).
 """
 
 
-def written(results: list[dict[str, Any]], date: str) -> str:
-    """The page."""
-    releases = {"trixie": "13", "bookworm": "12"}
+RELEASES = {"trixie": "13", "bookworm": "12"}
+
+
+def written(results: list[dict[str, Any]]) -> str:
+    """The page. What was not run on the last day says when it was, and what was run on one release only says so."""
+    last = max(each["date"] for each in results)
     order = list(dict.fromkeys(each["fault"] for each in results))
-    rows = sorted(results, key=lambda each: (order.index(each["fault"]), each["release"] == "bookworm"))
-    return HEAD.format(date=date) + "".join(f"| {' | '.join(_cells(each, releases))} |\n" for each in rows) + TAIL
+    found = {(each["fault"], each["release"]): each for each in results}
+    rows = [
+        _cells(found[fault, release], last) if (fault, release) in found else _not_run(fault, release)
+        for fault in order
+        for release in RELEASES
+    ]
+    return HEAD.format(date=last) + "".join(f"| {' | '.join(row)} |\n" for row in rows) + TAIL
 
 
-def _cells(result: dict[str, Any], releases: dict[str, str]) -> list[str]:
+def _not_run(fault: str, release: str) -> list[str]:
+    return [fault, RELEASES[release], "", "", "", "", "not run"]
+
+
+def _cells(result: dict[str, Any], last: str) -> list[str]:
     measured = result["seconds"] is not None
     wrong = result["failed"] or ("messages are lost" if result["lost"] else "too late")
     remark = f"**wrong**: {wrong}" if result["wrong"] else result["remark"]
+    if result["date"] != last:
+        remark = f"{remark} (run on {result['date']})".strip()
     return [
         result["fault"],
-        releases[result["release"]],
+        RELEASES[result["release"]],
         f"{result['seconds']:.1f} s" if measured else "",
         f"{result['bound']:.0f} s" if measured else "",
         str(result["accepted"]) if measured else "",

@@ -18,4 +18,13 @@ from tests.faults.report import written
     ],
 )
 def test_what_is_late_or_lost_is_wrong(result: Result, words: str) -> None:
-    assert words in written([{**asdict(result), "wrong": result.wrong}], "2027-01-31")
+    assert words in written([{**asdict(result), "wrong": result.wrong}])
+
+
+def test_what_was_not_run_or_not_on_the_last_day_says_so() -> None:
+    old = asdict(Result("it is killed", "trixie", 1.2, 10, 320)) | {"date": "2027-01-30", "wrong": False}
+    new = asdict(Result("it is killed", "bookworm", 1.2, 10, 320)) | {"date": "2027-01-31", "wrong": False}
+    page = written([old, new])
+    assert "Last run: 2027-01-31" in page and "| 13 | 1.2 s | 10 s | 320 | 0 | (run on 2027-01-30) |" in page
+    assert "| 12 | 1.2 s | 10 s | 320 | 0 |  |" in page
+    assert "| it is killed | 12 |  |  |  |  | not run |" in written([old])
