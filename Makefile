@@ -21,8 +21,9 @@ setup: $(VENV)/.complete ## Make .venv from requirements.lock
 $(VENV)/.complete: requirements.lock
 	@echo "Making $(VENV) from requirements.lock ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2])'
-	@# Empty: one of another Python, which was there before, would be neither.
-	@$(PYTHON) -m venv --clear $(VENV) || { echo "Python's venv module is missing: apt install python3-venv" >&2; exit 1; }
+	@# One that another Python made before is emptied: it would be neither.
+	@grep -qsx "executable = $$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')" $(VENV)/pyvenv.cfg || other=--clear; \
+	$(PYTHON) -m venv $$other $(VENV) || { echo "Python's venv module is missing: apt install python3-venv" >&2; exit 1; }
 	@$(PIP) -r requirements/uv.txt
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock 2>/dev/null || $(PIP) -r requirements.lock
 	@touch $@
