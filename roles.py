@@ -923,6 +923,8 @@ UPDATES = Role(
 
 # What is scraped, and where Alertmanager and Prometheus answer: beside their usual ports, where an administrator's own may be.
 PROMETHEUS_PORT, ALERTS_PORT, NODE_PORT, BLACKBOX_PORT, POSTGRES_FIGURES_PORT = 19090, 19093, 19100, 19115, 19187
+# What Alertmanager is asked, for the alerts that fire and that nobody has silenced.
+ALERTS_QUESTION = f"http://127.0.0.1:{ALERTS_PORT}/api/v2/alerts?active=true&silenced=false&inhibited=false"
 SYNAPSE_FIGURES_PORT, CADDY_FIGURES_PORT, MAS_FIGURES_PORT, LIVEKIT_FIGURES_PORT = 19008, 19080, 19081, 19780
 MONITORING_HOME = "/etc/matrix-metal/monitoring"
 # What the timer writes: the units' state and memory, the backup's, what logs say of damage.
