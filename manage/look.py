@@ -285,7 +285,7 @@ BANS_QUESTION = (
 
 @dataclass(frozen=True)
 class AlertSeen:
-    """An alert that fires. todo: a sentence, what to do. about: its labels, which say what it is about."""
+    """An alert that fires. todo: a sentence, what to do, or "". about: its labels, which say what it is about."""
 
     name: str
     summary: str
@@ -637,8 +637,9 @@ def _alerts(lines: Sequence[str]) -> tuple[AlertSeen, ...] | None:
         found = [
             AlertSeen(
                 name=each["labels"]["alertname"],
-                summary=printable(each["annotations"]["summary"]),
-                todo=printable(each["annotations"]["todo"]),
+                # The administrator's own need not have these.
+                summary=printable(each["annotations"].get("summary") or each["labels"]["alertname"]),
+                todo=printable(each["annotations"].get("todo", "")),
                 since=_parsed_time(each["startsAt"]),
                 about=each["labels"],
             )

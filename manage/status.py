@@ -275,7 +275,7 @@ def _alerts(seen: Seen, alerts: Sequence[AlertSeen]) -> Iterator[tuple[str, Text
         yield "alerts", Text("no answer" if seen.alerts is None else "no others" if seen.alerts else "none")
     for alert in alerts:
         since = f" (for {ago(alert.since)})" if alert.since else ""
-        yield "alert", Text(f"{alert.summary}{since}: {alert.todo}", "yellow")
+        yield "alert", Text(f"{alert.summary}{since}{': ' if alert.todo else ''}{alert.todo}", "yellow")
 
 
 def _figure(figure: Figure, figures: Mapping[str, int | None]) -> str:

@@ -360,7 +360,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
         ],
         "bans": ["192.0.2.7 1700000050 3600 1 10", "2001:db8:: 1700000000 7200 2 20"],
         "federation": ['keys {"server_name": "y.test", "verify_keys": {"a": 1}}'],
-        "alerts": [json.dumps([FIRING])],
+        "alerts": [json.dumps([FIRING, {**FIRING, "annotations": {}, "startsAt": "2024-01-01T00:00:00Z"}])],
     }
     lines = [f"{number}:{line}" for number, name in enumerate(look._probes(chosen)) for line in answers.get(name, [])]
     assert look.machine_state(chosen, lines).release == "13"
@@ -386,7 +386,8 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert databases["synapse"].figures["rooms"] is None and databases["mas"].size is None
     assert seen.federation == "the keys of y.test are published"
     assert seen.failed == ("nginx.service",)
-    [alert] = seen.alerts or ()
+    alert, own = seen.alerts or ()
+    assert (own.summary, own.todo) == ("UnitDown", "")
     assert (alert.name, alert.about["unit"]) == ("UnitDown", "a.service")
     assert (alert.summary, alert.since) == ("a.service does not run [2J", datetime.fromtimestamp(1700000000, UTC))
     assert seen.updates and seen.updates.source and not seen.updates.failed
