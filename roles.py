@@ -72,11 +72,15 @@ class Port(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """A domain name. setting: its name in group data; prefix: what is put before the server name by default."""
+    """A domain name. setting: its name in group data; prefix: what is put before the server name by default.
+
+    when: the setting that has to be True for it.
+    """
 
     setting: str
     prefix: str
     purpose: str
+    when: str | None = None
 
 
 class Figure(NamedTuple):
@@ -185,6 +189,7 @@ class Role:
     stays: why `manage.py NAME remove` refuses it; "" if it can be removed.
     in_database: its state is backed up as a database and not as files. not_backed_up: what of its state need not be, because it
     can be had again. sqlite: SQLite databases in its state, which are copied while they may be written.
+    domain: its name; more_domains: further ones, by default with their prefix before that name.
     timers: what systemd does for it again and again. debian: the releases of Debian that have its packages.
     """
 
@@ -216,6 +221,7 @@ class Role:
     timers: tuple[Timer, ...] = ()
     listens: tuple[Port, ...] = ()
     domain: Domain | None = None
+    more_domains: tuple[Domain, ...] = ()
     database: Database | None = None
     secrets: tuple[VaultEntry, ...] = ()
     debian: tuple[str, ...] = ("12", "13")
@@ -223,6 +229,15 @@ class Role:
     def title_of(self, unit: Unit) -> str:
         """What one of its units is called: its own title, or that of the role."""
         return unit.title or self.title
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """Every name that it has, or may have."""
+        return (*((self.domain,) if self.domain else ()), *self.more_domains)
+
+    def prefix_of(self, domain: Domain) -> str:
+        """What is put before the server name for one of its names, if nothing else is chosen: such as "stickers.chat"."""
+        return f"{domain.prefix}.{self.domain.prefix}" if self.domain and domain != self.domain else domain.prefix
 
     @property
     def local_ports(self) -> tuple[int, ...]:
@@ -775,6 +790,9 @@ ELEMENT = Role(
     state=(STICKERS,),
     files=("/etc/element-web", STICKERS_PAGE),
     domain=Domain("chat_domain", "chat", "Element Web"),
+    more_domains=(
+        Domain("stickers_domain", "stickers", "stickers in Element Web, only with `stickers = True`", when="stickers"),
+    ),
 )
 
 NTFY_SOCKET = "/run/ntfy/ntfy.sock"
@@ -923,6 +941,8 @@ UPDATES = Role(
 
 # What is scraped, and where Alertmanager and Prometheus answer: beside their usual ports, where an administrator's own may be.
 PROMETHEUS_PORT, ALERTS_PORT, NODE_PORT, BLACKBOX_PORT, POSTGRES_FIGURES_PORT = 19090, 19093, 19100, 19115, 19187
+# What Alertmanager is asked, for the alerts that fire and that nobody has silenced.
+ALERTS_QUESTION = f"http://127.0.0.1:{ALERTS_PORT}/api/v2/alerts?active=true&silenced=false&inhibited=false"
 SYNAPSE_FIGURES_PORT, CADDY_FIGURES_PORT, MAS_FIGURES_PORT, LIVEKIT_FIGURES_PORT = 19008, 19080, 19081, 19780
 MONITORING_HOME = "/etc/matrix-metal/monitoring"
 # What the timer writes: the units' state and memory, the backup's, what logs say of damage.

@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from manage.look import BackupSeen, CertificateSeen, DiskSeen, ProgramSeen, Seen, UnitSeen, UpdatesSeen
+from manage.look import AlertSeen, BackupSeen, CertificateSeen, DiskSeen, ProgramSeen, Seen, UnitSeen, UpdatesSeen
 from operations.machine import MARKER
 from operations.preflight import LATER_DISK
 from operations.validity import certificate_problem
@@ -20,6 +20,14 @@ UPDATES_LATE = timedelta(days=2)
 # By as much the clocks of this computer and of a machine may differ.
 CLOCKS = timedelta(minutes=10)
 DEPLOY = "deploy again"
+# What is in a reason that is about the same as an alert: for an alert of this name, or else with this label.
+_SAME = {
+    "RebootDue": "a reboot is due",
+    "unit": "{unit} ",
+    "port": "{name}, port {port}: ",
+    "part": "the backup of {part} ",
+    "mountpoint": " on {mountpoint}: ",
+}
 
 
 def reasons(seen: Seen, inventory: str) -> Iterator[str]:
@@ -59,6 +67,16 @@ def reasons(seen: Seen, inventory: str) -> Iterator[str]:
             f"other homeservers do not reach {seen.settings.server_name}: {seen.federation}; "
             "`pytest tests/host` looks closer"
         )
+
+
+def alerts_besides(seen: Seen, found: Sequence[str]) -> list[AlertSeen]:
+    """The alerts that are about something else than the reasons that were found."""
+    return [each for each in seen.alerts or () if not any(_same(each, reason) for reason in found)]
+
+
+def _same(alert: AlertSeen, reason: str) -> bool:
+    known = [words for kind, words in _SAME.items() if kind == alert.name or kind in alert.about]
+    return any(words.format_map(alert.about) in reason for words in known)
 
 
 def _of_unit(unit: UnitSeen, seen: Seen) -> str:

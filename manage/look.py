@@ -22,6 +22,7 @@ from operations.machine import Machine as MachineFact
 from operations.shell import Fact, quoted
 from operations.units import seconds_since_epoch, unrecovered
 from roles import (
+    ALERTS_QUESTION,
     ASK_POSTGRES,
     BANS,
     BANS_DATABASE,
@@ -283,6 +284,17 @@ BANS_QUESTION = (
 
 
 @dataclass(frozen=True)
+class AlertSeen:
+    """An alert that fires. todo: a sentence, what to do, or "". about: its labels, which say what it is about."""
+
+    name: str
+    summary: str
+    todo: str
+    since: datetime | None
+    about: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class JournalSeen:
     """The machine's journal: its size in bytes, and when its first entry was written."""
 
@@ -296,6 +308,7 @@ class Seen:
 
     failed: units that have failed, whoever they belong to. began: the last run that has begun, if it is known.
     federation: why other homeservers do not reach this one, "" if they do; None: it was not asked.
+    alerts: those of the monitoring; None: Alertmanager does not answer, or is not here.
     """
 
     settings: Settings
@@ -314,6 +327,7 @@ class Seen:
     journal: JournalSeen | None = None
     updates: UpdatesSeen | None = None
     bans: tuple[BanSeen, ...] | None = None
+    alerts: tuple[AlertSeen, ...] | None = None
 
     @property
     def state(self) -> MachineState:
@@ -397,6 +411,8 @@ def _probes(settings: Settings) -> dict[str, str]:
         probes["updates"] = UPDATES_QUESTION
     if settings.here("bans"):
         probes["bans"] = BANS_QUESTION
+    if settings.here("monitoring"):
+        probes["alerts"] = f"curl -qsf --noproxy '*' --max-time 2 {quoted(ALERTS_QUESTION)}"
     if settings.here("synapse"):
         probes["housekeeping"] = f"[ ! -s {HOUSEKEEPING_REPORT} ] || tr -d '\\n' <{HOUSEKEEPING_REPORT}"
     if settings.here("synapse") and settings.section(Homeserver).federation:
@@ -440,6 +456,7 @@ def seen(asked: Settings, settings: Settings, lines: Sequence[str]) -> Seen:
         journal=_journal(answers["journal"]),
         updates=UpdatesSeen.of(answers["updates"]) if "updates" in answers else None,
         bans=BanSeen.of(answers["bans"]) if "bans" in answers else None,
+        alerts=_alerts(answers.get("alerts", [])),
     )
 
 
@@ -613,6 +630,25 @@ def _housekeeping(lines: Sequence[str]) -> HousekeepingSeen | None:
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
+
+
+def _alerts(lines: Sequence[str]) -> tuple[AlertSeen, ...] | None:
+    try:
+        found = [
+            AlertSeen(
+                name=each["labels"]["alertname"],
+                # The administrator's own need not have these.
+                summary=printable(each["annotations"].get("summary") or each["labels"]["alertname"]),
+                todo=printable(each["annotations"].get("todo", "")),
+                since=_parsed_time(each["startsAt"]),
+                about=each["labels"],
+            )
+            for each in json.loads("".join(lines))
+        ]
+    except (KeyError, TypeError, ValueError):
+        return None
+    # In the order in which they began, also where several began at once.
+    return tuple(sorted(found, key=lambda each: (str(each.since), each.summary)))
 
 
 def _journal(lines: Sequence[str]) -> JournalSeen | None:

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from compat import Refused
 from manage import look
-from manage.judgement import backed_up, certificate_reason, disk_reason, listed, reasons, size
-from manage.look import CertificateSeen, Seen, TableSeen, UpdatesSeen
+from manage.judgement import alerts_besides, backed_up, certificate_reason, disk_reason, listed, reasons, size
+from manage.look import AlertSeen, CertificateSeen, Seen, TableSeen, UpdatesSeen
 from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text, printable
 from manage.outside import federation_problem
@@ -48,6 +48,11 @@ class Looked:
     seen: Seen | None
     reasons: tuple[Reason, ...]
 
+    @property
+    def alerts(self) -> list[AlertSeen]:
+        """Alerts that none of the reasons is about."""
+        return alerts_besides(self.seen, [reason.text for reason in self.reasons]) if self.seen else []
+
 
 @click.command()
 @as_json
@@ -56,7 +61,8 @@ def status(deployment: Deployment, as_json: bool) -> None:
     """Show how the machines are: services, versions, certificates, disks, accounts.
 
     One look at each machine; nothing is changed, and the vault is not needed. The exit status is 0 if all is well, and 1
-    otherwise: the reasons come last. `pytest tests/host` looks at more, and takes longer.
+    otherwise: the reasons come last. Alerts of the monitoring are shown, and do not change it. `pytest tests/host` looks at
+    more, and takes longer.
     """
     looked = look_at_all(deployment)
     if as_json:
@@ -140,6 +146,7 @@ def _machine_as_plain(looked: Looked) -> dict[str, Any]:
         "backup": plain(seen.backups) if backed_up(seen) else None,
         "databases": [plain(each) for each in seen.databases],
         "updates": plain(seen.updates),
+        "alerts": plain(seen.alerts),
         "banned": None if seen.bans is None else len(seen.bans),
         "housekeeping": plain(seen.housekeeping),
         "journal": plain(seen.journal),
@@ -166,9 +173,14 @@ def rendered(looked: Sequence[Looked]) -> list[RenderableType]:
             parts += [Padding(Text("was not reached", BAD), (0, 0, 1, 2))]
             continue
         parts += [Padding(_table_of_units(each.seen), (0, 0, 0, 2))] if each.seen.units else []
-        parts += [Padding(_facts(each.seen), (1, 0, 1, 2))]
+        parts += [Padding(_facts(each.seen, each.alerts), (1, 0, 1, 2))]
     why = [reason for each in looked for reason in each.reasons]
-    if not why:
+    alerts = sum(len(each.alerts) for each in looked)
+    if not why and alerts:
+        parts.append(
+            Text(f"All is well, but for {alerts} alert{'s' if alerts > 1 else ''} of the monitoring.", "yellow")
+        )
+    elif not why:
         parts.append(Text("All is well.", GOOD))
     else:
         parts.append(Text("Something is wrong:" if len(why) == 1 else f"{len(why)} things are wrong:", BAD))
@@ -198,11 +210,11 @@ def _table_of_units(seen: Seen) -> Table:
     return table
 
 
-def _facts(seen: Seen) -> Table:
+def _facts(seen: Seen, alerts: Sequence[AlertSeen]) -> Table:
     table = Table.grid(padding=(0, 3, 0, 0))
     table.add_column(style=WEAK, no_wrap=True)
     table.add_column()
-    for label, fact in _rows(seen):
+    for label, fact in (*_rows(seen), *_alerts(seen, alerts)):
         table.add_row(label, fact)
     return table
 
@@ -255,6 +267,15 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
         limit = seen.settings.choices.journal_max_size
         yield "journal", Text(f"{size(seen.journal.size)}{f' of at most {limit}' if limit else ''}{since}")
     yield "deployed", _deployed(seen)
+
+
+def _alerts(seen: Seen, alerts: Sequence[AlertSeen]) -> Iterator[tuple[str, Text]]:
+    """alerts: those that are shown here, as no reason is about them."""
+    if seen.settings.here("monitoring") and not alerts:
+        yield "alerts", Text("no answer" if seen.alerts is None else "no others" if seen.alerts else "none")
+    for alert in alerts:
+        since = f" (for {ago(alert.since)})" if alert.since else ""
+        yield "alert", Text(f"{alert.summary}{since}{': ' if alert.todo else ''}{alert.todo}", "yellow")
 
 
 def _figure(figure: Figure, figures: Mapping[str, int | None]) -> str:

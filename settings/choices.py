@@ -20,14 +20,14 @@ def _sections() -> tuple[type[Any], ...]:
 
 
 def _domains() -> dict[str, Any]:
-    """The setting for each role's domain name."""
+    """The setting for each domain name of a role."""
     return {
-        role.domain.setting: (
+        each.setting: (
             Domain | None,
-            Field(description=A_DOMAIN.format(example=f"{role.domain.prefix}.example.org")),
+            Field(description=A_DOMAIN.format(example=f"{role.prefix_of(each)}.example.org")),
         )
         for role in ROLES.values()
-        if role.domain
+        for each in role.domains
     }
 
 

@@ -18,6 +18,7 @@ from operations.users import Account
 from operations.virtualenvs import Virtualenv
 from releases import Release
 from roles import ROLES, Port, Protocol, Role, RoleName, Unit, any_version
+from roles import Domain as DomainRecord
 from settings.fields import (
     A_DOMAIN,
     A_NUMBER_OF_DAYS,
@@ -299,8 +300,16 @@ class Settings:
         """The role's domain name. Raises ValueError if it has none."""
         if role.domain is None:
             raise ValueError(role.name)
-        chosen: str | None = getattr(self.choices, role.domain.setting)
-        return chosen or f"{role.domain.prefix}.{self.server_name}"
+        return self.name_of(role, role.domain)
+
+    def name_of(self, role: Role, domain: DomainRecord) -> str:
+        """One of the role's domain names, also if it is not used."""
+        chosen: str | None = getattr(self.choices, domain.setting)
+        return chosen or f"{domain.prefix}.{self.server_name if domain == role.domain else self.domain(role)}"
+
+    def uses(self, role: Role, domain: DomainRecord) -> bool:
+        """Whether a machine plays the role, and the role has this name with these choices."""
+        return self.exists(role.name) and (domain.when is None or bool(getattr(self.choices, domain.when)))
 
     def here(self, role: RoleName) -> bool:
         """Whether this machine plays the role."""

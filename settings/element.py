@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints
 from releases import Archive, Release, Signature
 from roles import ELEMENT, STICKERS, STICKERS_PAGE, SYDENT, SYNAPSE
 from settings.deployment import Settings, View
-from settings.fields import A_DOMAIN, Chosen, Domain, Https, Sha256, UserName
+from settings.fields import Chosen, Https, Sha256, UserName
 from settings.synapse import Choices as Homeserver
 
 VERSION = "v1.12.30"
@@ -37,7 +37,6 @@ class Choices(Chosen):
     element_keys: Https = Field(description="an https URL")
     element_signed_by: Fingerprint = Field(description="a fingerprint of 40 hexadecimal digits in capital letters")
     stickers: bool = Field(description="True or False")
-    stickers_domain: Domain | None = Field(description=A_DOMAIN.format(example="stickers.chat.example.org"))
     stickers_framed_by: list[Framing] = Field(
         description='a list of web sites without a path, such as ["https://app.element.io"], and of schemes, such as "vector:"'
     )
@@ -45,7 +44,8 @@ class Choices(Chosen):
 
 def stickers_domain(settings: Settings) -> str:
     """The name of the page for stickers."""
-    return settings.section(Choices).stickers_domain or f"stickers.{settings.domain(ELEMENT)}"
+    [stickers] = ELEMENT.more_domains
+    return settings.name_of(ELEMENT, stickers)
 
 
 def release_of(choices: Choices, architecture: str, record: Path) -> Release:

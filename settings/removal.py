@@ -6,9 +6,8 @@ from pathlib import PurePosixPath
 from operations.filters import PORTS
 from operations.programs import KEPT
 from operations.removal import LastDatabase, Removal
-from roles import ELEMENT, PACKAGES, POSTGRES, ROLES, Role
+from roles import PACKAGES, POSTGRES, ROLES, Role
 from settings.deployment import Settings, view_of
-from settings.element import stickers_domain
 from settings.issuers import STORE
 from settings.postgres import Postgres
 
@@ -106,12 +105,11 @@ def _certificates(settings: Settings, role: Role) -> tuple[str, ...]:
     names = [
         settings.server_name,
         *(
-            settings.domain(each)
+            settings.name_of(each, domain)
             for each in ROLES.values()
-            if each.domain and settings.exists(each.name) and each not in behind
+            for domain in each.domains
+            if settings.uses(each, domain) and each not in behind
         ),
     ]
-    domains = [settings.domain(each) for each in (role, *behind) if each.domain]
-    if role is ELEMENT:
-        domains.append(stickers_domain(settings))
+    domains = [settings.name_of(each, domain) for each in (role, *behind) for domain in each.domains]
     return tuple(f"{STORE}/certificates/*/{domain}" for domain in domains if domain not in names)

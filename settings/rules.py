@@ -9,8 +9,6 @@ from settings.backup import Choices as Backups
 from settings.backup import Target, folder_of
 from settings.coturn import LONGEST_NAME
 from settings.deployment import PYTHON_OF_DEBIAN, Settings
-from settings.element import Choices as Client
-from settings.element import stickers_domain
 from settings.mas import Choices as Accounts
 from settings.synapse import Choices as Homeserver
 
@@ -77,9 +75,8 @@ def _named(settings: Settings) -> Iterator[tuple[str, str, bool]]:
     """For each domain name: its setting, the name, and whether it is used."""
     yield "server_name", settings.server_name, True
     for role in ROLES.values():
-        if role.domain:
-            yield role.domain.setting, settings.domain(role), settings.exists(role.name)
-    yield "stickers_domain", stickers_domain(settings), settings.exists("element") and settings.section(Client).stickers
+        for domain in role.domains:
+            yield domain.setting, settings.name_of(role, domain), settings.uses(role, domain)
 
 
 def _domains(settings: Settings) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from operations.certificates import Served
 from operations.virtualenvs import Virtualenv
 from roles import (
-    ALERTS_PORT,
+    ALERTS_QUESTION,
     COTURN,
     FEDERATION_PORT,
     JOIN_PAGE,
@@ -235,8 +235,7 @@ class Synapse(View):
     @property
     def administrators(self) -> str:
         """The content of the file that names who reads alerts, and where they are; empty if there is nobody."""
-        url = f"http://127.0.0.1:{ALERTS_PORT}/api/v2/alerts?active=true&silenced=false&inhibited=false"
-        return f"{json.dumps([url, self.alerts_to])}\n" if self.alerts_to else ""
+        return f"{json.dumps([ALERTS_QUESTION, self.alerts_to])}\n" if self.alerts_to else ""
 
     @property
     def max_upload_bytes(self) -> int:

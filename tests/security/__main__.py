@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from operations.filters import FIREWALL, PORTS, RELAY
-from roles import CADDY, MAS, POSTGRES, RELAY_TLS_PORT, ROLES, SYNAPSE, Role
+from roles import MAS, RELAY_TLS_PORT, ROLES, SYNAPSE, Role
 from tests.conftest import complete, released
 from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment
 from tests.e2e import scan
@@ -32,6 +32,7 @@ from tests.e2e.client import Account, Outside, new_user
 from tests.e2e.load import room_of
 from tests.e2e.test_confinement import (
     ANYBODY,
+    JOBS,
     PROGRAM,
     SERVICES,
     TARGETS,
@@ -103,7 +104,7 @@ def probes(target: Target) -> None:
     found = target.found["probes"] = {}
     with neighbours(target.host) as pids:
         machine = with_services(Machine(target.host, pids))
-        for unit in SERVICES:
+        for unit in [*JOBS, *SERVICES]:
             _probe(target, machine, unit)
         machine = with_services(machine)
         machine.write_targets()
@@ -117,11 +118,15 @@ def probes(target: Target) -> None:
 ANYBODY_MAY = (*ANYBODY, "processes in /proc", "new user namespace")
 
 
-def probes_of_mas(target: Target) -> None:
-    roles = (MAS, SYNAPSE, CADDY, POSTGRES)
+def probes_of_others(target: Target) -> None:
+    """The same inside the units of the roles that were added."""
+    roles = tuple(AVAILABLE[target.host.release].values())
     with neighbours(target.host) as pids:
-        _probe(target, Machine(target.host, pids, roles), Service.of(MAS, MAS.units[0]))
-    target.host.run(f"until ( {MAS.units[0].health} ); do sleep 0.1; done", timeout=120)
+        machine = replace(with_services(Machine(target.host, pids)), roles=roles)
+        added = [(role, unit) for role in roles if role.name not in EVERYTHING for unit in role.units]
+        for role, unit in added:
+            _probe(target, machine, Service.of(role, unit))
+            target.host.run(f"until ( {unit.health} ); do sleep 0.1; done", timeout=120)
 
 
 def _probe(target: Target, machine: Machine, unit: Service) -> None:
@@ -371,7 +376,7 @@ def measure(
                 "slow": [patience],
                 "requests": [requests],
                 "ports": [partial(ports, firewall=False), partial(ports, firewall=True)],
-                "probes": [probes, probes_of_mas],
+                "probes": [probes, probes_of_others],
                 "scores": [None, scores],
                 "tls": [None, partial(tls, acme=acme)],
             }

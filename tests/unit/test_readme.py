@@ -22,8 +22,8 @@ def domains() -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     yield ("| `example.org` | A, AAAA | 198.51.100.7, 2001:db8::7 | finding the homeserver (`/.well-known/matrix`) |")
     for role in ROLES.values():
-        if role.domain:
-            yield f"| `{role.domain.prefix}.example.org` | A, AAAA | the same | {role.domain.purpose} |"
+        for domain in role.domains:
+            yield f"| `{role.prefix_of(domain)}.example.org` | A, AAAA | the same | {domain.purpose} |"
 
 
 def ports() -> Iterator[str]:

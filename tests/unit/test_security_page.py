@@ -46,6 +46,12 @@ def test_what_breaks_a_promise_is_wrong(part: str, found: dict[str, Any], cell: 
     assert len(said) == bool(wrong) and all(wrong in each for each in said)
 
 
+def test_a_service_that_one_release_does_not_have_leaves_its_cells_empty() -> None:
+    found = {"trixie": {"probes": {"caddy": PROBED}}, "bookworm": {"probes": {"caddy": PROBED, "other": PROBED}}}
+    page, said = written(PAGE, found, "2027-01-31")
+    assert "| `caddy` | 9 | 7 | 2 | 9 | 7 | 2 |" in page and "| `other` |  |  |  | 9 | 7 | 2 |" in page and not said
+
+
 def test_the_page_has_figures_of_both_releases() -> None:
     assert written(PAGE, {}, "2027-01-31")[1] == []
     for part in TABLES:

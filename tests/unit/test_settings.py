@@ -15,6 +15,7 @@ from settings import Choices, SettingError, Settings, choices_from, mistakes
 from settings.caddy import Caddy
 from settings.coturn import Coturn
 from settings.deployment import Common
+from settings.element import Element
 from settings.fields import size_in_bytes
 from settings.networks import BLOCKED_NETWORKS
 from settings.postgres import Postgres
@@ -282,6 +283,15 @@ def test_domains_must_differ_only_among_roles_that_exist(tmp_path: Path) -> None
     assert "identity_domain and matrix_domain are both all.x.test" in line
     homeserver = {"postgres": ["one"], "synapse": ["one"], "caddy": ["one"]}
     assert mistakes(settings(tmp_path, homeserver, **both)) == []
+
+
+def test_a_further_name_of_a_role_is_below_its_own_and_counts_while_it_is_used(tmp_path: Path) -> None:
+    roles = {name: ["one"] for name in ("postgres", "synapse", "caddy", "element")}
+    for stickers, lines in ((True, 1), (False, 0)):
+        found = mistakes(settings(tmp_path, roles, stickers=stickers, stickers_domain="matrix.x.test"))
+        assert len(found) == lines and all("stickers_domain and matrix_domain are both" in line for line in found)
+    names = settings(tmp_path, roles, stickers=True, chat_domain="talk.y.test").view(Element).web_names
+    assert names == ("talk.y.test", "stickers.talk.y.test")
 
 
 @pytest.mark.parametrize("name", ["example.org", "example.com", "my.example.net"])

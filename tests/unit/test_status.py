@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from manage import judgement, look, status
-from manage.judgement import reasons, size, updates_reasons
-from manage.look import BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, DiskSeen, Seen, UnitSeen
+from manage.judgement import alerts_besides, reasons, size, updates_reasons
+from manage.look import AlertSeen, BackupSeen, CertificateSeen, DatabaseSeen, DeploySeen, DiskSeen, Seen, UnitSeen
 from manage.output import plain, print_text
 from manage.outside import federation_problem, homeserver_runs, keys_problem
 from manage.status import span
@@ -59,6 +59,15 @@ COUNTED = {
         }
     ],
     "base": {},
+}
+
+
+# As Alertmanager answers.
+FIRING = {
+    "annotations": {"summary": "a.service does not run\x1b[2J", "todo": "Start it."},
+    "labels": {"alertname": "UnitDown", "unit": "a.service"},
+    "startsAt": "2023-11-14T22:13:20.000Z",
+    "fingerprint": "0123456789abcdef",
 }
 
 
@@ -122,6 +131,7 @@ def answered(chosen: Settings) -> Seen:
         deployed=DeploySeen(NOW, "anna@laptop", "0.2.0", "1234567"),
         began=DeploySeen(NOW - timedelta(minutes=1), "anna@laptop"),
         federation="",
+        alerts=(),
     )
 
 
@@ -350,6 +360,7 @@ def test_answers_are_understood(chosen: Settings) -> None:
         ],
         "bans": ["192.0.2.7 1700000050 3600 1 10", "2001:db8:: 1700000000 7200 2 20"],
         "federation": ['keys {"server_name": "y.test", "verify_keys": {"a": 1}}'],
+        "alerts": [json.dumps([FIRING, {**FIRING, "annotations": {}, "startsAt": "2024-01-01T00:00:00Z"}])],
     }
     lines = [f"{number}:{line}" for number, name in enumerate(look._probes(chosen)) for line in answers.get(name, [])]
     assert look.machine_state(chosen, lines).release == "13"
@@ -375,6 +386,10 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert databases["synapse"].figures["rooms"] is None and databases["mas"].size is None
     assert seen.federation == "the keys of y.test are published"
     assert seen.failed == ("nginx.service",)
+    alert, own = seen.alerts or ()
+    assert (own.summary, own.todo) == ("UnitDown", "")
+    assert (alert.name, alert.about["unit"]) == ("UnitDown", "a.service")
+    assert (alert.summary, alert.since) == ("a.service does not run [2J", datetime.fromtimestamp(1700000000, UTC))
     assert seen.updates and seen.updates.source and not seen.updates.failed
     assert seen.updates.installed == datetime.fromtimestamp(1700000100, UTC)
     assert (seen.updates.kept_back, seen.updates.reboot_for) == (("caddy", "coturn"), ("linux-image-amd64",))
@@ -390,6 +405,46 @@ def test_answers_are_understood(chosen: Settings) -> None:
     day = datetime(2026, 11, 20, 4, 40, tzinfo=UTC)
     assert seen.housekeeping.tables == (look.TableSeen("events", GIB, 6, 4, day, None),)
     assert seen.journal and seen.journal.size == 4096 and seen.journal.since
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[1]", '[{"labels": {}}]', '{"error": "busy"}'])
+def test_alerts_that_cannot_be_read_are_not_known(chosen: Settings, text: str) -> None:
+    number = list(look._probes(chosen)).index("alerts")
+    assert look.seen(chosen, chosen, [f"{number}:{text}"]).alerts is None
+    assert look.seen(chosen, chosen, [f"{number}:[]"]).alerts == ()
+
+
+def alert(kind: str, /, **about: str) -> AlertSeen:
+    return AlertSeen(kind, f"{kind} is wrong", "Do something.", NOW - 5 * HOUR, about)
+
+
+@pytest.mark.parametrize(
+    ("fires", "change"),
+    [
+        (alert("UnitDown", unit="sydent.service"), unit("sydent", state="inactive", works=False)),
+        (alert("UnitRestarts", unit="livekit.service"), unit("livekit", restarts=3, since=NOW)),
+        (alert("CertificateWrong", name="x.test", port="443"), shown(-60 * DAY, -DAY)),
+        (
+            alert("DiskAlmostFull", mountpoint="/"),
+            lambda seen: replace(seen, disks=(DiskSeen("/", 40 * GIB, GIB, 90),)),
+        ),
+        (
+            alert("BackupFails", part="wal"),
+            lambda seen: replace(seen, backups=(BackupSeen("wal", NOW - DAY, NOW, "no space"),)),
+        ),
+        (alert("RebootDue"), lambda seen: replace(seen, updates=replace(UPDATED, reboot=True))),
+    ],
+    ids=lambda value: value.name if isinstance(value, AlertSeen) else "",
+)
+def test_what_status_finds_itself_is_said_once(chosen: Settings, fires: AlertSeen, change: Change) -> None:
+    chosen.roles["backup"] = ("one",)
+    others = [alert("ClockOff"), alert("UnitRestarts", unit="other.service"), alert("EventsLate", name="x.test")]
+    seen = replace(change(answered(chosen)), alerts=(fires, *others))
+    found = [reason for reason in reasons(seen, "prod") if "nothing was backed up" not in reason]
+    assert len(found) == 1 and alerts_besides(seen, found) == others
+    # An alert alone is no reason.
+    chosen.roles["backup"] = ()
+    assert list(reasons(replace(answered(chosen), alerts=(fires, *others)), "prod")) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({**COUNTED, "counts": [1]}), json.dumps({"at": "now"})])
@@ -451,23 +506,45 @@ def test_it_fits_the_terminal(
     disk = "20.0 GiB of 40.0 GiB free on / (50%)"
     for words in ("PostgreSQL", disk, "12 accounts", "7.0 GiB media", "no backup", "ago: bad", *HOUSEKEPT):
         assert words in " ".join(printed.split())
+    assert "alerts" in printed and "none" in printed
     print_text(*status.rendered(looked[:1]))
     assert capsys.readouterr().out.endswith("All is well.\n")
+    fires = replace(seen, alerts=(alert("ClockOff"), alert("UnitDown", unit="caddy.service")))
+    print_text(*status.rendered([replace(looked[0], seen=fires)]))
+    printed = capsys.readouterr().out
+    assert printed.endswith("All is well, but for 2 alerts of the monitoring.\n")
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "ClockOff is wrong (for 5 hours): Do something." in " ".join(printed.split())
+    # A reason is about the same.
+    why = (status.Reason("one", "caddy.service is inactive"),)
+    print_text(*status.rendered([replace(looked[0], seen=fires, reasons=why)]))
+    printed = capsys.readouterr().out
+    assert "ClockOff is wrong" in printed and "UnitDown is wrong" not in printed
 
 
 def test_programs_get_plain_values(chosen: Settings) -> None:
     class Named:
         name, settings = "matrix.example.org", chosen
 
-    looked = status.Looked(Named, unit("caddy", errors=((NOW, "bad"),))(answered(chosen)), ())  # type: ignore[arg-type]
+    seen = replace(unit("caddy", errors=((NOW, "bad"),))(answered(chosen)), alerts=(alert("ClockOff", job="node"),))
+    looked = status.Looked(Named, seen, ())  # type: ignore[arg-type]
     found = json.loads(json.dumps(plain(status._machine_as_plain(looked))))
     assert found["reached"] and found["backup"] is None and found["federation"] == {"works": True, "problem": ""}
     [caddy] = [each for each in found["units"] if each["name"] == "caddy.service"]
     assert (caddy["works"], caddy["errors"], caddy["last_error"]) == (True, 1, "bad")
     assert found["certificates"][0]["days"] == 59 and found["certificates"][0]["name"] == "x.test"
-    assert found["last_deploy"]["commit"] == "1234567"
+    assert found["last_deploy"]["commit"] == "1234567" and found["well"]
+    assert found["alerts"] == [
+        {
+            **{"name": "ClockOff", "summary": "ClockOff is wrong", "todo": "Do something."},
+            **{"since": plain(NOW - 5 * HOUR), "about": {"job": "node"}},
+        }
+    ]
     documented = (Path(__file__).parent.parent.parent / "docs" / "STATUS.md").read_text()
-    for key in (*found, *(key for kind in ("units", "programs", "certificates", "disks") for key in found[kind][0])):
+    for key in (
+        *found,
+        *(key for kind in ("units", "programs", "certificates", "disks", "alerts") for key in found[kind][0]),
+    ):
         assert f"`{key}`" in documented, key
 
 
