@@ -74,7 +74,8 @@ def outdated(deployment: Deployment, pypi: str, as_json: bool) -> None:
     """Show what has a newer release, and known vulnerabilities.
 
     PyPI is asked about the locked packages, the release pages about the programs, and the machines about Debian's packages, by
-    the lists that their last `apt-get update` has fetched. Nothing is changed. The exit status is 1 if a vulnerability is known.
+    the lists that their last `apt-get update` has fetched. Nothing is changed. The exit status is 1 if a vulnerability is known,
+    and also if nobody knows: PyPI or a machine has not answered, or its lists are old. Release pages know only newer releases.
     """
     # Its import takes a tenth of a second, and the other commands do not need it.
     import httpx
@@ -92,20 +93,31 @@ def outdated(deployment: Deployment, pypi: str, as_json: bool) -> None:
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         jobs = [gevent.spawn(_of_machine, machine) for machine in machines]
+        pages = _of_release_pages(client, pool, machines)
         for found, problems in (
             _of_pypi(client, pool, pypi.rstrip("/"), machines),
-            _of_release_pages(client, pool, machines),
+            pages,
             *(job.get() for job in jobs),
         ):
             items += found
             silent += problems
+    # Otherwise nobody would learn that cron's job has asked in vain for months.
+    complete = not set(silent) - set(pages[1])
     vulnerable = [item for item in items if item.vulnerabilities]
     if as_json:
         shown = [item for item in items if item.newest or item.vulnerabilities]
-        print_json({"vulnerable": bool(vulnerable), "items": plain(shown), "asked": len(items), "unreachable": silent})
+        print_json(
+            {
+                "vulnerable": bool(vulnerable),
+                "complete": complete,
+                "items": plain(shown),
+                "asked": len(items),
+                "unreachable": silent,
+            }
+        )
     else:
-        _print(items, silent)
-    if vulnerable:
+        _print(items, silent, complete)
+    if vulnerable or not complete:
         sys.exit(1)
 
 
@@ -269,7 +281,7 @@ def debian_packages(machine: str, needed: Collection[re.Pattern[str]], lines: Se
 # For people.
 
 
-def _print(items: Sequence[Item], silent: Sequence[str]) -> None:
+def _print(items: Sequence[Item], silent: Sequence[str], complete: bool) -> None:
     shown = [item for item in items if item.vulnerabilities or (item.newest and item.direct)]
     others = sum(1 for item in items if item.newest and item not in shown)
     vulnerable = [item for item in items if item.vulnerabilities]
@@ -303,8 +315,10 @@ def _print(items: Sequence[Item], silent: Sequence[str]) -> None:
                 "default",
             )
         )
-    else:
-        print_text(Text("No vulnerability is known" + (" in what was answered." if silent else "."), "green"))
+    elif complete:
+        print_text(Text("No vulnerability is known.", "green"))
+    if not complete:
+        print_text(Text("Not everything was asked about vulnerabilities, see above: exit status 1.", "yellow"))
 
 
 def _described(item: Item) -> str:

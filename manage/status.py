@@ -321,10 +321,15 @@ def _housekeeping(seen: Seen) -> Text:
         return Text("nothing was counted yet", WEAK)
     freed = ", ".join(freed_words(found.month)) or "nothing"
     days = min(30, (found.at - found.since).days)
-    unused = ""
-    if not seen.settings.section(Homeserver).remote_media_days and found.unused:
-        unused = f"; {size(found.unused)} of other servers' media were not used for 90 days (remote_media_days)"
-    return Text(f"freed {freed} in {max(1, days)} day{'s' if days > 1 else ''}, counted {ago(found.at)} ago{unused}")
+    text = f"freed {freed} in {max(1, days)} day{'s' if days > 1 else ''}, counted {ago(found.at)} ago"
+    # What could be freed, with the setting that does it, where it is not set.
+    homeserver = seen.settings.section(Homeserver)
+    if not homeserver.remote_media_days and found.unused:
+        text += f"; {size(found.unused)} of other servers' media were not used for 90 days (remote_media_days)"
+    if not homeserver.forget_left_rooms and found.empty_rooms:
+        rooms = "1 room has" if found.empty_rooms == 1 else f"{found.empty_rooms} rooms have"
+        text += f"; {rooms} nobody of this homeserver (forget_left_rooms)"
+    return Text(text)
 
 
 def freed_words(freed: Mapping[str, int]) -> Iterator[str]:

@@ -51,6 +51,7 @@ class Release:
     """A file of a project's release page for one architecture, and the settings about it.
 
     name: its directory below /opt; a single program has the same name.
+    title: what it is called, if it is neither what a unit runs nor what the role is called after.
     version: as upstream writes it; part of a directory's name.
     arch: the machine's architecture as Debian names it, amd64 or arm64; "all" if every machine gets the same file.
     url: https address of the file; None if there is none to download.
@@ -79,6 +80,7 @@ class Release:
     signature: Signature | None = None
     root: str = "/opt"
     licence: str = ""
+    title: str = ""
 
     def __post_init__(self) -> None:
         for value in (self.name, self.version):

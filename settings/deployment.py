@@ -543,9 +543,15 @@ class Settings:
         """What this machine's roles have below /opt, each with its title."""
         found: list[tuple[str, Virtualenv | Release]] = []
         for role, view in self.views:
-            below_opt: list[Virtualenv | Release] = [*view.virtualenvs, *view.programs]
-            titles = (role.title_of(unit).removeprefix("the ") for unit in role.units)
-            found += zip(titles, below_opt, strict=False)
+            # What a unit runs is called after it, in the order of the record, and the pages of a role without units after the role.
+            titles = [role.title_of(unit) for unit in role.units] or [role.title]
+            below_opt: list[Virtualenv | Release] = [*view.virtualenvs]
+            for release in view.programs:
+                if release.title:
+                    found.append((release.title, release))
+                else:
+                    below_opt.append(release)
+            found += [(title.removeprefix("the "), each) for title, each in zip(titles, below_opt, strict=False)]
         return found
 
     @property

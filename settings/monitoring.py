@@ -79,6 +79,7 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
         file_setting="uplot_archive",
         sha256_setting="uplot_sha256",
         licence="MIT",
+        title="uPlot",
         archive=Archive(contains=tuple(f"dist/{name}" for name in UPLOT_FILES), strip=1),
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from roles import Unit
 from tests.conftest import Deployed, complete
-from tests.deployment import EVERYTHING, ROOT, Deployment
+from tests.deployment import EVERYTHING, ROOT, Deployment, Run
 from tests.e2e.test_refusals import assert_refused
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
@@ -50,14 +50,15 @@ def restarted(before: dict[str, str], host: Host) -> set[str]:
     return {unit for unit in after if after[unit] != before.get(unit)}
 
 
-def assert_nothing_to_do(deployment: Deployment) -> None:
-    """Neither a run nor a dry run finds anything to change."""
+def assert_nothing_to_do(deployment: Deployment) -> Run:
+    """Neither a run nor a dry run finds anything to change. The run."""
     again = deployment.run("-y")
     assert again.changed == []
     totals = again.results["results"]["totals"]
     # It did reach the machine: otherwise it would change nothing either.
     assert totals["no_change"] > len(RUN) and totals["error"] == 0
     assert deployment.run().planned == []
+    return again
 
 
 def assert_all_answer(host: Host) -> None:
@@ -68,7 +69,8 @@ def assert_all_answer(host: Host) -> None:
 def test_second_run_changes_nothing(deployed: Deployed) -> None:
     before = invocations(deployed.host)
     assert set(before) == set(RUN)
-    assert_nothing_to_do(deployed.deployment)
+    output = assert_nothing_to_do(deployed.deployment).output
+    assert "--> nothing is backed up: no machine has the role backup, see docs/BACKUP.md\n" in output
     assert restarted(before, deployed.host) == set()
 
 

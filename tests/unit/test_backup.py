@@ -21,8 +21,8 @@ import pytest
 from compat import Refused
 from manage import restoring
 from manage.backup import Moment
+from operations import preflight
 from operations.machine import MachineState
-from operations.preflight import _backed_up_under_another_name
 from operations.templating import TEMPLATES
 from roles import ROLES
 from settings import SettingError, Settings, mistakes
@@ -45,11 +45,32 @@ def settings(directory: Path, release: str = "13", **choices: Any) -> Settings:
 def test_a_machine_with_another_name_does_not_begin_new_backups(tmp_path: Path, before: str, refused: bool) -> None:
     made = settings(tmp_path, backup_target="/mnt/backup")
     made.machine = replace(made.machine, backed_up_as=before)
-    lines = _backed_up_under_another_name(made)
+    lines = preflight._backed_up_under_another_name(made)
     assert len(lines) == refused
     assert all(
         "was called old in inventories/prod.py" in line and "the folder old of /mnt/backup" in line for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("roles", "line"),
+    [
+        ({}, "nothing is backed up: no machine has the role backup, see docs/BACKUP.md"),
+        ({"backup": ["one"]}, None),
+        ({"backup": ["other"]}, "one is not backed up: it does not have the role backup"),
+        ({"backup": ["other"], "postgres": ["other"], "synapse": ["other"]}, None),
+    ],
+    ids=["no backup", "a backup", "of another machine", "nothing to back up here"],
+)
+def test_a_run_ends_with_what_is_not_backed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, roles: dict[str, list[str]], line: str | None
+) -> None:
+    lines = list[str]()
+    monkeypatch.setattr(preflight, "add_final_line", lines.append)
+    all_roles = {role: ["one"] for role in ("postgres", "synapse", "caddy", "coturn")} | roles
+    made = Settings(chosen(), "prod", all_roles, "one", MachineState(), inventories=tmp_path)
+    preflight._say_what_is_not_backed_up(SimpleNamespace(name="one"), made)  # type: ignore[arg-type]
+    assert lines == ([line] if line else [])
 
 
 # --- a restore ------------------------------------------------------------------------------------

@@ -8,17 +8,21 @@ import hmac
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from click.testing import CliRunner, Result
 
+from compat import Refused
+from manage.postgres import postgres
 from operations import databases, preflight, same_data
 from operations.databases import Database, Existing, Tables, exist, matches, verifier
 from operations.machine import Listener, Machine, MachineState
+from roles import ROLES
 from settings import Neighbour, SettingError, Settings
 from settings.postgres import DATABASE_AUTHORITY, DatabaseAccess, Postgres, database_server
 from settings.sliding_sync import SlidingSync
@@ -494,3 +498,103 @@ def test_damaged_marker_is_reported(tmp_path: Path, text: str) -> None:
     assert home.machine.marker_damaged and home.machine.deployment is None
     [line] = preflight._of_another_deployment(home)
     assert "deployment.json does not say which deployment the machine belongs to" in line and "\n" not in line
+
+
+# --- manage.py NAME postgres ----------------------------------------------------------------------
+
+
+@dataclass
+class FarMachine:
+    """Stands in for a machine. answers: what it prints for a command with a text in it; None: the command fails."""
+
+    name: str
+    settings: Settings
+    answers: Mapping[str, str | None] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+
+    def run(self, script: str) -> list[str]:
+        command = script.rpartition("}\n")[2].strip()
+        self.commands.append(command)
+        for text, answer in self.answers.items():
+            if text in command:
+                if answer is None:
+                    raise Refused("the copy failed")
+                return answer.splitlines()
+        return []
+
+
+def manage_postgres(db: FarMachine, *others: FarMachine, command: str) -> Result:
+    machines = {role: machine for machine in (db, *others) for role in ROLES if machine.settings.here(role)}
+    deployment = SimpleNamespace(name="prod", machine=lambda role: machines[role])
+    return CliRunner().invoke(postgres, [command, "--yes"], obj=deployment)
+
+
+ABOUT = "release {release}\nversion 15\nactive 15\nsize 15 3000\nfree 15 9000\n"
+LEFT = "release 13\nversion 15\nversion 17\nactive 17\nsize 15 3000\nfree 15 9000\nsize 17 3000\nfree 17 9000\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "about", "why"),
+    [
+        (
+            "upgrade",
+            ABOUT.replace("9000", "4023").format(release=13),
+            "db has 4023 MiB free beside the data of PostgreSQL 15; 4024 MiB are needed, because the data are copied",
+        ),
+        (
+            "upgrade",
+            ABOUT.replace("active 15\n", "").format(release=13),
+            "PostgreSQL 15 does not run on db: start it, or deploy, before its data are moved",
+        ),
+        ("upgrade", ABOUT.format(release=14), "db runs Debian 14; only 12 and 13 are supported"),
+        ("upgrade", "release 13", "db has no PostgreSQL cluster main: deploy first"),
+        ("upgrade", ABOUT.format(release=12), None),
+        ("drop-old", f"{LEFT}active 15\n", "PostgreSQL 15 runs on db: it may be in use, and is not removed"),
+        (
+            "drop-old",
+            f"{LEFT}begun 15 17 5432\n",
+            "an upgrade has begun and is not complete: python manage.py prod postgres upgrade",
+        ),
+        ("drop-old", ABOUT.format(release=12), None),
+    ],
+    ids=[
+        "too little space",
+        "stopped",
+        "an unknown Debian",
+        "no cluster",
+        "nothing to do",
+        "the old one runs",
+        "half done",
+        "no old one",
+    ],
+)
+def test_upgrade_and_drop_old_are_refused_before_anything_is_touched(
+    tmp_path: Path, command: str, about: str, why: str | None
+) -> None:
+    """Also with --yes. Where there is nothing to do, they say so."""
+    db = FarMachine("db", settings(tmp_path, roles={role: ["db"] for role in SPLIT}), {"about": about})
+    done = manage_postgres(db, command=command)
+    if why is None:
+        assert done.exit_code == 0 and done.output.startswith("db has PostgreSQL 15, ")
+    else:
+        assert (done.exit_code, done.output) == (1, f"Error: {why}\n")
+    assert db.commands == ["about"]
+
+
+def test_what_uses_the_database_from_another_machine_is_stopped_for_an_upgrade_that_fails_and_started_again(
+    tmp_path: Path,
+) -> None:
+    home = FarMachine("home", settings(tmp_path, "home"))
+    db = FarMachine(
+        "db", settings(tmp_path), {"about": ABOUT.format(release=13), "&& watch": None, "told": "no space left"}
+    )
+    done = manage_postgres(db, home, command="upgrade")
+    assert done.exit_code == 1
+    assert done.output.endswith("    no space left\nError: the copy failed. PostgreSQL 15 goes on, with all data\n")
+    units = ("matrix-synapse.service", "sliding-sync.service")
+    stopped, started = zip(
+        *((f"systemctl stop {unit}", f"systemctl start --no-block {unit}") for unit in units), strict=True
+    )
+    assert home.commands == [*stopped, *started]
+    # Nothing of the database's own machine is stopped from here: the job there does that.
+    assert not [command for command in db.commands if command.startswith("systemctl")]

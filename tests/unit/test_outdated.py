@@ -4,16 +4,19 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from manage.outdated import debian_packages, is_newer
+from manage.outdated import debian_packages, is_newer, outdated
 from operations.virtualenvs import locked
 from settings.monitoring import UPLOT_VERSION
 from settings.sliding_sync import VERSION
 from tests.deployment import Deployment
 from tests.standin.release_server import ReleaseServer
+from tests.unit.test_settings import settings
 
 LOCKED = {**locked("synapse"), **locked("sydent")}
 VULNERABILITY = {"id": "PYSEC-2027-1", "aliases": ["CVE-2027-1"], "fixed_in": ["99.0.0"], "withdrawn": None}
@@ -65,7 +68,8 @@ def found_by(deployment: Deployment, server: ReleaseServer) -> dict[str, Any]:
 def test_all_is_current_and_a_machine_that_is_away_is_one_line(deployment: Deployment, server: ReleaseServer) -> None:
     status, printed = ask(deployment, server)
     away, *others = printed.splitlines()
-    assert (status, others) == (0, ["No vulnerability is known in what was answered."])
+    # Its packages may have vulnerabilities. A job of cron's must not be content for ever.
+    assert (status, others) == (1, ["Not everything was asked about vulnerabilities, see above: exit status 1."])
     assert away.startswith("far cannot be reached: ")
 
 
@@ -93,11 +97,45 @@ def test_a_source_that_does_not_answer_is_one_line(deployment: Deployment, serve
     server.fault = "unavailable"
     server.latest.clear()
     found = found_by(deployment, server)
-    assert (found["items"], found["vulnerable"]) == ([], False)
+    assert (found["items"], found["vulnerable"], found["complete"]) == ([], False, False)
     index, page, machine = found["unreachable"]
     assert index.startswith("PyPI was not asked about ") and "more: https://127.0.0.1" in index and "503" in index
     assert page.startswith("the release page of sliding-sync was not asked: ")
     assert machine.startswith("far cannot be reached: ")
+
+
+SECURE = "Inst caddy [2.6.2-12] (2.6.2-13 Debian-Security:13/stable-security [amd64])"
+
+
+@pytest.mark.parametrize(
+    ("fault", "apt", "status", "line"),
+    [
+        (False, ["lists {now}"], 0, "No vulnerability is known."),
+        (False, ["lists {now}", SECURE], 1, "1 with known vulnerabilities."),
+        (False, ["lists 1700000000"], 1, "Not everything was asked about vulnerabilities"),
+        (True, ["lists {now}"], 1, "Not everything was asked about vulnerabilities"),
+    ],
+    ids=["none", "one", "old lists", "no PyPI"],
+)
+def test_exit_status_is_about_vulnerabilities(
+    server: ReleaseServer, tmp_path: Path, fault: bool, apt: list[str], status: int, line: str
+) -> None:
+    """A machine that answers; the release page never does, and knows of no vulnerability."""
+    page = f"{server.url}/matrix-org/sliding-sync/releases/download"
+    roles = {role: ["one"] for role in ("postgres", "caddy", "synapse", "sliding_sync")}
+    machine = SimpleNamespace(
+        name="one",
+        settings=settings(tmp_path, roles, sliding_sync_releases=page),
+        run=lambda command: [each.format(now=int(time.time())) for each in apt],
+        close=lambda: None,
+    )
+    server.files |= {} if fault else pypi("synapse", "")
+    done = CliRunner().invoke(
+        outdated, ["--pypi", f"{server.url}/pypi"], obj=SimpleNamespace(every_machine=lambda: [machine])
+    )
+    assert done.exit_code == status, done.output
+    assert "the release page of sliding-sync was not asked: " in done.output
+    assert line in done.output and ("No vulnerability" in done.output) == (status == 0)
 
 
 APT = """Inst libc6 [2.41-12] (2.41-12+deb13u1 Debian:13.3/stable, Debian-Security:13/stable-security [amd64])

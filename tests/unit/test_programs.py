@@ -12,10 +12,13 @@ from operations import preflight
 from operations.machine import Failure, InUse, Machine, MachineState
 from operations.shell import shell_file
 from releases import record
+from roles import ROLES
 from settings import Settings
 from settings.sliding_sync import VERSION, SlidingSync
+from settings.sydent import Sydent
 from settings.synapse import Synapse
 from tests.unit.test_settings import MACHINE, chosen
+from tests.unit.test_settings import settings as settings_of
 
 OLD, BAD = "1.100.0", "0123456789ab"
 
@@ -65,6 +68,29 @@ def test_versions_that_change_are_listed(
     # Its checksum is not known before it is downloaded.
     assert told(sliding_sync=InUse(f"{VERSION}-{BAD}", VERSION)) == []
     assert told(sliding_sync=InUse(f"v0.1.0-{BAD}", "v0.1.0")) == [f"Sliding Sync proxy v0.1.0 -> {VERSION} on one"]
+
+
+def test_programs_of_every_role_are_listed_by_their_titles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {program: InUse(f"v0-{BAD}", "v0") for role in ROLES.values() for program in role.programs if program != "uv"}
+    monkeypatch.setattr(preflight, "executes", lambda: True)
+    every = settings_of(tmp_path, machine=replace(MACHINE, programs=old))
+    preflight._say_what_is_upgraded(SimpleNamespace(name="one"), every)  # type: ignore[arg-type]
+    told = [line.removeprefix("--> ").partition(" v0 -> ") for line in capsys.readouterr().err.splitlines()]
+    releases = {release.name: release.version for _, view in every.views for release in view.programs}
+    assert {title: new.removesuffix(" on one") for title, _, new in told} == {
+        "Synapse": wanted(tmp_path)[1],
+        "Sydent": every.view(Sydent).virtualenvs[0].version,
+        "Matrix Authentication Service": releases["mas"],
+        "Sliding Sync proxy": releases["sliding-sync"],
+        "LiveKit": releases["livekit"],
+        "lk-jwt-service": releases["lk-jwt-service"],
+        "Element Web": releases["element-web"],
+        "Ketesa": releases["ketesa"],
+        "uPlot": releases["uplot"],
+    }
+    assert len(told) == len(old)
 
 
 def test_a_version_that_did_not_come_up_is_refused_until_asked_for(tmp_path: Path) -> None:

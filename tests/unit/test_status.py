@@ -478,7 +478,8 @@ TABLES = (
 )
 HOUSEKEPT = (
     "state_groups_state 4.0 GiB, events 1.0 GiB (40% outdated)",
-    "freed 3 rooms, 12 events in 9 days, counted 5 hours ago; 1.0 GiB of other servers' media were not used for 90 days",
+    "freed 3 rooms, 12 events in 9 days, counted 5 hours ago; 1.0 GiB of other servers' media were not used for 90 days "
+    "(remote_media_days); 4 rooms have nobody of this homeserver (forget_left_rooms)",
     "512 MiB of at most 1G, 9 days back",
 )
 
@@ -554,6 +555,17 @@ def test_one_is_not_several() -> None:
     words = [status._figure(each, {"accounts": 1, "rooms": 2}) for each in database.figures]
     assert words[0] == "1 account" and "2 rooms" in words and "? other servers" in words
     assert status._figure(database.figures[-1], {"failing_servers": 1}) == "1 server not reached"
+
+
+def test_what_a_setting_removes_already_is_no_advice(tmp_path: Path) -> None:
+    def shown(rooms: int, **choices: object) -> str:
+        made = settings(tmp_path, {role: ["one"] for role in ("postgres", "synapse")}, STATE, **choices)
+        counted = look.HousekeepingSeen(NOW - HOUR, NOW - 10 * DAY, {}, {}, 0, rooms, ())
+        return status._housekeeping(replace(answered(made), housekeeping=counted)).plain.partition(" ago")[2]
+
+    assert shown(0) == ""
+    assert shown(1) == "; 1 room has nobody of this homeserver (forget_left_rooms)"
+    assert shown(1, forget_left_rooms=True) == ""
 
 
 @pytest.mark.parametrize(
