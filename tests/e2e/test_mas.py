@@ -14,6 +14,7 @@ from roles import CADDY, CHECK_MAS, MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET
 from tests.built import built
 from tests.conftest import Deployed, complete, own
 from tests.deployment import Deployment
+from tests.e2e.banned import ATTEMPTS, assert_bans_at_mas
 from tests.e2e.client import Outside, expect_json, register
 from tests.e2e.database import query
 from tests.e2e.test_confinement import Machine, Service, assert_reaches_no_other, neighbours
@@ -25,7 +26,7 @@ from vault import Vault
 pytestmark = pytest.mark.role("mas")
 
 WITHOUT = ("postgres", "synapse", "caddy")
-ROLES = (*WITHOUT, "mas")
+ROLES = (*WITHOUT, "mas", "bans")
 UNITS = "mas.service matrix-synapse.service caddy.service 'postgresql@*'"
 PROVIDER = {"id": "example", "issuer": "https://id.example.net", "client_id": "matrix", "name": "Example"}
 
@@ -44,6 +45,7 @@ def deployed(
     if request.param == "trixie":
         _refused_with_accounts(deployment, host)
     assign(deployment, ROLES)
+    deployment.choose(**deployment.settings, bans_attempts=ATTEMPTS)
     deployment.run("-y")
     yield Deployed(host, deployment)
     host.down()
@@ -148,6 +150,10 @@ def test_what_is_not_for_clients_is_not_reachable(outside: Outside) -> None:
             + [outside.url("auth", path) for path in elsewhere]
         }
     assert {url: status for url, status in statuses.items() if status != 404} == {}
+
+
+def test_whoever_tries_passwords_is_banned(deployed: Deployed) -> None:
+    assert_bans_at_mas(deployed.host, deployed.deployment)
 
 
 def test_synapse_and_mas_accept_each_other(deployed: Deployed, outside: Outside) -> None:
