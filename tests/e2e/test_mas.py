@@ -3,6 +3,7 @@
 With its stand-in, or with the real program that MAS_BINARY names. What people do with it is in test_sign_in.py.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -168,6 +169,17 @@ def test_synapse_and_mas_accept_each_other(deployed: Deployed, outside: Outside)
         f"http://127.0.0.1:{SYNAPSE_PORT}/_synapse/mas/is_localpart_available?localpart=nobody"
     ).stdout
     assert asked == "200"
+
+
+@pytest.mark.once("debian13")
+def test_the_administrator_sees_the_rooms(deployed: Deployed) -> None:
+    """By Synapse's admin API, with a token that MAS gives for it. The second command is with the account that the first has made."""
+    manage, host = deployed.deployment.manage, deployed.host
+    for command in ("rooms", "reports"):
+        listed = manage(command, "list", "--json")
+        assert (listed.returncode, json.loads(listed.stdout)) == (0, []), listed.stderr
+    assert "there is no room" in manage("rooms", "show", f"!none:{host.domain}").stderr
+    assert query(host, "SELECT name, admin FROM users", "synapse").split() == [f"@matrix-metal:{host.domain}|0"]
 
 
 # --- confinement ----------------------------------------------------------------------------------
