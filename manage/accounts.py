@@ -261,11 +261,6 @@ def deactivate(
             raise Refused(
                 f"{account} is an account of {server}, whose administrators alone can deactivate it: ban it from your rooms"
             )
-        if (redact or quarantine) and not homeserver.cleans:
-            raise Refused(
-                "--redact and --quarantine are not to be had with MAS: Synapse takes them only from an administrator who has "
-                "logged in; nothing was changed"
-            )
         found = existing(homeserver, user_id_of(account, machine.settings.server_name))
         if found.deactivated and not (erase or redact or quarantine):
             return report(f"{found.user_id} is deactivated already.", found, as_json, changed=False)

@@ -64,12 +64,7 @@ class Token:
 
 
 class Homeserver(Protocol):
-    """The accounts of a homeserver. Every method raises Refused with a line.
-
-    cleans: whether it can redact and quarantine what an account has left.
-    """
-
-    cleans: bool
+    """The accounts of a homeserver. Every method raises Refused with a line."""
 
     def find(self, user_id: str) -> Account | None: ...
 

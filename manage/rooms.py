@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import click
 
 from compat import Refused
+from manage.backends.mas import Mas, SynapseOfMas
 from manage.backends.moderation import Moderation, Room
 from manage.backends.synapse import Synapse
 from manage.machines import Deployment, Machine
@@ -24,11 +25,11 @@ def moderation_of(deployment: Deployment) -> Iterator[tuple[Moderation, Machine]
     """The rooms and reports of a deployment, and the machine that is asked for them. Raises Refused."""
     machine = deployment.machine("synapse")
     try:
-        if machine.settings.roles.get("mas"):
-            raise Refused(
-                "rooms and reports are not to be had with MAS: Synapse shows them only to an administrator who has logged in"
-            )
-        yield Moderation(Synapse(machine)), machine
+        synapse = SynapseOfMas(Mas(machine)) if machine.settings.roles.get("mas") else Synapse(machine)
+        try:
+            yield Moderation(synapse), machine
+        finally:
+            synapse.close()
     finally:
         machine.close()
 

@@ -95,7 +95,7 @@ class Mas(View):
     """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret.
 
     ketesa, ketesa_redirects: the client that the administrator's pages are, and where they are sent back to; none without them.
-    figures_port: where it says how it is, to the monitoring.
+    figures_port: where it says how it is, to the monitoring. bans: log-ins that fail are counted here.
     """
 
     server_name: str
@@ -119,6 +119,7 @@ class Mas(View):
     admin_socket: str
     ketesa: str
     ketesa_redirects: list[str]
+    bans: bool
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -147,6 +148,7 @@ class Mas(View):
             ketesa_redirects=[f"{each}/auth-callback/" for each in origins(settings)]
             if settings.exists("admin")
             else [],
+            bans=settings.here("bans"),
         )
 
     @classmethod

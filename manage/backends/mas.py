@@ -3,18 +3,24 @@
 MAS knows these commands as a client of its own, with a secret of the vault, and gives them an access token for each run, which
 is revoked at the end: no account is needed for that. MAS does not tell what name others see, nor when an account was last used.
 An administrator may ask for the rights of one: MAS gives them to a session that asks, such as a page for administration.
+
+Rooms and what people have written are Synapse's, whose admin API takes a token of MAS's that has these rights. MAS gives one to
+whoever administers it, for an account: one of ours, without a password, so that nobody can log in with it. It is made when it is
+needed first. Each run ends its token.
 """
 
 import base64
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from compat import Refused
-from manage.homeserver import OUR_NAMES, Account, Session, Token
+from manage.backends.synapse import Synapse
+from manage.homeserver import OUR_NAMES, SERVICE_NAME, Account, Session, Token
 from manage.machines import Machine
 from manage.web import Answer, send
 from roles import MAS_INTERNAL_PORT
@@ -28,16 +34,18 @@ KINDS = {"oauth2": "finish", "compat": "finish", "user": "finish", "personal": "
 DEVICE = ("urn:matrix:client:device:", "urn:matrix:org.matrix.msc2967.client:device:")
 # Seconds that MAS may take to end the sessions of a deactivated account, which it does a moment later.
 PATIENCE = 20
+# What the token for Synapse's admin API is for, and after how many seconds it ends if this run cannot end it: the removal of a
+# large room takes long.
+SCOPE = "urn:matrix:client:api:* urn:synapse:admin:*"
+LASTS = 6 * 60 * 60
 
 
 class Mas:
     """The accounts of the MAS on a machine."""
 
-    cleans = False
-
     def __init__(self, machine: Machine) -> None:
         self.machine, self.server_name = machine, machine.settings.server_name
-        self._token = ""
+        self._token, self.opened = "", ""
 
     # Requests.
 
@@ -71,7 +79,25 @@ class Mas:
             raise Refused(f"MAS refuses: {answer.error}")
         return answer.content
 
+    def open_session(self) -> str:
+        """A token that Synapse takes for an administrator's. Raises Refused."""
+        for name in (SERVICE_NAME, *(f"{SERVICE_NAME}-{number}" for number in range(2, 100))):
+            found = self._ask("GET", f"users/by-username/{name}", missing=True)
+            if found is None:
+                found = self._ask("POST", "users", {"username": name, "displayname": "matrix-metal"})
+            user = found["data"]
+            # One that was moved here from Synapse may have been deactivated there.
+            if not user["attributes"]["deactivated_at"] and not user["attributes"]["locked_at"]:
+                break
+        content = {"actor_user_id": user["id"], "human_name": "manage.py", "scope": SCOPE, "expires_in": LASTS}
+        made = self._ask("POST", "personal-sessions", content)["data"]
+        self.opened = made["id"]
+        return str(made["attributes"]["access_token"])
+
     def close(self) -> None:
+        if self.opened:
+            self._ask("POST", f"personal-sessions/{self.opened}/revoke")
+            self.opened = ""
         if self._token:
             self._send("POST", "/oauth2/revoke", self._client(), form={"token": self._token})
             self._token = ""
@@ -107,6 +133,8 @@ class Mas:
         found = self._ask("GET", f"users/by-username/{quote(localpart, safe='')}", missing=True)
         if found is None:
             return None
+        if re.fullmatch(OUR_NAMES, localpart):
+            raise Refused(f"{user_id} is the account that these commands use themselves: leave it as it is")
         user = {**found["data"]["attributes"], "id": found["data"]["id"]}
         return self._account(user, [each["email"] for each in self._list("user-emails", user=user["id"])])
 
@@ -149,10 +177,10 @@ class Mas:
             time.sleep(0.5)
 
     def redact(self, account: Account) -> int:
-        raise NotImplementedError
+        return SynapseOfMas(self).redact(replace(account, id=account.user_id))
 
     def quarantine(self, account: Account) -> int:
-        raise NotImplementedError
+        return SynapseOfMas(self).quarantine(replace(account, id=account.user_id))
 
     def reactivate(self, account: Account, password: str) -> None:
         # First, because MAS has kept the old one.
@@ -187,6 +215,27 @@ class Mas:
 
     def revoke_token(self, token: Token) -> None:
         self._ask("POST", f"user-registration-tokens/{token.id}/revoke")
+
+
+class SynapseOfMas(Synapse):
+    """The admin API of a Synapse whose accounts MAS has: for what is not about accounts themselves."""
+
+    def __init__(self, mas: Mas) -> None:
+        super().__init__(mas.machine)
+        self.mas = mas
+
+    def _kept_token(self) -> str:
+        return ""
+
+    def _register(self) -> None:
+        if self.mas.opened:
+            raise Refused(
+                "Synapse does not take the token that MAS has given for these commands: see journalctl -u mas"
+            )
+        self._token = self.mas.open_session()
+
+    def close(self) -> None:
+        self.mas.close()
 
 
 def _time(text: str | None) -> datetime | None:

@@ -36,8 +36,6 @@ EVERYTHING = 1_000_000
 class Synapse:
     """The accounts of the Synapse on a machine."""
 
-    cleans = True
-
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._token = ""
@@ -52,7 +50,7 @@ class Synapse:
 
     def ask(self, method: str, path: str, content: Any = None, missing: bool = False) -> Any:
         """The answer to a request to the admin API. missing: None is returned for what does not exist. Raises Refused."""
-        self._token = self._token or "".join(self.machine.run(_READ)).strip()
+        self._token = self._token or self._kept_token()
         answer = self.send(method, f"/_synapse/admin/{path}", content, self._token) if self._token else None
         if answer is None or answer.status == 401 or answer.error == "You are not a server admin":
             self._register()
@@ -67,6 +65,10 @@ class Synapse:
         """The token of the account of these commands, which Synapse has just taken. Raises Refused."""
         self.ask("GET", "v1/registration_tokens")
         return self._token
+
+    def _kept_token(self) -> str:
+        """That of earlier runs; "" if there is none."""
+        return "".join(self.machine.run(_READ)).strip()
 
     def _register(self) -> None:
         """Make the account of these commands, and keep its token on the machine."""

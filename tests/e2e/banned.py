@@ -5,12 +5,14 @@ From addresses that are not private, and are on the testbed's bridge meanwhile.
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from tests.deployment import Deployment
 from tests.e2e.client import register
@@ -70,9 +72,9 @@ def _at_home(host: Host) -> Iterator[Visitors]:
             run(["ip", "address", "del", f"{address}/{length}", "dev", host.bed.bridge], check=False)
 
 
-def _connect(host: Host, source: str) -> http.client.HTTPConnection:
-    """A connection to the homeserver from an address. Raises OSError."""
-    name, address = f"matrix.{host.domain}", host.address6 if ":" in source else host.address
+def _connect(host: Host, source: str, name: str = "matrix") -> http.client.HTTPConnection:
+    """A connection to the homeserver, or to another name of it, from an address. Raises OSError."""
+    name, address = f"{name}.{host.domain}", host.address6 if ":" in source else host.address
     # Who it is, other tests check.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -92,6 +94,20 @@ def _log_in(host: Host, source: str, user: str, password: str, **headers: str) -
     }
     with closing(_connect(host, source)) as made:
         made.request("POST", "/_matrix/client/v3/login", json.dumps(body), headers)
+        return made.getresponse().status
+
+
+def _log_in_at_page(host: Host, source: str, user: str, password: str) -> int:
+    """The status of an attempt to log in at MAS's page, as in a browser."""
+    with closing(_connect(host, source, "auth")) as made:
+        made.request("GET", "/login")
+        shown = made.getresponse()
+        cookies = "; ".join(each.partition(";")[0] for each in shown.headers.get_all("Set-Cookie", []))
+        found = re.search(r'name="csrf" value="([^"]+)"', shown.read().decode())
+        assert found, "the page has no form"
+        form = {"csrf": found[1], "username": user, "password": password}
+        headers = {"Cookie": cookies, "Content-Type": "application/x-www-form-urlencoded"}
+        made.request("POST", "/login?kind=manage_account", urlencode(form), headers)
         return made.getresponse().status
 
 
@@ -165,3 +181,21 @@ def assert_bans(host: Host, deployment: Deployment) -> None:
         assert (
             again.stderr == f"manage: {who.guesser} is not banned, and nothing was changed: `bans list` shows who is\n"
         )
+
+
+def assert_bans_at_mas(host: Host, deployment: Deployment) -> None:
+    """The same where MAS has the accounts: at its page, and where clients log in as with Synapse."""
+    with _at_home(host) as who:
+        assert all(_soon(lambda: _is_served(host, one)) for one in (who.guesser6, who.bystander6))  # noqa: B023
+        # Below the limit.
+        assert {_log_in_at_page(host, who.bystander6, "berta", "wrong") for _ in range(ATTEMPTS - 2)} == {200}
+        assert {_log_in(host, who.bystander6, "berta", "wrong")} == {403}
+        for number in range(ATTEMPTS):
+            assert _log_in_at_page(host, who.guesser, f"user{number}", "wrong") == 200
+            assert _log_in(host, who.guesser6 if number % 2 else who.neighbour6, f"user{number}", "wrong") == 403
+        assert _soon(lambda: not _is_served(host, who.guesser)) and _soon(lambda: not _is_served(host, who.guesser6))
+        assert all(_soon(lambda: _is_served(host, one)) for one in (who.bystander, who.bystander6))  # noqa: B023
+        assert _listed(deployment) == {who.guesser: ATTEMPTS, who.network6: ATTEMPTS}
+        done = deployment.manage("bans", "pardon", who.guesser, who.guesser6)
+        assert done.returncode == 0, done.stderr
+        assert _soon(lambda: _is_served(host, who.guesser)) and _soon(lambda: _is_served(host, who.guesser6))

@@ -3,6 +3,7 @@
 With its stand-in, or with the real program that MAS_BINARY names. What people do with it is in test_sign_in.py.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from roles import CADDY, CHECK_MAS, MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET
 from tests.built import built
 from tests.conftest import Deployed, complete, own
 from tests.deployment import Deployment
+from tests.e2e.banned import ATTEMPTS, assert_bans_at_mas
 from tests.e2e.client import Outside, expect_json, register
 from tests.e2e.database import query
 from tests.e2e.test_confinement import Machine, Service, assert_reaches_no_other, neighbours
@@ -25,7 +27,7 @@ from vault import Vault
 pytestmark = pytest.mark.role("mas")
 
 WITHOUT = ("postgres", "synapse", "caddy")
-ROLES = (*WITHOUT, "mas")
+ROLES = (*WITHOUT, "mas", "bans")
 UNITS = "mas.service matrix-synapse.service caddy.service 'postgresql@*'"
 PROVIDER = {"id": "example", "issuer": "https://id.example.net", "client_id": "matrix", "name": "Example"}
 
@@ -44,6 +46,7 @@ def deployed(
     if request.param == "trixie":
         _refused_with_accounts(deployment, host)
     assign(deployment, ROLES)
+    deployment.choose(**deployment.settings, bans_attempts=ATTEMPTS)
     deployment.run("-y")
     yield Deployed(host, deployment)
     host.down()
@@ -150,6 +153,10 @@ def test_what_is_not_for_clients_is_not_reachable(outside: Outside) -> None:
     assert {url: status for url, status in statuses.items() if status != 404} == {}
 
 
+def test_whoever_tries_passwords_is_banned(deployed: Deployed) -> None:
+    assert_bans_at_mas(deployed.host, deployed.deployment)
+
+
 def test_synapse_and_mas_accept_each_other(deployed: Deployed, outside: Outside) -> None:
     """Each with the secret that they share."""
     with outside.http() as http:
@@ -162,6 +169,17 @@ def test_synapse_and_mas_accept_each_other(deployed: Deployed, outside: Outside)
         f"http://127.0.0.1:{SYNAPSE_PORT}/_synapse/mas/is_localpart_available?localpart=nobody"
     ).stdout
     assert asked == "200"
+
+
+@pytest.mark.once("debian13")
+def test_the_administrator_sees_the_rooms(deployed: Deployed) -> None:
+    """By Synapse's admin API, with a token that MAS gives for it. The second command is with the account that the first has made."""
+    manage, host = deployed.deployment.manage, deployed.host
+    for command in ("rooms", "reports"):
+        listed = manage(command, "list", "--json")
+        assert (listed.returncode, json.loads(listed.stdout)) == (0, []), listed.stderr
+    assert "there is no room" in manage("rooms", "show", f"!none:{host.domain}").stderr
+    assert query(host, "SELECT name, admin FROM users", "synapse").split() == [f"@matrix-metal:{host.domain}|0"]
 
 
 # --- confinement ----------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from configparser import RawConfigParser
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 
 from manage.bans import Address
 from operations.templating import TEMPLATES, render
@@ -15,6 +17,7 @@ from roles import FIREWALL
 from settings import Neighbour, Settings, mistakes
 from settings.bans import Bans, banned_as
 from settings.caddy import Caddy
+from settings.mas import Mas
 from tests.unit.test_settings import MACHINE, chosen, refusal, settings
 
 HERE: dict[str, Sequence[str]] = {role: ["one"] for role in ("caddy", "synapse", "postgres", "bans")}
@@ -67,6 +70,18 @@ def test_caddy_logs_log_ins_for_it_only(tmp_path: Path, role: str) -> None:
     content, _ = render("caddy/Caddyfile.j2", caddy.view(Caddy).values())
     sites = content.partition("# Delegation")[2]
     assert ("skip_log" in sites, "log {" in sites) == ((True, True) if role == "bans" else (False, False))
+
+
+def test_a_crowd_behind_one_address_is_not_refused_by_mas(tmp_path: Path) -> None:
+    """Its page would be shown again, as for a wrong password."""
+
+    def limits(**more: Sequence[str]) -> dict[str, Any] | None:
+        chosen = settings(tmp_path, {**HERE, "mas": ["one"], **more}).view(Mas)
+        found: dict[str, Any] = yaml.safe_load(render("mas/config.yaml.j2", {"mas": chosen})[0])
+        return found.get("rate_limiting")
+
+    assert limits() == {"login": {"per_ip": {"burst": 60, "per_second": 0.5}}}
+    assert limits(bans=[]) is None, "without bans, MAS's own limit is what there is"
 
 
 # --- what counts ----------------------------------------------------------------------------------

@@ -206,9 +206,6 @@ def test_a_mistake_is_one_line_and_no_machine_is_needed(tmp_path: Path) -> None:
         "'garden' is no room: give its ID, such as '!dw4...', or an alias, such as '#garden:a.test', in quotes" in line
     )
     assert "'3' is no report: give one such as message-3" in refusal(deployment, "reports", "show", "3")
-    deployment.inventory.write_text(f"synapse = postgres = caddy = mas = [{unreachable}]\n")
-    assert "rooms and reports are not to be had with MAS" in refusal(deployment, "rooms", "list")
-    deployment.inventory.write_text(f"synapse = postgres = caddy = [{unreachable}]\n")
     deployment.choose(**CHOSEN, registration="no")
     assert "registration" in refusal(deployment, "accounts", "list")
     deployment.choose(**CHOSEN)
