@@ -851,6 +851,12 @@ ADMIN = Role(
             "by which a browser is known that had the password of the administrator's pages",
             rotation="the administrator's pages ask for the password again",
         ),
+        VaultEntry(
+            "admin_certificate_*",
+            "given",
+            "the certificate of a browser for the administrator's pages, without its key",
+            command="admin certificate create",
+        ),
     ),
 )
 

@@ -176,6 +176,11 @@ class Vault:
             self._may_change(name, "set", force)
             self._values[name] = secret
 
+    def remove(self, name: str) -> None:
+        """Forget one that was given and that the administrator has named."""
+        _known(name)
+        del self._values[name]
+
     def rotate(self, name: str, force: bool = False, at_once: bool = False) -> None:
         """Put a new generated value in the place of the old one. at_once: no old one is accepted beside it."""
         known = _known(name)

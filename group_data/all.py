@@ -259,6 +259,10 @@ bans_exempt = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
 # (`manage.py NAME admin open`), without DNS names and certificates.
 admin_networks: list[str] = []
 
+# Whether a browser needs a certificate there, besides the password: True or False. `manage.py NAME admin certificate create`
+# makes one. Through the tunnel none is asked for: whoever opens it has logged in to the machine.
+admin_certificates = False
+
 # Path on the controller of Ketesa's archive (ketesa.tar.gz). None: download upstream's release.
 ketesa_archive = None
 # Expected SHA-256. None: the first download is recorded in inventories/<inventory>.lock, and every later one must match that.

@@ -16,12 +16,14 @@ from releases import Archive, Release
 from roles import ADMIN, MAS, Role
 from settings.deployment import SettingError, Settings, View
 from settings.fields import AnyNetwork, Chosen, Https, Sha256
-from vault import Secret
+from vault import Secret, Vault
 
 VERSION = "v1.4.0"
 # The name to type beside the password, and the secrets about it.
 USER = "admin"
 PASSWORD, SESSION = "admin_password_hash", "admin_session_secret"
+# A certificate of a browser: before its name.
+CERTIFICATE = "admin_certificate_"
 COOKIE = "matrix-metal-admin"
 # What Ketesa is to MAS: a client in a browser, which has no secret.
 CLIENT = "0000000MATR1XMETA1KETESA00"
@@ -42,6 +44,7 @@ class Choices(Chosen):
     admin_networks: list[AnyNetwork] = Field(
         description='a list of addresses and networks, such as ["192.0.2.7", "2001:db8::/48"]'
     )
+    admin_certificates: bool = Field(description="True or False")
     ketesa_archive: str | None = Field(description="None or the path of a tar.gz on this computer")
     ketesa_sha256: Sha256 | None = Field(description="None or 64 hexadecimal digits")
     ketesa_releases: Https = Field(description="an https URL")
@@ -64,6 +67,12 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
     )
 
 
+def certificates_in(vault: Vault) -> dict[str, str]:
+    """The certificates that browsers may have: name -> DER in base64. They are no secrets: only the browsers have their keys."""
+    names = sorted(name for name in vault.names() if name.startswith(CERTIFICATE))
+    return {name.removeprefix(CERTIFICATE): vault.get(name).reveal() for name in names}
+
+
 def tunnel_name(settings: Settings, role: Role = ADMIN) -> str:
     """The name in a browser at the end of an SSH tunnel, of these pages or of those of a role behind the same door.
 
@@ -83,7 +92,8 @@ class Admin(View):
     """networks: from where its name is reached; empty: from nowhere, only through an SSH tunnel.
 
     password: its hash, as Caddy reads it; None: there is none yet, and nobody is let in. session: what the cookie of who had the
-    password says. account_url: where MAS is; None without MAS.
+    password says. account_url: where MAS is; None without MAS. certificates: those that browsers may have, in base64, which must
+    present one at that name; None: they need none.
     """
 
     domain: str
@@ -97,6 +107,7 @@ class Admin(View):
     release: Release
     account_url: str | None
     client: str
+    certificates: tuple[str, ...] | None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -119,7 +130,13 @@ class Admin(View):
             release=release_of(chosen, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
             account_url=f"https://{settings.domain(MAS)}/" if settings.exists("mas") else None,
             client=CLIENT,
+            certificates=tuple(certificates_in(vault).values()) if chosen.admin_certificates else None,
         )
+
+    @property
+    def fingerprints(self) -> Sequence[str]:
+        """Of the certificates, as Caddy has them."""
+        return [hashlib.sha256(base64.b64decode(each)).hexdigest() for each in self.certificates or ()]
 
     @property
     def policy(self) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from roles import COTURN, ROLES
+from settings.admin import Choices as Pages
 from settings.backup import Choices as Backups
 from settings.backup import Target, folder_of
 from settings.coturn import LONGEST_NAME
@@ -112,6 +113,12 @@ def _choices(settings: Settings) -> Iterator[str]:
         yield (
             f'{where}: registration = "open" without smtp_host: nobody would confirm an e-mail address, and programs would make '
             'accounts; set smtp_host, use "token", or, if that is what you want, set registration_unprotected = True'
+        )
+    pages = settings.section(Pages)
+    if settings.exists("admin") and pages.admin_certificates and not pages.admin_networks:
+        yield (
+            f"{where}: admin_certificates is True, but admin_networks is empty: the tunnel, the only way to the pages, asks for "
+            'none; set admin_networks, to ["0.0.0.0/0", "::/0"] for all who have a certificate'
         )
     if homeserver.forget_left_rooms and not homeserver.forgotten_room_days:
         yield f"{where}: forget_left_rooms is True, but forgotten_room_days is None: no room would be removed"

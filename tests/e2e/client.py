@@ -106,9 +106,12 @@ class Outside:
         """Trusts only the deployment's authority. A new context each time, because HTTP clients change the one they get."""
         return ssl.create_default_context(cafile=str(self.root))
 
-    def http(self, *, http2: bool = True, ipv6: bool = False) -> httpx.Client:
-        """An HTTP client that follows no redirects."""
-        transport = _Transport(self.host.bed, self.context(), http2=http2, ipv6=ipv6)
+    def http(self, *, http2: bool = True, ipv6: bool = False, certificate: Path | None = None) -> httpx.Client:
+        """An HTTP client that follows no redirects. certificate: a PEM file with its own, and the key."""
+        context = self.context()
+        if certificate:
+            context.load_cert_chain(certificate)
+        transport = _Transport(self.host.bed, context, http2=http2, ipv6=ipv6)
         return httpx.Client(transport=transport, trust_env=False, timeout=TIMEOUT)
 
     def url(self, service: str, path: str = "") -> str:

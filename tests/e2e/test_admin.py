@@ -3,34 +3,44 @@
 Ketesa's release may be a stand-in: what is tested is the door, and what is behind it.
 """
 
+import base64
 import contextlib
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs12
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ResponseReceived
 
 from roles import ADMIN_PORT, SYNAPSE_PORT
-from settings.admin import COOKIE, USER
+from settings.admin import CERTIFICATE, COOKIE, USER
 from tests.conftest import ADMIN_PASSWORD, Deployed
 from tests.e2e.call.browser import browsing
 from tests.e2e.client import REGISTER, TIMEOUT, Outside
 from tests.e2e.test_outside import UNREACHABLE_PATHS, answer_to
 from tests.testbed import Host
+from vault import Vault
 
 pytestmark = pytest.mark.role("admin")
 
 DOOR = (USER, ADMIN_PASSWORD)
+BASIC = f"Authorization: Basic {base64.b64encode(':'.join(DOOR).encode()).decode()}"
 # What Ketesa needs, and who asks for it has to be let in.
 BEHIND = (
     "/",
@@ -59,10 +69,18 @@ FORGED = {
 } | {"Forwarded": "for=127.0.0.1", "X-Forwarded-Host": "localhost", "Via": "1.1 localhost"}
 
 
-def asked(outside: Outside, path: str, *, inside: bool = False, **more: Any) -> httpx.Response:
-    """The answer at the public name. inside: from an address of `admin_networks`."""
-    with outside.http(ipv6=inside) as http:
-        return http.get(outside.url("admin", path), **more)
+def asked(
+    outside: Outside,
+    path: str,
+    *,
+    inside: bool = False,
+    certificate: Path | None = None,
+    service: str = "admin",
+    **more: Any,
+) -> httpx.Response:
+    """The answer at the public name. inside: from an address of `admin_networks`. certificate: the browser's."""
+    with outside.http(ipv6=inside, certificate=certificate) as http:
+        return http.get(outside.url(service, path), **more)
 
 
 def test_outside_of_the_networks_there_is_nothing(outside: Outside) -> None:
@@ -98,17 +116,33 @@ def test_no_other_connection_leads_there(outside: Outside) -> None:
     assert http2_status(outside, name, name, matrix, "/_matrix/client/versions") == 404
 
 
-def http2_status(outside: Outside, sni: str, authority: str, host: str, path: str = BEHIND[-2]) -> int:
-    """The status of the answer to a request that says in several places for which name it is."""
+def http2_status(
+    outside: Outside,
+    sni: str,
+    authority: str,
+    host: str,
+    path: str = BEHIND[-2],
+    door: tuple[str, str] | None = None,
+    certificate: Path | None = None,
+) -> int:
+    """The status of the answer to a request that says in several places for which name it is.
+
+    door: from inside, with this name and password.
+    """
     context = outside.context()
+    if certificate:
+        context.load_cert_chain(certificate)
     context.set_alpn_protocols(["h2"])
+    address = outside.host.bed.resolve(outside.server_name, ipv6=bool(door))
     with (
-        socket.create_connection((outside.host.address, 443), timeout=TIMEOUT) as plain,
+        socket.create_connection((address, 443), timeout=TIMEOUT) as plain,
         context.wrap_socket(plain, server_hostname=sni) as connection,
     ):
         h2 = H2Connection(H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False))
         h2.initiate_connection()
         named = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", path), ("host", host)]
+        if door:
+            named.append(("authorization", BASIC.partition(": ")[2]))
         h2.send_headers(1, named, end_stream=True)
         connection.sendall(h2.data_to_send())
         while received := connection.recv(1 << 16):
@@ -250,6 +284,146 @@ def test_the_overview_only_asks_and_only_itself(outside: Outside) -> None:
     assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert headers["x-frame-options"] == "DENY" and headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.once("debian13")
+def test_a_certificate_is_needed_besides_the_password(deployed: Deployed, outside: Outside, tmp_path: Path) -> None:
+    name = f"admin.{outside.server_name}"
+    with with_certificates(deployed, tmp_path) as (anna, bert, others):
+        for service in ("admin", "monitor"):
+            # Without one: no question for the password, and none of the password's cookies.
+            for more in ({}, {"auth": DOOR}, {"headers": FORGED}):
+                for path in ("/", "/_synapse/admin/v1/server_version", "/api/v1/query?query=up"):
+                    answer = asked(outside, path, inside=True, service=service, **more)
+                    assert answer.status_code == 403 and "need a certificate" in answer.text, (service, path)
+                    assert not {"www-authenticate", "set-cookie", "alt-svc"} & set(answer.headers)
+            # With one: the password as well, and then what is there.
+            with_one: dict[str, Any] = {"inside": True, "service": service, "certificate": anna}
+            answer = asked(outside, "/", **with_one)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"].startswith("Basic ")
+            known = cookie_of(asked(outside, "/", auth=DOOR, **with_one))
+            assert asked(outside, "/", headers={"Cookie": known}, **with_one).status_code == 200
+            # The cookie is none without the certificate.
+            assert asked(outside, "/", inside=True, service=service, headers={"Cookie": known}).status_code == 403
+            # With that of a stranger who has written the same name on it, or an old one: no answer at all.
+            for what, certificate in others.items():
+                with pytest.raises((httpx.TransportError, ssl.SSLError)):
+                    asked(outside, "/", inside=True, service=service, certificate=certificate, auth=DOOR)
+                    pytest.fail(what)
+            # From elsewhere it is of no use.
+            answer = asked(outside, "/", service=service, certificate=anna, auth=DOOR)
+            assert (answer.status_code, answer.content) == (404, b"")
+        # Nor is a connection to another name, whether it has one or not.
+        for sni in ("matrix", "chat", "monitor"):
+            for given in (None, anna):
+                assert http2_status(outside, f"{sni}.{outside.server_name}", name, name, "/", DOOR, given) == 421, sni
+        assert http2_status(outside, name, name, name, "/", DOOR, anna) == 200
+        assert http2_status(outside, name, name, name, "/", DOOR) == 403
+        assert http2_status(outside, name.upper(), name, name, "/", DOOR) in (403, 421)
+        for host in (name, name.upper(), f"{name}:443", f"{name}."):
+            request = f"GET / HTTP/1.1\r\nHost: {host}\r\n{BASIC}\r\n\r\n"
+            assert answer_to(outside, request, tls=True) in (404, 421), host
+        # HTTP/3, which browsers are not told of, has no other door.
+        asks = f"curl -s -u '{USER}:{ADMIN_PASSWORD}' -o /dev/null -w '%{{http_code}} %{{http_version}}' --http3-only"
+        assert deployed.host.run(f"{asks} --resolve {name}:443:127.0.0.1 https://{name}/").stdout == "403 3"
+        # Through the tunnel there is no TLS, and none is asked for.
+        tunnelled = f"curl -s -o /dev/null -w '%{{http_code}}' -H 'Host: {name}.localhost:{ADMIN_PORT}'"
+        for password, wanted in (("", "401"), (f"-u '{USER}:{ADMIN_PASSWORD}'", "200")):
+            assert deployed.host.run(f"{tunnelled} {password} http://127.0.0.1:{ADMIN_PORT}/").stdout == wanted
+        # One that is taken back opens nothing any more, nor do a connection and a session of TLS from before.
+        context = outside.context()
+        context.load_cert_chain(bert)
+        with connected(outside, context, name) as open_one:
+            assert status_on(open_one, name) == 200
+            with connected(outside, context, name, open_one.session) as again:
+                assert again.session_reused and status_on(again, name) == 200
+            assert deployed.deployment.manage("admin", "certificate", "revoke", "bert", "--yes").returncode == 0
+            assert deployed.deployment.run("-y").changed == ["Configure Caddy", "Run Caddy"]
+            assert status_on(open_one, name) in (None, 403)
+            with contextlib.suppress(OSError), connected(outside, context, name, again.session) as late:
+                assert status_on(late, name) in (None, 403)
+        assert asked(outside, "/", inside=True, certificate=anna, auth=DOOR).status_code == 200
+        status, output = deployed.deployment.verify("tests/host/test_admin.py")
+        assert status == 0, output
+    assert asked(outside, "/", inside=True, auth=DOOR).status_code == 200
+
+
+@contextlib.contextmanager
+def connected(
+    outside: Outside, context: ssl.SSLContext, name: str, session: ssl.SSLSession | None = None
+) -> Iterator[ssl.SSLSocket]:
+    """A connection to a name of ours, from inside. session: of TLS, to be gone on with."""
+    address = outside.host.bed.resolve(name, ipv6=True)
+    with (
+        socket.create_connection((address, 443), timeout=TIMEOUT) as plain,
+        context.wrap_socket(plain, server_hostname=name, session=session) as connection,
+    ):
+        yield connection
+
+
+def status_on(connection: ssl.SSLSocket, name: str) -> int | None:
+    """The status of the answer to a request with the password; None: there is none, as the connection was closed."""
+    try:
+        connection.sendall(f"GET /auth-callback/ HTTP/1.1\r\nHost: {name}\r\n{BASIC}\r\n\r\n".encode())
+        line, *_ = connection.recv(1 << 16).split(b"\r\n")
+    except OSError:
+        return None
+    return int(line.split()[1]) if line else None
+
+
+@contextlib.contextmanager
+def with_certificates(deployed: Deployed, directory: Path) -> Iterator[tuple[Path, Path, dict[str, Path]]]:
+    """`admin_certificates = True`. The PEM files of two certificates that are let in, and of some that are not."""
+    deployment, before = deployed.deployment, deployed.deployment.settings
+    good, subject = [], x509.Name([])
+    for name in ("anna", "bert"):
+        done = deployment.manage(
+            "admin", "certificate", "create", name, "--password-stdin", stdin=f"{ADMIN_PASSWORD}\n"
+        )
+        assert done.returncode == 0, done.stderr
+        file = deployment.directory / f"{name}.p12"
+        key, certificate, _ = pkcs12.load_key_and_certificates(file.read_bytes(), ADMIN_PASSWORD.encode())
+        file.unlink()
+        assert isinstance(key, ec.EllipticCurvePrivateKey) and certificate
+        good.append(pem_file(directory / f"{name}.pem", key, certificate))
+        subject = certificate.subject
+    # Of the same name, but never listed; and one that was, whose time is over.
+    mine, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(subject, subject, mine.public_key(), 1)
+        .not_valid_before(now - timedelta(days=9))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    )
+    stranger = made.not_valid_after(now + timedelta(days=9)).sign(mine, hashes.SHA256())
+    old = made.not_valid_after(now - timedelta(days=1)).sign(mine, hashes.SHA256())
+    vault = Vault.open(deployment.vault)
+    vault.set(f"{CERTIFICATE}old", base64.b64encode(old.public_bytes(Encoding.DER)).decode())
+    vault.save()
+    assert "expired" in deployment.manage("admin", "certificate", "list").stdout
+    deployment.choose(**before, admin_certificates=True)
+    try:
+        changed = deployment.run("-y").changed
+        assert changed == ["Configure Caddy", "Run Caddy"], changed
+        yield (
+            good[0],
+            good[1],
+            {
+                "a stranger's": pem_file(directory / "stranger.pem", mine, stranger),
+                "an old one": pem_file(directory / "old.pem", mine, old),
+            },
+        )
+    finally:
+        deployment.choose(**before)
+        for name in ("anna", "bert", "old"):
+            deployment.manage("admin", "certificate", "revoke", name, "--yes")
+        deployment.run("-y")
+
+
+def pem_file(file: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> Path:
+    file.write_bytes(
+        certificate.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    return file
 
 
 # React listens for the event.

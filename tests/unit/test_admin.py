@@ -1,5 +1,7 @@
 """The administrator's pages: from where, and with what password."""
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
 from passlib.hash import bcrypt
 
 from operations.templating import render
@@ -122,6 +125,65 @@ def test_the_command_keeps_a_hash_only(tmp_path: Path) -> None:
     kept = Vault.open(deployment.vault).get(PASSWORD).reveal()
     assert bcrypt.verify("correct horse battery", kept)
     assert "is made from what you type: " in refusal(deployment, "secrets", "set", PASSWORD)
+
+
+def test_a_certificate_is_asked_for_at_the_name_and_not_in_the_tunnel(tmp_path: Path) -> None:
+    both: dict[str, Sequence[str]] = {**HERE, "monitoring": ["one"]}
+    [line] = mistakes(settings(tmp_path, both, admin_certificates=True))
+    assert "admin_certificates is True, but admin_networks is empty" in line and '["0.0.0.0/0", "::/0"]' in line
+    assert "admin_certificates" in refused(admin_certificates="yes") and "True or False" in refused(
+        admin_certificates="yes"
+    )
+    for networks, certificates in (([], False), (["192.0.2.7"], False), (["192.0.2.7"], True)):
+        chosen = settings(tmp_path, both, admin_networks=networks, admin_certificates=certificates)
+        chosen.vault.set(PASSWORD, ADMIN_PASSWORD_HASH)
+        asked = "certificate in your browser" in render("caddy/Caddyfile.j2", chosen.view(Caddy).values())[0]
+        assert not asked and not chosen.view(Admin).fingerprints
+    # There is none yet.
+    text = render("caddy/Caddyfile.j2", chosen.view(Caddy).values())[0]
+    assert text.count("knows no certificate") == 2 and "client_auth" not in text and "knows no" not in door(chosen)
+    der = b"of anna"
+    chosen.vault.set("admin_certificate_anna", base64.b64encode(der).decode())
+    chosen.vault.save()
+    chosen = settings(tmp_path, both, admin_networks=["192.0.2.7"], admin_certificates=True)
+    text = render("caddy/Caddyfile.j2", chosen.view(Caddy).values())[0]
+    sites = [text.partition(f"\n{name}.x.test {{\n")[2].partition("\n}\n")[0] for name in ("admin", "monitor")]
+    for site in sites:
+        assert f"trusted_ca_cert {base64.b64encode(der).decode()}" in site
+        assert site.index(hashlib.sha256(der).hexdigest()) < site.index("basicauth")
+    assert text.count("client_auth") == 2 and "fingerprint" not in door(chosen)
+
+
+def test_a_certificate_is_in_its_file_and_in_the_vault_without_its_key(tmp_path: Path) -> None:
+    chosen = {**CHOSEN, "admin_networks": ["192.0.2.7"], "admin_certificates": True}
+    deployment = Deployment(tmp_path, [], chosen, roles={role: ["a"] for role in HERE})
+    create = ("admin", "certificate", "create")
+    assert "lower-case letters" in refusal(deployment, *create, "Anna", "--generate")
+    assert "There is none" in deployment.manage("admin", "certificate", "list").stdout
+    for wrong in ("short", "ä" * 12):
+        done = deployment.manage(*create, "anna", "--password-stdin", stdin=f"{wrong}\n")
+        assert done.returncode == 1 and "at least 12 characters, and only letters" in done.stderr
+    assert not deployment.vault.exists() and not (tmp_path / "anna.p12").exists()
+    done = deployment.manage(*create, "anna", "--days", "30", "--password-stdin", stdin="correct horse battery\n")
+    assert done.returncode == 0 and "anna.p12" in done.stdout and "correct" not in done.stdout
+    file = tmp_path / "anna.p12"
+    assert file.stat().st_mode & 0o777 == 0o600
+    key, certificate, others = pkcs12.load_key_and_certificates(file.read_bytes(), b"correct horse battery")
+    assert key and certificate and not others
+    kept = base64.b64decode(Vault.open(deployment.vault).get("admin_certificate_anna").reveal())
+    assert kept == certificate.public_bytes(Encoding.DER)
+    # Who connects is told it, and should learn no names of people.
+    assert "anna" not in certificate.subject.rfc4514_string() and "a.test" in certificate.subject.rfc4514_string()
+    [shown] = json.loads(deployment.manage("admin", "certificate", "list", "--json").stdout)
+    assert (shown["name"], shown["expired"]) == ("anna", False)
+    assert shown["fingerprint"] == hashlib.sha256(kept).hexdigest()
+    assert "there is a certificate anna: revoke it" in refusal(deployment, *create, "anna", "--generate")
+    assert "is made from what you type: " in refusal(deployment, "secrets", "set", "admin_certificate_anna")
+    assert "did you mean anna?" in refusal(deployment, "admin", "certificate", "revoke", "ana", "--yes")
+    assert "give --yes" in refusal(deployment, "admin", "certificate", "revoke", "anna")
+    assert deployment.manage("admin", "certificate", "revoke", "anna", "--yes").returncode == 0
+    assert deployment.manage("admin", "certificate", "list", "--json").stdout == "[]\n"
+    assert "anna.p12 is there already" in refusal(deployment, *create, "anna", "--generate")
 
 
 def door(chosen: Settings) -> str:
