@@ -9,3 +9,7 @@ admin_email = "admin@example.org"
 # Files of other homeservers that nobody here has used for so many days are removed, and fetched again when somebody wants them,
 # if that homeserver still has them. None: they are all kept.
 remote_media_days = 90
+
+# Once you have made your account: in which rooms of yours what people report, and the alerts of the monitoring, are written.
+# reports_to = ["@anna:example.org"]
+# alerts_to = ["@anna:example.org"]
