@@ -10,6 +10,6 @@ admin_email = "admin@example.org"
 # if that homeserver still has them. None: they are all kept.
 remote_media_days = 90
 
-# Once you have made your account: in which rooms of yours what people report, and the alerts of the monitoring, are written.
+# Who is told in a private room what people report, and what the monitoring finds: accounts, once you have made them.
 # reports_to = ["@anna:example.org"]
 # alerts_to = ["@anna:example.org"]
