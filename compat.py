@@ -28,7 +28,7 @@ from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.util import make_unix_command_for_host
 from pyinfra.context import ctx_config, ctx_inventory, ctx_state
 
-# What a sentence begins with that a machine prints, and that is all that has to be said about a failure.
+# What a sentence begins with that a machine prints, and that needs no other explanation of a failure.
 TOLD = "--> "
 RUN_AGAIN = "run the same command again: it goes on where it stopped"
 
@@ -204,7 +204,7 @@ class _Run(BaseStateCallback):
             return f"{what}: {why}. When the machine is back, {RUN_AGAIN}"
         meta = self.state.get_op_data_for_host(host, operation).operation_meta if operation else None
         lines = meta.stderr_lines if meta and meta.is_complete() else []
-        # The machine has said all of it (operations/sh/program.sh).
+        # The machine explains all of it (operations/sh/program.sh).
         if told := [line.removeprefix(TOLD) for line in lines if line.startswith(TOLD)]:
             return f"{what} failed: {told[-1]}"
         why = cause(lines)

@@ -1,6 +1,6 @@
 """`manage.py NAME takeover PATH...`: an existing homeserver goes on with this deployment.
 
-Here is what is judged and said; templates/takeover looks and copies, on the machine.
+This judges and prints; templates/takeover looks and copies, on the machine.
 """
 
 import json
