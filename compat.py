@@ -9,7 +9,7 @@ Two functions that pyinfra calls for each operation are replaced by faster ones,
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +23,12 @@ from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import OperationMeta
 from pyinfra.api.state import BaseStateCallback, State, StateOperationMeta, StateStage
+from pyinfra.connectors.local import LocalConnector
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.util import make_unix_command_for_host
 from pyinfra.context import ctx_config, ctx_inventory, ctx_state
 
-# What a sentence begins with that a machine prints, and that is all that has to be said about a failure.
+# What a sentence begins with that a machine prints, and that needs no other explanation of a failure.
 TOLD = "--> "
 RUN_AGAIN = "run the same command again: it goes on where it stopped"
 
@@ -81,7 +82,7 @@ def install(check: Callable[[Inventory], None], locks: RunLocks) -> None:
     util.stack = partial(inspect.stack, 0)
     util.getframeinfo = partial(inspect.getframeinfo, context=0)
     # For each setting in group_data/all.py pyinfra reads that file again, to learn what it imports: a tenth of a second in all.
-    inventory: Any = sys.modules.get("pyinfra_cli.inventory")
+    inventory: Any = sys.modules.get(INVENTORY)
     if inventory:
         inventory._get_imported_names = cache(inventory._get_imported_names)
 
@@ -203,7 +204,7 @@ class _Run(BaseStateCallback):
             return f"{what}: {why}. When the machine is back, {RUN_AGAIN}"
         meta = self.state.get_op_data_for_host(host, operation).operation_meta if operation else None
         lines = meta.stderr_lines if meta and meta.is_complete() else []
-        # The machine has said all of it (operations/sh/program.sh).
+        # The machine explains all of it (operations/sh/program.sh).
         if told := [line.removeprefix(TOLD) for line in lines if line.startswith(TOLD)]:
             return f"{what} failed: {told[-1]}"
         why = cause(lines)
@@ -404,6 +405,9 @@ SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (BaseStateCallback.operation_host_error, ("state", "host", "op_hash", "retry_count", "max_retries")),
     (BaseStateCallback.host_disconnect, ("state", "host")),
     (SSHConnector.make_paramiko_kwargs, ("self",)),
+    (SSHConnector.run_shell_command, ("self", "command", "print_output", "print_input", "arguments")),
+    (LocalConnector.run_shell_command, ("self", "command", "print_output", "print_input", "arguments")),
+    (Host.run_shell_command, ("self", "args", "kwargs")),
     (Host.connect, ("self", "reason", "show_errors", "raise_exceptions")),
     (OperationMeta.is_complete, ("self",)),
     (util.stack, ("context",)),
@@ -421,13 +425,26 @@ ATTRIBUTES: tuple[tuple[type, str], ...] = (
     (SSHConnector, "client"),
     (OperationMeta, "stderr_lines"),
 )
+# Of its command line, which is not imported everywhere: see above.
+INVENTORY = "pyinfra_cli.inventory"
+INVENTORY_SIGNATURES: Mapping[str, tuple[str, ...]] = {
+    "make_inventory": ("inventory", "override_data", "cwd", "group_data_directories"),
+    "_get_imported_names": ("filename",),
+}
 STAGES = ("Setup", "Connect", "Prepare", "Execute", "Disconnect")
 
 
 def differences() -> list[str]:
     """How the installed pyinfra differs from what this file relies on."""
     found = []
-    for function, wanted in SIGNATURES:
+    signatures = list(SIGNATURES)
+    if module := sys.modules.get(INVENTORY):
+        for name, parameters in INVENTORY_SIGNATURES.items():
+            if function := getattr(module, name, None):
+                signatures.append((function, parameters))
+            else:
+                found.append(f"{INVENTORY}.{name} is missing")
+    for function, wanted in signatures:
         now = tuple(inspect.signature(function).parameters)
         if now != wanted:
             found.append(f"{function.__qualname__} takes {', '.join(now)} and not {', '.join(wanted)}")
@@ -436,7 +453,4 @@ def differences() -> list[str]:
             found.append(f"{owner.__name__}.{name} is missing")
     if tuple(stage.name for stage in sorted(StateStage)) != STAGES:
         found.append(f"the stages of a run are {', '.join(stage.name for stage in sorted(StateStage))}")
-    imported = "pyinfra_cli.inventory"
-    if imported in sys.modules and not hasattr(sys.modules[imported], "_get_imported_names"):
-        found.append(f"{imported}._get_imported_names is missing")
     return found

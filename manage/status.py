@@ -285,7 +285,7 @@ def _figure(figure: Figure, figures: Mapping[str, int | None]) -> str:
 
 
 def _certificates(certificates: Sequence[CertificateSeen]) -> dict[str, list[str]]:
-    """What is said about certificates -> the names that it is said about."""
+    """What is shown about certificates -> the names that have it in common."""
     found: dict[str, list[str]] = {}
     for each in certificates:
         place = each.name if each.port == 443 else f"{each.name}:{each.port}"

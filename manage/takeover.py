@@ -1,6 +1,6 @@
 """`manage.py NAME takeover PATH...`: an existing homeserver goes on with this deployment.
 
-Here is what is judged and said; templates/takeover looks and copies, on the machine.
+This judges and prints; templates/takeover looks and copies, on the machine.
 """
 
 import json
@@ -74,7 +74,8 @@ def takeover(deployment: Deployment, paths: Sequence[str], dry: bool, yes: bool)
     click.echo("Starting the homeserver with it.")
     machine.close()
     problem = deploy(deployment, "takeover")
-    request = {"done": f"{DONE}{time.strftime('%Y-%m-%d')}", "federation": machine.settings.section(Choices).federation}
+    federation = machine.settings.section(Choices).federation
+    request = {"done": f"{DONE}{time.strftime('%Y-%m-%d')}", "federation": federation, "port": SYNAPSE.port}
     try:
         for line in _program(machine, "verify", request):
             click.echo(f"Verified: {line}.")

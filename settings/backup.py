@@ -276,7 +276,8 @@ class Backup(View):
         later = f"{(hour + 2) % 24:02}:{minute:02}"
         return {
             "wal": "minutely",
-            "files": "*:0/5",
+            # With the time that it takes, five minutes are lost at most.
+            "files": "*:0/4",
             "database": f"*-*-* {self.time} UTC",
             "check-database": f"Sun *-*-* {later} UTC",
             "check-files": f"Sun *-*-* {later} UTC",

@@ -1,5 +1,5 @@
 // Written by matrix-metal. A sticker picker: a widget of Matrix clients, with which it speaks the Widget API by messages between
-// windows. What it sends is in no way secret; who may show it in a frame is said by the web server.
+// windows. What it sends is in no way secret; the web server decides who may show it in a frame.
 "use strict";
 
 const words = {

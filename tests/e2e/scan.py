@@ -1,7 +1,8 @@
 """Which ports of a machine answer. Also a program for a host: `scan.py ADDRESS...` prints a JSON object.
 
 Standard library only. On all TCP ports a connection is begun. To all UDP ports go a STUN request and a packet of a version of
-QUIC that does not exist: whoever speaks one of these protocols answers. What answers nothing to strangers is not found.
+QUIC that does not exist: whoever speaks one of these protocols answers. What answers nothing to
+unauthenticated clients is not found.
 """
 
 import json

@@ -516,7 +516,7 @@ def test_everything_is_restored_from_s3_and_another_homeserver_still_trusts_it(
 
 
 def mail_about(drill: Drill, directory: Path, subject: str, words: str) -> str:
-    """The text of the mail; the job of the files may fail at the same time, as it begins every five minutes."""
+    """The text of the mail; the job of the files may fail at the same time, as it begins every four minutes."""
     host, admin = drill.host, drill.deployment.settings["admin_email"]
     for _ in range(3):
         mail = receive_mail(drill.outside, "boss", admin, directory)

@@ -17,6 +17,7 @@ from tests.deployment import EVERYTHING, Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json, send_message
 from tests.testbed import RELEASES, Host, Testbed
 
+pytestmark = pytest.mark.role("postgres")
 VERSIONS = {name: OF_DEBIAN[number] for name, number in RELEASES.items()}
 # Seconds within which a killed database serves again.
 RECOVERY = 10

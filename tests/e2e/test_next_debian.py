@@ -18,6 +18,7 @@ from tests.e2e.people import UserData, assert_media_are_kept, continue_as_before
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Testbed
 
+pytestmark = pytest.mark.role("postgres")
 OLD, NEW = "15", "17"
 TARGET = "/mnt/backup"
 SECTION = "## From Debian 12 to 13"

@@ -140,11 +140,13 @@ def test_what_cannot_be_removed_is_refused(machine: Machine) -> None:
         assert why in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.role("bans")
 def test_whoever_tries_passwords_is_banned(machine: Machine) -> None:
     """While the machine has every role, and people who log in to Synapse."""
     assert_bans(machine.host, machine.deployment)
 
 
+@pytest.mark.role("ntfy")
 @pytest.mark.once("debian13")
 def test_a_phone_is_notified(machine: Machine, tmp_path: Path) -> None:
     if "ntfy" not in machine.removable:

@@ -113,7 +113,7 @@ def _slow(found: Mapping[str, Any], wrong: list[str]) -> str:
     for debian, each in found.items():
         if each["holding"] < SHARE * CLIENTS:
             wrong.append(f"Debian {debian}: only {each['holding']} connections of slow clients were there meanwhile")
-        for title, which in (("nobody else", "alone"), (f"{each['holding']} held connections", "besides")):
+        for title, which in (("nobody else", "alone"), (f"{each['holding']} open connections", "besides")):
             users = each[which]
             times = [f"{users[name]:.2f} s" for name in ("median", "slowest")]
             rows.append([debian, title, f"{users['answered']} of {REQUESTS}", *times])

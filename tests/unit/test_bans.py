@@ -17,8 +17,9 @@ from roles import FIREWALL
 from settings import Neighbour, Settings, mistakes
 from settings.bans import Bans, banned_as
 from settings.caddy import Caddy
+from settings.fields import PRIVATE
 from settings.mas import Mas
-from tests.unit.test_settings import MACHINE, chosen, refusal, settings
+from tests.unit.test_settings import DEFAULTS, MACHINE, chosen, refusal, settings
 
 HERE: dict[str, Sequence[str]] = {role: ["one"] for role in ("caddy", "synapse", "postgres", "bans")}
 
@@ -31,6 +32,8 @@ def test_who_is_never_banned(tmp_path: Path) -> None:
         *("198.51.100.0/24", "2001:db8:3::/64"),
     )
     assert "10.0.0.0/8" in settings(tmp_path, HERE).view(Bans).exempt
+    # Written out in group_data/all.py, where an administrator looks.
+    assert DEFAULTS["bans_exempt"] == [str(network) for network in PRIVATE]
 
 
 def test_ssh_and_local_ports_stay_open_to_who_is_banned(tmp_path: Path) -> None:

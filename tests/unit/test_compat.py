@@ -26,12 +26,18 @@ def test_pyinfra_is_the_version_that_compat_is_written_for() -> None:
 def test_its_command_line_is_the_one_that_compat_is_written_for() -> None:
     """In a separate process, because its import patches the process for gevent."""
     script = """
-import click, pyinfra_cli.cli as cli
+import click, pyinfra_cli.cli as cli, pyinfra_cli.inventory
 from pyinfra_cli.exceptions import CliError
 assert isinstance(cli.cli, click.Command) and {"inventory", "operations"} <= {each.name for each in cli.cli.params}
 assert issubclass(CliError, click.ClickException)
 import compat
 assert issubclass(compat.Refused, CliError)
+assert not compat.differences(), compat.differences()
+pyinfra_cli.inventory.make_inventory = lambda inventory, directory: None
+del pyinfra_cli.inventory._get_imported_names
+[changed, missing] = sorted(compat.differences())
+assert "takes inventory, directory and not inventory, override_data, cwd" in changed, changed
+assert missing == "pyinfra_cli.inventory._get_imported_names is missing", missing
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"pyinfra {pyinfra.__version__} has changed: adapt compat.py. {done.stderr}"

@@ -137,6 +137,20 @@ def test_every_role_has_its_files(role: str) -> None:
     assert (ROOT / "templates" / role).is_dir()
 
 
+def test_every_role_is_tested_on_a_host_with_make_test_role() -> None:
+    """By a file of its name, or by tests that are marked with it."""
+    files = sorted((ROOT / "tests" / "e2e").glob("test_*.py"))
+    marked = {
+        str(ast.literal_eval(role))
+        for path in files
+        for name, call in calls(path)
+        if name == "pytest.mark.role"
+        for role in call.args
+    }
+    assert set(ROLES) - marked - {path.stem.removeprefix("test_") for path in files} == set()
+    assert marked <= set(ROLES), "no role has this name"
+
+
 def test_every_role_is_deployed_after_those_that_it_needs() -> None:
     included = [ast.literal_eval(call.args[0]) for name, call in calls(ROOT / "deploy.py") if name == "local.include"]
     roles = [role for role in map(lambda path: Path(path).stem, included) if role in ROLES]

@@ -33,7 +33,7 @@ GRADES = {
         ("ports", {"with": PORTS | {"IPv6": SEEN | {"udp": [53]}}}, "| 53 |", "13 with the firewall, IPv6"),
         ("slow", SLOW, "| 13 | slow headers | 75 | 1 | 20 to 20 s |", ""),
         ("slow", SLOW | {"besides": USERS | {"answered": 179}}, "| 179 of 200 |", "179 of 200 requests"),
-        ("slow", SLOW | {"holding": 200}, "200 held connections", "only 200 connections"),
+        ("slow", SLOW | {"holding": 200}, "200 open connections", "only 200 connections"),
         ("requests", {"nonsense": ["400", "000"]}, "| nonsense | 400, the connection ends |", ""),
         ("requests", {"nonsense": ["200"]}, "| nonsense | 200 |", "nonsense: "),
         ("tls", GRADES, "| 13 | A | 96 | HSTS is not offered |", ""),

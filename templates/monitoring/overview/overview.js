@@ -207,7 +207,7 @@ const CARDS = [
       const until = of(left, mountpoint), soon = until === undefined || until > 365 * DAY ? "" : `, full in ${time(until)}`;
       return { name: mountpoint, value: `${count(part * 100)} % used, ${disk(value)} free${soon}`, part, state: part > 0.93 || until < 7 * DAY ? "bad" : "" };
     }));
-    card.note("“Full in …” is said of a disk that grows, once it was watched for a day.");
+    card.note("“Full in …” is shown for a disk that grows, once it was watched for a day.");
   } },
   { title: "Certificates", every: MINUTE, async show(card) {
     const [left, valid, rules] = await Promise.all([now("probe_ssl_earliest_cert_expiry - time()"), now("probe_success"), ask("alerts", {})]);
@@ -271,7 +271,7 @@ async function judge() {
   const lines = [...firing, ...pending].map(told);
   if (firing.length) say("bad", firing.length === 1 ? "Something is wrong" : `${firing.length} things are wrong`, lines);
   else if (figures === undefined || figures > 5 * MINUTE)
-    say("warn", "It is not known how things are", [prose("Nothing has said so for five minutes: `journalctl -u matrix-metal-figures` says why.")]);
+    say("warn", "It is not known how things are", [prose("There were no figures for five minutes: `journalctl -u matrix-metal-figures` says why.")]);
   else if (pending.length) say("warn", "Something may be wrong", lines);
   else say("good", "All is well", []);
 }
@@ -304,7 +304,7 @@ async function look() {
     looked.textContent = `as it was at ${new Date().toLocaleTimeString(LANGUAGE)}${missing}`;
   } catch (problem) {
     if (!(problem instanceof Silent)) console.error(problem);
-    say("bad", "Nothing can be said at the moment", [prose(problem instanceof Silent ? problem.message : `This page has a fault: ${problem.message}`)]);
+    say("bad", "The state is not known at the moment", [prose(problem instanceof Silent ? problem.message : `This page has a fault: ${problem.message}`)]);
     for (const { card } of cards) {
       card.section.classList.add("old");
       card.section.hidden = !card.shown;
