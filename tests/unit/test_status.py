@@ -322,6 +322,13 @@ def test_the_question_is_shell(chosen: Settings) -> None:
     assert done.stderr == ""
 
 
+def test_the_question_of_a_machine_with_every_role_is_short_enough_for_a_command(tmp_path: Path) -> None:
+    """Linux takes 128 KiB for an argument. It is the standard input of a command, in which other characters do not arrive."""
+    choices = {"backup_target": "/mnt/backup", "admin_email": "a@x.test"}
+    question = look.question(settings(tmp_path, {role: ["one"] for role in ROLES}, STATE, **choices))
+    assert len(question) < 64 << 10 and question.replace("\n", "").isprintable()
+
+
 def test_answers_are_understood(chosen: Settings) -> None:
     stamp = f"{NOW - DAY:%a %Y-%m-%d %H:%M:%S.000000} UTC"
     answers: dict[str, list[str]] = {
