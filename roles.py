@@ -771,9 +771,9 @@ ELEMENT = Role(
     needs=("synapse",),
     beside=("caddy",),
     units=(),
-    programs=("element-web",),
+    programs=("element-web", "cinny"),
     state=(STICKERS,),
-    files=("/etc/element-web", STICKERS_PAGE),
+    files=("/etc/element-web", "/etc/cinny", STICKERS_PAGE),
     domain=Domain("chat_domain", "chat", "Element Web"),
 )
 

@@ -8,7 +8,7 @@ from operations.programs import KEPT
 from operations.removal import LastDatabase, Removal
 from roles import ELEMENT, PACKAGES, POSTGRES, ROLES, Role
 from settings.deployment import Settings, view_of
-from settings.element import stickers_domain
+from settings.element import cinny_domain, stickers_domain
 from settings.issuers import STORE
 from settings.postgres import Postgres
 
@@ -113,5 +113,5 @@ def _certificates(settings: Settings, role: Role) -> tuple[str, ...]:
     ]
     domains = [settings.domain(each) for each in (role, *behind) if each.domain]
     if role is ELEMENT:
-        domains.append(stickers_domain(settings))
+        domains += [cinny_domain(settings), stickers_domain(settings)]
     return tuple(f"{STORE}/certificates/*/{domain}" for domain in domains if domain not in names)

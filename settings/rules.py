@@ -11,7 +11,7 @@ from settings.backup import Target, folder_of
 from settings.coturn import LONGEST_NAME
 from settings.deployment import PYTHON_OF_DEBIAN, Settings
 from settings.element import Choices as Client
-from settings.element import stickers_domain
+from settings.element import cinny_domain, stickers_domain
 from settings.mas import Choices as Accounts
 from settings.synapse import Choices as Homeserver
 
@@ -80,7 +80,9 @@ def _named(settings: Settings) -> Iterator[tuple[str, str, bool]]:
     for role in ROLES.values():
         if role.domain:
             yield role.domain.setting, settings.domain(role), settings.exists(role.name)
-    yield "stickers_domain", stickers_domain(settings), settings.exists("element") and settings.section(Client).stickers
+    here, client = settings.exists("element"), settings.section(Client)
+    yield "cinny_domain", cinny_domain(settings), here and client.cinny
+    yield "stickers_domain", stickers_domain(settings), here and client.stickers
 
 
 def _domains(settings: Settings) -> Iterator[str]:
