@@ -74,13 +74,14 @@ class Port(NamedTuple):
 class Domain(NamedTuple):
     """A domain name. setting: its name in group data; prefix: what is put before the server name by default.
 
-    when: the setting that has to be True for it.
+    when: the setting that has to be True for it. apart: a further name of a role that is not below its first.
     """
 
     setting: str
     prefix: str
     purpose: str
     when: str | None = None
+    apart: bool = False
 
 
 class Figure(NamedTuple):
@@ -189,7 +190,7 @@ class Role:
     stays: why `manage.py NAME remove` refuses it; "" if it can be removed.
     in_database: its state is backed up as a database and not as files. not_backed_up: what of its state need not be, because it
     can be had again. sqlite: SQLite databases in its state, which are copied while they may be written.
-    domain: its name; more_domains: further ones, by default with their prefix before that name.
+    domain: its name; more_domains: further ones, by default with their prefix before that name, or apart from it.
     timers: what systemd does for it again and again. debian: the releases of Debian that have its packages.
     """
 
@@ -237,7 +238,8 @@ class Role:
 
     def prefix_of(self, domain: Domain) -> str:
         """What is put before the server name for one of its names, if nothing else is chosen: such as "stickers.chat"."""
-        return f"{domain.prefix}.{self.domain.prefix}" if self.domain and domain != self.domain else domain.prefix
+        below = self.domain if domain != self.domain and not domain.apart else None
+        return f"{domain.prefix}.{below.prefix}" if below else domain.prefix
 
     @property
     def local_ports(self) -> tuple[int, ...]:
@@ -778,6 +780,11 @@ RTC = Role(
 # The packs of stickers, which `manage.py NAME stickers` writes; the page with which people choose one.
 STICKERS, STICKERS_PAGE = "/var/lib/matrix-stickers", "/etc/matrix-metal/stickers"
 
+STICKERS_NAME = Domain(
+    "stickers_domain", "stickers", "stickers in Element Web, only with `stickers = True`", when="stickers"
+)
+CINNY_NAME = Domain("cinny_domain", "cinny", "Cinny, only with `cinny = True`", when="cinny", apart=True)
+
 ELEMENT = Role(
     name="element",
     title="Element Web",
@@ -786,13 +793,11 @@ ELEMENT = Role(
     needs=("synapse",),
     beside=("caddy",),
     units=(),
-    programs=("element-web",),
+    programs=("element-web", "cinny"),
     state=(STICKERS,),
-    files=("/etc/element-web", STICKERS_PAGE),
+    files=("/etc/element-web", "/etc/cinny", STICKERS_PAGE),
     domain=Domain("chat_domain", "chat", "Element Web"),
-    more_domains=(
-        Domain("stickers_domain", "stickers", "stickers in Element Web, only with `stickers = True`", when="stickers"),
-    ),
+    more_domains=(CINNY_NAME, STICKERS_NAME),
 )
 
 NTFY_SOCKET = "/run/ntfy/ntfy.sock"

@@ -218,6 +218,18 @@ element_country = None
 # Whether people may log in to another homeserver than this one with it: True or False.
 element_other_servers = False
 
+# Whether Caddy serves Cinny as well, another web client, for those who like it better: True or False.
+cinny = False
+# None: cinny.<server_name>. It is a web name like the others, and needs a DNS record.
+cinny_domain = None
+# Of its release, as below of Element Web's: an archive on the controller (cinny-v....tar.gz), its SHA-256, where it is downloaded
+# from, and who has to have signed it. Its keys are in the README of the project.
+cinny_archive = None
+cinny_sha256 = None
+cinny_releases = "https://github.com/cinnyapp/cinny/releases/download"
+cinny_keys = "https://raw.githubusercontent.com/cinnyapp/cinny/dev/README.md"
+cinny_signed_by = "91AE2D8C1E275A699BFEBEFB94330C7A50AFCCF3"
+
 # Whether Caddy serves the page with which people choose a sticker: True or False. Its content: `manage.py NAME stickers import`.
 stickers = False
 # None: stickers.<chat_domain>. It is a web name like the others, and needs a DNS record.

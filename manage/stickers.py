@@ -22,8 +22,8 @@ from manage.output import as_json, confirm, print_json, print_table, unasked
 from manage.pictures import Picture, pictures_in
 from manage.rooms import counted, room_id_of
 from operations.shell import quoted
-from roles import STICKERS
-from settings.element import Choices, stickers_domain
+from roles import ELEMENT, STICKERS, STICKERS_NAME
+from settings.element import Choices
 
 # All that is known, for these commands; what of it the picker shows.
 INDEX, SHOWN, PICTURES = f"{STICKERS}/index.json", f"{STICKERS}/packs.json", f"{STICKERS}/pictures"
@@ -123,7 +123,7 @@ class Shop:
 
     @property
     def address(self) -> str:
-        return f"https://{stickers_domain(self.web.settings)}"
+        return f"https://{self.web.settings.name_of(ELEMENT, STICKERS_NAME)}"
 
     def pack(self, name: str) -> Pack:
         """The pack of this name. Raises Refused."""

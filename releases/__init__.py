@@ -25,11 +25,13 @@ class Archive:
     programs: executables, which must be built for the machine's architecture.
     contains: further files that must be there, to recognise a wrong or incomplete archive.
     strip: how many leading folders are removed from each path, as in tar's --strip-components.
+    scripts: those that may be in index.html itself, as a Content-Security-Policy names them; None: that is not looked at.
     """
 
     programs: tuple[str, ...] = ()
     contains: tuple[str, ...] = ()
     strip: int = 0
+    scripts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ than we do. Modes are 755 for directories and executables, 644 for the rest; eve
 upstream's archives have none.
 """
 
+import base64
 import gzip
+import hashlib
 import io
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -116,6 +119,15 @@ def _archived(archive: Archive, arch: str, path: Path) -> Iterator[tuple[tarfile
                     program = name in archive.programs
                     if program and (problem := not_runnable(content.peek(64)[:64], member.size, arch)):
                         raise Unusable(f"contains {name}, which is {problem}")
+                    if name == "index.html" and archive.scripts is not None:
+                        if member.size > 1 << 20:
+                            raise Unusable("contains a page of more than 1 MiB: not unpacked")
+                        page = content.read()
+                        if others := set(_scripts(page)) - set(archive.scripts):
+                            raise Unusable(
+                                f"contains a page with a script that is not known, {others.pop()}: not unpacked"
+                            )
+                        content = cast(io.BufferedReader, io.BytesIO(page))
                     yield _member(name, member.size, program or bool(member.mode & 0o111)), content
             # tarfile takes anything that is no header for the end.
             if stream.last != bytes(tarfile.BLOCKSIZE):
@@ -131,6 +143,12 @@ def _archived(archive: Archive, arch: str, path: Path) -> Iterator[tuple[tarfile
     missing = [name for name in (*archive.programs, *archive.contains) if kinds.get(name) != "file"]
     if missing:
         raise Unusable(f"is not the expected archive: there is no {missing[0]} in it")
+
+
+def _scripts(page: bytes) -> list[str]:
+    """The scripts in a page itself, as a Content-Security-Policy names them."""
+    found = re.findall(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script", page, re.S | re.I)
+    return [f"sha256-{base64.b64encode(hashlib.sha256(each).digest()).decode()}" for each in found]
 
 
 def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:

@@ -305,7 +305,8 @@ class Settings:
     def name_of(self, role: Role, domain: DomainRecord) -> str:
         """One of the role's domain names, also if it is not used."""
         chosen: str | None = getattr(self.choices, domain.setting)
-        return chosen or f"{domain.prefix}.{self.server_name if domain == role.domain else self.domain(role)}"
+        below_ours = domain == role.domain or domain.apart
+        return chosen or f"{domain.prefix}.{self.server_name if below_ours else self.domain(role)}"
 
     def uses(self, role: Role, domain: DomainRecord) -> bool:
         """Whether a machine plays the role, and the role has this name with these choices."""
@@ -543,7 +544,7 @@ class Settings:
         """What this machine's roles have below /opt, each with its title."""
         found: list[tuple[str, Virtualenv | Release]] = []
         for role, view in self.views:
-            # What a unit runs is called after it, in the order of the record, and the pages of a role without units after the role.
+            # What a unit runs is called after it, in the order of the record; the pages of a role without units after the role.
             titles = [role.title_of(unit) for unit in role.units] or [role.title]
             below_opt: list[Virtualenv | Release] = [*view.virtualenvs]
             for release in view.programs:

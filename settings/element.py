@@ -1,4 +1,4 @@
-"""Element Web: a web client, files that Caddy serves."""
+"""Element Web, and Cinny: web clients, files that Caddy serves."""
 
 import json
 from collections.abc import Sequence
@@ -9,12 +9,15 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints
 
 from releases import Archive, Release, Signature
-from roles import ELEMENT, STICKERS, STICKERS_PAGE, SYDENT, SYNAPSE
+from roles import CINNY_NAME, ELEMENT, MAS, RTC, STICKERS, STICKERS_NAME, STICKERS_PAGE, SYDENT, SYNAPSE
 from settings.deployment import Settings, View
 from settings.fields import Chosen, Https, Sha256, UserName
 from settings.synapse import Choices as Homeserver
 
 VERSION = "v1.12.30"
+CINNY_VERSION = "v4.12.1"
+# The script in Cinny's page itself. A page with another one is refused before it is installed.
+_CINNY_SCRIPT = "sha256-dT6noyex1I8o5CS9Sx/y8UOqwpZYIridpGz92gcObIM="
 
 CountryCode = Annotated[str, StringConstraints(pattern="^[A-Z]{2}$")]
 # Where a page may be shown in a frame: a web site, or an application that has a scheme of its own.
@@ -36,16 +39,16 @@ class Choices(Chosen):
     element_releases: Https = Field(description="an https URL")
     element_keys: Https = Field(description="an https URL")
     element_signed_by: Fingerprint = Field(description="a fingerprint of 40 hexadecimal digits in capital letters")
+    cinny: bool = Field(description="True or False")
+    cinny_archive: str | None = Field(description="None or the path of a tar.gz on this computer")
+    cinny_sha256: Sha256 | None = Field(description="None or 64 hexadecimal digits")
+    cinny_releases: Https = Field(description="an https URL")
+    cinny_keys: Https = Field(description="an https URL")
+    cinny_signed_by: Fingerprint = Field(description="a fingerprint of 40 hexadecimal digits in capital letters")
     stickers: bool = Field(description="True or False")
     stickers_framed_by: list[Framing] = Field(
         description='a list of web sites without a path, such as ["https://app.element.io"], and of schemes, such as "vector:"'
     )
-
-
-def stickers_domain(settings: Settings) -> str:
-    """The name of the page for stickers."""
-    [stickers] = ELEMENT.more_domains
-    return settings.name_of(ELEMENT, stickers)
 
 
 def release_of(choices: Choices, architecture: str, record: Path) -> Release:
@@ -67,15 +70,96 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
     )
 
 
+def cinny_release_of(choices: Choices, record: Path) -> Release:
+    """That of Cinny, as above."""
+    url = f"{choices.cinny_releases.rstrip('/')}/{CINNY_VERSION}/cinny-{CINNY_VERSION}.tar.gz"
+    return Release(
+        name="cinny",
+        title="Cinny",
+        version=CINNY_VERSION,
+        arch="all",
+        url=url,
+        file=Path(choices.cinny_archive) if choices.cinny_archive else None,
+        sha256=choices.cinny_sha256,
+        record=record,
+        file_setting="cinny_archive",
+        sha256_setting="cinny_sha256",
+        licence="AGPL-3.0-only",
+        archive=Archive(contains=("index.html", "sw.js"), strip=1, scripts=(_CINNY_SCRIPT,)),
+        signature=Signature(f"{url}.asc", choices.cinny_keys, choices.cinny_signed_by),
+    )
+
+
+@dataclass(frozen=True)
+class Cinny:
+    """config: what is in config.json. homeserver: where media are. servers: what its pages connect to."""
+
+    domain: str
+    release: Release
+    config: dict[str, Any]
+    homeserver: str
+    servers: tuple[str, ...]
+    directory: str = "/etc/cinny"
+
+    @classmethod
+    def of(cls, settings: Settings, chosen: Choices) -> Self:
+        names = [settings.server_name, settings.domain(SYNAPSE)]
+        names += [settings.domain(role) for role in (MAS, RTC) if settings.exists(role.name)]
+        return cls(
+            domain=settings.name_of(ELEMENT, CINNY_NAME),
+            release=cinny_release_of(chosen, settings.vault_path.with_suffix(".lock")),
+            config={
+                "defaultHomeserver": 0,
+                "homeserverList": [settings.server_name],
+                "allowCustomHomeservers": False,
+                # Upstream's own are on servers of others.
+                "featuredCommunities": {
+                    "openAsDefault": False,
+                    "spaces": [],
+                    "rooms": [],
+                    "servers": [settings.server_name],
+                },
+                # Its pages are all at /, so that everything else that is not there can be 404.
+                "hashRouter": {"enabled": True, "basename": "/"},
+            },
+            homeserver=f"https://{settings.domain(SYNAPSE)}",
+            servers=(
+                *(f"https://{name}" for name in names),
+                *((f"wss://{settings.domain(RTC)}",) if settings.exists("rtc") else ()),
+            ),
+        )
+
+    @property
+    def written(self) -> str:
+        """config.json, as it is written."""
+        return f"{json.dumps(self.config, indent=2, ensure_ascii=False)}\n"
+
+    @property
+    def policy(self) -> str:
+        """The Content-Security-Policy of its pages: they run its own scripts, and connect to this deployment only."""
+        servers = " ".join(self.servers)
+        return (
+            "default-src 'none'; base-uri 'self'; object-src 'none'; frame-ancestors 'none'; "
+            f"script-src 'self' 'wasm-unsafe-eval' '{_CINNY_SCRIPT}'; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+            f"img-src 'self' blob: data: {self.homeserver}; media-src 'self' blob: data: {self.homeserver}; "
+            f"connect-src 'self' blob: {servers}; "
+            "worker-src 'self' blob:; frame-src 'self' blob:; manifest-src 'self'; form-action 'self'"
+        )
+
+
 @dataclass(frozen=True)
 class Element(View):
-    """config: what is in config.json. stickers: the name of their page, if there is one. framed_by: who may show it."""
+    """config: what is in config.json. stickers: the name of their page, if there is one. framed_by: who may show it.
+
+    cinny: the other client, if there is one.
+    """
 
     domain: str
     release: Release
     config: dict[str, Any]
     stickers: str | None
     framed_by: tuple[str, ...]
+    cinny: Cinny | None
     directory: str = "/etc/element-web"
     stickers_page: str = STICKERS_PAGE
     stickers_state: str = STICKERS
@@ -87,8 +171,9 @@ class Element(View):
             domain=settings.domain(ELEMENT),
             release=release_of(chosen, settings.machine.architecture, settings.vault_path.with_suffix(".lock")),
             config=_config(settings, chosen),
-            stickers=stickers_domain(settings) if chosen.stickers else None,
+            stickers=settings.name_of(ELEMENT, STICKERS_NAME) if chosen.stickers else None,
             framed_by=(f"https://{settings.domain(ELEMENT)}", *chosen.stickers_framed_by),
+            cinny=Cinny.of(settings, chosen) if chosen.cinny else None,
         )
 
     @property
@@ -98,11 +183,12 @@ class Element(View):
 
     @property
     def web_names(self) -> Sequence[str]:
-        return (self.domain, self.stickers) if self.stickers else (self.domain,)
+        names = (self.domain, self.cinny and self.cinny.domain, self.stickers)
+        return tuple(name for name in names if name)
 
     @property
     def programs(self) -> Sequence[Release]:
-        return (self.release,)
+        return (self.release, self.cinny.release) if self.cinny else (self.release,)
 
 
 def _config(settings: Settings, chosen: Choices) -> dict[str, Any]:

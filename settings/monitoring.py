@@ -274,7 +274,7 @@ def _components(settings: Settings) -> dict[str, str]:
     """What runs here, by title: a package of Debian's, or a directory below /opt."""
     found: dict[str, str] = {}
     for role in settings.played:
-        programs = [each for each in role.programs if each not in ("uv", "uplot")]
+        programs = [each for each in role.programs if each not in ("uv", "uplot", "cinny")]
         title = role.title.removeprefix("the ")
         if programs:
             found |= {title if len(programs) == 1 else each: f"/opt/{each}" for each in programs}

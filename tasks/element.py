@@ -1,4 +1,4 @@
-"""Element Web: files of its release, and its configuration. Caddy serves both."""
+"""Element Web and Cinny: files of their releases, and their configuration. Caddy serves both."""
 
 from pyinfra import host
 
@@ -21,6 +21,18 @@ releases.installed(
     name="Install Element Web",
     file=releases.obtain(element.release, settings.machine.releases),
 )
+if cinny := element.cinny:
+    files.present(
+        name="Configure Cinny",
+        entries=[
+            Directory(cinny.directory, mode="755"),
+            Text(f"{cinny.directory}/config.json", cinny.written, mode="644"),
+        ],
+    )
+    releases.installed(
+        name="Install Cinny",
+        file=releases.obtain(cinny.release, settings.machine.releases),
+    )
 page = [
     Copy(f"{element.stickers_page}/{name}", f"element/{name}", mode="644")
     for name in ("picker.html", "picker.css", "picker.js")

@@ -23,9 +23,11 @@ from tests.built import built, keep, remove_built
 from tests.deployment import Deployment
 from tests.standin.archives import (
     Signer,
+    cinny_archive,
     element_archive,
     ketesa_archive,
     mas_archive,
+    real_cinny,
     real_element,
     real_ketesa,
     real_mas,
@@ -39,6 +41,7 @@ from vault import Vault
 STAND_IN = Path(__file__).parent / "standin" / "syncv3"
 MAS_RELEASES = "element-hq/matrix-authentication-service/releases/download"
 ELEMENT_RELEASES = "element-hq/element-web/releases/download"
+CINNY_RELEASES = "cinnyapp/cinny/releases/download"
 KETESA_RELEASES = "etkecc/ketesa/releases/download"
 UPLOT_RELEASES = "uplot/-"
 # The password of the administrator's pages, and its hash by `manage.py NAME admin password`.
@@ -86,6 +89,8 @@ def released(directory: Path) -> dict[str, bytes | Path]:
     web = f"{ELEMENT_RELEASES}/{element.VERSION}/element-{element.VERSION}.tar.gz"
     client, signer = real_element() or element_archive(directory, element.VERSION), Signer(directory)
     signature, keys, fingerprint = signer.sign(client), signer.keys, signer.fingerprint
+    cinny = real_cinny() or cinny_archive(directory)
+    signature_of_cinny = signer.sign(cinny)
     signer.close()
     name, archive = f"livekit_{LIVEKIT_VERSION.removeprefix('v')}_linux_amd64.tar.gz", livekit_archive()
     return {
@@ -95,6 +100,8 @@ def released(directory: Path) -> dict[str, bytes | Path]:
         f"element-hq/lk-jwt-service/releases/download/{LK_JWT_VERSION}/lk-jwt-service_linux_amd64": lk_jwt(),
         web: client,
         f"{web}.asc": signature,
+        f"{CINNY_RELEASES}/{element.CINNY_VERSION}/cinny-{element.CINNY_VERSION}.tar.gz": cinny,
+        f"{CINNY_RELEASES}/{element.CINNY_VERSION}/cinny-{element.CINNY_VERSION}.tar.gz.asc": signature_of_cinny,
         "keys.asc": keys,
         "keys.fingerprint": fingerprint.encode(),
         f"{KETESA_RELEASES}/{admin.VERSION}/ketesa.tar.gz": real_ketesa() or ketesa_archive(directory),
@@ -122,8 +129,11 @@ def from_page(page: ReleaseServer) -> dict[str, str | None]:
         "uplot_releases": f"{page.url}/{UPLOT_RELEASES}",
         # That of the settings is that of the real one.
         "uplot_sha256": None,
+        "cinny_releases": f"{page.url}/{CINNY_RELEASES}",
         "element_keys": f"{page.url}/keys.asc",
         "element_signed_by": _fingerprint(page),
+        "cinny_keys": f"{page.url}/keys.asc",
+        "cinny_signed_by": _fingerprint(page),
     }
 
 
@@ -267,6 +277,7 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
             # The hosts of the testbed have private addresses.
             "private_networks": [str(testbed.network.subnet), str(testbed.network.subnet6)],
             "stickers": True,
+            "cinny": True,
             # The tests are outside over IPv4, and inside over IPv6.
             "admin_networks": [testbed.bridge_address6],
             **from_page(page),

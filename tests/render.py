@@ -26,7 +26,7 @@ from operations.machine import Machine, MachineState
 from roles import ROLES
 from tests.conftest import ADMIN_PASSWORD_HASH, livekit_archive
 from tests.deployment import ROOT, Deployment
-from tests.standin.archives import element_archive, ketesa_archive, mas_archive, uplot_archive
+from tests.standin.archives import cinny_archive, element_archive, ketesa_archive, mas_archive, uplot_archive
 
 INDEX = "files.txt"
 STAND_IN = ROOT / "tests" / "standin" / "syncv3"
@@ -135,6 +135,7 @@ def _run(name: str, directory: Path) -> list[tuple[str, str]]:
             "mas_archive": str(mas_archive(temporary_directory)),
             "livekit_archive": str(livekit),
             "element_archive": str(element_archive(temporary_directory, "v1")),
+            "cinny_archive": str(cinny_archive(temporary_directory)),
             "ketesa_archive": str(ketesa_archive(temporary_directory)),
             "uplot_archive": str(uplot_archive(temporary_directory)),
             "uplot_sha256": None,

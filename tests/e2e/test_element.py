@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 import time
 import zipfile
@@ -91,6 +92,35 @@ def test_a_person_opens_it(outside: Outside, chromium: Host, tmp_path: Path) -> 
         assert page.run("document.title") == "Element"
         if not real_element():
             assert page.run("getComputedStyle(document.querySelector('h1')).color") == "rgb(13, 189, 139)"
+        # And Cinny, whose page has a script in itself; the name of the homeserver is in a field of the real one's.
+        page.open(outside.url("cinny", "/"))
+        deadline = time.monotonic() + TIMEOUT
+        while outside.host.domain not in (shown := str(page.run(f"{wanted} + document.querySelector('input')?.value"))):
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.2)
+
+
+def test_cinny_knows_this_homeserver_and_no_other(outside: Outside) -> None:
+    domain = outside.host.domain
+    config = get(outside, "/config.json", "cinny").json()
+    assert config["homeserverList"] == config["featuredCommunities"]["servers"] == [domain]
+    assert config["defaultHomeserver"] == 0 and config["allowCustomHomeservers"] is False
+    assert "matrix.org" not in json.dumps(config)
+    for path in ("/", "/index.html", "/config.json", "/sw.js"):
+        headers = get(outside, path, "cinny").headers
+        assert headers["cache-control"] == "no-cache", path
+        policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["object-src"] == "'none'"
+        assert not {"'unsafe-inline'", "'unsafe-eval'", "https:", "*"} & set(policy["script-src"].split())
+        servers = {
+            f"https://{domain}",
+            *(f"{scheme}.{domain}" for scheme in ("https://matrix", "https://rtc", "wss://rtc")),
+        }
+        assert set(policy["connect-src"].split()) == {"'self'", "blob:", *servers}
+    [script] = re.findall(r'src="(/assets/[^"]+[.]js)"', get(outside, "/", "cinny").text)
+    assert "immutable" in get(outside, script, "cinny").headers["cache-control"]
+    for path in ("/nothing", "/.sum", "/assets/", "/_matrix/client/versions", "/home"):
+        assert get(outside, path, "cinny").status_code == 404, path
 
 
 def test_a_deploy_heals_it(deployed: Deployed, outside: Outside) -> None:

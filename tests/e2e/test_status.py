@@ -71,7 +71,8 @@ def test_all_is_well(deployed: Deployed, alice: Account) -> None:
         unit["works"] for unit in machine["units"]
     )
     assert {program["name"] for program in machine["programs"]} == {
-        *("matrix-synapse", "sydent", "sliding-sync", "livekit", "lk-jwt-service", "element-web", "ketesa", "uplot"),
+        *("matrix-synapse", "sydent", "sliding-sync", "livekit", "lk-jwt-service", "element-web", "cinny"),
+        *("ketesa", "uplot"),
     }
     assert all(program["current"] for program in machine["programs"])
     domains = {each["name"] for each in machine["certificates"]}

@@ -4,7 +4,7 @@ from testinfra.host import Host
 
 from roles import ELEMENT, SYNAPSE
 from settings import Settings
-from settings.element import VERSION, Element
+from settings.element import CINNY_VERSION, VERSION, Element
 from tests.host.services import DEPLOY, ask, get
 
 
@@ -35,6 +35,16 @@ def test_files_are_those_of_the_release(host: Host, settings: Settings) -> None:
     home = settings.view(Element).release.home
     changed = ask(host, r"find %s -ignore_readdir_race ! -type l \( ! -user root -o -perm /022 \)", f"{home}/").split()
     assert not changed, f"others than root may change {', '.join(changed[:3])}: {DEPLOY}"
+
+
+def test_cinny_knows_this_homeserver(host: Host, settings: Settings) -> None:
+    if cinny := settings.view(Element).cinny:
+        answer = get(host, f"https://{cinny.domain}/")
+        assert answer.status == 200 and "<html" in answer.body.lower(), f"{answer}: {DEPLOY}"
+        answer = get(host, f"https://{cinny.domain}/config.json")
+        assert answer.status == 200 and answer.json() == cinny.config, f"{answer}: {DEPLOY}"
+        installed = ask(host, "readlink %s", f"{cinny.release.home}/current").strip().rpartition("/")[2]
+        assert installed.startswith(f"{CINNY_VERSION}-"), f"Cinny is {installed}, not {CINNY_VERSION}: {DEPLOY}"
 
 
 def test_the_page_for_stickers_is_served(host: Host, settings: Settings) -> None:

@@ -74,6 +74,39 @@ def element_archive(directory: Path, version: str) -> Path:
     return path
 
 
+# The same of Cinny. The script in its page is that of the real one's, as the policy of the page allows no other.
+CINNY_FILES = {
+    "index.html": b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stand-in</title></head><body>
+    <script>
+      window.global ||= window;
+    </script>
+    <h1 id="state">starting</h1><script type="module" src="/assets/index-01234567.js"></script></body></html>""",
+    "assets/index-01234567.js": b"""const state = document.getElementById("state");
+const config = await (await fetch("/config.json")).json();
+const name = config.homeserverList[config.defaultHomeserver];
+const found = await (await fetch(`https://${name}/.well-known/matrix/client`)).json();
+const versions = await (await fetch(found["m.homeserver"].base_url + "/_matrix/client/versions")).json();
+state.textContent = `${global === window && name} speaks ${versions.versions.at(-1)}`;""",
+    "config.json": b'{"homeserverList": ["matrix.org"]}',
+    "sw.js": b"",
+}
+
+
+def real_cinny() -> Path | None:
+    """The archive of the real Cinny, if CINNY_ARCHIVE names it; None: the stand-in is deployed."""
+    named = os.environ.get("CINNY_ARCHIVE")
+    return Path(named).expanduser().resolve() if named else None
+
+
+def cinny_archive(directory: Path) -> Path:
+    """An archive like Cinny's, made in the directory."""
+    path = directory / "cinny.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in CINNY_FILES.items():
+            _add(archive, f"dist/{name}", content)
+    return path
+
+
 # What Ketesa does in a browser, as far as the door matters: it reads its configuration, logs in to the homeserver that is in it,
 # and asks its admin API with the token, in the header in which a browser sends the password of a site.
 KETESA_FILES = {

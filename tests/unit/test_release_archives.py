@@ -88,6 +88,19 @@ PAGE = entry("share/page.html", b"<p>")
 LINK: dict[str, Any] = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 
 
+def test_a_page_with_a_script_that_is_not_known_is_refused(
+    archived: Release, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    archive = Archive(("app",), ("index.html",), scripts=("sha256-Q/AXd3qmS6Qn7Mz/w8j0s+b3PXaM6t3gNKjFiV7qTXU=",))
+    for page in (b"<script>known()</script><SCRIPT>other()</SCRIPT >", b'<script type="module">known() </script>'):
+        line = refused(tar(APP, entry("index.html", page)), archive=archive)
+        assert "contains a page with a script that is not known, sha256-" in line
+    assert "of more than 1 MiB" in refused(tar(APP, entry("index.html", b" " * (1 << 21))), archive=archive)
+    known = tmp_path / "known.tar.gz"
+    known.write_bytes(tar(APP, entry("index.html", b'<script defer src="x.js"></script><script>known()</script>')))
+    assert contents.check(replace(archived, archive=archive), known) > 0
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [

@@ -1,6 +1,6 @@
 """What goes with a role: its record names all that its task writes, and nothing that belongs to another role."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,9 +10,7 @@ import pytest
 from operations.filters import PORTS, RELAY
 from operations.machine import MachineState
 from operations.removal import Removal
-from releases import Release
 from roles import ADMIN, COTURN, ELEMENT, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
-from settings.deployment import View
 from settings.removal import last_database, removal_of
 from tests.render import INDEX, render
 from tests.unit.test_settings import MACHINE, settings
@@ -89,15 +87,9 @@ def test_the_page_of_the_server_name_goes_with_caddy(tmp_path: Path) -> None:
     assert JOIN_PAGE in removal(tmp_path, ROLES["caddy"], ["postgres", "synapse"]).paths
 
 
-def _releases(view: View) -> Iterator[Release]:
-    """The releases that a view has, in its fields or in a tuple there."""
-    for value in vars(view).values():
-        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Release))
-
-
 def test_records_name_every_program(tmp_path: Path) -> None:
-    for role, view in settings(tmp_path).views:
-        found = {*(each.home for each in view.virtualenvs), *(each.home for each in _releases(view))}
+    for role, view in settings(tmp_path, cinny=True).views:
+        found = {each.home for each in view.virtualenvs} | {each.home for each in view.programs}
         uv = {"/opt/uv"} if view.virtualenvs else set()
         assert {f"/opt/{program}" for program in role.programs} == found | uv, role.name
 
@@ -145,7 +137,7 @@ def test_a_certificate_goes_unless_the_name_is_used(tmp_path: Path) -> None:
     found = {path.rpartition("/")[2] for path in removal(tmp_path, ADMIN, staying).paths if "certificates" in path}
     assert found == {"admin.x.test", "monitor.x.test"}
     found = {path.rpartition("/")[2] for path in removal(tmp_path, ELEMENT, staying).paths if "certificates" in path}
-    assert found == {"chat.x.test", "stickers.chat.x.test"}
+    assert found == {"chat.x.test", "cinny.x.test", "stickers.chat.x.test"}
     # The role has moved to another machine.
     had = replace(MACHINE, units=frozenset(("coturn.service",)))
     moved = removal_of(settings(tmp_path, {"caddy": ["one", "two"], "coturn": ["two"]}, had), COTURN)

@@ -14,7 +14,7 @@ from releases import Release, ReleaseError, record, store
 from roles import ROLES
 from settings.deployment import View
 from tests.conftest import from_page
-from tests.standin.archives import element_archive
+from tests.standin.archives import cinny_archive, element_archive
 from tests.standin.release_server import ReleaseServer
 from tests.unit.test_settings import settings
 from vault import WithoutSecrets
@@ -98,7 +98,9 @@ def test_nothing_is_run_that_was_just_downloaded() -> None:
 def every_release(directory: Path, page: ReleaseServer) -> list[Release]:
     """What the roles have from release pages."""
     machine = MachineState(release="13", architecture="amd64")
-    chosen = settings(directory, {role: ["one"] for role in ROLES if role != "backup"}, machine, **from_page(page))
+    chosen = settings(
+        directory, {role: ["one"] for role in ROLES if role != "backup"}, machine, cinny=True, **from_page(page)
+    )
     chosen.vault = WithoutSecrets()
     views: list[View] = [view for _, view in chosen.views]
     return [release for view in views for release in view.programs]
@@ -133,7 +135,9 @@ def test_release_files_are_checked_against_what_is_recorded(
             with pytest.raises(ReleaseError, match=f"says {recorded}: not installed"):
                 store.resolve(release)
         if release.signature:
-            server.files[release.url.removeprefix(f"{server.url}/")] = element_archive(tmp_path, release.version)
+            server.files[release.url.removeprefix(f"{server.url}/")] = (
+                cinny_archive(tmp_path) if release.name == "cinny" else element_archive(tmp_path, release.version)
+            )
             with pytest.raises(ReleaseError, match=r"cannot be checked: .*: not installed"):
                 store.resolve(release)
             # So that nothing of it is taken for checked later.
@@ -141,7 +145,7 @@ def test_release_files_are_checked_against_what_is_recorded(
                 left.unlink()
     assert list(whole_file.cache_directory().glob("*")) == []
     assert [release.name for release in releases if release.checksums] == ["livekit"]
-    assert [release.name for release in releases if release.signature] == ["element-web"]
+    assert [release.name for release in releases if release.signature] == ["element-web", "cinny"]
 
 
 def test_every_release_says_its_licence(tmp_path: Path, server: ReleaseServer) -> None:
