@@ -84,7 +84,9 @@ class Mas:
         for name in (SERVICE_NAME, *(f"{SERVICE_NAME}-{number}" for number in range(2, 100))):
             found = self._ask("GET", f"users/by-username/{name}", missing=True)
             if found is None:
-                found = self._ask("POST", "users", {"username": name, "displayname": "matrix-metal"})
+                # Synapse may have it from a time without MAS.
+                about = {"username": name, "displayname": "matrix-metal", "skip_homeserver_check": True}
+                found = self._ask("POST", "users", about)
             user = found["data"]
             # One that was moved here from Synapse may have been deactivated there.
             if not user["attributes"]["deactivated_at"] and not user["attributes"]["locked_at"]:

@@ -173,7 +173,7 @@ def test_synapse_and_mas_accept_each_other(deployed: Deployed, outside: Outside)
 
 @pytest.mark.once("debian13")
 def test_the_administrator_sees_the_rooms(deployed: Deployed) -> None:
-    """By Synapse's admin API, with a token that MAS gives for it. The first command makes the account that both have it for."""
+    """By Synapse's admin API, with a token that MAS gives for it. The first command makes the account, the second has it."""
     manage, host = deployed.deployment.manage, deployed.host
     for command in ("rooms", "reports"):
         listed = manage(command, "list", "--json")
