@@ -89,7 +89,7 @@ def test_the_page_of_the_server_name_goes_with_caddy(tmp_path: Path) -> None:
 
 def test_records_name_every_program(tmp_path: Path) -> None:
     for role, view in settings(tmp_path, cinny=True).views:
-        found = {each.home for each in (*view.virtualenvs, *view.programs)}
+        found = {*(each.home for each in view.virtualenvs), *(each.home for each in view.programs)}
         uv = {"/opt/uv"} if view.virtualenvs else set()
         assert {f"/opt/{program}" for program in role.programs} == found | uv, role.name
 
