@@ -323,9 +323,12 @@ def test_a_certificate_is_needed_besides_the_password(deployed: Deployed, outsid
         for host in (name, name.upper(), f"{name}:443", f"{name}."):
             request = f"GET / HTTP/1.1\r\nHost: {host}\r\n{BASIC}\r\n\r\n"
             assert answer_to(outside, request, tls=True) in (404, 421), host
-        # HTTP/3, which browsers are not told of, has no other door.
-        asks = f"curl -s -u '{USER}:{ADMIN_PASSWORD}' -o /dev/null -w '%{{http_code}} %{{http_version}}' --http3-only"
-        assert deployed.host.run(f"{asks} --resolve {name}:443:127.0.0.1 https://{name}/").stdout == "403 3"
+        # HTTP/3, which browsers are not told of, has no other door. Debian 12's curl does not speak it.
+        if deployed.host.release == "trixie":
+            asks = (
+                f"curl -s -u '{USER}:{ADMIN_PASSWORD}' -o /dev/null -w '%{{http_code}} %{{http_version}}' --http3-only"
+            )
+            assert deployed.host.run(f"{asks} --resolve {name}:443:127.0.0.1 https://{name}/").stdout == "403 3"
         # Through the tunnel there is no TLS, and none is asked for.
         tunnelled = f"curl -s -o /dev/null -w '%{{http_code}}' -H 'Host: {name}.localhost:{ADMIN_PORT}'"
         for password, wanted in (("", "401"), (f"-u '{USER}:{ADMIN_PASSWORD}'", "200")):
