@@ -17,7 +17,7 @@ from tests.testbed.network import CONTROLLER_NAME
 EMPTY = """
 systemctl stop 'matrix-metal-backup-*.timer' 'matrix-metal-backup-*.service' matrix-synapse sydent caddy
 pg_dropcluster --stop $(pg_lsclusters -h | awk '{ print $1, $2 }')
-rm -rf /var/lib/matrix-synapse /var/lib/sydent /var/lib/caddy /var/lib/matrix-metal/backup /etc/matrix-synapse/conf.d/mine.yaml
+cd /var/lib && rm -rf matrix-synapse sydent caddy matrix-stickers matrix-metal/backup /etc/matrix-synapse/conf.d/mine.yaml
 """
 
 # A small S3 server, which checks signatures and keeps objects as files.

@@ -22,7 +22,7 @@ from operations.machine import BACKUP_STATE, RESTORE_HOME
 from roles import SYNAPSE
 from settings.backup import SPOOL
 from tests.built import built
-from tests.conftest import own
+from tests.conftest import from_page, own
 from tests.deployment import Deployment
 from tests.e2e.client import (
     Account,
@@ -38,13 +38,15 @@ from tests.e2e.client import (
 from tests.e2e.identity import MAIL_SERVER, look_up, receive_mail
 from tests.e2e.people import ENCRYPTED, UserData, assert_media_are_kept, use_everything
 from tests.e2e.storage import S3, Sftp, lose_data
+from tests.e2e.test_element import PICTURES
 from tests.protocols.federation_tester import key_problem
+from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
 
 pytestmark = pytest.mark.role("backup")
 
-ROLES = ("postgres", "synapse", "caddy", "sydent", "backup")
+ROLES = ("postgres", "synapse", "caddy", "sydent", "element", "backup")
 TARGET = "/mnt/backup"
 OWN = "/etc/matrix-synapse/conf.d/mine.yaml"
 ONE_TIME_KEYS = "SELECT count(*) FROM e2e_one_time_keys_json"
@@ -56,7 +58,7 @@ class Drill:
     """A homeserver with a backup.
 
     moment: between its last two messages in the encrypted room. key: its signing key. published: what other homeservers know it
-    by.
+    by. pack: the directory of a pack of stickers.
     """
 
     deployment: Deployment
@@ -64,6 +66,7 @@ class Drill:
     users: UserData
     key: str
     published: Mapping[str, Any]
+    pack: Path
     moment: str = ""
 
     @property
@@ -81,6 +84,12 @@ class Drill:
     def backed_up(self) -> None:
         done = self.deployment.manage("backup", "now")
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def stickers(self, *arguments: str) -> dict[str, Any]:
+        done = self.deployment.manage("stickers", *arguments, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
     def restored(self, *options: str) -> str:
         done = self.deployment.manage("restore", "--yes", *options)
@@ -123,18 +132,24 @@ def homeserver(host: Host, directory: Path, roles: Iterable[str] = ROLES, **sett
     )
 
 
-def begun(host: Host, directory: Path, **settings: Any) -> Drill:
+def begun(host: Host, directory: Path, page: ReleaseServer) -> Drill:
     """Deployed, used and backed up; then used again."""
     # As another disk, of its own size.
     host.run(f"mkdir {TARGET}; mount -t tmpfs -o size=80m,mode=755 tmpfs {TARGET}")
+    settings: dict[str, Any] = {"stickers": True, **from_page(page)}
     deployment = homeserver(host, directory, **settings)
+    deployment.environment |= {"SSL_CERT_FILE": str(page.ca_file), "XDG_CACHE_HOME": str(directory / "cache")}
     deployment.run("-y")
     outside = Outside(host, directory)
     host.run(f"echo 'enable_set_displayname: false' >{OWN}; chgrp matrix-synapse {OWN}; chmod 640 {OWN}")
     host.run(f"systemctl restart matrix-synapse; until ( {SYNAPSE.units[0].health} ); do sleep 0.2; done", timeout=120)
     users = asyncio.run(use_everything(outside, directory))
     key = host.run("cat /var/lib/matrix-synapse/signing.key").stdout
-    drill = Drill(deployment, outside, users, key, published(outside))
+    drill = Drill(deployment, outside, users, key, published(outside), directory / "pack")
+    drill.pack.mkdir()
+    (drill.pack / "happy_cat.png").write_bytes(PICTURES["happy_cat.png"])
+    drill.stickers("import", str(drill.pack), "--name", "Garden")
+    drill.stickers("enable", users.alice.user_id)
     drill.backed_up()
     asyncio.run(say(drill, BEFORE))
     time.sleep(1.1)
@@ -189,7 +204,7 @@ def replaced(drill: Drill, testbed: Testbed, directory: Path, release: str = "tr
 
 
 def assert_kept(drill: Drill, directory: Path, *last: str) -> None:
-    """Log-ins, messages that the old devices can read, media, addresses, the signing key and the administrator's settings."""
+    """Log-ins, messages that the old devices can read, media, stickers, addresses, the signing key and own settings."""
     users = drill.users
     assert drill.host.run("cat /var/lib/matrix-synapse/signing.key").stdout == drill.key
     assert drill.host.run(f"stat -c '%a %U %G' {OWN}").stdout == "640 root matrix-synapse\n"
@@ -211,8 +226,24 @@ def assert_kept(drill: Drill, directory: Path, *last: str) -> None:
 
     asyncio.run(conversation())
     assert_media_are_kept(drill.outside, users)
+    assert_stickers_are_kept(drill)
     with drill.outside.http() as http:
         assert look_up(drill.outside, http, users.identity[1], users.address) == {users.address: users.alice.user_id}
+
+
+def assert_stickers_are_kept(drill: Drill) -> None:
+    """The picker has the pack, its pictures are there for it and for who gets a sticker, and Alice has the picker."""
+    outside, alice = drill.outside, drill.users.alice
+    with outside.http() as http:
+        [pack] = expect_json(http.get(outside.url("stickers.chat", "/packs.json")))["packs"]
+        [sticker] = pack["stickers"]
+        address = f"/_matrix/client/v1/media/download/{sticker['url'].removeprefix('mxc://')}"
+        for service, path in (("stickers.chat", f"/pictures/{sticker['picture']}"), ("matrix", address)):
+            found = http.get(outside.url(service, path), headers=alice.authorization if service == "matrix" else {})
+            assert found.content == PICTURES["happy_cat.png"], path
+        widgets = outside.url("matrix", f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.widgets")
+        [widget] = expect_json(http.get(widgets, headers=alice.authorization)).values()
+    assert widget["content"]["url"].startswith(outside.url("stickers.chat", "/"))
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +252,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drill(testbed: Testbed, directory: Path) -> Iterator[Drill]:
+def drill(testbed: Testbed, directory: Path, release_page: ReleaseServer) -> Iterator[Drill]:
     host = testbed.up(own("backup13"), layers=built(testbed, "trixie"))
-    found = begun(host, directory)
+    found = begun(host, directory, release_page)
     yield found
     found.host.down()
 
@@ -344,6 +375,8 @@ def test_everything_is_restored_on_a_new_machine(drill: Drill, testbed: Testbed,
     assert "Nothing is wrong" in output and "restoring the database" in output, output
     assert drill.query(ONE_TIME_KEYS) == "0"
     assert_kept(drill, directory, BEFORE, AFTER)
+    again = drill.stickers("import", str(drill.pack), "--name", "Garden")
+    assert not again["uploaded"] and not again["changed"]
     assert drill.deployment.run("-y").changed == []
 
 
@@ -615,10 +648,10 @@ def one(host: Host) -> tuple[str, dict[str, str]]:
     return host.name, {**options, "ssh_known_hosts_file": str(host.known_hosts)}
 
 
-def test_debian_12_is_restored_on_debian_13(testbed: Testbed, tmp_path: Path) -> None:
+def test_debian_12_is_restored_on_debian_13(testbed: Testbed, release_page: ReleaseServer, tmp_path: Path) -> None:
     """PostgreSQL 17 does not read the files of PostgreSQL 15: the dumps are for that."""
     host = testbed.up(own("backup12"), release="bookworm", layers=built(testbed, "bookworm"))
-    drill = begun(host, tmp_path)
+    drill = begun(host, tmp_path, release_page)
     drill.backed_up()
     replaced(drill, testbed, tmp_path)
     output = drill.restored()
