@@ -322,16 +322,24 @@ def test_a_target_that_is_away_for_long_leaves_a_gap_that_a_backup_ends(drill: D
 
 
 def test_a_full_target_is_reported(drill: Drill) -> None:
-    host = drill.host
+    """By each job. When there is room again, what PostgreSQL has written meanwhile arrives."""
+    host, jobs = drill.host, {"files": "files/files", "wal": "database/wal", "database": "database/database"}
     host.run(
         f"head -c 3000000 /dev/urandom >/var/lib/matrix-synapse/media/large; dd if=/dev/zero of={TARGET}/filler bs=1M",
         check=False,
     )
-    assert host.run("systemctl start matrix-metal-backup-files", check=False).returncode
-    assert "no space left" in drill.part("files/files")["reason"].lower()
+    drill.query("SELECT pg_create_restore_point('full')")
+    kept = drill.query("SELECT pg_walfile_name(pg_switch_wal())")
+    host.run(f"until [ -e {SPOOL}/{kept} ]; do sleep 0.1; done", timeout=60)
+    for job, part in jobs.items():
+        assert host.run(f"systemctl start matrix-metal-backup-{job}", check=False).returncode, job
+        assert "no space left" in drill.part(part)["reason"].lower(), drill.part(part)
+    assert host.run(f"ls {SPOOL}/{kept}").stdout, "the log was not kept"
     host.run(f"rm {TARGET}/filler")
-    host.run("systemctl start matrix-metal-backup-files")
-    assert drill.part("files/files")["failure"] is None
+    for job, part in jobs.items():
+        host.run(f"systemctl start matrix-metal-backup-{job}", timeout=120)
+        assert drill.part(part)["failure"] is None, drill.part(part)
+    assert host.run(f"find {TARGET}/{host.name}/postgresql/archive -name '{kept}-*'").stdout, "the log did not arrive"
 
 
 def test_a_backup_that_is_killed_is_made_again(drill: Drill) -> None:
@@ -345,13 +353,21 @@ def test_a_backup_that_is_killed_is_made_again(drill: Drill) -> None:
 
 
 def test_a_clock_that_was_ahead_by_a_day_hides_nothing(drill: Drill) -> None:
-    """When it is right again: what has changed is backed up, a success in the future is none, and its backup not the newest."""
-    host, file = drill.host, f"{BACKUP_STATE}/files/files.json"
-    host.run(
-        "set -a; . /etc/matrix-metal/backup/files.env; "
-        "restic backup --quiet --time \"$(date -d tomorrow '+%F %T')\" --host matrix-metal /etc/hostname"
+    """When it is right again: what has changed is backed up, a success in the future is none, and its backup not the newest.
+
+    Nor do the backups from the future decide which are too old to be kept.
+    """
+    host, file, repository = (
+        drill.host,
+        f"{BACKUP_STATE}/files/files.json",
+        "set -a; . /etc/matrix-metal/backup/files.env; ",
     )
+    for day in ("tomorrow", "40 days", "20 days ago", "3 days ago"):
+        host.run(
+            f"{repository}restic backup --quiet --time \"$(date -d '{day}' '+%F %T')\" --host matrix-metal /etc/hostname"
+        )
     host.run(f"touch -d tomorrow {BACKUP_STATE}/files/stamp; systemctl stop matrix-metal-backup-files.timer")
+    began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
     future = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
     host.run(f"cat >{file}", stdin=json.dumps({**drill.part("files/files"), "success": future}))
     for output in (
@@ -359,7 +375,16 @@ def test_a_clock_that_was_ahead_by_a_day_hides_nothing(drill: Drill) -> None:
         drill.deployment.manage("status").stdout,
     ):
         assert "which is in the future" in " ".join(output.split()), output
-    host.run("touch /var/lib/matrix-synapse/media/since; systemctl start matrix-metal-backup-files")
+    host.run(
+        f"rm {BACKUP_STATE}/files/pruned; touch /var/lib/matrix-synapse/media/since; systemctl start matrix-metal-backup-files"
+    )
+    days = [
+        round((datetime.fromisoformat(each["time"][:19] + "+00:00") - datetime.now(UTC)) / timedelta(days=1))
+        for each in json.loads(host.run(f"{repository}restic snapshots --json --path /etc/hostname").stdout)
+    ]
+    assert sorted(days) == [-3, 1, 40], days
+    kept = json.loads(host.run(f"{repository}restic snapshots --json --path {SYNAPSE.state[0]}").stdout)
+    assert any(each["time"] >= began for each in kept), "what was just backed up was removed at once"
     assert float(host.run(f"stat -c %Y {BACKUP_STATE}/files/stamp").stdout) <= time.time()
     host.run("systemctl start matrix-metal-backup-files.timer")
     assert "which is in the future" not in " ".join(drill.deployment.manage("status").stdout.split())

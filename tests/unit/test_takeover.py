@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from manage.takeover import described, problems, settings_not_taken
 from operations.templating import TEMPLATES
@@ -113,6 +114,43 @@ def test_directories_of_a_package(program: ModuleType, old: Path, tmp_path: Path
         source = program.Source([str(path) for path in (*paths, old / "synapse.sql")])
         assert source.configuration["server_name"] == SERVER and source.media == lib / "media", paths
         assert source.secrets["synapse_form_secret"] == "forms"  # noqa: S105
+
+
+@pytest.mark.parametrize(
+    ("file", "named", "given"),
+    [
+        ("homeserver.yaml", ("media_store", "", ""), ["synapse"]),
+        ("homeserver.yaml", ("./media", "./own.key", "./own.db"), ["synapse"]),
+        # They begin where Synapse was started, which need not be the directory of the configuration.
+        ("etc/homeserver.yaml", ("data/media", "keys/own.key", "data/own.db"), ["synapse"]),
+        ("etc/homeserver.yaml", ("../data/media", "../keys/own.key", "../data/own.db"), ["synapse"]),
+        (
+            "etc/homeserver.yaml",
+            ("data/media", "keys/own.key", "data/own.db"),
+            ["synapse/etc", "synapse/data", "synapse/keys"],
+        ),
+    ],
+)
+def test_a_virtualenv_with_paths_that_are_relative(
+    program: ModuleType, tmp_path: Path, file: str, named: tuple[str, str, str], given: list[str]
+) -> None:
+    home = tmp_path / "synapse"
+    configuration: dict[str, Any] = {"server_name": SERVER, "media_store_path": named[0]}
+    if named[1]:
+        configuration |= {"signing_key_path": named[1], "database": {"name": "sqlite3", "args": {"database": named[2]}}}
+    defaults = ("", f"{SERVER}.signing.key", "homeserver.db")
+    media, key, database = (
+        home / (name or default).removeprefix("../") for name, default in zip(named, defaults, strict=True)
+    )
+    for directory in (home / "env/bin", (home / file).parent, media, key.parent, database.parent):
+        directory.mkdir(parents=True, exist_ok=True)
+    (home / "env/bin/python").symlink_to("/nowhere/python3.11")
+    (home / file).write_text(yaml.safe_dump(configuration))
+    key.write_text("ed25519 a_key seed\n")
+    sqlite3.connect(database).execute("CREATE TABLE schema_version (version)")
+    source = program.Source([str(tmp_path / path) for path in given])
+    assert (source.file, source.media, source.database, source.kind) == (home / file, media, database, "SQLite")
+    assert source.signing_key == "ed25519 a_key seed\n"
 
 
 @pytest.mark.parametrize(
