@@ -75,7 +75,7 @@ def test_programs_of_every_role_are_listed_by_their_titles(
 ) -> None:
     old = {program: InUse(f"v0-{BAD}", "v0") for role in ROLES.values() for program in role.programs if program != "uv"}
     monkeypatch.setattr(preflight, "executes", lambda: True)
-    every = settings_of(tmp_path, machine=replace(MACHINE, programs=old))
+    every = settings_of(tmp_path, machine=replace(MACHINE, programs=old), cinny=True)
     preflight._say_what_is_upgraded(SimpleNamespace(name="one"), every)  # type: ignore[arg-type]
     told = [line.removeprefix("--> ").partition(" v0 -> ") for line in capsys.readouterr().err.splitlines()]
     releases = {release.name: release.version for _, view in every.views for release in view.programs}
@@ -87,6 +87,7 @@ def test_programs_of_every_role_are_listed_by_their_titles(
         "LiveKit": releases["livekit"],
         "lk-jwt-service": releases["lk-jwt-service"],
         "Element Web": releases["element-web"],
+        "Cinny": releases["cinny"],
         "Ketesa": releases["ketesa"],
         "uPlot": releases["uplot"],
     }
