@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import click
 
 from compat import Refused
-from manage.backends.mas import Mas, SynapseOfMas
+from manage.backends.mas import Mas
 from manage.backends.moderation import Moderation, Room
 from manage.backends.synapse import Synapse
 from manage.machines import Deployment, Machine
@@ -25,7 +25,7 @@ def moderation_of(deployment: Deployment) -> Iterator[tuple[Moderation, Machine]
     """The rooms and reports of a deployment, and the machine that is asked for them. Raises Refused."""
     machine = deployment.machine("synapse")
     try:
-        synapse = SynapseOfMas(Mas(machine)) if machine.settings.roles.get("mas") else Synapse(machine)
+        synapse = Mas(machine).synapse if machine.settings.roles.get("mas") else Synapse(machine)
         try:
             yield Moderation(synapse), machine
         finally:

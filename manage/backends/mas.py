@@ -46,6 +46,7 @@ class Mas:
     def __init__(self, machine: Machine) -> None:
         self.machine, self.server_name = machine, machine.settings.server_name
         self._token, self.opened = "", ""
+        self.synapse = SynapseOfMas(self)
 
     # Requests.
 
@@ -179,10 +180,10 @@ class Mas:
             time.sleep(0.5)
 
     def redact(self, account: Account) -> int:
-        return SynapseOfMas(self).redact(replace(account, id=account.user_id))
+        return self.synapse.redact(replace(account, id=account.user_id))
 
     def quarantine(self, account: Account) -> int:
-        return SynapseOfMas(self).quarantine(replace(account, id=account.user_id))
+        return self.synapse.quarantine(replace(account, id=account.user_id))
 
     def reactivate(self, account: Account, password: str) -> None:
         # First, because MAS has kept the old one.
