@@ -5,11 +5,13 @@ They are judged with series of figures in test_monitoring.py, all of them, to th
 
 import json
 import time
+from typing import Any
 
 import pytest
 
-from roles import FIGURES, FIGURES_TIMER, PROMETHEUS_PORT
+from roles import ALERTS_PORT, FIGURES, FIGURES_TIMER, PROMETHEUS_PORT
 from tests.conftest import Deployed
+from tests.e2e.client import Account, Outside, expect_json
 from tests.testbed import Host
 
 pytestmark = pytest.mark.role("monitoring")
@@ -20,9 +22,11 @@ cd /
 python=/opt/matrix-synapse/current/bin/python
 as_postgres() { runuser -u postgres -- "$@"; }
 ask() {
-    curl -sk --parallel --parallel-max 20 --resolve matrix.DOMAIN:443:127.0.0.1 >/dev/null \
+    curl -sk --parallel --parallel-max ${2:-20} --resolve matrix.DOMAIN:443:127.0.0.1 >/dev/null \
         "https://matrix.DOMAIN/_matrix/client/v3/directory/room/%23nobody%3ADOMAIN?$1"
 }
+alerts=ALERTS mails=/etc/matrix-alertmanager/alertmanager.yaml
+mails_again() { [ ! -e /run/mails.yaml ] || cp /run/mails.yaml $mails; systemctl kill -s HUP matrix-alertmanager; }
 on_aliases() { as_postgres psql -Xqd synapse -c "$1 SELECT ON room_aliases $2 \"matrix-synapse\""; }
 """
 # Two transactions take two rows, each in the other's order.
@@ -54,9 +58,55 @@ cursor.execute("SELECT current_setting('max_connections')::int - count(*) FROM p
 many = [psycopg2.connect("dbname=postgres") for _ in range(left - 8)]
 time.sleep(600)
 """
+# So many that two more are less than a fifth.
+OPENED = r"""
+import socket, sys, time
+many = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(10)]
+time.sleep(600)
+"""
+
+# A mail server that is away.
+AWAY = """
+global: {smtp_smarthost: "127.0.0.1:9", smtp_from: a@example.test, smtp_require_tls: false}
+route: {receiver: administrator, group_wait: 1s, group_interval: 1s}
+receivers: [{name: administrator, email_configs: [{to: b@example.test}]}]
+"""
 
 # Alert -> the labels of what it is about, what makes it happen, and what ends that. In this order.
 CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
+    # Alertmanager counts what it could not send, and Prometheus sees how much that was before.
+    "AlertsNotSent": (
+        {"job": "alertmanager"},
+        """
+        cp $mails /run/mails.yaml
+        cat >$mails
+        systemctl restart matrix-alertmanager
+        until curl -sf $alerts/-/ready >/dev/null; do sleep 0.1; done
+        amtool --alertmanager.url=$alerts alert add Drill
+        """,
+        "mails_again",
+    ),
+    # See `push`.
+    "PushFails": ({}, "", ""),
+    # Requests wait until one of ten connections to the database is free, and those wait for a lock.
+    "DatabaseSlow": (
+        {},
+        """
+        as_postgres psql -Xqd synapse -c 'BEGIN; LOCK TABLE room_aliases; SELECT pg_sleep(5)' >/dev/null &
+        sleep 0.5; ask '[1-300]' 300; wait
+        """,
+        "",
+    ),
+    # It is no tmpfs: those are not looked at.
+    "DiskAlmostFull": (
+        {"mountpoint": "/mnt/full"},
+        """
+        mkdir -p /run/small /mnt/full; mount -t tmpfs -o size=8m small /run/small; mkdir /run/small/upper /run/small/work
+        mount -t overlay -o lowerdir=/mnt,upperdir=/run/small/upper,workdir=/run/small/work full /mnt/full
+        fallocate -l 7900K /mnt/full/filler
+        """,
+        "umount /mnt/full; umount /run/small; rmdir /mnt/full /run/small",
+    ),
     # Meanwhile the others. Prometheus may have begun just now, and not have seen the first of them.
     "UnitRestarts": (
         {"unit": "sliding-sync.service"},
@@ -100,11 +150,14 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
         {"job": "alertmanager"},
         # One more is needed to count them, and one for who asks. Some connections are there for a moment only.
         """
+        mails_again
+        systemd-run -q --unit=opened python3 -Ic "$(cat)" ${alerts##*:}
         pid=$(systemctl show -p MainPID --value matrix-alertmanager)
+        until [ $(ls /proc/$pid/fd | wc -l) -gt 12 ]; do sleep 0.1; done
         least=$(for i in $(seq 30); do ls /proc/$pid/fd | wc -l; sleep 0.2; done | sort -n | head -n 1)
         prlimit --pid $pid --nofile=$((least + 2)):
         """,
-        "systemctl restart matrix-alertmanager",
+        "systemctl stop opened; systemctl restart matrix-alertmanager",
     ),
     "DatabaseConnections": (
         {},
@@ -122,15 +175,16 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
         "as_postgres psql -Xqc 'ALTER ROLE \"matrix-pg-figures\" LOGIN'; systemctl restart matrix-pg-figures",
     ),
 }
-# With these, there are no figures for some of the others.
-HIDING = {"FiguresStale", "DatabaseDown"}
-INPUT = {"Deadlocks": DEADLOCK, "DatabaseConnections": CONNECTED}
+# With these, there are no figures for some of the others, and Alertmanager begins anew.
+HIDING = {"FilesOpen", "FiguresStale", "DatabaseDown"}
+INPUT = {"AlertsNotSent": AWAY, "Deadlocks": DEADLOCK, "FilesOpen": OPENED, "DatabaseConnections": CONNECTED}
 
 
 def noticed(host: Host) -> set[str]:
-    """Alerts that tell of what was made to happen here. They are not sent before it has lasted for as long as their rules say."""
-    shown = host.run(f"curl -sf http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/alerts").stdout
-    labels = [each["labels"] for each in json.loads(shown)["data"]["alerts"]]
+    """Alerts about what was made to happen here. They are not sent before it has lasted for as long as their rules say."""
+    url = f"http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/query"
+    shown = host.run(f"curl -sfG {url} --data-urlencode 'query=last_over_time(ALERTS[10m])'").stdout
+    labels = [each["metric"] for each in json.loads(shown)["data"]["result"]]
     return {
         alert
         for alert, (about, _, _) in CAUSES.items()
@@ -138,11 +192,38 @@ def noticed(host: Host) -> set[str]:
     }
 
 
+def push(outside: Outside, alice: Account, kind: str | None) -> None:
+    """Phones of Alice's get their notifications from where nobody listens; kind: None: she has lost them."""
+    gateway = outside.url("matrix", "/_matrix/push/v1/notify").replace("/_matrix", ":9/_matrix", 1)
+    phone = {"kind": kind, "app_display_name": "x", "device_display_name": "x", "lang": "en", "data": {"url": gateway}}
+    with outside.http() as http:
+        url = outside.url("matrix", "/_matrix/client/v3/pushers/set")
+        for number in range(25):
+            content = {**phone, "app_id": "test.drill", "pushkey": f"phone-{number}", "append": True}
+            expect_json(http.post(url, headers=alice.authorization, json=content))
+
+
+def write(outside: Outside, bob: Account, alice: Account) -> None:
+    """Bob writes to Alice."""
+
+    def ask(who: Account, method: str, path: str, content: Any) -> Any:
+        url = outside.url("matrix", f"/_matrix/client/v3{path}")
+        return expect_json(http.request(method, url, headers=who.authorization, json=content))
+
+    with outside.http() as http:
+        room = ask(bob, "POST", "/createRoom", {"invite": [alice.user_id], "preset": "private_chat"})["room_id"]
+        ask(alice, "POST", f"/join/{room}", {})
+        ask(bob, "PUT", f"/rooms/{room}/send/m.room.message/1", {"msgtype": "m.text", "body": "Look out!"})
+
+
 @pytest.mark.once("debian13")
-def test_what_goes_wrong_is_noticed(deployed: Deployed) -> None:
+def test_what_goes_wrong_is_noticed(deployed: Deployed, outside: Outside, alice: Account, bob: Account) -> None:
+    """And status shows what the administrator is told."""
     host, found = deployed.host, set[str]()
-    prelude = PRELUDE.replace("DOMAIN", host.domain)
+    prelude = PRELUDE.replace("DOMAIN", host.domain).replace("ALERTS", f"http://127.0.0.1:{ALERTS_PORT}")
     try:
+        push(outside, alice, "http")
+        write(outside, bob, alice)
         for several in (set(CAUSES) - HIDING, HIDING):
             for alert, (_, cause, _) in CAUSES.items():
                 if alert in several:
@@ -152,7 +233,12 @@ def test_what_goes_wrong_is_noticed(deployed: Deployed) -> None:
             while several - found and time.monotonic() < deadline:
                 time.sleep(2)
                 found |= noticed(host)
+            if "Damage" in several:
+                shown = " ".join(deployed.deployment.manage("status").stdout.split())
+                assert "The log of postgresql has signs of damaged data or a failing disk (for " in shown, shown
+                assert "): Look at that log now, check the disk, and " in shown, shown
     finally:
+        push(outside, alice, None)
         for _, _, end in reversed(CAUSES.values()):
             host.run(prelude + end, check=False)
     assert set(CAUSES) - found == set()

@@ -123,8 +123,10 @@ class Service:
 
 # PostgreSQL is the last: its restarts disturb the others.
 SERVICES = [Service.of(role, unit) for role in list(EVERYTHING.values())[::-1] for unit in role.units]
-# What a timer starts, with a user of its own: it reads what anybody who writes into the journal likes.
-JOBS = [Service(FIGURES_TIMER.service, ANYBODY)]
+# What a timer starts: it reads what anybody who writes into the journal likes. It has the node exporter's user, and may end that.
+_SAME_USER = [unit.name for unit in MONITORING.units if unit.user == FIGURES_TIMER.user]
+_MAY_END = [f"{what} {name}" for name in _SAME_USER for what in ("kill of", "limits of", "pidfd signal to")]
+JOBS = [Service(FIGURES_TIMER.service, (*ANYBODY, *_MAY_END))]
 SECRETS = (
     "/etc/shadow",
     "/etc/ssh/ssh_host_*_key",
