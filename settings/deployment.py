@@ -534,7 +534,7 @@ class Settings:
         """What this machine's roles have below /opt, each with its title."""
         found: list[tuple[str, Virtualenv | Release]] = []
         for role, view in self.views:
-            # What a unit runs is called after it, in the order of the record, and the pages of a role without units after the role.
+            # What a unit runs is called after it, in the order of the record. A role without units has pages, called after it.
             titles = [role.title_of(unit) for unit in role.units] or [role.title]
             below_opt: list[Virtualenv | Release] = [*view.virtualenvs]
             for release in view.programs:

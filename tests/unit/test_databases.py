@@ -524,7 +524,9 @@ class FarMachine:
 
 
 def manage_postgres(db: FarMachine, *others: FarMachine, command: str) -> Result:
-    machines = {role: machine for machine in (db, *others) for role in ROLES if machine.settings.here(role)}
+    machines = {
+        role.name: machine for machine in (db, *others) for role in ROLES.values() if machine.settings.here(role.name)
+    }
     deployment = SimpleNamespace(name="prod", machine=lambda role: machines[role])
     return CliRunner().invoke(postgres, [command, "--yes"], obj=deployment)
 
