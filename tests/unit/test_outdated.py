@@ -118,9 +118,16 @@ SECURE = "Inst caddy [2.6.2-12] (2.6.2-13 Debian-Security:13/stable-security [am
     ids=["none", "one", "old lists", "no PyPI"],
 )
 def test_exit_status_is_about_vulnerabilities(
-    server: ReleaseServer, tmp_path: Path, fault: bool, apt: list[str], status: int, line: str
+    server: ReleaseServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: bool,
+    apt: list[str],
+    status: int,
+    line: str,
 ) -> None:
     """A machine that answers; the release page never does, and knows of no vulnerability."""
+    monkeypatch.setenv("COLUMNS", "200")
     page = f"{server.url}/matrix-org/sliding-sync/releases/download"
     roles = {role: ["one"] for role in ("postgres", "caddy", "synapse", "sliding_sync")}
     machine = SimpleNamespace(
