@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
+import json
 import secrets
 import socket
 import ssl
@@ -24,6 +26,7 @@ from nio.store import SqliteMemoryStore, SqliteStore
 
 from roles import SYNAPSE_PORT
 from tests.conftest import Deployed
+from tests.e2e.database import query
 from tests.testbed import Host, Testbed
 
 CADDY_ROOT = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
@@ -248,6 +251,28 @@ def new_user(outside: Outside, name: str) -> Account:
     user, password = f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(20)
     register(outside.host, user, password)
     return asyncio.run(outside.log_in(user, password))
+
+
+def new_user_of_mas(outside: Outside, name: str) -> Account:
+    """The same with the stand-in for MAS, which logs nobody in. Synapse is told as MAS does it."""
+    host, user, token = outside.host, f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(20)
+    # matrix-nio sends no key to a device whose name its own has, whoever has that.
+    device = secrets.token_hex(5).upper()
+    secret = host.run("cat /etc/mas/secrets/encryption").stdout
+    sealed = hmac.new(secret.encode(), token.encode(), "sha256").hexdigest()
+    query(
+        host,
+        f"INSERT INTO users (username, created_at) VALUES ('{user}', now());"  # noqa: S608
+        f"INSERT INTO stand_in_tokens VALUES ('{sealed}', '{user}', '{device}')",
+        "mas",
+    )
+    for resource, body in (("provision_user", {}), ("upsert_device", {"device_id": device})):
+        host.run(
+            'curl -sSf -H "Authorization: Bearer $(cat /etc/mas/secrets/synapse)" --json @- '
+            f"http://127.0.0.1:{SYNAPSE_PORT}/_synapse/mas/{resource}",
+            stdin=json.dumps({"localpart": user, **body}),
+        )
+    return Account(f"@{user}:{outside.server_name}", "", device, token)
 
 
 def expect(answer: Any, kind: type[Any]) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ class UserData:
     identity: tuple[dict[str, str], dict[str, str]] = field(repr=False)
 
 
-async def use_everything(outside: Outside, directory: Path) -> UserData:
-    """Two users send messages with and without encryption, upload media, and bind an address."""
+async def use_everything(
+    outside: Outside, directory: Path, user: Callable[[Outside, str], Account] = new_user
+) -> UserData:
+    """Two users send messages with and without encryption, upload media, and bind an address. user: makes each of them."""
     host, mailbox = outside.host, "gardener"
     host.run("sh -s", stdin=MAIL_SERVER.format(domain=host.domain, user=mailbox), timeout=300)
-    alice, bob = [await asyncio.to_thread(new_user, outside, name) for name in ("alice", "bob")]
+    alice, bob = [await asyncio.to_thread(user, outside, name) for name in ("alice", "bob")]
     picture, address, keys = os.urandom(300_000), f"{mailbox}@{host.domain}", directory / "keys"
     keys.mkdir()
     async with outside.matrix(alice, keys=keys) as hers, outside.matrix(bob, keys=keys) as his:
