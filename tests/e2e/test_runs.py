@@ -1,10 +1,12 @@
 """Running a deployment again: a second run changes nothing, drift is repaired, interrupted runs are completed."""
 
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -399,11 +401,17 @@ def kill_at(deployment: Deployment, operation: str, seconds: float = 0.0) -> str
         run.communicate()
 
 
-def test_interrupted_runs_are_completed_by_the_next(empty: Empty) -> None:
+def test_interrupted_runs_are_completed_by_the_next(empty: Empty, tmp_path: Path) -> None:
     host, deployment = empty.host, empty.deployment
     kill_at(deployment, "Install the Debian packages")
-    # A power failure of the machine while packages are unpacked and virtualenvs are built.
     run = deployment.start("-y")
+    # At another computer with the same vault, somebody else deploys to the new machine meanwhile.
+    host.run(f"until [ -e {LOCK} ] && ! flock -n -s {LOCK} true; do sleep 0.02; done", timeout=60)
+    elsewhere = Path(shutil.copytree(deployment.directory, tmp_path / "elsewhere"))
+    other = Deployment(elsewhere, [host], deployment.settings)
+    other.environment |= deployment.environment
+    assert_refused(other.run("-y", check=False), f"{host.name}: another run is at work: ", "@", ", since 20", " UTC")
+    # A power failure of the machine while packages are unpacked and virtualenvs are built.
     host.run("until pgrep -x dpkg; do sleep 0.1; done; sleep 0.5")
     host.kill()
     run.kill()
