@@ -4,6 +4,7 @@ alias, through a jump host, with an agent, with a key that has a passphrase. And
 The machine is deployed once, on itself; by each other way the deploy finds nothing to change, with the same vault.
 """
 
+import json
 import os
 import pty
 import re
@@ -100,9 +101,15 @@ def assert_verified(status: int, output: str) -> None:
 
 
 def assert_reached(deployment: Deployment) -> None:
-    """The deploy reaches the machine and finds nothing to change, and the verification reaches it as well."""
+    """The deploy reaches the machine and finds nothing to change, and the verification and the commands reach it as well."""
     assert deployment.run("-y", timeout=120).changed == []
     verify(deployment)
+    assert_answers(deployment.manage("status", "--json").stdout)
+
+
+def assert_answers(status: str) -> None:
+    [machine] = json.loads(status)["machines"]
+    assert machine["reached"] and {unit["works"] for unit in machine["units"]} == {True}, machine
 
 
 # --- on the machine itself ------------------------------------------------------------------------
@@ -145,6 +152,8 @@ def test_deploy_and_verify_on_the_machine_itself(machines: Machines) -> None:
     secret = run_on_the_machine(host, ".venv/bin/python manage.py home secrets show turn_shared_secret").strip()
     assert len(secret) > 20 and host.run(f"grep -cF {shlex.quote(secret)} /etc/turnserver.conf").stdout.strip() == "1"
     assert_verified(0, run_on_the_machine(host, VERIFY))
+    # It ends with 1 for what else is wrong there: nothing is backed up.
+    assert_answers(run_on_the_machine(host, ".venv/bin/python manage.py home status --json", check=False))
 
 
 def test_vault_of_the_earlier_version_is_renamed(machines: Machines) -> None:
@@ -265,7 +274,12 @@ def test_connect_through_a_jump_host(machines: Machines, kind: str) -> None:
         "command": f"    ProxyCommand ssh -F {machines.directory}/ssh_config -W %h:%p gate\n",
     }[kind]
     deployment = machines.deployment(name="mymatrix", ssh_config_file=str(write_ssh_config(machines, through)))
-    for connect in (lambda: deployment.run("-y", timeout=120), lambda: verify(deployment)):
+    ways = (
+        lambda: deployment.run("-y", timeout=120),
+        lambda: verify(deployment),
+        lambda: assert_answers(deployment.manage("status", "--json").stdout),
+    )
+    for connect in ways:
         begin = machines.target.run("date +%s.%6N").stdout.strip()
         connect()
         assert login_sources(machines.target, begin) == {machines.jump.address}
