@@ -154,7 +154,7 @@ def test_a_logged_certificate_error_is_reported_until_it_is_resolved(machine: Ma
     assert status == 1 and re.search(expected, _unwrapped(output)), output
     machine.host.run(f"rm -r {folder}")
     assert machine.deployment.run("-y").changed == ["Check every certificate"]
-    logged = machine.host.run("journalctl -u caddy -o cat --no-pager -n 200").stdout
+    logged = machine.host.run("journalctl -u caddy -o cat --no-pager -n 2000").stdout
     assert "identity.verify.test: obtaining certificate: context canceled" in logged, logged
     status, output = machine.deployment.verify()
     assert status == 0, output
