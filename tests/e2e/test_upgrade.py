@@ -4,6 +4,7 @@ A version that does not come up is put back. One from which there is no way back
 """
 
 import re
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,18 +199,36 @@ def test_a_synapse_that_is_too_old_for_the_database_is_refused(
 
 
 @pytest.mark.once("debian13")
-@pytest.mark.role("sliding_sync")
-def test_a_program_that_ends_at_once_is_put_back(deployment: Deployment, tmp_path: Path) -> None:
-    host, program = deployment.hosts[0], tmp_path / "syncv3"
-    program.write_text("#!/bin/sh\necho 'I cannot.'\nexit 3\n")
-    deployment.choose(**deployment.settings, sliding_sync_binary=str(program))
+@pytest.mark.parametrize(
+    ("title", "setting", "unit"),
+    [
+        pytest.param(
+            "Sliding Sync proxy", "sliding_sync_binary", "sliding-sync", marks=pytest.mark.role("sliding_sync")
+        ),
+        pytest.param("LiveKit", "livekit_archive", "livekit", marks=pytest.mark.role("rtc")),
+    ],
+    ids=["a program", "one in an archive"],
+)
+def test_a_program_that_ends_at_once_is_put_back(
+    deployment: Deployment, tmp_path: Path, title: str, setting: str, unit: str
+) -> None:
+    host, program = deployment.hosts[0], tmp_path / "program"
+    # LiveKit says that all is well when it cannot start.
+    status = 0 if unit == "livekit" else 3
+    program.write_text(f"#!/bin/sh\necho 'I cannot.'\nexit {status}\n")
+    program.chmod(0o755)
+    if setting == "livekit_archive":
+        with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as archive:
+            archive.add(program, "livekit-server")
+        program = tmp_path / "archive.tar.gz"
+    deployment.choose(**{**deployment.settings, setting: str(program)})
     run = deployment.run("-y", check=False)
     assert run.status == 1
     assert re.search(
-        r"Sliding Sync proxy v[\d.]+ did not come up: I cannot\. The v[\d.]+ of before serves again, \d s later, with the files",
+        rf"{title} v[\d.]+ did not come up: I cannot\. The v[\d.]+ of before serves again, \d s later, with the files",
         run.refusal,
     ), run.output
-    host.run("systemctl is-active sliding-sync")
+    host.run(f"systemctl is-active {unit}")
     assert_nothing_is_left(host)
     again = deployment.run("-y", check=False)
     assert again.status == 1 and again.changed == [] and "did not come up: I cannot. " in again.refusal
