@@ -375,7 +375,7 @@ def _probes(settings: Settings) -> dict[str, str]:
         "installed": 'for link in /opt/*/current; do [ -L "$link" ] && echo "$link $(readlink "$link")"; done; '
         "ls -d /opt/*/current/lib/python3*/site-packages/*.dist-info",
         "packages": f"dpkg-query --show --showformat '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {quoted(*packages)}",
-        "disks": f"df -B1 --output=size,avail,itotal,iavail,target {states} | tail -n +2 | sort -u",
+        "disks": f"df -B1 --output=size,avail,itotal,iavail,target {states} | tail -n +2 | sort -b -u -k 5",
         "backups": f"for file in {BACKUP_STATE}/*.json {BACKUP_STATE}/*/*.json; do "
         '[ ! -e "$file" ] || { tr -d "\\n" <"$file"; echo; }; done',
         "deployed": f'[ ! -s {LAST_DEPLOY} ] || echo "$(stat -c %Y {LAST_DEPLOY}) $(cat {LAST_DEPLOY})"',

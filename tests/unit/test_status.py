@@ -1,6 +1,7 @@
 """manage.py NAME status without a machine: what answers mean, what is judged to be wrong, and what is printed."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -320,6 +321,22 @@ def test_updates_that_do_not_end_well_are_noticed() -> None:
 def test_the_question_is_shell(chosen: Settings) -> None:
     done = subprocess.run(["sh", "-n"], input=look.question(chosen), text=True, capture_output=True, check=False)
     assert done.stderr == ""
+
+
+def test_a_disk_that_is_written_to_meanwhile_is_listed_once(chosen: Settings, tmp_path: Path) -> None:
+    """df asks for each directory anew."""
+    lines = [
+        "1B-blocks  Avail  Inodes  IFree  Mounted on",
+        "200  90  9  8  /",
+        "200  89  9  8  /",
+        "100  89  9  8  /mnt/a b",
+    ]
+    (tmp_path / "df").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    (tmp_path / "df").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    asked = ["sh", "-c", look._probes(chosen)["disks"]]
+    done = subprocess.run(asked, env=environment, text=True, capture_output=True, check=True)
+    assert [line.split(maxsplit=4)[4] for line in done.stdout.splitlines()] == ["/", "/mnt/a b"]
 
 
 def test_the_question_of_a_machine_with_every_role_is_short_enough_for_a_command(tmp_path: Path) -> None:
