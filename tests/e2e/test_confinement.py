@@ -19,6 +19,7 @@ from roles import (
     FIGURES_TIMER,
     MAS_SOCKET,
     MONITORING,
+    NTFY_SOCKET,
     SLIDING_SYNC,
     SLIDING_SYNC_SOCKET,
     SYDENT_PORT,
@@ -86,7 +87,7 @@ NEIGHBOURS = {"neighbour": "", "confined-neighbour": "-p DynamicUser=yes -p Priv
 # What every local user may do: see that processes exist, and connect to sockets that are open to all.
 ANYBODY = ("existence of *", "ownership of *", "socket /run/systemd/*", "socket /run/dbus/*", "socket @neighbour")
 # Where Caddy passes requests on, with the addresses of the clients: for Caddy and what it passes them to.
-BEHIND_CADDY = (SYNAPSE_SOCKETS[0], SLIDING_SYNC_SOCKET, MAS_SOCKET)
+BEHIND_CADDY = (SYNAPSE_SOCKETS[0], SLIDING_SYNC_SOCKET, MAS_SOCKET, NTFY_SOCKET)
 PASSED_ON = tuple(
     allowed
     for directory in (Path(path).parent for path in BEHIND_CADDY)
