@@ -71,7 +71,7 @@ def release_of(choices: Choices, architecture: str, record: Path) -> Release:
 
 
 def cinny_release_of(choices: Choices, record: Path) -> Release:
-    """That of Cinny, as above."""
+    """Cinny's release, which is the same for every architecture, too. record: as in release_of."""
     url = f"{choices.cinny_releases.rstrip('/')}/{CINNY_VERSION}/cinny-{CINNY_VERSION}.tar.gz"
     return Release(
         name="cinny",
