@@ -2,8 +2,8 @@
 
 from tests.testbed import Host
 
-# Files that change by themselves, or tell of the past: logs, caches, backups, what systemd, dpkg and its tools note, data of
-# services that stay.
+# Files that change by themselves, or tell of the past: logs, caches, backups, what systemd, apt, dpkg and their daily jobs note,
+# data of services that stay.
 _VOLATILE = (
     "/etc/.pwd.lock",
     "/etc/ld.so.cache",
@@ -18,9 +18,10 @@ _VOLATILE = (
     "/run/user",
     "/var/backups",
     "/var/cache",
-    "/var/lib/apt/lists",
+    "/var/lib/apt",
     "/var/lib/caddy/.local/share/caddy/locks",
     "/var/lib/dpkg",
+    "/var/lib/logrotate",
     "/var/lib/matrix-metal-housekeeping",
     "/var/lib/matrix-metal/last_deploy.json",
     "/var/lib/matrix-synapse",
