@@ -242,9 +242,12 @@ def test_a_service_that_was_taken_over_reaches_no_other(deployed: Deployed) -> N
 # --- running --------------------------------------------------------------------------------------
 
 
-def test_it_is_up_three_seconds_after_a_restart(deployed: Deployed) -> None:
+@pytest.mark.parametrize("action", ["restart", "kill -s KILL"])
+def test_it_is_up_three_seconds_after_a_restart_or_a_crash(deployed: Deployed, action: str) -> None:
     began = time.monotonic()
-    deployed.host.run(f"systemctl restart mas; until {MAS.units[0].health}; do sleep 0.05; done", timeout=60)
+    deployed.host.run(
+        f"systemctl {action} mas; sleep 0.1; until {MAS.units[0].health}; do sleep 0.05; done", timeout=60
+    )
     assert time.monotonic() - began < 3
 
 
