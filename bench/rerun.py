@@ -4,6 +4,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 
 from bench.delay import Delay
@@ -13,12 +14,25 @@ from tests.deployment import PYINFRA, Deployment
 from tests.testbed import Host
 
 RUNS, LOOKS = 5, 9
+SIX = ("postgres", "synapse", "caddy", "sydent", "sliding_sync", "coturn")
 RUNS_WITH_MAS = 9
 ROUND_TRIP = 0.05
 
 
 class Changed(Exception):
     """A second run changed something."""
+
+
+def measure_six(host: Host, deployment: Deployment) -> Iterator[Figure]:
+    """With the roles that 0.1.0 has. host: a new one, to which deployment is not deployed yet."""
+    before = deployment.inventory.read_text()
+    deployment.assign({role: [host.name] for role in SIX})
+    say(f"deploying six roles to {host.name}")
+    deployment.run("-y")
+    for figure in measure(host, deployment):
+        if figure.name != "status":
+            yield replace(figure, name=f"{figure.name}, six roles")
+    deployment.inventory.write_text(before)
 
 
 def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:

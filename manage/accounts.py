@@ -21,12 +21,21 @@ from manage.output import as_json, confirm, plain, print_json, print_table, unas
 ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
+def backends_of(machine: Machine) -> tuple[Homeserver, Synapse]:
+    """The accounts of the homeserver on a machine, and its Synapse. The end of the first is that of both."""
+    # MAS is on the same machine.
+    if machine.settings.roles.get("mas"):
+        mas = Mas(machine)
+        return mas, mas.synapse
+    synapse = Synapse(machine)
+    return synapse, synapse
+
+
 @contextmanager
 def homeserver_of(deployment: Deployment) -> Iterator[tuple[Homeserver, Machine]]:
     """The accounts of a deployment, and the machine that is asked for them."""
     machine = deployment.machine("synapse")
-    # MAS is on the same machine.
-    homeserver: Homeserver = Mas(machine) if machine.settings.roles.get("mas") else Synapse(machine)
+    homeserver, _ = backends_of(machine)
     try:
         yield homeserver, machine
     finally:

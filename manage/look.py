@@ -19,7 +19,7 @@ from operations.certificates import Served
 from operations.look import Answers, Question
 from operations.machine import BACKUP_STATE, MachineState
 from operations.machine import Machine as MachineFact
-from operations.shell import Fact, quoted
+from operations.shell import Fact, quoted, shell_file
 from operations.units import seconds_since_epoch, unrecovered
 from roles import (
     ALERTS_QUESTION,
@@ -46,19 +46,6 @@ LAST_DEPLOY = "/var/lib/matrix-metal/last_deploy.json"
 _PROPERTIES = "Id,LoadState,ActiveState,SubState,NRestarts,InvocationID,ExecMainStartTimestamp"
 # Milliseconds: a table of a large homeserver takes longer to count than anybody waits.
 _QUICKLY = "-c default_transaction_read_only=on -c statement_timeout=2000"
-
-# As another homeserver: by the public names, with a certificate that is trusted, and without a proxy.
-_FEDERATION = """
-# Of what curl says, the first line: there may be others, with advice about curl.
-ask() {{
-  said=$(curl -qsSf --noproxy '*' --max-time 5 "$1" 2>&1) || {{ echo "$(echo "$said" | head -n 1) ($1)"; exit 1; }}
-  printf %s "$said"
-}}
-found=$(ask https://{server_name}/.well-known/matrix/server) || {{ echo "problem $found"; exit; }}
-at=$(printf %s "$found" | tr -d '\\n' | sed -n 's/.*"m\\.server" *: *"\\([^"]*\\)".*/\\1/p')
-found=$(ask "https://${{at:-{server_name}:{port}}}/_matrix/key/v2/server") || {{ echo "problem $found"; exit; }}
-printf %s "$found" | tr -d '\\n' | sed 's/^/keys /'
-"""
 
 
 @dataclass(frozen=True)
@@ -228,23 +215,8 @@ class UpdatesSeen:
         )
 
 
-# A job of Debian's writes the time of its last success here, and ends without an error in any case.
-_PERIODIC = "/var/lib/apt/periodic"
-# As root. needrestart knows whether there is a newer kernel than the one that runs: 2 or 3.
-UPDATES_QUESTION = f"""
-[ ! -e {UPDATES_APT} ] || stat -c 'since %Y' {UPDATES_APT}
-[ ! -e {_PERIODIC}/update-stamp ] || stat -c 'lists %Y' {_PERIODIC}/update-stamp
-[ ! -e {_PERIODIC}/upgrade-stamp ] || stat -c 'installed %Y' {_PERIODIC}/upgrade-stamp
-systemctl show --timestamp=unix -p ExecMainStartTimestamp --value {UPDATES_JOBS[1]}.service | sed -n 's/^@/begun /p'
-! systemctl is-active {UPDATES_JOBS[1]}.service | grep -qx activating || echo updating
-[ ! -s /var/lib/unattended-upgrades/kept-back ] || echo "kept_back $(cat /var/lib/unattended-upgrades/kept-back)"
-! apt-cache policy | grep -q 'l=Debian-Security' || echo source
-if [ -e /run/reboot-required ]; then
-  echo "reboot $(sort -u /run/reboot-required.pkgs 2>/dev/null | xargs)"
-else
-  needrestart -b -k 2>/dev/null | sed -n 's/^NEEDRESTART-KSTA: [23]$/reboot/p'
-fi
-"""
+# As root.
+UPDATES_QUESTION = f"role={UPDATES_APT} job={UPDATES_JOBS[1]}.service\n{shell_file('updates')}\nabout_updates"
 
 
 @dataclass(frozen=True)
@@ -416,7 +388,7 @@ def _probes(settings: Settings) -> dict[str, str]:
     if settings.here("synapse"):
         probes["housekeeping"] = f"[ ! -s {HOUSEKEEPING_REPORT} ] || tr -d '\\n' <{HOUSEKEEPING_REPORT}"
     if settings.here("synapse") and settings.section(Homeserver).federation:
-        probes["federation"] = _FEDERATION.format(server_name=settings.server_name, port=FEDERATION_PORT)
+        probes["federation"] = f"{shell_file('federation')}\nreach {quoted(settings.server_name)} {FEDERATION_PORT}"
     return probes
 
 

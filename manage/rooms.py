@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import click
 
 from compat import Refused
-from manage.backends.mas import Mas
+from manage.accounts import backends_of
 from manage.backends.moderation import Moderation, Room
-from manage.backends.synapse import Synapse
 from manage.machines import Deployment, Machine
 from manage.output import as_json, confirm, plain, print_json, print_table, unasked
 
@@ -25,11 +24,11 @@ def moderation_of(deployment: Deployment) -> Iterator[tuple[Moderation, Machine]
     """The rooms and reports of a deployment, and the machine that is asked for them. Raises Refused."""
     machine = deployment.machine("synapse")
     try:
-        synapse = Mas(machine).synapse if machine.settings.roles.get("mas") else Synapse(machine)
+        homeserver, synapse = backends_of(machine)
         try:
             yield Moderation(synapse), machine
         finally:
-            synapse.close()
+            homeserver.close()
     finally:
         machine.close()
 

@@ -12,10 +12,9 @@ from typing import Any
 import click
 
 from compat import Refused
-from manage.accounts import existing
+from manage.accounts import backends_of, existing
 from manage.backends.moderation import Moderation
 from manage.backends.stickers import LARGEST_EVENT, Stickers
-from manage.backends.synapse import Synapse
 from manage.homeserver import Account, user_id_of
 from manage.machines import Deployment, Machine
 from manage.output import as_json, confirm, print_json, print_table, unasked
@@ -117,7 +116,7 @@ class Shop:
 
     def __init__(self, web: Machine, homeserver: Machine) -> None:
         self.web, self.homeserver = web, homeserver
-        self.synapse = Synapse(homeserver)
+        self.accounts, self.synapse = backends_of(homeserver)
         self.stickers = Stickers(self.synapse)
         self.index = Index.read("\n".join(web.run(f"[ ! -e {INDEX} ] || cat {INDEX}")))
 
@@ -162,12 +161,12 @@ def shop_of(deployment: Deployment) -> Iterator[Shop]:
     web, homeserver = deployment.machine("element"), deployment.machine("synapse")
     if not web.settings.section(Choices).stickers:
         raise Refused(f"{deployment.name} has no page for stickers: set stickers = True, and deploy")
-    if homeserver.settings.roles.get("mas"):
-        raise Refused(
-            "stickers cannot be imported or enabled with MAS: Synapse takes them only from an administrator who has logged in"
-        )
     try:
-        yield Shop(web, homeserver)
+        shop = Shop(web, homeserver)
+        try:
+            yield shop
+        finally:
+            shop.accounts.close()
     finally:
         web.close()
         homeserver.close()
@@ -343,8 +342,8 @@ def _set_picker(deployment: Deployment, account: str | None, everybody: bool, wa
 
 def _accounts(shop: Shop, account: str | None) -> list[Account]:
     if account is None:
-        return [each for each in shop.synapse.all() if not each.deactivated and not each.locked]
-    found = existing(shop.synapse, user_id_of(account, shop.homeserver.settings.server_name))
+        return [each for each in shop.accounts.all() if not each.deactivated and not each.locked]
+    found = existing(shop.accounts, user_id_of(account, shop.homeserver.settings.server_name))
     if found.deactivated:
         raise Refused(f"{found.user_id} is deactivated")
     return [found]

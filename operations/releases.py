@@ -25,17 +25,10 @@ from pyinfra.api.state import State
 from operations.look import ask, operation
 from operations.programs import KEPT, Program
 from operations.refusal import Refused
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 from releases import Release, ReleaseError, ReleaseFile, contents, record, store
 
 _DIRECTORY = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_~-]*-[0-9a-f]{12}")
-
-# A checksum of the list of files that an archive was unpacked to. The files are not read on every run, which would take a
-# second for Element Web: a file that was changed has another time, and a truncated one another size.
-_LISTING = (
-    r"find . -mindepth 1 \( -type d -printf 'd %m %U %P\n' \) -o -printf '%y %m %U %s %T@ %P\n' "
-    "| LC_ALL=C sort | sha256sum"
-)
 
 
 @dataclass(frozen=True)
@@ -57,15 +50,18 @@ class Installation:
 class Installed(Fact[Installation]):
     """What a machine has of a release, and in one of its directories. programs: paths of the executables there.
 
-    archive: whether the release is an archive; then <directory>.sum has its sha256 and the checksum of _LISTING.
+    archive: whether the release is an archive; then <directory>.sum has its sha256 and the checksum of its listing.
     """
+
+    functions = "release"
 
     def question(self, home: str, directory: str, programs: Sequence[str], archive: bool) -> str:
         files = [f"{directory}/{program}" for program in programs]
         if archive:
             sha256 = (
-                f"read -r sha256 sum rest <{quoted(f'{directory}.sum')} && found=$(cd {quoted(directory)} && {_LISTING}) "
-                '&& [ "${found%% *}" = "$sum" ] && echo "sha256=$sha256"; '
+                f"read -r sha256 sum rest <{quoted(f'{directory}.sum')} && "
+                f"found=$(cd {quoted(directory)} && listing | sha256sum) && "
+                '[ "${found%% *}" = "$sum" ] && echo "sha256=$sha256"; '
             )
         else:
             sha256 = f'echo "sha256=$(sha256sum <{quoted(*files)})"; '
@@ -173,41 +169,12 @@ def _send(file: ReleaseFile) -> Iterator[StringCommand]:
             raise Refused(str(error)) from error
         path = file.path
     assert path is not None
-    home, needed = quoted(release.home), path.stat().st_size + file.size
-    yield script(
-        f"install -d -m 755 {home}",
-        # Left by a power failure; a younger one may be an upload that is still running.
-        f"find {home} -mindepth 1 -maxdepth 1 -name '.arriving-*' -mmin +1440 -exec rm -rf -- {{}} +",
-        f'if [ "$(df -B1 --output=avail {home} | tail -n 1)" -lt {needed} ]; then',
-        f"  echo {quoted(f'{release}: {release.home} has no space for {needed} bytes: not installed')} >&2",
-        "  exit 1",
-        "fi",
-    )
-    packed, directory = contents.pack(release, path), quoted(file.directory)
-    arrived = script(
-        "umask 022",
-        f"cd {home}",
-        "new=$(mktemp -d .arriving-XXXXXXXXXX)",
-        # pyinfra sends everything before it reads: unread input would be an error of its own, and hide the message.
-        """trap 'rm -rf -- "$new"; cat >/dev/null' EXIT""",
-        # These signals would end it without the trap above; PIPE comes when it prints to a closed connection.
-        "trap 'exit 1' HUP INT PIPE TERM",
-        'base64 -d >"$new/packed"',
-        'got=$(sha256sum <"$new/packed"); got=${got%% *}',
-        f'if [ "$got" != {hashlib.sha256(packed).hexdigest()} ]; then',
-        f'  echo {quoted(str(release))}": it did not arrive as it was sent: not installed, run again" >&2',
-        "  exit 1",
-        "fi",
-        'mkdir "$new/files"',
-        # --touch: web servers tell two versions of a file apart by their times.
-        'tar -xzf "$new/packed" -C "$new/files" --no-same-owner --preserve-permissions --touch',
-        f'echo "{file.sha256} $(cd "$new/files" && {_LISTING})" >"$new/sum"',
-        # Otherwise a power failure could leave the name without the content. Not one by one: thousands of files take a minute.
-        'sync -f "$new/files"' if release.archive else f'sync "$new/files/"{quoted(release.name)}',
-        f'if [ -e {directory} ]; then mv -T {directory} "$new/damaged"; fi',
-        f'mv -T "$new/files" {directory}',
-        *([f'mv -fT "$new/sum" {directory}.sum'] if release.archive else []),
-    )
+    values = {"home": release.home, "title": str(release), "directory": file.directory}
+    shell = " ".join(f"{name}={quoted(value)}" for name, value in values.items()) + f"\n{shell_file('release')}"
+    yield script(shell, f"make_room {path.stat().st_size + file.size}")
+    packed = contents.pack(release, path)
+    sha256 = hashlib.sha256(packed).hexdigest()
+    arrived = script(shell, f"receive {quoted(sha256, file.sha256 if release.archive else '', release.name)}")
     yield StringCommand(*arrived.bits, _stdin=_Encoded(packed))
 
 

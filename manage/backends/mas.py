@@ -13,13 +13,14 @@ import base64
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from compat import Refused
-from manage.backends.synapse import Synapse
+from manage.backends.synapse import BORROWED, Synapse
 from manage.homeserver import OUR_NAMES, SERVICE_NAME, Account, Session, Token
 from manage.machines import Machine
 from manage.web import Answer, send
@@ -34,9 +35,9 @@ KINDS = {"oauth2": "finish", "compat": "finish", "user": "finish", "personal": "
 DEVICE = ("urn:matrix:client:device:", "urn:matrix:org.matrix.msc2967.client:device:")
 # Seconds that MAS may take to end the sessions of a deactivated account, which it does a moment later.
 PATIENCE = 20
-# What the token for Synapse's admin API is for, and after how many seconds it ends if this run cannot end it: the removal of a
-# large room takes long.
-SCOPE = "urn:matrix:client:api:* urn:synapse:admin:*"
+# What an account may do at Synapse.
+CLIENT_SCOPE = "urn:matrix:client:api:*"
+# Seconds after which the token for Synapse's admin API ends if this run cannot end it: the removal of a large room takes long.
 LASTS = 6 * 60 * 60
 
 
@@ -80,6 +81,24 @@ class Mas:
             raise Refused(f"MAS refuses: {answer.error}")
         return answer.content
 
+    @contextmanager
+    def session_of(self, username: str) -> Iterator[str]:
+        """A token that Synapse takes for an account's, which is ended afterwards. Raises Refused."""
+        user = self._ask("GET", f"users/by-username/{quote(username, safe='')}")["data"]
+        session, token = self._personal_session(user["id"], CLIENT_SCOPE, BORROWED)
+        try:
+            yield token
+        finally:
+            self._end_personal_session(session)
+
+    def _personal_session(self, user: str, scope: str, lasts: int) -> tuple[str, str]:
+        content = {"actor_user_id": user, "human_name": "manage.py", "scope": scope, "expires_in": lasts}
+        made = self._ask("POST", "personal-sessions", content)["data"]
+        return made["id"], str(made["attributes"]["access_token"])
+
+    def _end_personal_session(self, session: str) -> None:
+        self._ask("POST", f"personal-sessions/{session}/revoke")
+
     def open_session(self) -> str:
         """A token that Synapse takes for an administrator's. Raises Refused."""
         for name in (SERVICE_NAME, *(f"{SERVICE_NAME}-{number}" for number in range(2, 100))):
@@ -92,14 +111,12 @@ class Mas:
             # One that was moved here from Synapse may have been deactivated there.
             if not user["attributes"]["deactivated_at"] and not user["attributes"]["locked_at"]:
                 break
-        content = {"actor_user_id": user["id"], "human_name": "manage.py", "scope": SCOPE, "expires_in": LASTS}
-        made = self._ask("POST", "personal-sessions", content)["data"]
-        self.opened = made["id"]
-        return str(made["attributes"]["access_token"])
+        self.opened, token = self._personal_session(user["id"], f"{CLIENT_SCOPE} urn:synapse:admin:*", LASTS)
+        return token
 
     def close(self) -> None:
         if self.opened:
-            self._ask("POST", f"personal-sessions/{self.opened}/revoke")
+            self._end_personal_session(self.opened)
             self.opened = ""
         if self._token:
             self._send("POST", "/oauth2/revoke", self._client(), form={"token": self._token})
@@ -236,6 +253,11 @@ class SynapseOfMas(Synapse):
                 "Synapse does not take the token that MAS has given for these commands: see journalctl -u mas"
             )
         self._token = self.mas.open_session()
+
+    @contextmanager
+    def session_of(self, user_id: str) -> Iterator[str]:
+        with self.mas.session_of(user_id[1:].partition(":")[0]) as token:
+            yield token
 
     def close(self) -> None:
         self.mas.close()

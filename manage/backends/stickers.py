@@ -1,16 +1,13 @@
 """What stickers need of Synapse: media, the packs of rooms, and the widgets of accounts.
 
 Media is uploaded, and packs are written, by the account of these commands. The widgets of an account are its own data, which
-Synapse gives to its user alone: for that, an administrator can have a token of any user. Here it is valid for minutes, and
-is ended once it was used.
+Synapse gives to its user alone: for that, an administrator can have a token of any user.
 """
 
 import base64
 import json
 import secrets
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from compat import Refused
@@ -23,8 +20,6 @@ CLIENT = "/_matrix/client/v3"
 PACKS = ("m.room.image_pack", "im.ponies.room_emotes")
 # Bytes. An event has at most 65,536, with what the homeserver adds.
 LARGEST_EVENT = 60_000
-# Seconds for which a token of a user is valid at most.
-PATIENCE = 300
 # The file is in memory, and nobody but root can read it. The request comes first on standard input, then an empty line.
 _UPLOAD = (
     "dir=$(mktemp --directory --tmpdir=/run) && trap 'rm -rf \"$dir\"' EXIT && sed -u '/^$/q' >\"$dir/request\" && "
@@ -93,22 +88,12 @@ class Stickers:
 
     # Widgets of accounts.
 
-    @contextmanager
-    def _as(self, user_id: str) -> Iterator[str]:
-        """A token of an account, which is ended afterwards. It is no session: people do not see it among theirs."""
-        content = {"valid_until_ms": int((time.time() + PATIENCE) * 1000)}
-        token = str(self.synapse.ask("POST", f"v1/users/{in_path(user_id)}/login", content)["access_token"])
-        try:
-            yield token
-        finally:
-            self._ask("POST", "/logout", token, {})
-
     def set_picker(self, user_id: str, address: str, wanted: bool) -> str:
         """Add the picker at this address to an account's widgets, or take it away; the others stay as they are.
 
         Returns "changed", "unchanged", or "other" if there is another picker, of which clients show one only.
         """
-        with self._as(user_id) as token:
+        with self.synapse.session_of(user_id) as token:
             path = f"/user/{in_path(user_id)}/account_data/m.widgets"
             answer = self.synapse.send("GET", f"{CLIENT}{path}", token=token)
             if answer.status not in (200, 404):

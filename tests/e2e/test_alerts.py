@@ -3,14 +3,14 @@
 They are judged with series of figures in test_monitoring.py, all of them, to the time when the administrator is told.
 """
 
-import json
 import time
 from typing import Any
 
 import pytest
 
-from roles import ALERTS_PORT, FIGURES, FIGURES_TIMER, PROMETHEUS_PORT
+from roles import ALERTS_PORT, FIGURES, FIGURES_TIMER
 from tests.conftest import Deployed
+from tests.e2e.alerts import labels_of_alerts
 from tests.e2e.client import Account, Outside, expect_json
 from tests.testbed import Host
 
@@ -72,6 +72,11 @@ route: {receiver: administrator, group_wait: 1s, group_interval: 1s}
 receivers: [{name: administrator, email_configs: [{to: b@example.test}]}]
 """
 
+# What sends messages to other homeservers does not get to those that are written meanwhile.
+LATE = """
+systemd-run -q --uid=postgres psql -Xqd synapse -c 'BEGIN; LOCK TABLE federation_stream_position; SELECT pg_sleep(70)'
+"""
+
 # Alert -> the labels of what it is about, what makes it happen, and what ends that. In this order.
 CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
     # Alertmanager counts what it could not send, and Prometheus sees how much that was before.
@@ -86,8 +91,9 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
         """,
         "mails_again",
     ),
-    # See `push`.
+    # See `push`, and LATE.
     "PushFails": ({}, "", ""),
+    "EventsLate": ({"name": "federation_sender"}, "", ""),
     # Requests wait until one of ten connections to the database is free, and those wait for a lock: for so long that figures were
     # taken meanwhile, and that a thousand quick requests of the minutes before do not hide it.
     "DatabaseSlow": (
@@ -182,10 +188,8 @@ INPUT = {"AlertsNotSent": AWAY, "Deadlocks": DEADLOCK, "FilesOpen": OPENED, "Dat
 
 
 def noticed(host: Host) -> set[str]:
-    """Alerts about what was made to happen here. They are not sent before it has lasted for as long as their rules say."""
-    url = f"http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/query"
-    shown = host.run(f"curl -sfG {url} --data-urlencode 'query=last_over_time(ALERTS[10m])'").stdout
-    labels = [each["metric"] for each in json.loads(shown)["data"]["result"]]
+    """Alerts about what was made to happen here."""
+    labels = labels_of_alerts(host)
     return {
         alert
         for alert, (about, _, _) in CAUSES.items()
@@ -223,6 +227,7 @@ def test_what_goes_wrong_is_noticed(deployed: Deployed, outside: Outside, alice:
     host, found = deployed.host, set[str]()
     prelude = PRELUDE.replace("DOMAIN", host.domain).replace("ALERTS", f"http://127.0.0.1:{ALERTS_PORT}")
     try:
+        host.run(LATE)
         push(outside, alice, "http")
         write(outside, bob, alice)
         for several in (set(CAUSES) - HIDING, HIDING):

@@ -61,7 +61,7 @@ class Drill:
     """A homeserver with a backup.
 
     roles: of its machine. moment: between its last two messages in the encrypted room. key: its signing key. published: what
-    other homeservers know it by. pack: the directory of a pack of stickers, which homeservers with MAS have not.
+    other homeservers know it by. pack: the directory of a pack of stickers, not with the stand-in of MAS.
     """
 
     deployment: Deployment

@@ -242,10 +242,13 @@ def test_a_service_that_was_taken_over_reaches_no_other(deployed: Deployed) -> N
 # --- running --------------------------------------------------------------------------------------
 
 
-def test_it_is_up_three_seconds_after_a_restart(deployed: Deployed) -> None:
+@pytest.mark.parametrize(("action", "seconds"), [("restart", 3), ("kill -s KILL", 10)])
+def test_it_is_up_again_after_a_restart_or_a_crash(deployed: Deployed, action: str, seconds: float) -> None:
     began = time.monotonic()
-    deployed.host.run(f"systemctl restart mas; until {MAS.units[0].health}; do sleep 0.05; done", timeout=60)
-    assert time.monotonic() - began < 3
+    deployed.host.run(
+        f"systemctl {action} mas; sleep 0.1; until {MAS.units[0].health}; do sleep 0.05; done", timeout=60
+    )
+    assert time.monotonic() - began < seconds
 
 
 def test_it_waits_for_its_database(deployed: Deployed) -> None:

@@ -24,6 +24,7 @@ from settings.issuers import STORE
 from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import AVAILABLE, Deployment
+from tests.e2e.alerts import labels_of_alerts
 from tests.e2e.banned import ATTEMPTS, assert_bans
 from tests.e2e.client import CADDY_ROOT, register
 from tests.e2e.picture import difference, picture
@@ -36,6 +37,18 @@ REMOVABLE: list[RoleName] = [role.name for role in ROLES.values() if not role.st
 # Without packages of Debian's and databases: to remove them is the same on both releases.
 OURS: list[RoleName] = [name for name in REMOVABLE if not ROLES[name].packages and not ROLES[name].database]
 TARGET = "/mnt/backup"
+AWAY = f"""
+mv {TARGET} {TARGET}.away
+chmod 0 /var/spool/matrix-metal-backup
+! systemctl start matrix-metal-backup-files
+systemctl start matrix-metal-figures
+cd / && runuser -u postgres -- psql -Xqc 'CREATE TABLE written (at int)' -c 'DROP TABLE written' -c 'SELECT pg_switch_wal()'
+"""
+BACK = f"""
+chmod 700 /var/spool/matrix-metal-backup
+mv {TARGET}.away {TARGET}
+systemctl start matrix-metal-backup-files matrix-metal-figures
+"""
 # Of the administrator's own, before the first deploy: coturn needs it as well.
 OWN_PACKAGE = "python3-seccomp"
 
@@ -144,6 +157,25 @@ def test_what_cannot_be_removed_is_refused(machine: Machine) -> None:
 def test_whoever_tries_passwords_is_banned(machine: Machine) -> None:
     """While the machine has every role, and people who log in to Synapse."""
     assert_bans(machine.host, machine.deployment)
+
+
+@pytest.mark.role("monitoring")
+@pytest.mark.once("debian13")
+def test_a_backup_that_fails_is_noticed(machine: Machine) -> None:
+    """Its job, whose target is away, and PostgreSQL, which cannot leave its log for it."""
+    host = machine.host
+    host.run(AWAY)
+    wanted = [{"alertname": "ArchivingFails"}, {"alertname": "BackupFails", "part": "files"}]
+    deadline = time.monotonic() + 120
+    try:
+        while wanted:
+            assert time.monotonic() < deadline, wanted
+            time.sleep(1)
+            wanted = [
+                each for each in wanted if not any(each.items() <= found.items() for found in labels_of_alerts(host))
+            ]
+    finally:
+        host.run(BACK)
 
 
 @pytest.mark.role("ntfy")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -37,6 +38,7 @@ from tests.e2e.test_accounts import (  # noqa: F401
     test_the_list_has_people_and_nobody_else,
     test_the_password_is_asked_for_twice_and_not_echoed,
 )
+from tests.e2e.test_element import PICTURES
 from tests.e2e.test_rtc import calling, livekit_client
 from tests.e2e.test_secrets import assert_none_in
 from tests.standin.archives import real_mas
@@ -50,7 +52,7 @@ pytestmark = [
     pytest.mark.skipif(not real_mas(), reason="set MAS_BINARY to an archive of the real MAS"),
 ]
 
-ROLES = ("postgres", "synapse", "caddy", "mas", *(("coturn", "rtc") if real_rtc() else ()))
+ROLES = ("postgres", "synapse", "caddy", "mas", "element", *(("coturn", "rtc") if real_rtc() else ()))
 # Of Element X on Android: its redirect URI belongs to the application, not to a web site.
 SCHEME = "io.element.android"
 ELEMENT_X = {
@@ -119,6 +121,7 @@ def homeserver(
     deployment.assign({role: [host.name] for role in ROLES})
     with (deployment.directory / "group_data" / f"{deployment.name}.py").open("a") as settings:
         settings.write(f"registration = 'open'\nsmtp_host = 'mail.{host.domain}'\nsmtp_port = 25\nsmtp_tls = 'none'\n")
+        settings.write("stickers = True\n")
         settings.write(f"sso = [{PROVIDER.model_dump(include={'id', 'issuer', 'client_id', 'name'})!r}]\n")
     vault = Vault.open(deployment.vault)
     client_secret = secrets.token_urlsafe(30)
@@ -538,6 +541,39 @@ def test_registration_tokens(managed: Managed) -> None:
     managed.run("tokens", "revoke", token["token"])
     assert token["token"] not in managed.run("tokens", "list", "--all")
     assert "no such registration token" in managed.refusal("tokens", "revoke", token["token"])
+
+
+def test_stickers(managed: Managed, name: str, tmp_path: Path) -> None:
+    """They come into a room and into the widgets of an account, whose person sees no session of it."""
+    for file, content in PICTURES.items():
+        (tmp_path / file).write_bytes(content)
+    alice = managed.log_in(name, managed.json("accounts", "create", name, "--generate")["password"])
+
+    def ask(method: str, path: str, content: Any = None) -> Any:
+        with managed.outside.http() as http:
+            url = managed.outside.url("matrix", f"/_matrix/client/v3{path}")
+            return expect_json(http.request(method, url, headers=alice.authorization, json=content))
+
+    room, sessions = ask("POST", "/createRoom", {})["room_id"], managed.json("accounts", "sessions", name)
+    done = managed.json("stickers", "import", str(tmp_path), "--name", "Garden", "--room", room)
+    assert done["uploaded"] == done["stickers"] == 3
+    pack = ask("GET", f"/rooms/{room}/state/m.room.image_pack/Garden")
+    assert sorted(pack["images"]) == ["bean", "happy_cat", "wave"]
+    media = pack["images"]["bean"]["url"].removeprefix("mxc://")
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", f"/_matrix/client/v1/media/download/{media}")
+        assert http.get(url, headers=alice.authorization).content == PICTURES["bean.webp"]
+    assert list(ask("GET", f"/rooms/{room}/joined_members")["joined"]) == [alice.user_id]
+
+    assert managed.json("stickers", "enable", name)["changed"] == [alice.user_id]
+    assert alice.user_id in managed.json("stickers", "enable", "--all")["unchanged"]
+    widgets = f"/user/{alice.user_id}/account_data/m.widgets"
+    [widget] = ask("GET", widgets).values()
+    assert widget["content"]["url"].startswith(managed.outside.url("stickers.chat", "/"))
+    assert managed.json("accounts", "sessions", name) == sessions
+    assert managed.json("stickers", "disable", name)["changed"] == [alice.user_id] and ask("GET", widgets) == {}
+    managed.run("stickers", "remove", "Garden", "--yes")
+    assert ask("GET", f"/rooms/{room}/state/m.room.image_pack/Garden") == {}
 
 
 def test_no_password_is_on_a_command_line_or_in_the_journal(managed: Managed, name: str) -> None:

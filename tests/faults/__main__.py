@@ -23,13 +23,14 @@ from roles import ROLES
 from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment
 from tests.e2e.client import Outside, new_user
 from tests.e2e.load import room_of
-from tests.faults.report import written
+from tests.faults.report import RELEASES, written
 from tests.faults.writers import Writers
 from tests.testbed import Host, Testbed
 
 PLAYED = ("postgres", "synapse", "caddy", "sydent", "coturn")
 # Seconds within which a daemon, and a machine, must serve again.
 DAEMON, MACHINE = 10.0, 60.0
+KILLED = "{} is killed (kill -9)"
 PARTS = ("daemons", "machine", "names", "disks", "memory", "others", "deploys")
 RESULTS = ROOT / ".cache" / "faults.json"
 REPORT = ROOT / "docs" / "reliability.md"
@@ -264,7 +265,11 @@ def memory(server: Homeserver) -> None:
 def others(server: Homeserver) -> None:
     """The daemons of the roles that come on top, which are deployed now. Messages go on meanwhile."""
     host, deployment = server.host, server.deployment
-    played = [*EVERYTHING, *(role for role in ("bans", "ntfy") if role in AVAILABLE[host.release])]
+    wanted = [*EVERYTHING, "bans", "ntfy"]
+    played = [role for role in wanted if role in AVAILABLE[host.release]]
+    for role in (ROLES[name] for name in wanted if name not in played):
+        remark = f"Debian {RELEASES[host.release]} does not have {role.title}"
+        server.results.append(Result(KILLED.format(role.title), host.release, remark=remark))
     with every_role(host) as everything:
         deployment.choose(**everything.settings)
         deployment.assign({role: [host.name] for role in played})
@@ -273,7 +278,7 @@ def others(server: Homeserver) -> None:
             for unit in role.units:
                 name, title = unit.name.removesuffix(".service"), unit.title or role.title
                 kill = partial(host.run, f"systemctl kill -s KILL {name}")
-                server.broken(f"{title} is killed (kill -9)", kill, healthy=(name,))
+                server.broken(KILLED.format(title), kill, healthy=(name,))
 
 
 def deploys(release: str, results: list[Result]) -> None:

@@ -28,6 +28,8 @@ What was not tried by this command, and why:
   still valid, and one that is not (`tests/e2e/test_verify.py`, `tests/e2e/test_status.py`).
 - **Two administrators at once**: the second is told who is at work and since when, and nothing is touched
   (`tests/e2e/test_runs.py`).
+- **MAS**: these clients log in with passwords at Synapse. That it is up within 3 seconds of a restart, and 10 of a kill -9, is
+  tested in `tests/e2e/test_mas.py`.
 """
 
 

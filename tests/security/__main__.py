@@ -254,11 +254,16 @@ def requests(target: Target) -> None:
     # Here and not above: these modules are tests.
     from tests.e2e.test_bad_moments import statuses_of_long_requests
     from tests.e2e.test_messages import MAX_UPLOAD, upload
-    from tests.e2e.test_outside import IDENTITY_V1, MALFORMED, SERVICES, UNREACHABLE_PATHS, answer_to
+    from tests.e2e.test_outside import IDENTITY_V1, MALFORMED, OWN_PAGES, SERVICES, UNREACHABLE_PATHS, answer_to
 
     outside, rows = target.outside, dict[str, list[str]]()
     with outside.http() as http:
-        statuses = [http.get(outside.url(name, path)).status_code for name in SERVICES for path in UNREACHABLE_PATHS]
+        statuses = [
+            http.get(outside.url(name, path)).status_code
+            for name in SERVICES
+            for path in UNREACHABLE_PATHS
+            if path not in OWN_PAGES.get(name, ())
+        ]
         rows["paths of administration, metrics and the like, at each name, also in disguise"] = _answers(statuses)
         statuses = [
             http.post(outside.url("identity", f"/_matrix/identity/api/v1/{path}"), json={}).status_code
