@@ -72,11 +72,6 @@ route: {receiver: administrator, group_wait: 1s, group_interval: 1s}
 receivers: [{name: administrator, email_configs: [{to: b@example.test}]}]
 """
 
-# What sends messages to other homeservers does not get to those that are written meanwhile.
-LATE = """
-systemd-run -q --uid=postgres psql -Xqd synapse -c 'BEGIN; LOCK TABLE federation_stream_position; SELECT pg_sleep(70)'
-"""
-
 # Alert -> the labels of what it is about, what makes it happen, and what ends that. In this order.
 CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
     # Alertmanager counts what it could not send, and Prometheus sees how much that was before.
@@ -91,9 +86,8 @@ CAUSES: dict[str, tuple[dict[str, str], str, str]] = {
         """,
         "mails_again",
     ),
-    # See `push`, and LATE.
+    # See `push`.
     "PushFails": ({}, "", ""),
-    "EventsLate": ({"name": "federation_sender"}, "", ""),
     # Requests wait until one of ten connections to the database is free, and those wait for a lock: for so long that figures were
     # taken meanwhile, and that a thousand quick requests of the minutes before do not hide it.
     "DatabaseSlow": (
@@ -227,7 +221,6 @@ def test_what_goes_wrong_is_noticed(deployed: Deployed, outside: Outside, alice:
     host, found = deployed.host, set[str]()
     prelude = PRELUDE.replace("DOMAIN", host.domain).replace("ALERTS", f"http://127.0.0.1:{ALERTS_PORT}")
     try:
-        host.run(LATE)
         push(outside, alice, "http")
         write(outside, bob, alice)
         for several in (set(CAUSES) - HIDING, HIDING):
