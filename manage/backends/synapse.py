@@ -66,7 +66,7 @@ class Synapse:
 
     def usable_token(self) -> str:
         """The token of the account of these commands, which Synapse has just taken. Raises Refused."""
-        self.ask("GET", "v1/registration_tokens")
+        self.ask("GET", "v1/rooms?limit=1")
         return self._token
 
     def _kept_token(self) -> str:
