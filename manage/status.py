@@ -236,7 +236,8 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
     wrong = [each for each in seen.certificates if certificate_reason(each)]
     for style, certificates in ((BAD, wrong), ("", [each for each in seen.certificates if each not in wrong])):
         for text, names in _certificates(certificates).items():
-            yield "certificates", Text(f"{text}: {', '.join(names)}", style)
+            shown = ", ".join(names) if style else _together(names, seen.settings.server_name)
+            yield "certificates", Text(f"{text}: {shown}", style)
     for disk in seen.disks:
         part = disk.free / disk.size if disk.size else 0
         text = f"{size(disk.free)} of {size(disk.size)} free on {disk.path} ({part:.0%})"
@@ -293,6 +294,17 @@ def _certificates(certificates: Sequence[CertificateSeen]) -> dict[str, list[str
         text = f"{until(each.ends)} left" if each.ends else "none"
         found.setdefault(text, []).append(place)
     return found
+
+
+def _together(names: Sequence[str], server_name: str) -> str:
+    """The names below the server name without it: they are many."""
+    below = [each for each in names if f".{server_name}" in each]
+    if len(below) < 3:
+        return ", ".join(names)
+    short = ", ".join(each.replace(f".{server_name}", "") for each in below)
+    return "; ".join(
+        filter(None, [", ".join(each for each in names if each not in below), f"below {server_name}: {short}"])
+    )
 
 
 def _backup(seen: Seen) -> Text:
