@@ -1,5 +1,6 @@
 """python manage.py NAME status"""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -298,13 +299,12 @@ def _certificates(certificates: Sequence[CertificateSeen]) -> dict[str, list[str
 
 def _together(names: Sequence[str], server_name: str) -> str:
     """The names below the server name without it: they are many."""
-    below = [each for each in names if f".{server_name}" in each]
+    end = re.compile(rf"\.{re.escape(server_name)}(?=:\d+$|$)")
+    below = [each for each in names if end.search(each)]
     if len(below) < 3:
         return ", ".join(names)
-    short = ", ".join(each.replace(f".{server_name}", "") for each in below)
-    return "; ".join(
-        filter(None, [", ".join(each for each in names if each not in below), f"below {server_name}: {short}"])
-    )
+    short = f"below {server_name}: {', '.join(end.sub('', each) for each in below)}"
+    return "; ".join(filter(None, [", ".join(each for each in names if each not in below), short]))
 
 
 def _backup(seen: Seen) -> Text:

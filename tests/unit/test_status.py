@@ -548,6 +548,13 @@ def test_it_fits_the_terminal(
     assert "ClockOff is wrong" in printed and "UnitDown is wrong" not in printed
 
 
+def test_names_of_others_are_shown_whole() -> None:
+    names = ["x.test", "matrix.x.test", "auth.x.test", "turn.x.test:5349", "rtc.x.test.example.org"]
+    shown = status._together(names, "x.test")
+    assert shown == "x.test, rtc.x.test.example.org; below x.test: matrix, auth, turn:5349"
+    assert status._together(names[:2], "x.test") == "x.test, matrix.x.test"
+
+
 def test_programs_get_plain_values(chosen: Settings) -> None:
     class Named:
         name, settings = "matrix.example.org", chosen
