@@ -1,6 +1,8 @@
 """What machines are asked with: run here, with openssl, and with a systemctl that says what it is told."""
 
 import os
+import pkgutil
+import re
 import shlex
 import socket
 import ssl
@@ -9,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,8 +20,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import operations
 from operations.look import Answers, Question
-from operations.shell import shell_file
+from operations.shell import Fact, shell_file
 from operations.units import Unit
 
 NOW, DAY = datetime.now(UTC), timedelta(days=1)
@@ -143,3 +147,17 @@ def test_systemd_is_asked_once_for_all_units(tmp_path: Path) -> None:
     }
     assert found["a.service"].started and not found["b.service"].started
     assert (tmp_path / "calls").read_text().count("\n") == 1
+
+
+def test_files_that_are_read_together_define_no_function_twice() -> None:
+    """Those of all questions are in one command: the second definition would be that of both."""
+    for module in pkgutil.iter_modules(operations.__path__):
+        import_module(f"operations.{module.name}")
+    facts, files = list(Fact.__subclasses__()), set[str]()
+    while facts:
+        fact = facts.pop()
+        facts += fact.__subclasses__()
+        files |= {fact.functions} - {""}
+    assert {"release", "unit"} <= files
+    defined = [name for file in files for name in re.findall(r"^(\w+)\(\)", shell_file(file), re.MULTILINE)]
+    assert sorted(defined) == sorted(set(defined))
