@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pyinfra
 import pytest
 from paramiko import SSHException, Transport
+from pyinfra.api import util
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all, disconnect_all
 from pyinfra.api.inventory import Inventory
@@ -17,6 +20,18 @@ from operations import lock
 from operations.shell import answer_lines, lasting_command
 from operations.ssh import KeepaliveTransport
 from tests.deployment import ROOT
+
+
+def test_operations_keep_the_order_that_pyinfra_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours are faster, and find the same lines of the same files."""
+    state: Any = SimpleNamespace(current_deploy_filename=__file__)
+    found = []
+    replacements: list[dict[str, Any]] = [{}, {"stack": compat._frames, "getframeinfo": compat._place}]
+    for replaced in replacements:
+        for name, function in replaced.items():
+            monkeypatch.setattr(util, name, function)
+        found.append(util.get_operation_order_from_stack(state))
+    assert found[0] == found[1] and len(found[0]) > 0
 
 
 def test_pyinfra_is_the_version_that_compat_is_written_for() -> None:
