@@ -214,6 +214,7 @@ def test_its_pages_run_no_foreign_scripts_and_are_shown_in_no_frame(outside: Out
     )
 
 
+@pytest.mark.once("debian13")
 def test_an_administrator_opens_them_through_a_tunnel(
     deployed: Deployed, outside: Outside, chromium: Host, tmp_path: Path
 ) -> None:

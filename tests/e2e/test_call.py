@@ -104,6 +104,7 @@ def test_the_relay_is_reached_over_tls_only_with_a_trusted_certificate(
         assert not _relay_candidates(distrusting, tls), "an untrusted certificate is accepted"
 
 
+@pytest.mark.once("debian13")
 def test_two_users_call_each_other_without_ipv4(testbed: Testbed, chromium: Host, outside: Outside) -> None:
     with (
         # A default route: without one Chromium does not use IPv6.

@@ -186,6 +186,7 @@ def test_upgrade_of_the_package_restarts_the_database(host: Host) -> None:
     assert host.run(f"systemctl show -p InvocationID {unit(host)}").stdout != before, "the package did not restart it"
 
 
+@pytest.mark.once("debian12")
 def test_database_that_cannot_start_is_reported_soon_with_its_own_error(deployed: Deployed, host: Host) -> None:
     broken = f"/etc/postgresql/{VERSIONS[host.release]}/main/conf.d/zz-mine.conf"
     # Its configuration has a mistake that shows only at the next start.
@@ -228,6 +229,7 @@ def test_the_daily_count_waits_for_the_database(host: Host) -> None:
 # --- health means that the database answers -------------------------------------------------------
 
 
+@pytest.mark.once("debian13")
 def test_homeserver_without_its_database_is_reported_and_not_restarted(deployed: Deployed, host: Host) -> None:
     """Its unit is active and it answers requests for its versions, but every message fails."""
     wait_for(host, "active")

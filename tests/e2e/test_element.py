@@ -123,6 +123,7 @@ def test_cinny_knows_this_homeserver_and_no_other(outside: Outside) -> None:
         assert get(outside, path, "cinny").status_code == 404, path
 
 
+@pytest.mark.once("debian13")
 def test_a_deploy_heals_it(deployed: Deployed, outside: Outside) -> None:
     host, deployment = deployed.host, deployed.deployment
     host.run("echo broken >/opt/element-web/current/index.html; echo '{}' >/etc/element-web/config.json")

@@ -369,6 +369,7 @@ def test_another_synapse_is_not_replaced(fresh: Fresh) -> None:
         fresh.host.run(f"rm -r {home}")
 
 
+@pytest.mark.once("debian13")
 def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed, tmp_path: Path) -> None:
     host, mine = deployed.host, deployed.deployment
     host.run(f"touch {STAMP}; sleep 0.02")
@@ -397,6 +398,7 @@ def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed
     assert changed == ["/etc/matrix-metal/deployment.json"]
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.parametrize("deployed", ["trixie"], ids=["debian13"], indirect=True)
 def test_a_renamed_inventory_keeps_its_vault(deployed: Deployed, tmp_path: Path) -> None:
     """The refusals say what it was called, and how everything else gets the new name. Another name of a machine is harmless."""
@@ -430,6 +432,7 @@ def test_a_renamed_inventory_keeps_its_vault(deployed: Deployed, tmp_path: Path)
     assert renamed.run("-y").changed == []
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.parametrize(
     ("loss", "found"),
     [("true", "is gone"), ("cp -a {key}.kept {key} && sed -i s/a_/b_/ {key}", "is another than it was")],
@@ -447,6 +450,7 @@ def test_a_lost_signing_key_is_not_replaced(deployed: Deployed, loss: str, found
     assert deployed.deployment.run("-y").changed == []
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.parametrize("deployed", ["trixie"], ids=["debian13"], indirect=True)
 def test_another_or_an_older_database_is_refused(deployed: Deployed) -> None:
     """Synapse is stopped, and would start with it."""

@@ -179,6 +179,7 @@ def test_a_restart_of_coturn_restores_its_packet_filter(deployed: Deployed) -> N
     deployed.host.run(f"until {COTURN.units[0].health}; do sleep 0.05; done")
 
 
+@pytest.mark.once("debian12")
 def test_the_packet_filters_survive_a_firewall(deployed: Deployed) -> None:
     """Debian's nftables.service takes all tables away whenever it does something. By hand, a deploy loads them again."""
     host, tables = deployed.host, {"matrix_metal_ports", "matrix_metal_relay"}
@@ -264,6 +265,7 @@ def test_relay_gives_out_no_address_of_a_bridge(
     assert changed == []
 
 
+@pytest.mark.once("debian13")
 def test_relay_without_ipv4_refuses_it(deployed: Deployed, outside: Outside, credentials: Credentials) -> None:
     """On a machine that has IPv6 only, instead of giving out 127.0.0.1."""
     host, inventory = deployed.host, deployed.deployment.inventory
@@ -297,6 +299,7 @@ def test_relay_refuses_tcp_allocations(outside: Outside, credentials: Credential
         assert refused.value.code in (403, 442), str(refused.value)
 
 
+@pytest.mark.once("debian13")
 def test_relay_behind_nat_gives_out_the_external_address(
     deployed: Deployed, bridge: Host, outside: Outside, credentials: Credentials, testbed: Testbed
 ) -> None:

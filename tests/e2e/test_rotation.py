@@ -63,6 +63,7 @@ def test_rotation_of_everything(deployed: Deployed, outside: Outside, alice: Acc
     assert deployed.deployment.run("-y").changed == []
 
 
+@pytest.mark.once("debian13")
 def test_a_secret_that_somebody_knows_is_refused_at_once(deployed: Deployed, outside: Outside, alice: Account) -> None:
     old = credentials_of(outside, alice)
     done = deployed.deployment.manage("secrets", "rotate", "turn_shared_secret", "--at-once", "--yes")

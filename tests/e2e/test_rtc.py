@@ -156,6 +156,7 @@ def test_the_journal_says_why_lk_jwt_service_does_not_start(deployed: Deployed) 
         host.run(f"systemctl stop taken lk-jwt; systemctl reset-failed lk-jwt || true; {RESTART}")
 
 
+@pytest.mark.once("debian13")
 def test_livekit_that_lacks_something_has_failed(deployed: Deployed) -> None:
     """It ends with exit status 0 then."""
     host, directory = deployed.host, "/etc/systemd/system/livekit.service.d"

@@ -79,6 +79,7 @@ def test_second_run_changes_nothing(deployed: Deployed) -> None:
 # --- drift ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.once("debian13")
 @pytest.mark.parametrize(
     ("unit", "path", "operation"),
     [
@@ -105,6 +106,7 @@ def test_edited_file_is_restored_and_its_unit_uses_it(deployed: Deployed, unit: 
     assert host.run(HEALTH[unit], check=False).returncode == 0
 
 
+@pytest.mark.once("debian13")
 def test_modes_and_owners_of_secrets_are_restored(deployed: Deployed) -> None:
     host = deployed.host
     secrets = (
@@ -123,6 +125,7 @@ def test_modes_and_owners_of_secrets_are_restored(deployed: Deployed) -> None:
     }
 
 
+@pytest.mark.once("debian12")
 def test_stopped_units_are_started(deployed: Deployed) -> None:
     host = deployed.host
     host.run(f"systemctl stop coturn-certificate.path {UNITS}")
@@ -131,6 +134,7 @@ def test_stopped_units_are_started(deployed: Deployed) -> None:
     assert_all_answer(host)
 
 
+@pytest.mark.once("debian13")
 def test_disabled_unit_is_enabled(deployed: Deployed) -> None:
     host = deployed.host
     before = invocations(host)
@@ -179,10 +183,9 @@ def test_systemd_understands_every_line_of_our_units(deployed: Deployed) -> None
     assert [line for line in done.splitlines() if "/etc/systemd/system" in line] == []
 
 
+@pytest.mark.once("debian13")
 def test_a_damaged_virtualenv_is_built_again_before_its_unit_is_started(deployed: Deployed) -> None:
     host = deployed.host
-    if host.release != "trixie":
-        pytest.skip("the same on both, and it takes half a minute")
     host.run(": > $(ls /opt/sydent/current/lib/python3*/site-packages/sydent/sydent.py)")
     # The program that runs is not stopped for it.
     assert deployed.deployment.run("-y").changed == []
@@ -192,6 +195,7 @@ def test_a_damaged_virtualenv_is_built_again_before_its_unit_is_started(deployed
     assert host.run(HEALTH["sydent"], check=False).returncode == 0
 
 
+@pytest.mark.once("debian12")
 def test_removed_users_and_groups_are_restored_with_their_ids(deployed: Deployed) -> None:
     """One whose service is stopped, and the group of one whose service runs."""
     host = deployed.host
@@ -206,6 +210,7 @@ def test_removed_users_and_groups_are_restored_with_their_ids(deployed: Deployed
     assert host.run(HEALTH["sydent"], check=False).returncode == 0
 
 
+@pytest.mark.once("debian13")
 def test_what_units_run_with_is_restored_without_a_restart(deployed: Deployed) -> None:
     """Groups that several of them share, or that Debian's package makes; and a user who has no files. Their IDs are kept."""
     host = deployed.host
@@ -222,6 +227,7 @@ def test_what_units_run_with_is_restored_without_a_restart(deployed: Deployed) -
     assert deployed.deployment.run("-y").changed == []
 
 
+@pytest.mark.once("debian12")
 def test_files_of_another_user_id_get_the_user_that_there_is(deployed: Deployed) -> None:
     """As on a machine whose data came from another one."""
     host = deployed.host

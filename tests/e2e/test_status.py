@@ -122,6 +122,7 @@ def broken(deployed: Deployed) -> Iterator[list[str]]:
     assert ask(deployed.deployment)["well"]
 
 
+@pytest.mark.once("debian13")
 def test_everything_that_is_wrong_is_named_with_what_to_do(deployed: Deployed, broken: list[str]) -> None:
     found = texts(ask(deployed.deployment))
     assert len(found) == len(broken), found
@@ -144,6 +145,7 @@ def test_everything_that_is_wrong_is_named_with_what_to_do(deployed: Deployed, b
         assert words in plain, (words, report)
 
 
+@pytest.mark.once("debian13")
 def test_a_deploy_that_did_not_end_is_reported(deployed: Deployed) -> None:
     # What a run leaves behind that failed, or was killed.
     deployed.host.run("sleep 1; touch /run/matrix-metal/run")
