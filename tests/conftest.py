@@ -177,9 +177,9 @@ def _release(item: pytest.Item) -> str | None:
     return {"trixie": "debian13", "bookworm": "debian12"}.get(found[0], found[0]) if found else None
 
 
-# The file that takes longest for itself, so that it is not what one process still does when the others are done; then the first
-# complete deployments, whose virtualenvs other hosts of the same release get; then what would be the last, and be alone.
-FIRST = ("test_ways.py", "test_accounts.py", "test_bad_moments.py", "test_verify.py")
+# The first complete deployments, whose virtualenvs other hosts of the same release get, and beside them what needs none; then
+# what takes longest, so that it is not what one process still does when the others are done, or would be the last, and alone.
+FIRST = tuple(f"test_{name}.py" for name in ("accounts", "bad_moments", "firewall", "backup", "ways", "verify"))
 
 # Files with tests that take the complete deployments of both releases. They run where that of Debian 13 is made already.
 BOTH = ("test_federation.py", "test_housekeeping.py", "test_rtc.py")

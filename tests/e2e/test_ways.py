@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.built import built
 from tests.conftest import own
 from tests.deployment import PYINFRA, ROOT, Deployment, Run
 from tests.testbed import Host, Testbed
@@ -67,7 +68,8 @@ class Machines:
 @pytest.fixture(scope="module")
 def machines(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with ThreadPoolExecutor() as pool:
-        target, jump = pool.map(testbed.up, (own("ways"), own("ways-jump")))
+        begun = pool.submit(testbed.up, own("ways-jump"))
+        target, jump = testbed.up(own("ways"), layers=built(testbed, "trixie")), begun.result()
     yield Machines(target, jump, tmp_path_factory.mktemp("ways"))
     for host in (target, jump):
         host.down()
