@@ -13,7 +13,7 @@ from tests.e2e.call.browser import Page, browsing
 from tests.e2e.client import TIMEOUT, Outside, register
 from tests.testbed import Host, Testbed
 
-pytestmark = pytest.mark.role("coturn")
+pytestmark = [pytest.mark.role("coturn"), pytest.mark.once("debian13")]
 
 # Prefix and suffix of the TURN URIs that a call uses, of those that Synapse gives to clients.
 UDP, TCP, TLS, ANY = ("turn:", "?transport=udp"), ("turn:", "?transport=tcp"), ("turns:", "?transport=tcp"), ("", "")
@@ -104,7 +104,6 @@ def test_the_relay_is_reached_over_tls_only_with_a_trusted_certificate(
         assert not _relay_candidates(distrusting, tls), "an untrusted certificate is accepted"
 
 
-@pytest.mark.once("debian13")
 def test_two_users_call_each_other_without_ipv4(testbed: Testbed, chromium: Host, outside: Outside) -> None:
     with (
         # A default route: without one Chromium does not use IPv6.

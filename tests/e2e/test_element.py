@@ -74,6 +74,7 @@ def test_nothing_else_is_there(outside: Outside, path: str) -> None:
     assert get(outside, path).status_code == 404
 
 
+@pytest.mark.once("debian13")
 def test_a_person_opens_it(outside: Outside, chromium: Host, tmp_path: Path) -> None:
     """It works under the policy of its page: its script, its style, and the homeserver."""
     with browsing(chromium, outside.root) as browser:

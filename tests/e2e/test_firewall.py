@@ -18,7 +18,7 @@ from tests.e2e import scan
 from tests.protocols.turn import relay
 from tests.testbed import Host, Testbed
 
-pytestmark = pytest.mark.role("firewall")
+pytestmark = [pytest.mark.role("firewall"), pytest.mark.once("debian13")]
 
 OPEN = {80, 443, 3478, 5349}
 # ICMP's echo request, with its checksum.
@@ -193,7 +193,7 @@ def test_they_are_taken_back_though_the_administrator_is_gone(guarded: Guarded) 
     "way",
     [
         "nft flush ruleset",
-        pytest.param("systemctl stop matrix-metal-firewall && nft flush ruleset", marks=pytest.mark.once("debian13")),
+        "systemctl stop matrix-metal-firewall && nft flush ruleset",
     ],
 )
 def test_a_deploy_heals_it(guarded: Guarded, way: str) -> None:
@@ -227,7 +227,6 @@ def test_whoever_tries_passwords_is_slowed_down(guarded: Guarded) -> None:
     assert answers(guarded.host.address, 22)
 
 
-@pytest.mark.once("debian13")
 def test_the_verification_finds_nothing_wrong(guarded: Guarded) -> None:
     status, report = guarded.deployment.verify()
     assert status == 0, report

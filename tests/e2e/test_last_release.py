@@ -27,6 +27,8 @@ from tests.testbed import Host, Testbed
 from vault import Vault
 
 LAST_RELEASE, COMMIT = "0.1.0", "703070e5dd30e758630dc382a5f616dfcebaba87"
+pytestmark = pytest.mark.once("debian13")
+
 # The roles of that release; later ones are unknown to it.
 ROLES = ("postgres", "synapse", "sydent", "sliding_sync", "caddy", "coturn")
 
@@ -228,7 +230,6 @@ def wants_mas(upgraded: Upgraded, release_page: ReleaseServer, tmp_path: Path) -
     return upgraded
 
 
-@pytest.mark.once("debian13")
 @pytest.mark.role("mas")
 def test_accounts_are_not_given_to_mas_by_accident(wants_mas: Upgraded) -> None:
     before = Machine.of(wants_mas.outside.host)
@@ -238,7 +239,6 @@ def test_accounts_are_not_given_to_mas_by_accident(wants_mas: Upgraded) -> None:
     assert Machine.of(wants_mas.outside.host) == before
 
 
-@pytest.mark.once("debian13")
 @pytest.mark.role("mas")
 @pytest.mark.skipif(bool(real_mas()), reason="the real program does not fail")
 def test_a_failed_migration_puts_everything_back(wants_mas: Upgraded) -> None:

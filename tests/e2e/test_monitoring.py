@@ -150,6 +150,7 @@ def asked(host: Host, path: str) -> Any:
     return json.loads(host.run(f"curl -sf 'http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/{path}'").stdout)["data"]
 
 
+@pytest.mark.once("debian13")
 def test_a_service_that_stops_is_noticed(deployed: Deployed, chromium: Host, tmp_path: Path) -> None:
     """Soon: the administrator is told when it has lasted for a minute. The overview shows it at once, and what to do."""
     host, wanted = deployed.host, {"alertname": "UnitDown", "unit": "sydent.service"}

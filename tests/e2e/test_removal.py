@@ -32,10 +32,10 @@ from tests.e2e.pushed import assert_notified
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
+pytestmark = pytest.mark.once("debian13")
+
 STAYING = ("postgres", "synapse")
 REMOVABLE: list[RoleName] = [role.name for role in ROLES.values() if not role.stays]
-# Without packages of Debian's and databases: to remove them is the same on both releases.
-OURS: list[RoleName] = [name for name in REMOVABLE if not ROLES[name].packages and not ROLES[name].database]
 TARGET = "/mnt/backup"
 AWAY = f"""
 mv {TARGET} {TARGET}.away
@@ -63,12 +63,10 @@ class Machine:
     host: Host
     deployment: Deployment
     before: dict[str, set[str]]
-    both: bool = False
 
     @property
     def removable(self) -> list[RoleName]:
-        known = [role for role in REMOVABLE if role in AVAILABLE[self.host.release]]
-        return known if self.host.release == "trixie" or self.both else [role for role in known if role not in OURS]
+        return [role for role in REMOVABLE if role in AVAILABLE[self.host.release]]
 
     def assign(self, roles: list[str]) -> None:
         self.deployment.assign({role: [self.host.name] for role in roles})
@@ -96,7 +94,7 @@ def machine(
         group_data.write(f"updates_time = '{datetime.now(UTC) + timedelta(hours=12):%H:%M}'\n")
     # As on any Debian but those of the testbed.
     host.run("systemctl enable apt-daily.timer apt-daily-upgrade.timer")
-    machine = Machine(host, deployment, {}, request.config.getoption("--both"))
+    machine = Machine(host, deployment, {})
     roles = [*STAYING]
     looked_at = machine.removable[::4] if host.release == "trixie" else REMOVABLE[:1]
     for role in machine.removable:
@@ -140,7 +138,6 @@ def client(host: Host) -> Iterator[Counter[str]]:
             host.run("rm /run/asked-enough")
 
 
-@pytest.mark.once("debian13")
 def test_what_cannot_be_removed_is_refused(machine: Machine) -> None:
     for role, why in {
         "postgres": "postgres cannot be removed: all users, rooms and messages",
@@ -160,7 +157,6 @@ def test_whoever_tries_passwords_is_banned(machine: Machine) -> None:
 
 
 @pytest.mark.role("monitoring")
-@pytest.mark.once("debian13")
 def test_a_backup_that_fails_is_noticed(machine: Machine) -> None:
     """Its job, whose target is away, and PostgreSQL, which cannot leave its log for it."""
     host = machine.host
@@ -179,16 +175,13 @@ def test_a_backup_that_fails_is_noticed(machine: Machine) -> None:
 
 
 @pytest.mark.role("ntfy")
-@pytest.mark.once("debian13")
 def test_a_phone_is_notified(machine: Machine, tmp_path: Path) -> None:
     if "ntfy" not in machine.removable:
         pytest.skip("Debian 12 does not have ntfy")
     assert_notified(machine.host, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "role", [pytest.param(role, marks=pytest.mark.once("debian13") if role in OURS else ()) for role in REMOVABLE[::-1]]
-)
+@pytest.mark.parametrize("role", REMOVABLE[::-1])
 def test_a_machine_is_as_if_it_had_never_had_the_role(machine: Machine, role: RoleName) -> None:
     host, deployment = machine.host, machine.deployment
     if role not in machine.removable:

@@ -19,7 +19,7 @@ from tests.e2e.people import UserData, continue_as_before, use_everything
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
-pytestmark = pytest.mark.role("updates")
+pytestmark = [pytest.mark.role("updates"), pytest.mark.once("debian13")]
 
 INSTALL, LISTS = "apt-daily-upgrade.service", "apt-daily.service"
 # What gets updates, and its unit. On Debian 12 no homeserver: what differs there is systemd, apt and needrestart.
