@@ -73,6 +73,11 @@ def test_requests_that_are_too_long_are_refused_at_once(outside: Outside) -> Non
             found = statuses_of_long_requests(outside, outside.url(service, path), length, "GET", "http2")
             if not found <= (refused if length > 8000 else {"200"}):
                 wrong[f"{service} by HTTP/2, {length} bytes"] = found
+        # Many that are too long together: the service itself says so.
+        for version in ("http1.1", "http2"):
+            found = statuses_of_long_requests(outside, outside.url(service, path), 5000, "GET", version, headers=5)
+            if found != {"200", "400"}:
+                wrong[f"{service} by {version}, five headers of 5000 bytes"] = found
     assert not wrong
     lines = host.run(f"journalctl -q -o cat -u caddy -u matrix-synapse -u sydent --since @{begin} | wc -l").stdout
     assert int(lines) < 100, f"{lines} lines in the journal"
@@ -97,8 +102,10 @@ def test_what_clients_can_write_into_the_journal_is_bounded(outside: Outside) ->
     assert 0 < int(counted.stdout) <= 4100
 
 
-def statuses_of_long_requests(outside: Outside, url: str, length: int, method: str, version: str) -> set[str]:
-    """Of one with a URL, and of one with a header, of this many bytes; "000" for no answer."""
+def statuses_of_long_requests(
+    outside: Outside, url: str, length: int, method: str, version: str, headers: int = 1
+) -> set[str]:
+    """Of one with a URL, and of one with headers, of this many bytes each; "000" for no answer."""
     same = [
         version,
         "silent",
@@ -108,7 +115,8 @@ def statuses_of_long_requests(outside: Outside, url: str, length: int, method: s
         "max-time = 5",
     ]
     same.append("head" if method == "HEAD" else f'request = "{method}"')
-    requests = [[f'url = "{url}?{"a" * length}"'], ["next", f'url = "{url}"', f'header = "X-A: {"a" * length}"']]
+    long = [f'header = "X-{number}: {"a" * length}"' for number in range(headers)]
+    requests = [[f'url = "{url}?{"a" * length}"'], ["next", f'url = "{url}"', *long]]
     config = "".join(f"{line}\n" for request in requests for line in (*request, *same))
     return set(outside.host.run("curl -K - || true", stdin=config).stdout.split())
 

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -215,6 +216,38 @@ def test_a_deploy_from_another_version_of_python_changes_nothing(machines: Machi
     if there.split() == [str(number) for number in sys.version_info[:2]]:
         pytest.skip("this computer has the machine's version")
     assert vault.changed == []
+
+
+RENDER = "import pathlib, sys; from tests.render import render; render(pathlib.Path(sys.argv[1]), ['everything'])"
+
+
+def test_every_supported_python_writes_the_same_files(tmp_path: Path) -> None:
+    """Those that this computer has. What is different after a deploy from another computer would be restarted."""
+    uv, written = str(Path(sys.executable).with_name("uv")), {}
+    environment = dict(os.environ)
+    if shutil.which("pyenv"):  # by itself it offers one version only
+        offered = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
+        environment["PYENV_VERSION"] = ":".join(offered)
+    for version in ("3.11", "3.12", "3.13", "3.14"):
+        find = [uv, "python", "find", "--no-python-downloads", version]
+        found = subprocess.run(find, capture_output=True, text=True, env=environment)
+        if found.returncode:
+            continue
+        virtualenv, into = tmp_path / version, tmp_path / f"of-{version}"
+        python = virtualenv / "bin/python"
+        subprocess.run([uv, "venv", "--quiet", "--python", found.stdout.strip(), virtualenv], check=True)
+        lock = ["--require-hashes", "-r", str(ROOT / "requirements.lock")]
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *lock], check=True, timeout=300)
+        subprocess.run([python, "-c", RENDER, into], cwd=ROOT, check=True, timeout=300)
+        written[version] = {
+            str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()
+        }
+    if len(written) < 2:
+        pytest.skip(f"this computer has {' and '.join(written)} only")
+    (first, files), *others = written.items()
+    assert len(files) > 100
+    for version, others_files in others:
+        assert others_files == files, f"{version} writes other files than {first}"
 
 
 def login_sources(host: Host, since: str) -> set[str]:
