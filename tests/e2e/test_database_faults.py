@@ -357,7 +357,6 @@ def test_other_clusters_are_left_alone(fresh: Host, tmp_path: Path, main: str) -
     assert deployment.run("-y").changed == []
 
 
-@pytest.mark.once("debian12")
 def test_cluster_that_debian_did_not_create_is_created(fresh: Host, tmp_path: Path) -> None:
     version = VERSIONS[fresh.release]
     fresh.run("echo 'LANG=xx_XX.UTF-8' >/etc/default/locale")

@@ -179,7 +179,6 @@ def test_a_restart_of_coturn_restores_its_packet_filter(deployed: Deployed) -> N
     deployed.host.run(f"until {COTURN.units[0].health}; do sleep 0.05; done")
 
 
-@pytest.mark.once("debian12")
 def test_the_packet_filters_survive_a_firewall(deployed: Deployed) -> None:
     """Debian's nftables.service takes all tables away whenever it does something. By hand, a deploy loads them again."""
     host, tables = deployed.host, {"matrix_metal_ports", "matrix_metal_relay"}

@@ -195,7 +195,7 @@ def test_a_damaged_virtualenv_is_built_again_before_its_unit_is_started(deployed
     assert host.run(HEALTH["sydent"], check=False).returncode == 0
 
 
-@pytest.mark.once("debian12")
+@pytest.mark.once("debian13")
 def test_removed_users_and_groups_are_restored_with_their_ids(deployed: Deployed) -> None:
     """One whose service is stopped, and the group of one whose service runs."""
     host = deployed.host

@@ -15,8 +15,6 @@ from tests.standin.proxy import PASSWORD, Proxy
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 
-pytestmark = pytest.mark.once("debian12")
-
 # A decimal comma, translated messages, and half of the time another date than in UTC.
 LOCALE = """
 export DEBIAN_FRONTEND=noninteractive
