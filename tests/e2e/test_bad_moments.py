@@ -73,10 +73,10 @@ def test_requests_that_are_too_long_are_refused_at_once(outside: Outside) -> Non
             found = statuses_of_long_requests(outside, outside.url(service, path), length, "GET", "http2")
             if not found <= (refused if length > 8000 else {"200"}):
                 wrong[f"{service} by HTTP/2, {length} bytes"] = found
-        # Many that are too long together: the service itself says so.
+        # Many that are too long together: the service itself says so, or at times closes the connection before all was sent.
         for version in ("http1.1", "http2"):
             found = statuses_of_long_requests(outside, outside.url(service, path), 5000, "GET", version, headers=5)
-            if found != {"200", "400"}:
+            if not {"200"} < found <= {"200", "400", "502"}:
                 wrong[f"{service} by {version}, five headers of 5000 bytes"] = found
     assert not wrong
     lines = host.run(f"journalctl -q -o cat -u caddy -u matrix-synapse -u sydent --since @{begin} | wc -l").stdout

@@ -55,7 +55,7 @@ OWN_PACKAGE = "python3-seccomp"
 
 @dataclass
 class Machine:
-    """before: what the host had before it got a role; for every fourth on Debian 13, and for the first on Debian 12.
+    """before: what the host had before it got a role; for every fourth, and with --both for all.
 
     What is said beforehand and afterwards is the administrator's computer's, and looked at for these only.
     """
@@ -96,7 +96,7 @@ def machine(
     host.run("systemctl enable apt-daily.timer apt-daily-upgrade.timer")
     machine = Machine(host, deployment, {})
     roles = [*STAYING]
-    looked_at = machine.removable[::4] if host.release == "trixie" else REMOVABLE[:1]
+    looked_at = machine.removable if request.config.getoption("--both") else machine.removable[::4]
     for role in machine.removable:
         if role in looked_at:
             machine.assign(roles)
