@@ -26,6 +26,7 @@ from operations.machine import MachineState
 from operations.shell import answer_lines, question_command
 from roles import ROLES
 from settings import Neighbour, SettingError, Settings, choices_from, mistakes
+from tests.host.shell import Shell
 from vault import WithoutSecrets
 
 ROOT = Path(__file__).parent.parent.parent
@@ -71,6 +72,7 @@ class Machine:
     def __init__(self, inventory: "Inventory", name: str, data: Mapping[str, Any]) -> None:
         self.inventory, self.name, self.data = inventory, name, data
         self._opened = False
+        self._shells: list[Shell] = []
 
     def __str__(self) -> str:
         return self.name
@@ -102,7 +104,15 @@ class Machine:
                 f"{self.name}: connected as {self.state.user}, who is not root and has no sudo without a password",
                 pytrace=False,
             )
-        return self._connection(sudo=self.state.user != "root")
+        host = self._connection(sudo=self.state.user != "root")
+        host.backend.run = self._shell(host).run
+        return host
+
+    def _shell(self, host: Host) -> Shell:
+        """The shell for all commands but the first."""
+        leading = ["sh", "-c"] if self.local else ["ssh", *self._shared_options(), self._target]
+        self._shells.append(Shell(host.backend, leading))
+        return self._shells[-1]
 
     @cached_property
     def settings(self) -> Settings:
@@ -137,9 +147,11 @@ class Machine:
             return _with_fixed_environment(testinfra.get_host("local://", sudo=sudo))
         if not self._opened:
             self._open()
-        arguments = [*self._options(BatchMode="yes", ControlMaster="auto", ControlPersist="60")]
-        target = f"ssh://{quote(self._target, safe='')}"
-        return _with_fixed_environment(testinfra.get_host(target, sudo=sudo, ssh_extra_args=shlex.join(arguments)))
+        target, arguments = f"ssh://{quote(self._target, safe='')}", shlex.join(self._shared_options())
+        return _with_fixed_environment(testinfra.get_host(target, sudo=sudo, ssh_extra_args=arguments))
+
+    def _shared_options(self) -> list[str]:
+        return self._options(BatchMode="yes", ControlMaster="auto", ControlPersist="60")
 
     @property
     def _target(self) -> str:
@@ -199,7 +211,9 @@ class Machine:
         return self.inventory.sockets / str(self.inventory.machines.index(self))
 
     def disconnect(self) -> None:
-        """End the shared connection."""
+        """End the shells and the shared connection."""
+        for shell in self._shells:
+            shell.close()
         if self._control_path.exists():
             command = ["ssh", "-o", f"ControlPath={self._control_path}", "-O", "exit", self._target]
             subprocess.run(command, capture_output=True, check=False)
