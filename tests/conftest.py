@@ -292,6 +292,23 @@ def complete(testbed: Testbed, host: Host, directory: Path, page: ReleaseServer,
     return deployment
 
 
+# The complete deployments of this process.
+FLEET = pytest.StashKey["Fleet"]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if (fleet := item.config.stash.get(FLEET, None)) and "fleet" in getattr(item, "fixturenames", ()):
+        fleet.rest(False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    fleet = item.config.stash.get(FLEET, None)
+    if fleet and nextitem and "fleet" not in getattr(nextitem, "fixturenames", ()):
+        fleet.rest(True)
+
+
 # Release -> the host that has every role; see own().
 COMPLETE = {"trixie": "full13", "bookworm": "full12"}
 
@@ -302,6 +319,13 @@ class Fleet:
     def __init__(self, deploy: Callable[[str], Deployed]) -> None:
         self._deploy, self._pool = deploy, ThreadPoolExecutor(len(COMPLETE))
         self._deployed: dict[str, Future[Deployed]] = {}
+
+    def rest(self, resting: bool) -> None:
+        """Let the machines stand still while the process has tests without them, from which they would take time."""
+        hosts = [each.result().host for each in self._deployed.values() if each.done() and not each.exception()]
+        for host in hosts:
+            if host.running:
+                host.container.rest(resting)
 
     def start(self, releases: Iterable[str]) -> None:
         """Start the deployments that were not started yet."""
@@ -338,7 +362,7 @@ def fleet(
         keep(host)
         return Deployed(host, deployment)
 
-    fleet = Fleet(deploy)
+    fleet = request.config.stash[FLEET] = Fleet(deploy)
     chosen = [item for item in request.session.items if isinstance(item, pytest.Function)]
     params = [item.callspec.params.get("deployed") for item in chosen if hasattr(item, "callspec")]
     needs_both = any("both" in item.fixturenames for item in chosen)

@@ -12,6 +12,7 @@ import pytest
 
 from operations.filters import FIREWALL
 from settings.firewall import OWN_RULES
+from tests.built import built
 from tests.conftest import own
 from tests.deployment import Deployment
 from tests.e2e import scan
@@ -59,7 +60,8 @@ class Guarded:
 def guarded(
     request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guarded]:
-    host = testbed.up(own(f"wall{request.param[0]}"), release=request.param)
+    layers = built(testbed, request.param, "libraries")
+    host = testbed.up(own(f"wall{request.param[0]}"), release=request.param, layers=layers)
     host.run(
         "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables >/dev/null", timeout=300
     )

@@ -15,6 +15,7 @@ from typing import Any, Self
 import pytest
 from cryptography.fernet import Fernet
 
+from tests.built import built
 from tests.conftest import own
 from tests.deployment import ROOT, Deployment
 from tests.e2e.client import Outside, expect_json
@@ -131,7 +132,8 @@ def upgraded(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Upgraded]:
     directory = tmp_path_factory.mktemp(request.param)
-    host = testbed.up(own(f"last-{request.param}"), release=request.param)
+    layers = built(testbed, request.param, "libraries")
+    host = testbed.up(own(f"last-{request.param}"), release=request.param, layers=layers)
     deployment = Deployment(
         directory,
         [host],

@@ -79,7 +79,8 @@ def machine(
     release_page: ReleaseServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Machine]:
-    host = testbed.up(own(f"bare{request.param[0]}"), release=request.param, layers=built(testbed, request.param))
+    layers = built(testbed, request.param, "programs")
+    host = testbed.up(own(f"bare{request.param[0]}"), release=request.param, layers=layers)
     host.run(
         f"apt-get update -qq && apt-get install -qq -y --no-install-recommends {OWN_PACKAGE} >/dev/null", timeout=300
     )

@@ -17,6 +17,7 @@ import pytest
 
 from roles import Unit
 from settings.admin import PASSWORD
+from tests.built import built
 from tests.conftest import complete
 from tests.deployment import EVERYTHING, Deployment, Run
 from tests.e2e.watching import HIDDEN, command_lines
@@ -57,7 +58,7 @@ class Machine:
 def machine(
     testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
-    host = testbed.up("secrets12", release="bookworm")
+    host = testbed.up("secrets12", release="bookworm", layers=built(testbed, "bookworm"))
     deployment = complete(testbed, host, tmp_path_factory.mktemp("secrets12"), release_page, user="admin")
     with (deployment.directory / "group_data" / f"{deployment.name}.py").open("a") as group_data:
         group_data.write(f"smtp_host = 'mail.{host.domain}'\nsmtp_username = 'mailer'\n")

@@ -141,6 +141,10 @@ class Container:
         remove_group(self._group())
         shutil.rmtree(Path("/run/systemd/nspawn/propagate", self.machine), ignore_errors=True)
 
+    def rest(self, resting: bool) -> None:
+        """Let all of its processes stand still, or go on. Its clock goes on."""
+        (self._group() / "boot/cgroup.freeze").write_text(str(int(resting)))
+
     def attach(self, command: Sequence[str], *, timeout: float) -> str:
         """Run a program inside without the network. Raises TestbedError."""
         if not (init := self.init):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_a_host_can_be_cut_off(new: Host, old: Host) -> None:
     assert "ssh" in new.journal("ssh.service")
     new.reconnect()
     old.run(f"ping -c 1 -W 2 {new.domain}")
+
+
+def test_a_host_can_rest(bed: Testbed) -> None:
+    host = bed.up("tb-resting")
+    host.run("systemd-run --unit=tb-counter sh -c 'while sleep 0.1; do date >> /run/counted; done'")
+    host.run("until [ -s /run/counted ]; do sleep 0.1; done")
+    counted = Path(f"/proc/{host.container.init}/root/run/counted")
+    host.container.rest(True)
+    before = counted.stat().st_size
+    time.sleep(1)
+    assert counted.stat().st_size == before
+    host.container.rest(False)
+    assert int(host.run("sleep 1; stat -c %s /run/counted").stdout) > before
+    host.container.rest(True)
+    host.down()
+    assert not host.running
 
 
 def test_remains_of_a_crash_are_removed(bed: Testbed) -> None:
