@@ -43,7 +43,7 @@ test: setup lint ## All tests; ROLE=coturn: those of one role; BOTH=1: on both r
 
 # Python whose name does not say so.
 SCRIPTS := templates/coturn/run-alone templates/synapse/run-synapse templates/synapse/synapse-housekeeping templates/synapse/synapse-reports \
-	$(addprefix templates/backup/,backup restore) templates/takeover/takeover templates/monitoring/matrix-metal-figures \
+	$(addprefix templates/backup/,backup restore) templates/takeover/takeover templates/ports/reserve-ports templates/monitoring/matrix-metal-figures \
 	$(addprefix tests/standin/,syncv3 mas-cli livekit-server lk-jwt-service)
 lint: setup
 	@$(BIN)/ruff check --quiet . $(SCRIPTS)

@@ -49,6 +49,10 @@ class VaultEntry(NamedTuple):
     command: str = ""
 
 
+# Only root binds the ports below (net.ipv4.ip_unprivileged_port_start).
+FIRST_UNPRIVILEGED = 1024
+
+
 class Port(NamedTuple):
     """A port, or all from `number` to `last`, that a unit listens on.
 
@@ -69,6 +73,16 @@ class Port(NamedTuple):
     @property
     def numbers(self) -> range:
         return range(self.number, (self.last or self.number) + 1)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a TCP port on which only this machine reaches the unit."""
+        return self.protocol == "tcp" and self.reach == "machine"
+
+    @property
+    def public(self) -> bool:
+        """Whether other machines reach it, any local user could bind it, and the kernel gives it to nobody by itself."""
+        return self.reach != "machine" and self.number >= FIRST_UNPRIVILEGED and self.last is None
 
 
 class Domain(NamedTuple):
@@ -244,7 +258,7 @@ class Role:
     @property
     def local_ports(self) -> tuple[int, ...]:
         """The TCP ports on which it is reached from its own machine, in the order of the record."""
-        return tuple(port.number for port in self.listens if port.protocol == "tcp" and port.reach == "machine")
+        return tuple(port.number for port in self.listens if port.local)
 
     @property
     def port(self) -> int:

@@ -18,6 +18,8 @@ programs.Program
     Synapse's database allows that.
 filters.Filter, for iptables
     A table of nftables with a unit that loads it. What a firewall takes away is loaded again.
+ports.entries
+    A unit that has the kernel refuse the ports of services to other users.
 users.restored, for server.user
     Only for users that were removed: Debian's packages and sysusers.d make them. They get the IDs of their files again.
 databases.cluster_exists and exist, for postgres.role and postgres.database

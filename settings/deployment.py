@@ -41,8 +41,8 @@ ROOT = Path(__file__).parent.parent
 # Debian release -> the version of Python that it has. Other releases are refused.
 PYTHON_OF_DEBIAN = {"12": "3.11", "13": "3.13"}
 
-# Only root binds the ports below (net.ipv4.ip_unprivileged_port_start).
-FIRST_UNPRIVILEGED = 1024
+# What keeps the services' ports for them needs these packages.
+FOR_PORTS = ("nftables", "python3")
 
 # One vault for the whole run, so that all machines get the same generated secrets.
 _vault = cache(Vault.open)
@@ -332,17 +332,23 @@ class Settings:
 
     def listens(self, role: Role) -> list[Port]:
         """The ports on which the role listens on this machine with these choices; not those of a unit that is not here."""
-        remote = any(
-            self.exists(user.name) and not self.here(user.name) for user in ROLES.values() if user.database is not None
-        )
         return [
             view_of(role.name).port_of(port, self.machine)
             for port in role.listens
-            if (port.when is None or (remote if port.when == "remote" else getattr(self.choices, port.when)))
+            if self._chosen(port)
             and all(
                 self.here(owner.name) for owner in ROLES.values() if port.unit in (unit.name for unit in owner.units)
             )
         ]
+
+    def _chosen(self, port: Port) -> bool:
+        if port.when == "remote":
+            return any(self.exists(user.name) and not self.here(user.name) for user in ROLES.values() if user.database)
+        return port.when is None or bool(getattr(self.choices, port.when))
+
+    def reserves(self, role: Role) -> bool:
+        """Whether the role has ports that are kept from other local users, with these choices."""
+        return any(self._chosen(port) and (port.local or port.public) for port in role.listens)
 
     def reachable(self, names: Iterable[str]) -> tuple[str, ...]:
         """Private networks that a program may connect to which reaches these names of the deployment.
@@ -377,7 +383,7 @@ class Settings:
         """The TCP ports that only this machine may reach."""
         found = []
         for port, user in self._ports:
-            if (port.protocol, port.reach) == ("tcp", "machine"):
+            if port.local:
                 # Without Caddy here, a reverse proxy of the administrator's connects, as a user that we do not know.
                 known = port.callers is not None and all(map(self.here, port.callers))
                 callers = dict.fromkeys(
@@ -391,11 +397,7 @@ class Settings:
     @property
     def public_ports(self) -> list[PublicPort]:
         """The ports that other machines reach and any user may bind. Not those of calls: the kernel gives them to others too."""
-        return [
-            PublicPort(port.protocol, port.number, user)
-            for port, user in self._ports
-            if port.reach != "machine" and port.number >= FIRST_UNPRIVILEGED and port.last is None
-        ]
+        return [PublicPort(port.protocol, port.number, user) for port, user in self._ports if port.public]
 
     @property
     def _ports(self) -> Iterator[tuple[Port, str]]:
@@ -433,7 +435,7 @@ class Settings:
             for role in self.played
             for package in (*map(self.written, role.packages), *view_of(role.name).packages(self))
         ]
-        return list(dict.fromkeys([*needed, *(["nftables"] if self.local_ports or self.public_ports else [])]))
+        return list(dict.fromkeys([*needed, *(FOR_PORTS if self.local_ports or self.public_ports else ())]))
 
     @property
     def masked(self) -> list[str]:

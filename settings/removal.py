@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from operations import ports
 from operations.filters import PORTS
 from operations.programs import KEPT
 from operations.removal import LastDatabase, Removal
 from roles import PACKAGES, POSTGRES, ROLES, Role
-from settings.deployment import Settings, view_of
+from settings.deployment import FOR_PORTS, Settings, view_of
 from settings.issuers import STORE
 from settings.postgres import Postgres
 
@@ -27,12 +28,12 @@ def removal_of(settings: Settings, role: Role) -> Removal:
     tables = list(role.tables)
     helpers = [*(timer.timer for timer in role.timers), *role.helpers]
     packages = [*map(settings.written, role.packages), *view_of(role.name).packages(settings)]
-    if role.local_ports and not settings.local_ports:
-        # The last of the local ports: their packet filter is no role's own.
-        helpers.append(PORTS.unit)
-        paths += [PORTS.path, PORTS.drop_in]
+    if settings.reserves(role) and not (settings.local_ports or settings.public_ports):
+        # The last of the reserved ports: what keeps them is no role's own.
+        helpers += [PORTS.unit, ports.UNIT]
+        paths += [PORTS.path, PORTS.drop_in, ports.PATH, ports.PROGRAM]
         tables.append(PORTS.table)
-        packages.append("nftables")
+        packages += FOR_PORTS
     going = set(paths) - {path for each in staying for path in _paths(each)}
     accounts = _accounts(role) - {name for each in staying for name in _accounts(each)}
     return Removal(

@@ -1,8 +1,11 @@
-"""Ports that any local user could take: each belongs to the user of its service. Before any service runs."""
+"""Ports that any local user could take: each belongs to the user of its service. Before any service runs.
+
+The kernel refuses the port to others. Where it cannot, and on a boot until it does, what they answer is dropped.
+"""
 
 from pyinfra import host
 
-from operations import files, units
+from operations import files, ports, units
 from operations.files import Template
 from operations.filters import PORTS
 from settings import settings_of
@@ -34,4 +37,23 @@ units.running(
     unit=PORTS.unit,
     reads=[PORTS.path, PORTS.drop_in],
     ready=PORTS.works,
+)
+
+files.present(
+    name="Write which ports are reserved",
+    entries=[
+        *ports.entries(),
+        Template(
+            ports.PATH,
+            "ports/reserved-ports",
+            mode="644",
+            values={"ports": settings.local_ports, "public": settings.public_ports},
+        ),
+    ],
+)
+units.running(
+    name="Reserve the ports for their services",
+    unit=ports.UNIT,
+    reads=[ports.PROGRAM, ports.PATH],
+    ready=ports.WORKS,
 )

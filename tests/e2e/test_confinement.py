@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from operations.filters import PORTS, RELAY, Filter
+from operations import ports
+from operations.filters import PORTS, RELAY
 from roles import (
     CADDY,
     FIGURES_TIMER,
@@ -62,6 +63,22 @@ class Page(http.server.BaseHTTPRequestHandler):
 class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 Server((sys.argv[1], int(sys.argv[2])), Page).serve_forever()
+"""
+# Prints each of the ports, such as udp/3478, that it can bind at any address, also if others may bind it as well.
+BIND = """
+import socket, sys
+for place in sys.argv[1:]:
+    protocol, port = place.split("/")
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::")):
+        link = socket.socket(family, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            link.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            link.bind((address, int(port)))
+            print(place)
+        except OSError:
+            pass
+        link.close()
 """
 # Answers at every address, on ports such as udp/3478, as any local user may.
 ANSWER = """
@@ -304,26 +321,56 @@ def reached_from(machine: Machine, unit: Service) -> set[str]:
     return machine.reached(run_inside(machine.host, unit, name))
 
 
-@pytest.mark.parametrize("packet_filter", [PORTS, RELAY], ids=lambda each: each.unit)
-def test_what_loads_a_packet_filter_may_do_nothing_else(deployed: Deployed, packet_filter: Filter) -> None:
-    """Of the firewall, test_firewall.py loads the third, by a unit of the same kind."""
-    rated = deployed.host.run(f"systemd-analyze security --no-pager {packet_filter.unit} | tail -n 1").stdout
+@pytest.mark.parametrize("unit", [PORTS.unit, RELAY.unit, ports.UNIT])
+def test_what_keeps_the_ports_may_do_nothing_else(deployed: Deployed, unit: str) -> None:
+    """Of the firewall, test_firewall.py loads the third packet filter, by a unit of the same kind."""
+    rated = deployed.host.run(f"systemd-analyze security --no-pager {unit} | tail -n 1").stdout
     found = re.search(r"exposure level for .*: ([0-9.]+)", rated)
     assert found and float(found[1]) <= 1.5, rated
 
 
 def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
-    """While the service is stopped, a user can listen on its port, but neither Caddy nor root gets that user's answer."""
+    """Neither while the service runs nor while it is stopped, at no address and in no way. Its own user does."""
+    host = deployed.host
+    lines = [line.split() for line in host.run(f"grep -v '^#' {ports.PATH}").stdout.splitlines()]
+    assert {("tcp", "8090"), ("tcp", "3478"), ("udp", "3478"), ("tcp", "7881"), ("udp", "7882")} <= {
+        (protocol, port) for protocol, port, _ in lines
+    }
+    units = {port.unit for role in EVERYTHING.values() for port in role.listens if port.unit != "caddy.service"}
+    units &= {unit.name for role in EVERYTHING.values() for unit in role.units}
+
+    def bound(user: str, before: str = "") -> set[str]:
+        place = " ".join(f"{protocol}/{port}" for protocol, port, _ in lines)
+        command = f"{before}runuser -u {user} -- /usr/bin/python3 -I - {place} tcp/4711 udp/4711"
+        return set(host.run(command, stdin=BIND).stdout.split())
+
+    free = {"tcp/4711", "udp/4711"}
+    assert bound("nobody") == free
+    host.run(f"systemctl stop {' '.join(units)}", timeout=60)
+    try:
+        assert bound("nobody") == free
+        owned = {f"{protocol}/{port}" for protocol, port, user in lines if user == "sydent"}
+        assert bound("sydent") == free | owned
+        # It is the machine's ports that are reserved, and not those of a container.
+        assert bound("nobody", "unshare -n -- ") >= free | owned
+        host.run(f"systemctl kill -s KILL {ports.UNIT}; sleep 2")
+        assert bound("nobody") == free
+    finally:
+        host.run(f"systemctl start {' '.join(units)}", timeout=180)
+
+
+def test_nobody_hears_a_local_user_on_a_services_port(deployed: Deployed) -> None:
+    """Where a user can listen on its port while the service is stopped, neither Caddy nor root gets that user's answer."""
     host = deployed.host
     # Those of the monitoring, which are many, have the same rules: the verification looks at them.
-    ports = {
+    numbers = {
         port.number: port.unit
         for role in EVERYTHING.values()
         for port in role.listens
         # Caddy and the monitoring are those who ask.
         if (port.protocol, port.reach) == ("tcp", "machine") and port.unit != "caddy.service" and role is not MONITORING
     }
-    units, places = " ".join(ports.values()), [(at, port) for at in ("127.0.0.1", "[::1]") for port in ports]
+    units, places = " ".join(numbers.values()), [(at, port) for at in ("127.0.0.1", "[::1]") for port in numbers]
     site = f"identity.{host.domain}"
     gets = [
         *(f"{user}curl -sm 2 http://{at}:{port}/" for at, port in places for user in ("", "runuser -u caddy -- ")),
@@ -331,6 +378,7 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
     ]
     host.run(f"systemctl stop {units}", timeout=60)
     try:
+        host.run(f"systemctl stop {ports.UNIT}")
         for number, (at, port) in enumerate(places):
             page = f"/usr/bin/python3 -Ic '{PAGE}' {at.strip('[]')} {port}"
             host.run(f"systemd-run --quiet --collect --unit=page-{number} -p User=nobody {page}")
@@ -339,9 +387,10 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         counted = host.run("nft list table inet matrix_metal_ports", check=False).stdout
     finally:
         host.run("systemctl stop 'page-*'", check=False)
+        host.run(f"systemctl start {ports.UNIT}")
         host.run(f"systemctl start {units}; until {SLIDING_SYNC.units[0].health}; do sleep 0.1; done", timeout=180)
     assert got == "the end\n"
-    for port in ports:
+    for port in numbers:
         assert re.search(rf"sport {port} counter packets [1-9].* drop", counted), (
             f"nobody answered on {port}: {counted}"
         )
@@ -364,31 +413,31 @@ def _answers(address: str, place: str) -> bool:
 def test_no_local_user_answers_other_machines_on_a_services_port(deployed: Deployed, pool: ThreadPoolExecutor) -> None:
     """While the service is stopped, a user can listen on its port, but is not heard by those whom the service would answer."""
     host, free = deployed.host, ["tcp/4711", "udp/4711"]
-    ports = {
+    places = {
         f"{port.protocol}/{port.number}": port.unit
         for role in EVERYTHING.values()
         for port in role.listens
         if port.reach == "everybody" and port.number >= 1024 and (port.last, port.when) == (None, None)
     }
-    assert len(ports) > 4
-    units = " ".join(set(ports.values()))
+    assert len(places) > 4
+    units = " ".join(set(places.values()))
     host.run(f"systemctl stop {units}", timeout=60)
     try:
-        program = shlex.join(["/usr/bin/python3", "-Ic", ANSWER, *free, *ports])
+        host.run(f"systemctl stop {ports.UNIT}")
+        program = shlex.join(["/usr/bin/python3", "-Ic", ANSWER, *free, *places])
         host.run(f"systemd-run --quiet --collect --unit=answer -p User=nobody {program}")
-        for place in (*free, *ports):
+        for place in (*free, *places):
             protocol, _, port = place.partition("/")
             host.run(f"until ss -Hln{protocol[0]} sport = :{port} | grep -q .; do sleep 0.1; done", timeout=10)
-        places = [(address, place) for address in (host.address, host.address6) for place in (*free, *ports)]
-        answered = [
-            at for at, heard in zip(places, pool.map(_answers, *zip(*places, strict=True)), strict=True) if heard
-        ]
+        asked = [(address, place) for address in (host.address, host.address6) for place in (*free, *places)]
+        answered = [at for at, heard in zip(asked, pool.map(_answers, *zip(*asked, strict=True)), strict=True) if heard]
         counted = host.run("nft list table inet matrix_metal_ports", check=False).stdout
     finally:
         host.run("systemctl stop answer", check=False)
+        host.run(f"systemctl start {ports.UNIT}")
         host.run(f"systemctl start {units}", timeout=60)
     assert answered == [(address, place) for address in (host.address, host.address6) for place in free]
-    for place in ports:
+    for place in places:
         assert re.search(rf"{place.replace('/', ' sport ')} .* counter packets [1-9].* drop", counted), (
             f"nobody answered on {place}: {counted}"
         )
@@ -408,15 +457,15 @@ def test_local_users_connect_only_to_what_is_for_them(deployed: Deployed) -> Non
     # Every port that a record reserves.
     units = {unit.name for role in EVERYTHING.values() for unit in role.units}
     listens = [port for role in EVERYTHING.values() for port in role.listens if port.unit in units]
-    ports = {port.number for port in listens if port.callers is not None}
-    assert len(ports) > 8
-    tried = " ".join(map(str, ports))
+    numbers = {port.number for port in listens if port.callers is not None}
+    assert len(numbers) > 8
+    tried = " ".join(map(str, numbers))
     connect = "timeout 5 bash -c '</dev/tcp/127.0.0.1/'$port 2>/dev/null && echo $port"
     connected = f"for port in {tried}; do {connect}; done; true"
     assert deployed.host.run(f"runuser -u nobody -- bash -c {shlex.quote(connected)}").stdout.split() == []
     # So that it is not because nothing listens there.
     as_root = {int(each) for each in deployed.host.run(f"bash -c {shlex.quote(connected)}").stdout.split()}
-    assert as_root == ports
+    assert as_root == numbers
 
 
 def test_local_users_do_not_escape_the_rate_limits(deployed: Deployed) -> None:

@@ -4,6 +4,7 @@ import time
 
 from testinfra.host import Host
 
+from operations import ports
 from operations.machine import MARKER
 from operations.preflight import LATER_DISK
 from operations.validity import is_for
@@ -45,6 +46,21 @@ def test_its_services_reach_each_other_by_name(machine: Machine, host: Host, set
         "machine with Caddy into /etc/hosts, and add it to private_networks"
     )
     assert not wrong, "\n".join([*wrong, advice])
+
+
+def test_the_ports_of_its_services_are_reserved(host: Host, settings: Settings, note: Note) -> None:
+    """Any local user could take one while its service restarts, which then would not start."""
+    if not (settings.local_ports or settings.public_ports):
+        return
+    assert host.run(ports.WORKS).rc == 0, (
+        f"the ports of services are not reserved for them, as {ports.PATH} says: {DEPLOY}, or `systemctl restart {ports.UNIT}`"
+    )
+    state = ask(host, "cat %s", ports.STATE)
+    if state.startswith(ports.NOTHING):
+        note(
+            "ports",
+            f"{state.strip()}; while a service restarts, a local user can take its port, and nobody hears that user",
+        )
 
 
 def test_there_is_disk_space_for_the_next_deploy(machine: Machine, note: Note) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from operations.filters import FIREWALL, PORTS, RELAY
+from operations.ports import UNIT as RESERVED_PORTS
 from roles import MAS, RELAY_TLS_PORT, ROLES, SYNAPSE, Role
 from tests.conftest import complete, released
 from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment
@@ -86,8 +87,8 @@ def scores(target: Target) -> None:
     for role in AVAILABLE[target.host.release].values():
         bounds |= {unit.name.format(version="*"): unit.exposure for unit in role.units}
         bounds |= {timer.service: timer.exposure for timer in role.timers}
-    # What loads packet filters: tests/e2e/test_confinement.py, test_firewall.py.
-    bounds |= {each.unit: 1.5 for each in (PORTS, RELAY, FIREWALL)}
+    # What keeps ports: tests/e2e/test_confinement.py, test_firewall.py.
+    bounds |= dict.fromkeys([RESERVED_PORTS, *(each.unit for each in (PORTS, RELAY, FIREWALL))], 1.5)
     found = {}
     for pattern, bound in bounds.items():
         # Services of timers do not run: they are not listed.

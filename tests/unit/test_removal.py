@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from operations import ports
 from operations.filters import PORTS, RELAY
 from operations.machine import MachineState
 from operations.removal import Removal
@@ -27,6 +28,9 @@ COMMON = (
     PORTS.path,
     PORTS.drop_in,
     f"/etc/systemd/system/{PORTS.unit}",
+    ports.PATH,
+    ports.PROGRAM,
+    f"/etc/systemd/system/{ports.UNIT}",
 )
 # Units of Debian's that roles have drop-ins for.
 OF_DEBIAN = ("nftables.service", *(f"{job}.{kind}" for job in UPDATES_JOBS for kind in ("service", "timer")))
@@ -124,9 +128,14 @@ def test_a_machine_that_has_the_role_keeps_it(tmp_path: Path, role: Role) -> Non
 def test_what_the_last_of_its_kind_needed_goes(tmp_path: Path) -> None:
     found = removal(tmp_path, ROLES["sydent"], ["caddy"])
     assert {"/opt/uv", "/opt/sydent", PORTS.path, PORTS.drop_in} <= set(found.paths)
-    assert PORTS.unit in found.units and PORTS.table in found.tables and found.packages == ("nftables",)
+    assert {ports.PATH, ports.PROGRAM, "/etc/systemd/system/" + ports.UNIT} <= {*found.paths, *found.definitions}
+    assert {PORTS.unit, ports.UNIT} <= set(found.units) and PORTS.table in found.tables
+    assert found.packages == ("nftables", "python3")
+
+
+def test_the_relays_ports_stay_reserved_without_local_ones(tmp_path: Path) -> None:
     found = removal(tmp_path, ROLES["sydent"], ["caddy", "coturn"])
-    assert PORTS.path in found.paths and found.packages == ()
+    assert not {PORTS.path, ports.PATH} & set(found.paths) and found.packages == ()
 
 
 def test_a_certificate_goes_unless_the_name_is_used(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Ports that only the users of their services can take: a file with them, and a unit that has the kernel refuse others."""
+
+from operations.files import Copy, Entry, Template
+
+UNIT = "matrix-metal-reserved-ports.service"
+PATH = "/etc/matrix-metal/reserved-ports"
+PROGRAM = "/usr/local/lib/reserve-ports"
+# What is reserved, with the numbers of the users; or one sentence why nothing is.
+STATE = "/run/matrix-metal-reserved-ports/reserved"
+NOTHING = "no port is reserved"
+# Shell command that succeeds while what is reserved is what the file says.
+WORKS = (
+    f"systemctl is-active --quiet {UNIT} && {{ grep -qs '^{NOTHING}' {STATE} || grep -v '^#' {PATH} | "
+    "while read -r protocol port user; do "
+    'echo "$protocol $port $(id -u "$user" 2>/dev/null || echo 4294967295)"; '
+    f"done | cmp -s - {STATE}; }}"
+)
+
+
+def entries() -> list[Entry]:
+    """The unit and its program; the operation that writes the file is the task's own."""
+    values = {"unit": UNIT, "program": PROGRAM, "path": PATH, "state": STATE}
+    return [
+        Copy(PROGRAM, "ports/reserve-ports", mode="644"),
+        Template(f"/etc/systemd/system/{UNIT}", "ports/reserve-ports.service", mode="644", values=values),
+    ]
