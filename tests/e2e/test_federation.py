@@ -19,6 +19,7 @@ import pytest
 
 from roles import FEDERATION_PORT
 from tests.conftest import Deployed
+from tests.e2e.alerts import labels_of_alerts, shortened
 from tests.e2e.client import (
     Side,
     create_shared_room,
@@ -207,6 +208,27 @@ def test_encrypted_messages_between_homeservers(alice: Side, bob: Side) -> None:
     asyncio.run(conversation())
 
 
+@pytest.mark.role("monitoring")
+def test_what_waits_for_another_homeserver_is_noticed(alice: Side, bob: Side, room: str) -> None:
+    """Bob's takes the connection, and does not answer. Meanwhile Alice writes."""
+
+    async def write(count: int) -> None:
+        async with alice.client() as hers:
+            for number in range(count):
+                await send_message(hers, room, f"{number} of {count}")
+
+    deadline = time.monotonic() + 60
+    with shortened(alice.host, {"FederationQueue": {"> 2000": "> 3"}}):
+        bob.host.run("systemctl kill -s STOP caddy")
+        try:
+            asyncio.run(write(8))
+            while not any(each["alertname"] == "FederationQueue" for each in labels_of_alerts(alice.host)):
+                assert time.monotonic() < deadline, "what waits is not noticed"
+                time.sleep(1)
+        finally:
+            bob.host.run("systemctl kill -s CONT caddy")
+
+
 def _stop_synapse(host: Host) -> Callable[[], None]:
     """Stop the homeserver; returns a function that starts it again."""
     host.run("systemctl stop matrix-synapse")
@@ -271,6 +293,8 @@ def with_port_8448(alice: Side) -> Iterator[None]:
         assert deployment.run("-y").changed == [
             "Write the packet filter of the services' ports",
             "Keep the ports for their services",
+            "Write which ports are reserved",
+            "Reserve the ports for their services",
             "Configure Caddy",
             "Run Caddy",
             "Configure the monitoring",

@@ -24,7 +24,7 @@ from settings.issuers import STORE
 from tests.built import built
 from tests.conftest import complete, own
 from tests.deployment import AVAILABLE, Deployment
-from tests.e2e.alerts import labels_of_alerts
+from tests.e2e.alerts import labels_of_alerts, shortened
 from tests.e2e.banned import ATTEMPTS, assert_bans
 from tests.e2e.client import CADDY_ROOT, register
 from tests.e2e.picture import difference, picture
@@ -159,18 +159,19 @@ def test_whoever_tries_passwords_is_banned(machine: Machine) -> None:
 
 @pytest.mark.role("monitoring")
 def test_a_backup_that_fails_is_noticed(machine: Machine) -> None:
-    """Its job, whose target is away, and PostgreSQL, which cannot leave its log for it."""
+    """Its job, whose target is away and which is late soon, and PostgreSQL, which cannot leave its log for it."""
     host = machine.host
     host.run(AWAY)
-    wanted = [{"alertname": "ArchivingFails"}, {"alertname": "BackupFails", "part": "files"}]
+    wanted: list[dict[str, str]] = [{"alertname": "ArchivingFails"}]
+    wanted += [{"alertname": alert, "part": "files"} for alert in ("BackupFails", "BackupLate")]
     deadline = time.monotonic() + 120
     try:
-        while wanted:
-            assert time.monotonic() < deadline, wanted
-            time.sleep(1)
-            wanted = [
-                each for each in wanted if not any(each.items() <= found.items() for found in labels_of_alerts(host))
-            ]
+        with shortened(host, {"BackupLate": {"matrix_metal_backup_late_seconds": "30"}}):
+            while wanted:
+                assert time.monotonic() < deadline, wanted
+                time.sleep(1)
+                noticed = labels_of_alerts(host)
+                wanted = [each for each in wanted if not any(each.items() <= found.items() for found in noticed)]
     finally:
         host.run(BACK)
 
