@@ -365,6 +365,22 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         host.run(f"systemctl start {' '.join(units)}", timeout=180)
 
 
+@pytest.mark.once("debian13")
+def test_a_kernel_that_reserves_no_port_is_reported(deployed: Deployed) -> None:
+    """As in a container whose owner does not let it."""
+    host, drop_in = deployed.host, f"/run/systemd/system/{ports.UNIT}.d"
+    host.run(f"mkdir -p {drop_in}; printf '[Service]\\nCapabilityBoundingSet=\\n' >{drop_in}/refused.conf")
+    try:
+        host.run(f"systemctl daemon-reload; systemctl restart {ports.UNIT}")
+        assert host.run(f"cat {ports.STATE}").stdout.startswith(ports.NOTHING)
+        status, report = deployed.deployment.verify("tests/host/test_machine.py")
+        said = " ".join(report.split())
+        assert status == 0 and f"{ports.NOTHING}, because the kernel does not take the program for it: " in said, report
+    finally:
+        host.run(f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart {ports.UNIT}")
+    assert not host.run(f"cat {ports.STATE}").stdout.startswith(ports.NOTHING)
+
+
 def test_nobody_hears_a_local_user_on_a_services_port(deployed: Deployed) -> None:
     """Where a user can listen on its port while the service is stopped, neither Caddy nor root gets that user's answer."""
     host = deployed.host
