@@ -8,12 +8,11 @@ PROGRAM = "/usr/local/lib/reserve-ports"
 # What is reserved, with the numbers of the users; or one sentence why nothing is.
 STATE = "/run/matrix-metal-reserved-ports/reserved"
 NOTHING = "no port is reserved"
-# Shell command that succeeds while what is reserved is what the file says.
+# Shell command that succeeds while what is reserved is what the file says. Users may have got other numbers since.
 WORKS = (
-    f"systemctl is-active --quiet {UNIT} && {{ grep -qs '^{NOTHING}' {STATE} || grep -v '^#' {PATH} | "
-    "while read -r protocol port user; do "
-    'echo "$protocol $port $(id -u "$user" 2>/dev/null || echo 4294967295)"; '
-    f"done | cmp -s - {STATE}; }}"
+    f"systemctl is-active --quiet {UNIT} && {{ grep -qs '^{NOTHING}' {STATE} || awk 'NR == FNR {{ split($0, user, \":\"); "
+    'number[user[1]] = user[3]; next } /^#/ { next } { print $1, $2, $3 in number ? number[$3] : "4294967295" }\' '
+    f"/etc/passwd {PATH} | cmp -s - {STATE}; }}"
 )
 
 
