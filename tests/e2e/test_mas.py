@@ -24,7 +24,7 @@ from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
 
-pytestmark = pytest.mark.role("mas")
+pytestmark = [pytest.mark.role("mas"), pytest.mark.once("debian13")]
 
 WITHOUT = ("postgres", "synapse", "caddy")
 ROLES = (*WITHOUT, "mas", "bans")
