@@ -42,7 +42,9 @@ units.running(
 files.present(
     name="Write which ports are reserved",
     entries=[
-        *ports.entries(),
+        *ports.entries(
+            [port.number for port in settings.local_ports] + [port.number for port in settings.public_ports]
+        ),
         Template(
             ports.PATH,
             "ports/reserved-ports",

@@ -80,6 +80,16 @@ for place in sys.argv[1:]:
         except OSError:
             pass
         link.close()
+        # The kernel chooses, from a range of this port only (IP_LOCAL_PORT_RANGE).
+        link = socket.socket(family, link.type)
+        try:
+            link.setsockopt(socket.IPPROTO_IP, 51, int(port) << 16 | int(port))
+            link.bind((address, 0))
+            if link.getsockname()[1] == int(port):
+                print(place)
+        except OSError:
+            pass
+        link.close()
 """
 # Answers at every address, on ports such as udp/3478, as any local user may.
 ANSWER = """
@@ -350,7 +360,8 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         command = f"{before}runuser -u {user} -- /usr/bin/python3 -I - {place} tcp/4711 udp/4711"
         return set(host.run(command, stdin=BIND).stdout.split())
 
-    free = {"tcp/4711", "udp/4711"}
+    free, ranged = {"tcp/4711", "udp/4711"}, "/proc/sys/net/ipv4/ip_local_port_range"
+    before = host.run(f"cat {ranged}; echo 1024 65535 >{ranged}").stdout
     assert bound("nobody") == free
     host.run(f"systemctl stop {' '.join(units)}", timeout=60)
     try:
@@ -362,6 +373,7 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         host.run(f"systemctl kill -s KILL {ports.UNIT}; sleep 2")
         assert bound("nobody") == free
     finally:
+        host.run(f"cat >{ranged}", stdin=before)
         host.run(f"systemctl start {' '.join(units)}", timeout=180)
 
 

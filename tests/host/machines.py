@@ -164,6 +164,9 @@ class Machine:
         options = {
             "LogLevel": "ERROR",
             "ConnectTimeout": "10",
+            # A machine that is gone is noticed within a minute.
+            "ServerAliveInterval": "15",
+            "ServerAliveCountMax": "3",
             "ControlPath": str(self._control_path),
             "User": self.data.get("ssh_user"),
             "Port": self.data.get("ssh_port"),

@@ -57,10 +57,8 @@ def test_the_ports_of_its_services_are_reserved(host: Host, settings: Settings, 
     )
     state = ask(host, "cat %s", ports.STATE)
     if state.startswith(ports.NOTHING):
-        note(
-            "ports",
-            f"{state.strip()}; while a service restarts, a local user can take its port, and nobody hears that user",
-        )
+        risk = "while a service restarts, a local user can take its port, and nobody hears that user"
+        note("ports", f"{state.strip()}; {risk}; `systemctl restart {ports.UNIT}` tries it again")
 
 
 def test_there_is_disk_space_for_the_next_deploy(machine: Machine, note: Note) -> None:
