@@ -105,7 +105,9 @@ class Machine:
                 pytrace=False,
             )
         host = self._connection(sudo=self.state.user != "root")
-        host.backend.run = self._shell(host).run
+        # Without it, each command is a session of its own.
+        if (shell := self._shell(host)).begins():
+            host.backend.run = shell.run
         return host
 
     def _shell(self, host: Host) -> Shell:

@@ -24,8 +24,12 @@ done
 """
 
 
+# Seconds for the first answer. What a user's profile reads may be what is meant for the shell.
+FIRST = 15
+
+
 class ShellEnded(RuntimeError):
-    """The shell has ended, or the connection to it."""
+    """The shell has ended, or the connection to it, or it has not begun to answer."""
 
 
 class Shell:
@@ -41,6 +45,14 @@ class Shell:
         self._mark = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+
+    def begins(self) -> bool:
+        """Start it, and say whether it answers."""
+        try:
+            self._start()
+        except ShellEnded:
+            return False
+        return True
 
     def run(self, command: str, *words: str, **_options: Any) -> CommandResult:
         """As testinfra's: `%s` in the command is a word, quoted. Raises ShellEnded if it ends twice in a row."""
@@ -63,10 +75,10 @@ class Shell:
             [*self._leading, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         # With this answer comes what the user's profile prints.
-        self._answer(b":")
+        self._answer(b":", FIRST)
 
-    def _answer(self, program: bytes) -> tuple[int, bytes, bytes]:
-        """Exit status, output and errors."""
+    def _answer(self, program: bytes, limit: float | None = None) -> tuple[int, bytes, bytes]:
+        """Exit status, output and errors. limit: seconds in which something has to come."""
         process = self._process
         assert process and process.stdin and process.stdout and process.stderr
         mark = f"\n{self._mark}".encode()
@@ -78,7 +90,9 @@ class Shell:
                 open_ones.register(process.stdout, selectors.EVENT_READ, (out, mark + b" "))
                 open_ones.register(process.stderr, selectors.EVENT_READ, (err, mark))
                 while open_ones.get_map():
-                    for key, _ in open_ones.select():
+                    if not (readable := open_ones.select(limit)):
+                        raise ShellEnded("no answer")
+                    for key, _ in readable:
                         written, end = key.data
                         if not (some := os.read(key.fd, 1 << 16)):
                             raise ShellEnded(bytes(err).decode(errors="replace").strip() or "the connection was closed")

@@ -50,6 +50,16 @@ def test_it_is_started_again_when_it_has_ended(shell: Shell) -> None:
     assert shell.run("echo $PPID").stdout.strip() not in ("", first)
 
 
+def test_a_profile_that_reads_what_is_meant_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.host.shell.FIRST", 0.5)
+    backend: Any = testinfra.get_host("local://").backend
+    assert not Shell(backend, ["sh", "-c", "cat >/dev/null"]).begins()
+    assert not Shell(backend, ["sh", "-c", "exit 0"]).begins()
+    shell = Shell(backend, ["sh", "-c"])
+    assert shell.begins() and shell.run("echo here").stdout == "here\n"
+    shell.close()
+
+
 def test_a_connection_that_always_ends_is_reported_with_what_was_said() -> None:
     backend: Any = testinfra.get_host("local://").backend
     shell = Shell(backend, ["sh", "-c", "echo 'Connection refused' >&2; exit 255"])
