@@ -44,4 +44,4 @@ def shortened(host: Host, changes: Mapping[str, Mapping[str, str]]) -> Iterator[
     try:
         yield
     finally:
-        host.run(f"cp -p /run/rules.yaml {RULES}; {load}")
+        host.run(f"cp -p /run/rules.yaml {RULES}; rm /run/rules.yaml; {load}")
