@@ -341,7 +341,7 @@ def test_what_keeps_the_ports_may_do_nothing_else(deployed: Deployed, unit: str)
 
 
 def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
-    """Neither while the service runs nor while it is stopped, at no address and in no way. Its own user does."""
+    """Neither while the service runs nor while it is stopped, at no address, asked for or by chance. Its own user does."""
     host = deployed.host
     lines = [line.split() for line in host.run(f"grep -v '^#' {ports.PATH}").stdout.splitlines()]
     assert {("tcp", "8090"), ("tcp", "3478"), ("udp", "3478"), ("tcp", "7881"), ("udp", "7882")} <= {

@@ -45,12 +45,9 @@ def allowed(steps: list[tuple[int, ...]], protocol: str, port: int, user: int, n
                 # A call destroys these.
                 registers = {key: value for key, value in registers.items() if key > 5}
                 registers[0] = {UID_GID: user, NETWORK_COOKIE: network}[number]
-            case 0x1D:
-                at += distance if registers[first] == registers[second] else 0
-            case 0x16:
-                at += distance if registers[first] == number else 0
-            case 0x56:
-                at += distance if registers[first] != number else 0
+            case 0x1D | 0x16 | 0x56:
+                same = registers[first] == (registers[second] if code == 0x1D else number)
+                at += distance if same != (code == 0x56) else 0
             case 0x95:
                 return bool(registers[0])
             case _:
