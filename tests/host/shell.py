@@ -95,19 +95,28 @@ class Shell:
                     for key, _ in readable:
                         written, end = key.data
                         if not (some := os.read(key.fd, 1 << 16)):
-                            raise ShellEnded(bytes(err).decode(errors="replace").strip() or "the connection was closed")
+                            raise BrokenPipeError
                         written += some
                         if written.endswith(b"\n") and end in written[-len(end) - 8 :]:
                             open_ones.unregister(key.fileobj)
-        except (OSError, ShellEnded) as error:
+        except ShellEnded:
             self.close()
-            raise ShellEnded(str(error)) from None
+            raise
+        except OSError as error:
+            # Why, it may have said before it ended, and that may not have been read yet.
+            said = bytes(err + self.close(1)).decode(errors="replace").strip()
+            why = "the connection was closed" if isinstance(error, BrokenPipeError) else str(error)
+            raise ShellEnded(said or why) from None
         printed, _, status = bytes(out).rpartition(mark)
         return int(status), printed, bytes(err).rpartition(mark)[0]
 
-    def close(self) -> None:
-        """End the shell."""
+    def close(self, patience: float = 0) -> bytes:
+        """End the shell, unless it ends by itself within these seconds. Returns what has come from it as errors since."""
         process, self._process = self._process, None
-        if process:
+        if not process:
+            return b""
+        try:
+            return process.communicate(timeout=patience)[1]
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
+            return process.communicate()[1]

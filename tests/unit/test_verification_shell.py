@@ -60,8 +60,28 @@ def test_a_profile_that_reads_what_is_meant_for_it(monkeypatch: pytest.MonkeyPat
     shell.close()
 
 
-def test_a_connection_that_always_ends_is_reported_with_what_was_said() -> None:
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "echo 'Connection refused' >&2; exit 255",
+        "exec <&-; sleep 0.3; echo 'Connection refused' >&2; exit 255",
+        "exec >&-; sleep 0.3; echo 'Connection refused' >&2; exit 255",
+        "head -c 1 >/dev/null; echo 'Connection refused' >&2; exit 255",
+    ],
+)
+def test_a_connection_that_always_ends_is_reported_with_what_was_said(ends: str) -> None:
     backend: Any = testinfra.get_host("local://").backend
-    shell = Shell(backend, ["sh", "-c", "echo 'Connection refused' >&2; exit 255"])
     with pytest.raises(ShellEnded, match="Connection refused"):
-        shell.run("true")
+        Shell(backend, ["sh", "-c", ends]).run("true")
+
+
+def test_a_connection_that_ends_without_a_word() -> None:
+    backend: Any = testinfra.get_host("local://").backend
+    with pytest.raises(ShellEnded, match="the connection was closed"):
+        Shell(backend, ["sh", "-c", "exit 255"]).run("true")
+    shell = Shell(backend, ["sh", "-c"])
+    assert shell.begins() and shell._process
+    shell._process.kill()
+    shell._process.wait()
+    with pytest.raises(ShellEnded, match="the connection was closed"):
+        shell._run("true")
