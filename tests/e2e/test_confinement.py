@@ -66,6 +66,18 @@ class Server(http.server.ThreadingHTTPServer):
 Server((sys.argv[1], int(sys.argv[2])), Page).serve_forever()
 """
 # Prints each of the ports, such as udp/3478, that it can bind at any address, also if others may bind it as well.
+BIND_AGAIN = """
+import socket, sys
+while True:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        link = socket.socket(socket.AF_INET, kind)
+        try:
+            link.bind(("0.0.0.0", int(sys.argv[1])))
+            print("taken", flush=True)
+        except OSError:
+            pass
+        link.close()
+"""
 BIND = """
 import socket, sys
 for place in sys.argv[1:]:
@@ -370,8 +382,12 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         assert bound("sydent") == free | owned
         # It is the machine's ports that are reserved, and not those of a container.
         assert bound("nobody", "unshare -n -- ") >= free | owned
-        host.run(f"systemctl kill -s KILL {ports.UNIT}; sleep 2")
-        assert bound("nobody") == free
+        # Also while what reserves them ends and begins anew.
+        ends = f"systemctl kill -s KILL {ports.UNIT}; sleep 1; systemctl restart {ports.UNIT} {ports.UNIT}"
+        tries = "runuser -u nobody -- /usr/bin/python3 -I - 8090"
+        assert host.run(f"exec 3<&0; {tries} <&3 & {ends}; {ends}; kill $!; wait $!", stdin=BIND_AGAIN).stdout == ""
+        kept = host.run(f"systemctl show -p NFileDescriptorStore --value {ports.UNIT}").stdout
+        assert (bound("nobody"), kept.strip()) == (free, "2")
     finally:
         host.run(f"cat >{ranged}", stdin=before)
         host.run(f"systemctl start {' '.join(units)}", timeout=180)
