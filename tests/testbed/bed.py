@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from . import disk
 from .container import Container, groups, remove_group
 from .network import CONTROLLER_NAME, NUMBERS, Network
 from .roots import ensure_root, registry_settings, remove_unused
@@ -168,6 +169,7 @@ class Testbed:
         with self._locked():
             ensure_tools()
             self._check_disk()
+            disk.ensure(self.directory / "hosts")
             self._clean()
             host = self._find(name)
             self._claim(name, asked if wipe or not host else host.names)
@@ -514,6 +516,7 @@ class Host:
             else:
                 self.bed.network.remove()
                 remove_group(groups(self.bed.run_directory) / self.bed.bridge)
+                disk.remove(self.bed.directory / "hosts")
 
     def journal(self, unit: str | None = None, lines: int = 100) -> str:
         """The last `lines` of its journal, of one unit or of all, also if it is cut off or stopped. Raises TestbedError."""
