@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
+from roles import BANS_TABLE
 from tests.deployment import Deployment
 from tests.e2e.client import register
 from tests.testbed import Host
@@ -72,14 +73,14 @@ def _at_home(host: Host) -> Iterator[Visitors]:
             run(["ip", "address", "del", f"{address}/{length}", "dev", host.bed.bridge], check=False)
 
 
-def _connect(host: Host, source: str, name: str = "matrix") -> http.client.HTTPConnection:
+def _connect(host: Host, source: str, name: str = "matrix", timeout: float = 30) -> http.client.HTTPConnection:
     """A connection to the homeserver, or to another name of it, from an address. Raises OSError."""
     name, address = f"{name}.{host.domain}", host.address6 if ":" in source else host.address
     # Who it is, other tests check.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     link = socket.create_connection((address, 443), timeout=1, source_address=(source, 0))
-    link.settimeout(30)
+    link.settimeout(timeout)
     made = http.client.HTTPConnection(name)
     made.sock = context.wrap_socket(link, server_hostname=name)
     return made
@@ -112,8 +113,8 @@ def _log_in_at_page(host: Host, source: str, user: str, password: str) -> int:
 
 
 def _is_served(host: Host, source: str) -> bool:
-    # Of who is banned in the middle of it, Caddy gives up a request that does not arrive.
-    with suppress(TimeoutError, http.client.RemoteDisconnected), closing(_connect(host, source)) as made:
+    # Of who is banned in the middle of it, Caddy gives up a request that does not arrive. _soon() asks again.
+    with suppress(TimeoutError, http.client.RemoteDisconnected), closing(_connect(host, source, timeout=4)) as made:
         made.request("GET", "/_matrix/client/versions")
         return made.getresponse().status == 200
     return False
@@ -125,6 +126,15 @@ def _soon(happens: Callable[[], bool], seconds: float = 15) -> bool:
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
+    return True
+
+
+def _is_pardoned(host: Host, who: Visitors) -> bool:
+    """Whether who guessed is served again; if not, it is shown who is banned, and what fail2ban has said."""
+    for source in (who.guesser, who.guesser6):
+        if not _soon(lambda: _is_served(host, source)):  # noqa: B023
+            seen = host.run(f"nft list table inet {BANS_TABLE}; journalctl -u matrix-bans -n 30 --no-pager", check=False)
+            raise AssertionError(f"{source} is not served: {seen.stdout}")
     return True
 
 
@@ -175,7 +185,7 @@ def assert_bans(host: Host, deployment: Deployment) -> None:
             0,
             f"{who.guesser} is not banned any more.\n{who.network6} is not banned any more.\n",
         )
-        assert _soon(lambda: _is_served(host, who.guesser)) and _soon(lambda: _is_served(host, who.guesser6))
+        assert _is_pardoned(host, who)
         again = deployment.manage("bans", "pardon", who.guesser)
         assert (again.returncode, again.stdout) == (1, "")
         assert (
@@ -198,4 +208,4 @@ def assert_bans_at_mas(host: Host, deployment: Deployment) -> None:
         assert _listed(deployment) == {who.guesser: ATTEMPTS, who.network6: ATTEMPTS}
         done = deployment.manage("bans", "pardon", who.guesser, who.guesser6)
         assert done.returncode == 0, done.stderr
-        assert _soon(lambda: _is_served(host, who.guesser)) and _soon(lambda: _is_served(host, who.guesser6))
+        assert _is_pardoned(host, who)
