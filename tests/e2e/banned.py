@@ -133,7 +133,9 @@ def _is_pardoned(host: Host, who: Visitors) -> bool:
     """Whether who guessed is served again; if not, it is shown who is banned, and what fail2ban has said."""
     for source in (who.guesser, who.guesser6):
         if not _soon(lambda: _is_served(host, source)):  # noqa: B023
-            seen = host.run(f"nft list table inet {BANS_TABLE}; journalctl -u matrix-bans -n 30 --no-pager", check=False)
+            seen = host.run(
+                f"nft list table inet {BANS_TABLE}; journalctl -u matrix-bans -n 30 --no-pager", check=False
+            )
             raise AssertionError(f"{source} is not served: {seen.stdout}")
     return True
 

@@ -65,10 +65,11 @@ class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 Server((sys.argv[1], int(sys.argv[2])), Page).serve_forever()
 """
-# Prints each of the ports, such as udp/3478, that it can bind at any address, also if others may bind it as well.
+# For some seconds, a line each time that it can bind the port.
 BIND_AGAIN = """
-import socket, sys
-while True:
+import socket, sys, time
+end = time.monotonic() + 6
+while time.monotonic() < end:
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         link = socket.socket(socket.AF_INET, kind)
         try:
@@ -78,6 +79,7 @@ while True:
             pass
         link.close()
 """
+# Prints each of the ports, such as udp/3478, that it can bind at any address, also if others may bind it as well.
 BIND = """
 import socket, sys
 for place in sys.argv[1:]:
@@ -383,9 +385,9 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         # It is the machine's ports that are reserved, and not those of a container.
         assert bound("nobody", "unshare -n -- ") >= free | owned
         # Also while what reserves them ends and begins anew.
-        ends = f"systemctl kill -s KILL {ports.UNIT}; sleep 1; systemctl restart {ports.UNIT} {ports.UNIT}"
+        ends = f"sleep 0.5; systemctl kill -s KILL {ports.UNIT}; sleep 1; systemctl restart {ports.UNIT}"
         tries = "runuser -u nobody -- /usr/bin/python3 -I - 8090"
-        assert host.run(f"exec 3<&0; {tries} <&3 & {ends}; {ends}; kill $!; wait $!", stdin=BIND_AGAIN).stdout == ""
+        assert host.run(f"exec 3<&0; {tries} <&3 & {ends}; {ends}; wait $!", stdin=BIND_AGAIN).stdout == ""
         kept = host.run(f"systemctl show -p NFileDescriptorStore --value {ports.UNIT}").stdout
         assert (bound("nobody"), kept.strip()) == (free, "2")
     finally:
