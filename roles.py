@@ -966,6 +966,7 @@ UPDATES = Role(
 
 # What is scraped, and where Alertmanager and Prometheus answer: beside their usual ports, where an administrator's own may be.
 PROMETHEUS_PORT, ALERTS_PORT, NODE_PORT, BLACKBOX_PORT, POSTGRES_FIGURES_PORT = 19090, 19093, 19100, 19115, 19187
+PROCESSES_PORT = 19256
 # What Alertmanager is asked, for the alerts that fire and that nobody has silenced.
 ALERTS_QUESTION = f"http://127.0.0.1:{ALERTS_PORT}/api/v2/alerts?active=true&silenced=false&inhibited=false"
 SYNAPSE_FIGURES_PORT, CADDY_FIGURES_PORT, MAS_FIGURES_PORT, LIVEKIT_FIGURES_PORT = 19008, 19080, 19081, 19780
@@ -982,6 +983,7 @@ MONITORING_DEBIANS_OWN = {
         "prometheus-node-exporter",
         "prometheus-blackbox-exporter",
         "prometheus-postgres-exporter",
+        "prometheus-process-exporter",
     )
 }
 
@@ -1028,6 +1030,14 @@ MONITORING = Role(
             exposure=1.5,
         ),
         Unit(
+            "matrix-processes.service",
+            user="matrix-processes",
+            title="the process exporter",
+            health=_answers(PROCESSES_PORT, "/metrics", "^namedprocess_scrape_errors"),
+            exposure=1.5,
+            reads=(f"{MONITORING_HOME}/processes.yaml",),
+        ),
+        Unit(
             "matrix-alertmanager.service",
             user="matrix-alertmanager",
             title="Alertmanager",
@@ -1061,6 +1071,7 @@ MONITORING = Role(
                 (NODE_PORT, "matrix-node.service"),
                 (BLACKBOX_PORT, "matrix-blackbox.service"),
                 (POSTGRES_FIGURES_PORT, "matrix-pg-figures.service"),
+                (PROCESSES_PORT, "matrix-processes.service"),
                 # What other roles say of themselves, where they are on the same machine.
                 (SYNAPSE_FIGURES_PORT, "matrix-synapse.service"),
                 (CADDY_FIGURES_PORT, "caddy.service"),

@@ -21,6 +21,7 @@ from roles import (
     MONITORING_HOME,
     NODE_PORT,
     POSTGRES_FIGURES_PORT,
+    PROCESSES_PORT,
     PROMETHEUS_PORT,
     SYNAPSE_FIGURES_PORT,
     SYNAPSE_SOCKETS,
@@ -170,6 +171,7 @@ class Monitoring(View):
     node_port: int = NODE_PORT
     blackbox_port: int = BLACKBOX_PORT
     postgres_figures_port: int = POSTGRES_FIGURES_PORT
+    processes_port: int = PROCESSES_PORT
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -198,6 +200,7 @@ class Monitoring(View):
                     "alertmanager", ALERTS_PORT, "alertmanager_(notifications_failed_total|notifications_total|alerts)"
                 ),
                 Target("prometheus", PROMETHEUS_PORT, "prometheus_(tsdb_head_series|rule_evaluation_failures_total)"),
+                Target("processes", PROCESSES_PORT, "namedprocess_namegroup_(cpu_seconds_total|num_procs)"),
                 Target("blackbox", BLACKBOX_PORT, "blackbox_exporter_config_last_reload_successful"),
                 *(Target(*each) for role, each in _OTHERS.items() if settings.here(role)),
             ),

@@ -33,6 +33,7 @@ files.present(
         Directory(monitoring.figures, mode="755", user=FIGURES_TIMER.user, group=FIGURES_TIMER.user),
         Text(PLAN, monitoring.plan, mode="644"),
         Template(f"{HOME}/blackbox.yaml", "monitoring/blackbox.yaml", mode="644", values=values),
+        Copy(f"{HOME}/processes.yaml", "monitoring/processes.yaml", mode="644"),
         Template(
             f"{HOME}/rules.yaml", "monitoring/rules.yaml", mode="644", values=values, check="promtool check rules {}"
         ),
@@ -76,7 +77,7 @@ databases.watched(
     cluster=settings.view(Postgres).cluster,
     roles=MONITORING.database_roles,
 )
-NODE, BLACKBOX, POSTGRESQL, ALERTMANAGER, PROMETHEUS = MONITORING.units
+NODE, BLACKBOX, POSTGRESQL, PROCESSES, ALERTMANAGER, PROMETHEUS = MONITORING.units
 units.running(
     name="Run the timer of the figures",
     unit=FIGURES_TIMER.timer,
@@ -91,6 +92,7 @@ units.running(
     ready=BLACKBOX.health,
 )
 units.running(name="Run the PostgreSQL exporter", unit=POSTGRESQL.name, reads=[], ready=POSTGRESQL.health)
+units.running(name="Run the process exporter", unit=PROCESSES.name, reads=PROCESSES.reads, ready=PROCESSES.health)
 units.running(
     name="Run Alertmanager",
     unit=ALERTMANAGER.name,

@@ -65,16 +65,17 @@ class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 Server((sys.argv[1], int(sys.argv[2])), Page).serve_forever()
 """
-# For some seconds, a line each time that it can bind the port.
+# For some seconds: a line each time that it can bind one of the ports, such as udp/3478.
 BIND_AGAIN = """
 import socket, sys, time
 end = time.monotonic() + 6
 while time.monotonic() < end:
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        link = socket.socket(socket.AF_INET, kind)
+    for place in sys.argv[1:]:
+        protocol, port = place.split("/")
+        link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
         try:
-            link.bind(("0.0.0.0", int(sys.argv[1])))
-            print("taken", flush=True)
+            link.bind(("0.0.0.0", int(port)))
+            print(place)
         except OSError:
             pass
         link.close()
@@ -386,7 +387,7 @@ def test_no_local_user_takes_a_services_port(deployed: Deployed) -> None:
         assert bound("nobody", "unshare -n -- ") >= free | owned
         # Also while what reserves them ends and begins anew.
         ends = f"sleep 0.5; systemctl kill -s KILL {ports.UNIT}; sleep 1; systemctl restart {ports.UNIT}"
-        tries = "runuser -u nobody -- /usr/bin/python3 -I - 8090"
+        tries = "runuser -u nobody -- /usr/bin/python3 -I - tcp/8090 udp/3478"
         assert host.run(f"exec 3<&0; {tries} <&3 & {ends}; {ends}; wait $!", stdin=BIND_AGAIN).stdout == ""
         kept = host.run(f"systemctl show -p NFileDescriptorStore --value {ports.UNIT}").stdout
         assert (bound("nobody"), kept.strip()) == (free, "2")

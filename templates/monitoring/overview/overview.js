@@ -194,6 +194,14 @@ const CARDS = [
         return used.length ? { name, value: memory(size), part: size / most } : { name, value: "runs" };
       }));
   } },
+  { title: "Programs", every: MINUTE, async show(card) {
+    const busy = await now("topk(8, sum by (groupname) (rate(namedprocess_namegroup_cpu_seconds_total[10m])))");
+    const share = (value) => `${digits(100 * value, value < 0.1 ? 1 : 0)} %`;
+    busy.sort(byValue);
+    card.now(known(busy[0]?.value, share), busy.length ? `of a processor has ${busy[0].groupname}, the busiest of the last ten minutes` : "");
+    list(card.list, busy.map(({ groupname, value }) => ({ name: groupname, value: share(value), part: value })));
+    card.note("Of the whole machine, also what is not of the homeserver. 100 % is one processor.");
+  } },
   { title: "Disk", every: MINUTE, async show(card) {
     const [size, free, left] = await Promise.all([
       now("max by (mountpoint) (node_filesystem_size_bytes)"), now("min by (mountpoint) (node_filesystem_avail_bytes)"),
