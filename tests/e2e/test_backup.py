@@ -497,7 +497,12 @@ def lost_after_a_backup(drill: Drill, **settings: Any) -> list[str]:
     drill.deployment.choose(**{**drill.deployment.settings, **settings})
     drill.deployment.run("-y")
     jobs = "matrix-metal-backup-database matrix-metal-backup-files"
-    drill.host.run(f"while systemctl is-active {jobs} | grep -q activating; do sleep 0.2; done", timeout=120)
+    working = f"systemctl is-active {jobs} | grep -q activating"
+    # Something that does not end by itself is ended after two minutes.
+    drill.host.run(f"for second in $(seq 300); do {working} || break; sleep 0.5; done", timeout=200)
+    if drill.host.run(working, check=False).returncode == 0:
+        said = "journalctl -u 'matrix-metal-backup-*' -n 50 --no-pager"
+        raise AssertionError(drill.host.run(f"ps axo etime,args | grep -E 'pgbackrest|restic|archiver'; {said}").stdout)
     assert drill.host.run("systemctl --failed --no-legend").stdout == "", "the first backup there failed"
     drill.backed_up()
     asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))

@@ -158,6 +158,8 @@ class Service:
         may = [f"read {path}{below}" for path in own for below in ("", "/*")]
         # A service that runs as root must not even see the others.
         may += ANYBODY if unit.user != "root" else ()
+        # What it is there for.
+        may += ["processes in /proc"] if unit.title == "the process exporter" else []
         may += PASSED_ON if role is CADDY or any(path.startswith("/run/") for path in unit.private) else ()
         return cls(unit.name.format(version="*"), tuple(may), f"read {unit.environment}")
 
