@@ -451,8 +451,8 @@ def cookie_of(answer: httpx.Response) -> str:
     return str(answer.headers["set-cookie"].partition(";")[0])
 
 
-def wait_for(shown: Callable[[], str], wanted: str, seconds: float = TIMEOUT) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(shown: Callable[[], str], wanted: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
     while wanted not in (text := shown()):
         assert time.monotonic() < deadline, text
         time.sleep(0.2)
