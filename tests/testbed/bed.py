@@ -33,6 +33,7 @@ CABLE = """\
 Name=host0
 
 [Link]
+MACAddress={link_address}
 MTUBytes={mtu}
 
 [Network]
@@ -84,6 +85,11 @@ class CommandFailed(TestbedError):
         self.result = result
         reason = last_line(result.stderr, result.stdout)
         super().__init__(f"{host}: {command!r} exited {result.returncode}: {reason}")
+
+
+def first_number(name: str) -> int:
+    """The number that a host of this name gets, if it is free."""
+    return NUMBERS[int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(NUMBERS)]
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,7 @@ class Testbed:
         root = ensure_root(self.directory / "roots", release)
         taken = {host.number for host in self.hosts()}
         # The same host gets the same address each time, if it is free.
-        first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        first = NUMBERS.index(first_number(name))
         free = [n for n in (NUMBERS[(first + i) % len(NUMBERS)] for i in range(len(NUMBERS))) if n not in taken]
         if not free:
             raise TestbedError("no address is left on the hosts' bridge: remove hosts with `down --all`")
@@ -562,7 +568,8 @@ class Host:
             (self.directory / "upper" / directory).chmod(mode)
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", etc_ssh / "ssh_host_ed25519_key"])
         host_key = " ".join((etc_ssh / "ssh_host_ed25519_key.pub").read_text().split()[:2])
-        cable = CABLE.format(mtu=network.mtu, address=self.address, address6=self.address6, gateway=network.address)
+        addresses = {"link_address": network.link_address_of(self.number), "address": self.address}
+        cable = CABLE.format(**addresses, address6=self.address6, mtu=network.mtu, gateway=network.address)
         hosts = (
             f"127.0.0.1 localhost\n{self.address} {self.domain} {self.name}\n::1 localhost ip6-localhost ip6-loopback\n"
         )

@@ -95,7 +95,8 @@ class Network:
         if not self.exists():
             self._choose_subnet()
             run(["ip", "link", "add", self.bridge, "type", "bridge"])
-            run(["ip", "link", "set", self.bridge, "mtu", str(self.mtu)])
+            # Its own would be the lowest of the hosts', and change with them.
+            run(["ip", "link", "set", self.bridge, "mtu", str(self.mtu), "address", self.link_address_of(1)])
             run(["ip", "address", "add", f"{self.address}/24", "dev", self.bridge])
             if Path("/proc/sys/net/ipv6").exists():
                 run(["ip", "address", "add", f"{self.address6}/64", "dev", self.bridge, "nodad"])
@@ -141,6 +142,13 @@ class Network:
 
     def address_of(self, number: int) -> str:
         return str(self.subnet[number])
+
+    def link_address_of(self, number: int) -> str:
+        """The MAC address of the machine with this number.
+
+        With another of its own, a host would not be found for some seconds by whoever spoke to the last one of its number.
+        """
+        return f"02:00:00:00:00:{number:02x}"
 
     def address6_of(self, address: str) -> str:
         """The IPv6 address of the machine with this IPv4 address: the same last number, written in hexadecimal."""

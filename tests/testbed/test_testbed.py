@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from . import CommandFailed, Host, Testbed, TestbedError
-from .bed import IDLE_GENERATORS
-from .network import Network
+from .bed import IDLE_GENERATORS, first_number
+from .network import NUMBERS, Network
 from .tools import run
 
 # Options that work on every machine, but not in every container.
@@ -119,6 +120,29 @@ def test_hosts_reach_one_another(new: Host, old: Host, version: int) -> None:
     old.run(f"ping -{version} -c 1 -W 2 below.{new.domain}")
     new.run(f"ping -{version} -c 1 -W 2 {old.domain}")
     new.run(f"ping -{version} -c 1 -W 2 controller.test")
+
+
+def test_the_next_host_of_an_address_is_found_at_once(bed: Testbed, new: Host) -> None:
+    """New systems remember for a while at which Ethernet address the last one was."""
+    one, other = _names_of_one_number()
+    for name in (one, other):
+        host = bed.up(name)
+        try:
+            for address in (host.address, host.address6):
+                # The first packet of IPv6 may come before the host has the address.
+                socket.create_connection((address, 22), timeout=5).close()
+                new.run(f"timeout 5 bash -c ': </dev/tcp/{address}/22'")
+        finally:
+            host.down()
+
+
+def _names_of_one_number() -> tuple[str, str]:
+    seen: dict[int, str] = {}
+    for name in (f"tb-number{each}" for each in range(len(NUMBERS) + 1)):
+        if (number := first_number(name)) in seen:
+            return seen[number], name
+        seen[number] = name
+    raise AssertionError
 
 
 def test_a_name_belongs_to_one_host(bed: Testbed, new: Host) -> None:
