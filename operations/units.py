@@ -18,7 +18,7 @@ from compat import add_final_line
 from operations import virtualenvs
 from operations.look import ask, operation
 from operations.programs import Program
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 from operations.virtualenvs import Virtualenv
 
 
@@ -172,19 +172,21 @@ def running(
     outdated = now.newer_than(now.changed, rereads)
 
     name = shlex.quote(unit)
+    restarts = now.active != "active" or stale
+    enables = enabled and now.enabled not in ("enabled", "enabled-runtime", "static", "alias")
     start = [
         # A start from an interrupted run may still be going on. It is waited for: Synapse cannot recover from being killed
         # while it creates its tables for the first time.
         f"case $(systemctl is-active {name}) in activating) systemctl start {name} 2>/dev/null || true;; esac",
         # Debian 12's systemd (252) does not notice the first drop-in of a unit that is already loaded.
-        "systemctl daemon-reload",
+        *(["forget_definitions"] if now.definition_changed or now.load not in ("loaded", "not-found") else []),
+        f"read_definitions {name}" if enables else "read_definitions",
         f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
         # Not --no-block for a restart: `ready` would be answered by the old process until it is stopped.
         f"systemctl {'start --no-block' if slow_to_start and now.active in ('inactive', 'failed') else 'restart'} {name} "
         "|| failed start",
     ]
     steps: list[str] = []
-    restarts = now.active != "active" or stale
     if now.refused and not restarts:
         add_final_line(
             f"{host.name}: {unit} runs, but would not start again: {now.refused} "
@@ -195,9 +197,9 @@ def running(
         steps.append(f"systemctl unmask --runtime --quiet --no-reload {name} || true")
         if not restarts:
             steps.append("systemctl daemon-reload")
-    if enabled and now.enabled not in ("enabled", "enabled-runtime", "static", "alias"):
-        # `start` has the one daemon-reload that is needed.
-        steps.append(f"systemctl enable --quiet {'--no-reload ' if restarts else ''}{name}")
+    if enables:
+        # `start` follows. Without systemd, which would take all its units for changed until it reads them again.
+        steps.append(f"systemctl enable --quiet {'--root=/ ' if restarts else ''}{name}")
     if restarts:
         steps += [*_check_step(unit, check), *start, "wait_ready"]
     elif outdated:
@@ -264,6 +266,7 @@ def _functions(unit: str, ready: str | None, patience: int, slow_to_start: bool,
     if gives_up:
         restarting = f" || [ $(systemctl show {name} -p NRestarts --value) -gt 1 ]"
     return [
+        shell_file("definitions"),
         "failed() {",
         f'  echo {quoted(unit)} "failed to $1; the end of its log:" >&2',
         f"  journalctl -u {name} -n 20 --no-pager -o cat >&2 || true",

@@ -172,6 +172,26 @@ def test_edited_service_behind_a_path_unit_is_repaired_and_used(deployed: Deploy
     assert_nothing_to_do(deployed.deployment)
 
 
+def test_systemd_reads_its_units_again_only_if_one_changed(deployed: Deployed) -> None:
+    host, drop_in = deployed.host, "/etc/systemd/system/sydent.service.d"
+
+    def reads_after_a_restart() -> int:
+        host.run("touch /etc/sydent/sydent.conf")
+        assert deployed.deployment.run("-y").changed == ["Run Sydent"]
+        return int(host.run("journalctl -b -o cat _PID=1 | grep -c '^Reloading[.]'").stdout)
+
+    before = reads_after_a_restart()
+    assert reads_after_a_restart() == before
+    try:
+        # The first of a unit that is loaded is what Debian 12's systemd does not see by itself.
+        host.run(f"mkdir {drop_in}; printf '[Service]\nLimitCORE=1\n' >{drop_in}/own.conf")
+        assert reads_after_a_restart() == before + 1
+        assert host.run("systemctl show sydent -P LimitCORE").stdout == "1\n"
+    finally:
+        host.run(f"rm -r {drop_in}; systemctl daemon-reload")
+    assert_nothing_to_do(deployed.deployment)
+
+
 def test_systemd_understands_every_line_of_our_units(deployed: Deployed) -> None:
     """It ignores the others, and Debian 12's knows fewer than Debian 13's."""
     ours = "grep -rls '^# Written by matrix-metal' /etc/systemd/system --include=*.service --include=*.path --include=*.conf"

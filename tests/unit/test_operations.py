@@ -69,7 +69,7 @@ RUNNING = {
 
 
 def decided(monkeypatch: pytest.MonkeyPatch, written: Sequence[tuple[str, float]] = (), **now: Any) -> set[str]:
-    """What is done with a unit in this state: a set of start, reload, enable, daemon-reload, check, wait."""
+    """What is done with a unit in this state: a set of the words below."""
     state = UnitState(**{**RUNNING, **now}, written=tuple(written))
     at(monkeypatch, units, FakeHost(state))
     done = commands(units.running, unit="x.service", reads=["/etc/a"], rereads=["/etc/b"], check="try-it", ready="ask")
@@ -78,8 +78,11 @@ def decided(monkeypatch: pytest.MonkeyPatch, written: Sequence[tuple[str, float]
     words = {
         "start": "systemctl restart x.service",
         "reload": "systemctl reload x.service",
-        "enable": "systemctl enable",
+        "enable": "systemctl enable --quiet x",
+        "enable-offline": "systemctl enable --quiet --root=/ x",
+        "read": "read_definitions",
         "daemon-reload": "systemctl daemon-reload",
+        "forget": "forget_definitions",
         "check": "try-it",
         "wait": "wait_ready",
     }
@@ -91,13 +94,13 @@ def test_unit_newer_than_its_files_is_left_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_unit_older_than_a_file_it_reads_is_checked_and_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decided(monkeypatch, [("/etc/a", 100.1)]) == {"daemon-reload", "check", "start", "wait"}
+    assert decided(monkeypatch, [("/etc/a", 100.1)]) == {"read", "check", "start", "wait"}
 
 
 def test_unit_older_than_its_own_definition_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after somebody else ran daemon-reload, which resets NeedDaemonReload."""
-    assert decided(monkeypatch, [(UNIT, 100.1)]) == {"daemon-reload", "check", "start", "wait"}
-    assert decided(monkeypatch, definition_changed=True) == {"check", "start", "wait", "daemon-reload"}
+    assert decided(monkeypatch, [(UNIT, 100.1)]) == {"read", "check", "start", "wait"}
+    assert decided(monkeypatch, definition_changed=True) == {"check", "start", "wait", "forget", "read"}
 
 
 def test_unit_that_rereads_is_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,22 +108,26 @@ def test_unit_that_rereads_is_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     # A reload counts: systemd records it as a change of state.
     assert decided(monkeypatch, [("/etc/b", 100.1)], changed=100.2) == set()
     # But it does not make the unit read what is read only at the start.
-    assert decided(monkeypatch, [("/etc/a", 100.1)], changed=100.2) == {"daemon-reload", "check", "start", "wait"}
+    assert decided(monkeypatch, [("/etc/a", 100.1)], changed=100.2) == {"read", "check", "start", "wait"}
 
 
 def test_restart_makes_reload_superfluous(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decided(monkeypatch, [("/etc/a", 100.1), ("/etc/b", 100.1)]) == {"daemon-reload", "check", "start", "wait"}
+    assert decided(monkeypatch, [("/etc/a", 100.1), ("/etc/b", 100.1)]) == {"read", "check", "start", "wait"}
 
 
 @pytest.mark.parametrize("active", ["inactive", "failed", "activating", "deactivating"])
 def test_unit_that_does_not_run_is_started(monkeypatch: pytest.MonkeyPatch, active: str) -> None:
-    assert decided(monkeypatch, active=active, ready=False) == {"daemon-reload", "check", "start", "wait"}
+    assert decided(monkeypatch, active=active, ready=False) == {"read", "check", "start", "wait"}
 
 
 def test_new_unit_is_loaded_enabled_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {"check", "start", "wait", "daemon-reload", "enable"}
+    expected = {"check", "start", "wait", "enable-offline", "read"}
     assert decided(monkeypatch, load="not-found", active="inactive", enabled="", ready=False) == expected
-    assert decided(monkeypatch, load="masked", active="inactive", enabled="masked-runtime", ready=False) == expected
+    assert decided(monkeypatch, active="inactive", enabled="disabled", ready=False) == expected
+    # systemd remembers a mask that was taken away.
+    masked: dict[str, Any] = {"load": "masked", "active": "inactive", "ready": False}
+    assert decided(monkeypatch, **masked, enabled="masked-runtime") == {*expected, "forget"}
+    assert decided(monkeypatch, **masked, enabled="static") == {*expected, "forget"} - {"enable-offline"}
 
 
 def test_disabled_unit_is_enabled_without_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +135,7 @@ def test_disabled_unit_is_enabled_without_a_restart(monkeypatch: pytest.MonkeyPa
 
 
 def test_unit_that_does_not_answer_is_given_time_then_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decided(monkeypatch, ready=False) == {"wait", "daemon-reload", "start"}
+    assert decided(monkeypatch, ready=False) == {"wait", "read", "start"}
 
 
 def test_unit_that_is_slow_to_start_is_not_waited_for_longer_than_it_takes_to_answer(
