@@ -11,7 +11,7 @@ read_definitions() {
   fi
   systemctl daemon-reload
   # As it was before.
-  printf '%s\n' "$there" >/run/matrix-metal/definitions || true
+  { printf '%s\n' "$there" >/run/matrix-metal/definitions; } 2>/dev/null || true
 }
 # forget_definitions: read_definitions does not leave it out.
 forget_definitions() {
