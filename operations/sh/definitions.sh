@@ -4,7 +4,8 @@
 # By names and times in a listing, not by the clock, which may have been set. To enable a unit changes only links, which do not
 # count: the unit is started by who enables it.
 read_definitions() {
-  there=$(find /etc/systemd/system /run/systemd/system \( -name '*.wants' -o -name '*.requires' \) -prune -o ! -type d -printf '%p %C@ %l\n') || there=
+  there=$(find /etc/systemd/system /run/systemd/system /usr/lib/systemd/system \( -name '*.wants' -o -name '*.requires' \) -prune \
+    -o ! -type d -printf '%p %C@ %l\n') || there=
   if [ -n "$there" ] && [ "$there" = "$(cat /run/matrix-metal/definitions 2>/dev/null)" ] \
     && { [ $# = 0 ] || [ "$(systemctl show -P UnitFileState "$1")" != disabled ]; }; then
     return
