@@ -32,7 +32,7 @@ from tests.testbed import Host, Testbed
 CADDY_ROOT = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
 REGISTER = "/opt/matrix-synapse/current/bin/register_new_matrix_user"
 
-# What that program does, in a twentieth of its time: the shared secret is the right to register.
+# What that program does, without its imports: the shared secret is the right to register.
 # https://element-hq.github.io/synapse/latest/admin_api/register_api.html
 REGISTER_BY_API = f"""
 import hmac, json, pathlib, sys, urllib.request
