@@ -252,7 +252,7 @@ async def sync_until(
 
 
 def register(host: Host, user: str, password: str) -> None:
-    """Create an account, as the administrator does on the machine."""
+    """Create an account, on the machine."""
     # The password goes through standard input: every user of the machine can read command lines.
     host.run(f"python3 -Ic '{REGISTER_BY_API}'", stdin=json.dumps([user, password]))
 
