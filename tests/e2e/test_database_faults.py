@@ -299,7 +299,7 @@ def test_roles_reach_their_own_database_only(deployed: Deployed, host: Host) -> 
 def fresh(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Host]:
     """A host on which no cluster was created."""
     name = own(f"clusters{13 if request.param == 'trixie' else 12}")
-    host = testbed.up(name, release=request.param, layers=built(testbed, request.param))
+    host = testbed.up(name, release=request.param, layers=built(testbed, request.param, "libraries", "programs"))
     yield host
     host.down()
 

@@ -60,7 +60,7 @@ class Guarded:
 def guarded(
     request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guarded]:
-    layers = built(testbed, request.param, "libraries")
+    layers = built(testbed, request.param)
     host = testbed.up(own(f"wall{request.param[0]}"), release=request.param, layers=layers)
     host.run(
         "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables >/dev/null", timeout=300

@@ -98,7 +98,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    db = testbed.up(own("move-db"), release="bookworm", layers=built(testbed, "bookworm", "libraries"))
+    db = testbed.up(own("move-db"), release="bookworm", layers=built(testbed, "bookworm"))
     home = testbed.up(own("move"), layers=built(testbed, "trixie"))
     if not real_mas():
         home.run(CLIENT, timeout=300)

@@ -58,7 +58,7 @@ class Apart:
 def apart(testbed: Testbed, release_page: ReleaseServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
     name = own("apart")
     home = testbed.up(name, layers=built(testbed, "trixie"))
-    layers, names = built(testbed, "bookworm", "libraries"), [f"{each}.{home.domain}" for each in ("rtc", "turn")]
+    layers, names = built(testbed, "bookworm"), [f"{each}.{home.domain}" for each in ("rtc", "turn")]
     rtc = testbed.up(own("apart-rtc"), release="bookworm", layers=layers, names=names)
     directory = tmp_path_factory.mktemp("apart")
     settings = {

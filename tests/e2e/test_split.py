@@ -97,7 +97,7 @@ class Split:
 def split(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
     with ThreadPoolExecutor() as pool:
         begun = [
-            pool.submit(testbed.up, "split-db", release="bookworm", layers=built(testbed, "bookworm", "libraries")),
+            pool.submit(testbed.up, "split-db", release="bookworm", layers=built(testbed, "bookworm")),
             pool.submit(testbed.up, "split", layers=built(testbed, "trixie")),
             # The homeserver's machine owns all other names below split.test.
             pool.submit(testbed.up, "split-relay", names=["turn.split.test"]),

@@ -77,7 +77,7 @@ def machine(
 ) -> Iterator[Machine]:
     """Deployed as root on Debian 13, and as a user with sudo on Debian 12."""
     # On Debian 12 it builds the virtualenvs itself, with that locale.
-    layers = built(testbed, request.param) if request.param == "trixie" else []
+    layers = built(testbed, request.param, "libraries", "programs") if request.param == "trixie" else []
     host = testbed.up(own(f"odd{request.param[0]}"), release=request.param, layers=layers)
     host.run(LOCALE, timeout=300)
     # So that systemd's services have the locale as well.

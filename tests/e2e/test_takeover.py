@@ -214,7 +214,8 @@ async def live(host: Host, keys: Path, picture: bytes) -> dict[str, str | Accoun
 def home(request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     directory = tmp_path_factory.mktemp(request.param)
     old = CONTAINER if request.param == "bookworm" else PACKAGE
-    host = testbed.up(own(f"take-{request.param}"), release=request.param, layers=built(testbed, request.param))
+    layers = built(testbed, request.param, "libraries", "programs")
+    host = testbed.up(own(f"take-{request.param}"), release=request.param, layers=layers)
     host.run(f"mkdir -p {PROGRAMS} {old.home}/conf.d")
     host.put(Path(sys.executable).parent / "uv", f"{PROGRAMS}/uv", mode="755")
     name = f"server_name: {host.domain}\n"
