@@ -11,14 +11,16 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from roles import MONITORING_DEBIANS_OWN, ROLES
+from roles import CADDY, ROLES
 from tests.testbed import Host, Testbed
 
 # programs: the virtualenvs, the lists of Debian's packages, and what was downloaded of these. libraries: see LIBRARIES.
-# packages: these, and the packages that a complete deployment installs.
+# packages: all that a complete deployment installs of Debian's.
 Layer = Literal["programs", "libraries", "packages"]
 
 PROGRAMS = ("/opt/matrix-synapse", "/opt/sydent", "/opt/uv", "/var/lib/apt/lists", "/var/cache/apt/archives")
@@ -33,28 +35,31 @@ rm /tmp/others
 INSTALL = (
     "DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 apt-get install -qq -y --no-install-recommends {} >/dev/null"
 )
-# The packages that a deployment has installed: it records them.
-RECORDED = "/var/lib/matrix-metal/packages"
-# They are installed, and nothing else has happened: no service was started, and PostgreSQL has no cluster. {services}: those that
-# start with the machine otherwise. {not_started}: the drop-ins of those that never start.
-PACKAGES = """
-set -e
-echo 'exit 101' >/usr/sbin/policy-rc.d
-chmod 755 /usr/sbin/policy-rc.d
-mkdir -p /etc/postgresql-common/createcluster.d {directory}
-echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/none.conf
-{install}
-rm /usr/sbin/policy-rc.d /etc/postgresql-common/createcluster.d/none.conf
-printf '%s\\n' {packages} >{recorded}
-systemctl disable --quiet {services}
-for drop_in in {not_started}; do
-    mkdir -p ${{drop_in%/*}}
-    printf '[Unit]\\nConditionPathExists=!/\\n' >$drop_in
-done
-"""
-SERVICES = [unit.name for role in ROLES.values() for unit in role.units if unit.masked and "@" not in unit.name]
+# Where a deploy records the packages that it has installed.
+RECORDED = "var/lib/matrix-metal/packages"
+# What packages write.
+OF_PACKAGES = ("etc", "usr", "var/lib", "var/cache/debconf")
 # What a host has of its own.
-OF_THE_HOST = ("etc/machine-id", "etc/ssh", "home", "root", "run", "tmp", "var/lib/systemd", "var/log", "var/tmp")
+OF_THE_HOST = (
+    "etc/machine-id",
+    "etc/ssh",
+    "home",
+    "root",
+    "run",
+    "tmp",
+    "var/lib/systemd/[!d]*",
+    "var/log",
+    "var/tmp",
+)
+# What a deployment has of its own when its packages are installed: its name, and a cluster of PostgreSQL. And what would start
+# with the machine.
+OF_THE_DEPLOYMENT = (
+    "etc/matrix-metal",
+    "etc/postgresql/*",
+    "var/lib/apt/lists",
+    "var/lib/postgresql/*",
+    *(f"etc/systemd/system/*/{unit.name}" for role in ROLES.values() for unit in role.units if unit.masked),
+)
 
 
 def _directory(testbed: Testbed, release: str) -> Path | None:
@@ -69,32 +74,33 @@ def built(testbed: Testbed, release: str, *chosen: Layer) -> list[Path]:
     return [kept / layer for layer in chosen or ("packages", "programs")] if kept and kept.exists() else []
 
 
-def keep(host: Host) -> None:
-    """Keep what was built and installed on this host, on which nothing else has happened."""
+def keep(host: Host, deploy: Callable[[], object]) -> None:
+    """Deploy to an empty host, and keep what is built and installed there. Raises what `deploy` does."""
     kept = _directory(host.bed, host.release)
     if not kept or kept.exists():
+        deploy()
         return
     partial = Path(tempfile.mkdtemp(prefix=f"{kept.name}-", dir=kept.parent))
+    with ThreadPoolExecutor(1) as pool:
+        deploying = pool.submit(deploy)
+        while not deploying.done() and CADDY.packages[0] not in _recorded(host):
+            time.sleep(0.02)
+        if not deploying.done():
+            host.container.rest(True)
+            try:
+                _copy(host, partial / "packages", *OF_THE_HOST, *OF_THE_DEPLOYMENT)
+            finally:
+                host.container.rest(False)
+        deploying.result()
     programs = partial / "programs"
     programs.mkdir()
     host.copy_directories(PROGRAMS, programs)
     for current in programs.glob("opt/*/current"):
         current.unlink()  # to put a virtualenv to use is up to a deploy
-    libraries = " ".join(host.run(LIBRARIES).stdout.split())
-    packages = " ".join(host.run(f"cat {RECORDED}").stdout.split())
-    fresh = host.bed.up(f"{host.name}-packages", release=host.release, layers=[programs])
-    fresh.run(INSTALL.format(libraries), timeout=300)
-    _copy_disk(fresh, partial / "libraries")
-    script = PACKAGES.format(
-        install=INSTALL.format(packages),
-        packages=packages,
-        recorded=RECORDED,
-        directory=Path(RECORDED).parent,
-        services=" ".join(SERVICES),
-        not_started=" ".join(MONITORING_DEBIANS_OWN.values()),
-    )
-    fresh.run(script, timeout=300)
-    _copy_disk(fresh, partial / "packages")
+    fresh = host.bed.up(f"{host.name}-libraries", release=host.release, layers=[programs])
+    fresh.run(INSTALL.format(" ".join(host.run(LIBRARIES).stdout.split())), timeout=300)
+    fresh.stop()
+    _copy(fresh, partial / "libraries", *OF_THE_HOST)
     fresh.down()
     try:
         partial.rename(kept)
@@ -102,11 +108,17 @@ def keep(host: Host) -> None:
         shutil.rmtree(partial)
 
 
-def _copy_disk(host: Host, to: Path) -> None:
-    """What was written to a host's disk, without what is its own. Nothing may write to it."""
-    subprocess.run(["cp", "-a", host.directory / "upper", to], check=True)
-    for path in OF_THE_HOST:
-        subprocess.run(["rm", "-rf", to / path], check=True)
+def _recorded(host: Host) -> list[str]:
+    file = host.directory / "upper" / RECORDED
+    return file.read_text().split() if file.exists() else []
+
+
+def _copy(host: Host, to: Path, *but: str) -> None:
+    """What packages have written to a host's disk. Nothing writes to it meanwhile. but: patterns of what is left out."""
+    to.mkdir()
+    subprocess.run(["cp", "-a", "--parents", *OF_PACKAGES, to], cwd=host.directory / "upper", check=True)
+    left_out = [path for pattern in but for path in to.glob(pattern)]
+    subprocess.run(["rm", "-rf", *left_out], check=True)
 
 
 def remove_built(testbed: Testbed) -> None:

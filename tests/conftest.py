@@ -359,8 +359,7 @@ def fleet(
     def deploy(release: str) -> Deployed:
         host = testbed.up(own(COMPLETE[release]), release=release, layers=built(testbed, release))
         deployment = complete(testbed, host, directories[release], release_page)
-        deployment.run("-y")
-        keep(host)
+        keep(host, lambda: deployment.run("-y"))
         return Deployed(host, deployment)
 
     fleet = request.config.stash[FLEET] = Fleet(deploy)

@@ -21,7 +21,7 @@ import pytest
 from operations.machine import BACKUP_STATE, RESTORE_HOME
 from roles import MAS, SYNAPSE
 from settings.backup import SPOOL
-from tests.built import Layer, built
+from tests.built import built
 from tests.conftest import from_page, own
 from tests.deployment import Deployment
 from tests.e2e.client import (
@@ -194,8 +194,8 @@ async def say(drill: Drill, text: str) -> None:
         await send_message(hers, users.encrypted, text)
 
 
-def replaced(drill: Drill, testbed: Testbed, directory: Path, *layers: Layer, release: str = "trixie") -> None:
-    """The machine burns; its disk with the backup is put into a new one of the same name. layers: see built()."""
+def replaced(drill: Drill, testbed: Testbed, directory: Path, release: str = "trixie") -> None:
+    """The machine burns; its disk with the backup is put into a new one of the same name, on which nothing was installed."""
     disk = directory / "disk"
     shutil.rmtree(disk, ignore_errors=True)
     disk.mkdir()
@@ -203,7 +203,7 @@ def replaced(drill: Drill, testbed: Testbed, directory: Path, *layers: Layer, re
     disk.chmod(0o755)
     name = drill.host.name
     drill.host.down()
-    new = testbed.up(name, release=release, layers=[disk, *built(testbed, release, *layers)])
+    new = testbed.up(name, release=release, layers=[disk, *built(testbed, release, "libraries", "programs")])
     drill.deployment.hosts = [new]
     drill.deployment.assign({role: [new.name] for role in drill.roles})
 
@@ -399,7 +399,7 @@ def test_a_clock_that_was_ahead_by_a_day_hides_nothing(drill: Drill) -> None:
 def test_everything_is_restored_on_a_new_machine(drill: Drill, testbed: Testbed, directory: Path) -> None:
     drill.log_sent()
     drill.backed_up()
-    replaced(drill, testbed, directory, "libraries", "programs")
+    replaced(drill, testbed, directory)
     begin = time.monotonic()
     output = drill.restored()
     assert time.monotonic() - begin < 240
