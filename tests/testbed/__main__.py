@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     which = down.add_mutually_exclusive_group(required=True)
     which.add_argument("name", nargs="?")
     which.add_argument("--all", action="store_true", help="delete all hosts of this checkout")
+    commands.add_parser("prepare", help="make what hosts need already, which the first ones would wait for")
     commands.add_parser("list", help="show the hosts of this checkout")
     shell = commands.add_parser("shell", help="log in as root, or run a command")
     shell.add_argument("name")
@@ -56,6 +57,8 @@ def _do(bed: Testbed, options: argparse.Namespace) -> int:
         for host in bed.hosts() if options.all else [bed.find(options.name)]:
             host.down()
             print(f"{host.name} is deleted")
+    elif options.command == "prepare":
+        bed.prepare()
     elif options.command == "list":
         for host in bed.hosts():
             print(_line(host))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -13,13 +14,14 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import disk
 from .container import Container, groups, remove_group
 from .network import CONTROLLER_NAME, NUMBERS, Network
-from .roots import ensure_root, registry_settings, remove_unused
+from .roots import RELEASES, ensure_root, registry_settings, remove_unused
 from .tools import TestbedError, delete, ensure_tools, last_line, require_root, run, say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -199,6 +201,15 @@ class Testbed:
                 say(f"{name} is kept as it is, for a look at {host.directory / 'console.log'}")
             raise
         return host
+
+    def prepare(self) -> None:
+        """Make what hosts need and what is missing, of all releases at once: the first host of each would wait for it in turn.
+
+        Raises TestbedError.
+        """
+        with self._locked(), ThreadPoolExecutor(len(RELEASES)) as pool:
+            ensure_tools()
+            list(pool.map(ensure_root, itertools.repeat(self.directory / "roots"), RELEASES))
 
     @staticmethod
     def _note(name: str) -> None:

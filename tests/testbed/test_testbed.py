@@ -60,6 +60,16 @@ def host(request: pytest.FixtureRequest, hosts: tuple[Host, Host]) -> Host:
     return hosts[request.param]
 
 
+def test_what_hosts_need_is_made_once(bed: Testbed, hosts: tuple[Host, Host]) -> None:
+    def roots() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (bed.directory / "roots").iterdir()}
+
+    before = roots()
+    bed.prepare()
+    assert roots() == before
+    assert {host.record.root for host in hosts} <= set(before)
+
+
 def test_hosts_boot_without_a_failed_unit(host: Host) -> None:
     assert host.run("systemctl is-system-running", check=False).stdout.strip() == "running", host.run(
         "systemctl --failed"
