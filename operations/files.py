@@ -124,9 +124,11 @@ class State:
 class Paths(Fact[dict[str, State]]):
     """What is at each of the given paths; missing ones are left out."""
 
+    about_paths = True
+
     def question(self, paths: Sequence[str]) -> str:
-        names = quoted(*paths)
-        return f"stat --printf 'S\\t%n\\t%f\\t%a\\t%U\\t%G\\n' -- {names} 2>/dev/null; sha256sum -- {names} 2>/dev/null; true"
+        asked = (r"stat --printf 'S\t%n\t%f\t%a\t%U\t%G\n' --", "sha256sum --")
+        return "\n".join([f"set -- {quoted(*paths)}", *(f'{each} "$@" 2>/dev/null' for each in asked), "true"])
 
     @staticmethod
     def default() -> dict[str, State]:

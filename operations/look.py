@@ -25,11 +25,15 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """fact: its class; shell: the command that answers it; unit: the systemd unit that it asks about, or ""."""
+    """fact: its class; shell: the command that answers it; unit: the systemd unit that it asks about, or "".
+
+    paths: what it asks about, if the fact is `about_paths`.
+    """
 
     fact: type[Fact[Any]]
     shell: str
     unit: str = ""
+    paths: tuple[str, ...] = ()
 
 
 class Operation(Protocol):
@@ -106,7 +110,9 @@ class Answers(Fact[dict[int, list[str]]]):
 def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T:
     """The answer of a machine, the current one unless another is given; to be called by operations only."""
     host = host or current_host
-    run, question = _this_run(), Question(fact, fact().question(**arguments), str(arguments.get("unit", "")))
+    paths = tuple(arguments["paths"]) if fact.about_paths else ()
+    question = Question(fact, fact().question(**arguments), str(arguments.get("unit", "")), paths)
+    run = _this_run()
     look = run.looks.setdefault(host.name, _Look())
     if _recording:
         look.recorded[question] = None
@@ -135,11 +141,33 @@ def look_at(host: Host, **arguments: Any) -> None:
 
 
 def _ask_all(host: Host, questions: list[Question], **arguments: Any) -> dict[Question, Any]:
-    answers = host.get_fact(Answers, questions=questions, **arguments)
-    return {
-        question: question.fact().answer(answers[number]) if number in answers else question.fact.default()
-        for number, question in enumerate(questions)
+    about = joined(questions)
+    asked = list(dict.fromkeys(about.values()))
+    lines = host.get_fact(Answers, questions=asked, **arguments)
+    answers = {
+        question: question.fact().answer(lines[number]) if number in lines else question.fact.default()
+        for number, question in enumerate(asked)
     }
+    return {question: _own(question, answers[other]) for question, other in about.items()}
+
+
+def joined(questions: Sequence[Question]) -> dict[Question, Question]:
+    """What is asked for each question: the same for all that are about paths, instead of some processes for each of them."""
+    paths: dict[type[Fact[Any]], dict[str, None]] = {}
+    for question in questions:
+        if question.fact.about_paths:
+            paths.setdefault(question.fact, {}).update(dict.fromkeys(question.paths))
+    whole = {
+        fact: Question(fact, fact().question(paths=tuple(every)), paths=tuple(every)) for fact, every in paths.items()
+    }
+    return {question: whole.get(question.fact, question) for question in questions}
+
+
+def _own(question: Question, answer: Any) -> Any:
+    """The part of an answer that this question is about."""
+    if not question.fact.about_paths:
+        return answer
+    return {path: answer[path] for path in question.paths if path in answer}
 
 
 def operation() -> Callable[[Callable[P, Generator[PyinfraCommand, None, None]]], Operation]:

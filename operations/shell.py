@@ -84,11 +84,13 @@ def script(*lines: str, stdin: str | None = None) -> StringCommand:
 class Fact(FactBase[T]):
     """A fact about a machine: `question` is the shell command that asks for it, `answer` parses what it prints.
 
-    functions: the file in operations/sh whose functions the command calls, or "".
+    functions: the file in operations/sh whose functions the command calls, or "". about_paths: `question` has no argument but
+    `paths`, and the answer is a dict by path: so several questions can be asked as one.
     """
 
     question: Callable[..., str]
     functions = ""
+    about_paths = False
 
     def answer(self, lines: list[str]) -> T:
         """Parse the printed lines. Not called if nothing is printed: then the answer is `default()`."""

@@ -7,18 +7,18 @@
 # "Ready=yes" says that the shell command READY succeeds. "Changed=PATH" names what was changed after the unit was started in the
 # paths OWN (words of shell), and "Refused=WHY" says that then the shell command CHECK failed; the last line that it printed.
 # $units: what `show` has said already, if anything: to start systemctl takes longer than to answer.
-# property NAME: of $shown.
+# property NAME: sets $value to that of $shown. (A function that prints it would take a process.)
 newline='
 '
 show() {
   systemctl show --timestamp=us+utc -p Id -p LoadState -p ActiveState -p UnitFileState -p NeedDaemonReload -p FragmentPath -p DropInPaths \
     -p ExecMainStartTimestamp -p ActiveEnterTimestamp -p StateChangeTimestamp -- "$@"
 }
-property() (
+property() {
   value=$newline$shown
   case $value in *"$newline$1="*) value=${value##*"$newline$1="} ;; *) value= ;; esac
-  printf %s "${value%%"$newline"*}"
-)
+  value=${value%%"$newline"*}
+}
 about() {
   unit=$1 patience=$2 ready=$3 own=$4 check=$5
   shift 5
@@ -38,8 +38,11 @@ about() {
     sleep 0.2
   done
   printf '%s\n' "$shown"
-  # shellcheck disable=SC2046 # they are several words
-  stat -c 'Written=%.9Z %n' -- "$@" $(property FragmentPath) $(property DropInPaths) 2>/dev/null
+  property FragmentPath
+  definition=$value
+  property DropInPaths
+  # shellcheck disable=SC2086 # they are several words
+  stat -c 'Written=%.9Z %n' -- "$@" $definition $value 2>/dev/null
   # Asked only of a running unit: a probe of a stopped one may be slow to fail.
   case $shown in
     *ActiveState=active* | *ActiveState=reloading*)
@@ -50,8 +53,8 @@ about() {
   true
 }
 changed() {
-  since=$(property ExecMainStartTimestamp)
-  since=${since#* }
+  property ExecMainStartTimestamp
+  since=${value#* }
   # shellcheck disable=SC2086 # they are several words
   newer=$(find $own -newerct "$since" 2>/dev/null)
   if [ -n "$since" ] && [ -n "$newer" ]; then

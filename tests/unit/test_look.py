@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import operations
-from operations.look import Answers, Question
+from operations.files import Paths
+from operations.look import Answers, Question, joined
 from operations.shell import Fact, shell_file
 from operations.units import Unit
 
@@ -107,6 +108,16 @@ def test_nobody_presents_a_certificate() -> None:
         ["sh", "-c", f"{shell_file('certificates')}presents x.test {port} - -"], capture_output=True, timeout=20
     )
     assert done.returncode != 0
+
+
+def test_all_paths_are_asked_about_in_one_question() -> None:
+    """Two processes for all files of a machine, and not for each operation."""
+    first, second = (Question(Paths, Paths().question(paths), paths=paths) for paths in (("/a", "/b"), ("/b", "/c d")))
+    other = Question(Unit, "true", "a.service")
+    found = joined([first, other, second])
+    assert found[first] is found[second] and found[other] is other
+    assert found[first].paths == ("/a", "/b", "/c d")
+    assert found[first].shell.count("'/c d'") == 1, "a name is sent once"
 
 
 SHOWN = {
