@@ -11,7 +11,7 @@ COMPILE := $(BIN)/uv pip compile $(LOCKED) $(if $(UPGRADE),--upgrade)
 # Tests run the project a thousand times, as it is in this directory: what Python has compiled of it is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-stop check test hosts lint unit faults security render bench lock
+.PHONY: help setup demo demo-stop check test prepare lint unit faults security render bench lock
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,11 +38,11 @@ check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: n
 	@$(BIN)/pytest -n 2 -q tests/unit
 
 # Meanwhile, and without a word: the first host says what is wrong.
-hosts: setup
+prepare: setup
 	@$(BIN)/python -m tests.testbed prepare >/dev/null 2>&1 &
 
 # More at once than there are processors, because most of them wait for machines.
-test: setup hosts lint ## All tests; ROLE=coturn: those of one role; BOTH=1: on both releases also what is the same on them
+test: setup prepare lint ## All tests; ROLE=coturn: those of one role; BOTH=1: on both releases also what is the same on them
 	@$(BIN)/pytest -n 3 --durations=25 --durations-min=5 $(if $(ROLE),--role $(ROLE)) $(if $(BOTH),--both)
 
 # Python whose name does not say so.

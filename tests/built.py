@@ -39,18 +39,8 @@ INSTALL = (
 RECORDED = "var/lib/matrix-metal/packages"
 # What packages write.
 OF_PACKAGES = ("etc", "usr", "var/lib", "var/cache/debconf")
-# What a host has of its own.
-OF_THE_HOST = (
-    "etc/machine-id",
-    "etc/ssh",
-    "home",
-    "root",
-    "run",
-    "tmp",
-    "var/lib/systemd/[!d]*",
-    "var/log",
-    "var/tmp",
-)
+# What of that a host has of its own. Of systemd's, what Debian's deb-systemd-helper knows about packages stays.
+OF_THE_HOST = ("etc/machine-id", "etc/ssh", "var/lib/systemd/[!d]*")
 # What a deployment has of its own when its packages are installed: its name, and a cluster of PostgreSQL. And what would start
 # with the machine.
 OF_THE_DEPLOYMENT = (

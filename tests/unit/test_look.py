@@ -13,16 +13,19 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from pyinfra.api.host import Host
 
 import operations
 from operations.files import Paths
-from operations.look import Answers, Question, joined
+from operations.look import Answers, Question, _ask_all, joined
 from operations.shell import Fact, shell_file
 from operations.units import Unit
 
@@ -118,6 +121,19 @@ def test_all_paths_are_asked_about_in_one_question() -> None:
     assert found[first] is found[second] and found[other] is other
     assert found[first].paths == ("/a", "/b", "/c d")
     assert found[first].shell.count("'/c d'") == 1, "a name is sent once"
+
+
+def test_each_question_about_paths_gets_its_own_part_of_the_answer(tmp_path: Path) -> None:
+    """That nothing is at its paths, though something is at those of others."""
+    there, missing = str(tmp_path), f"{tmp_path}/missing"
+    first, second = (Question(Paths, Paths().question((path,)), paths=(path,)) for path in (there, missing))
+    program = Answers().question(list(dict.fromkeys(joined([first, second]).values())))
+    done = subprocess.run(
+        ["sh", "-c", program.replace("-p /run", f"-p {tmp_path}")], capture_output=True, text=True, check=True
+    )
+    host = SimpleNamespace(get_fact=lambda *_, **__: Answers().answer(done.stdout.splitlines()))
+    found = _ask_all(cast(Host, host), [first, second])
+    assert list(found[first]) == [there] and found[second] == {}
 
 
 SHOWN = {
