@@ -12,6 +12,7 @@ import pwd
 import re
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -192,10 +193,26 @@ def restic_command(plan: Plan, part: str, *words: str) -> tuple[list[str], dict[
 
 
 def restic(plan: Plan, part: str, *words: str, source: IO[bytes] | None = None) -> str:
+    done = _run_restic(plan, part, words, source)
+    if done.returncode and "already locked" in done.stderr:
+        # A job that was killed has left its lock, which would stay for ever. One that is in use is not removed. Nothing of the
+        # source was read yet.
+        _run_restic(plan, part, ("unlock",))
+        done = _run_restic(plan, part, words, source)
+    if done.returncode == 3 and words[0] == "backup" and only_vanished(done.stderr):
+        return done.stdout
+    if done.returncode:
+        raise Problem(why_restic(done.returncode, done.stderr))
+    return done.stdout
+
+
+def _run_restic(
+    plan: Plan, part: str, words: Sequence[str], source: IO[bytes] | None = None
+) -> "subprocess.CompletedProcess[str]":
     command, environment = restic_command(plan, part, *words)
     patience = PATIENCE if (plan.of("root") / "pruned").exists() else DAY
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             stdin=source or subprocess.DEVNULL,
             capture_output=True,
@@ -208,11 +225,6 @@ def restic(plan: Plan, part: str, *words: str, source: IO[bytes] | None = None) 
         raise Problem(
             f"restic {words[0]} has not ended after {patience / 3600:.0f} hours: is the target away?"
         ) from None
-    if done.returncode == 3 and words[0] == "backup" and only_vanished(done.stderr):
-        return done.stdout
-    if done.returncode:
-        raise Problem(why_restic(done.returncode, done.stderr))
-    return done.stdout
 
 
 def only_vanished(errors: str) -> bool:

@@ -358,6 +358,36 @@ def test_a_backup_that_is_killed_is_made_again(drill: Drill) -> None:
     drill.backed_up()
 
 
+@pytest.mark.parametrize(("part", "repository"), [("files", "files"), ("database", "dumps")])
+def test_a_job_that_is_killed_locks_no_later_one(drill: Drill, part: str, repository: str) -> None:
+    """The lock of a check or a prune excludes all others, and restic itself never takes one for left over."""
+    host, locks = drill.host, f"{TARGET}/{drill.host.name}/{repository}/locks"
+
+    def killed(job: str) -> None:
+        # Again if it had ended already.
+        seen = f"until ls {locks}/* >/dev/null 2>&1; do sleep 0.01; done"
+        host.run(
+            f"for attempt in 1 2 3 4 5 6; do rm -f {BACKUP_STATE}/files/stamp; systemctl start --no-block {job}; "
+            f"timeout 20 sh -c '{seen}'; systemctl kill -s KILL {job}; sleep 0.2; "
+            f'[ -z "$(ls {locks})" ] || exit 0; done; exit 1',
+            timeout=150,
+        )
+
+    killed(f"matrix-metal-backup-check-{part}")
+    drill.backed_up()
+    assert not host.run(f"ls {locks}").stdout
+    killed(f"matrix-metal-backup-{part}")
+    host.run(f"systemctl start matrix-metal-backup-check-{part}", timeout=120)
+
+
+def test_a_backup_that_was_asked_for_waits_for_a_check(drill: Drill) -> None:
+    """`backup now` says that files are backed up when this job has succeeded."""
+    before = drill.part("files/files")["success"]
+    drill.host.run(f"systemd-run --quiet flock {BACKUP_STATE}/files/lock sleep 3; sleep 1")
+    drill.host.run("systemctl start matrix-metal-backup-files")
+    assert drill.part("files/files")["success"] > before
+
+
 def test_a_clock_that_was_ahead_by_a_day_hides_nothing(drill: Drill) -> None:
     """When it is right again: what has changed is backed up, a success in the future is none, and its backup not the newest.
 
