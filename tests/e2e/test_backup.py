@@ -478,9 +478,22 @@ def test_a_repository_that_was_truncated_is_reported_and_not_restored(drill: Dri
         host.run(f"mv /root/whole {path}; systemctl start matrix-metal-backup-check-{job}")
 
 
+# Of another cluster, as PostgreSQL leaves it for the backup.
+OTHER_LOG = f"""
+cd / && runuser -u postgres -- sh -c '
+    /usr/lib/postgresql/*/bin/initdb -D /var/lib/postgresql/other >/dev/null
+    cp /var/lib/postgresql/other/pg_wal/0* {SPOOL}/'
+rm -r /var/lib/postgresql/other
+"""
+
+
 def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> None:
-    """And the first attempt is killed in the middle: nothing runs with half of the data."""
+    """And the first attempt is killed in the middle: nothing runs with half of the data.
+
+    The machine had another database before, whose log was not sent: that of the restored one is.
+    """
     host = drill.host
+    host.run(OTHER_LOG)
     host.run("rm -f /run/matrix-metal/restore.json")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(drill.deployment.manage, "restore", "--yes", "--to", drill.moment)
@@ -503,6 +516,7 @@ def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> No
     drill.restored("--to", drill.moment)
     assert host.run(f"ls {RESTORE_HOME}", check=False).returncode
     assert_kept(drill, directory, BEFORE)
+    drill.log_sent()
 
 
 # --- other targets --------------------------------------------------------------------------------
