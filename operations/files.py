@@ -1,8 +1,8 @@
 """Files and directories of a machine: one command to look at many of them, and each is replaced as a whole.
 
-A file is uploaded through the standard input of one command, into a temporary file that only root can read, gets its owner
-and mode, is checked, and is then moved into place. So a reader sees the old file or the new one, a secret is at no time
-readable by others, and an upload works the same as root and through sudo.
+Files are uploaded through the standard input of one command, in order. Each is written into a temporary file that only root can
+read, gets its owner and mode, is checked, and is then moved into place. So a reader sees the old file or the new one, a secret is
+at no time readable by others, and an upload works the same as root and through sudo.
 """
 
 import base64
@@ -10,9 +10,8 @@ import difflib
 import hashlib
 import re
 import shlex
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from pyinfra.api import StringCommand
@@ -21,7 +20,7 @@ from pyinfra.context import host, state
 
 from operations.look import ask, operation
 from operations.refusal import refuse
-from operations.shell import Fact, quoted, script
+from operations.shell import Fact, quoted, script, shell_file
 from operations.templating import MASK, TEMPLATES, render
 from vault import Secret
 
@@ -198,19 +197,24 @@ def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
         if problem := _problem(entry, found.get(entry.path)):
             yield from refuse(problem)
             return
-    # All commands are made before the first is yielded: a dry run stops at the first, and its --diff would show only the
-    # first difference.
-    yield from [command for entry in entries for command in _commands(entry, found.get(entry.path))]
+    steps = [(entry.path, step) for entry in entries if (step := _step(entry, found.get(entry.path)))]
+    if steps:
+        program = ["set -eu", shell_file("files"), *(step for _, step in steps)]
+        # The paths are for people who look at the commands.
+        yield script(f"exec sh -s -- {quoted(*(path for path, _ in steps))}", stdin="\n".join(program) + "\n")
 
 
-def _commands(entry: Entry, now: State | None) -> Iterator[StringCommand]:
+def _step(entry: Entry, now: State | None) -> str | None:
+    """What is to be done about an entry, as shell; None: nothing."""
     match entry:
         case Directory():
-            yield from _directory(entry, now)
+            return _directory(entry, now)
         case File():
-            yield from _file(entry, now)
+            return _file(entry, now)
         case Absent() if now is not None:
-            yield script(f"rm -f {quoted(entry.path)}")
+            return f"rm -f {quoted(entry.path)}"
+        case _:
+            return None
 
 
 def _problem(entry: Entry, now: State | None) -> str | None:
@@ -224,16 +228,13 @@ def _problem(entry: Entry, now: State | None) -> str | None:
     return None
 
 
-def _directory(entry: Directory, now: State | None) -> Iterator[StringCommand]:
-    if now is not None and now.kind == "link":
-        return
-    if now is None or (now.mode, now.user, now.group) != (entry.mode, entry.user, entry.group):
-        yield script(
-            f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}"
-        )
+def _directory(entry: Directory, now: State | None) -> str | None:
+    if now and (now.kind == "link" or (now.mode, now.user, now.group) == (entry.mode, entry.user, entry.group)):
+        return None
+    return f"install -d -m {entry.mode} -o {quoted(entry.user)} -g {quoted(entry.group)} {quoted(entry.path)}"
 
 
-def _file(entry: File, now: State | None) -> Iterator[StringCommand]:
+def _file(entry: File, now: State | None) -> str | None:
     content, masked = entry.content()
     if content != masked and int(entry.mode[-1]) & 4:
         raise ValueError(f"{entry.path} contains a secret and must not have mode {entry.mode}, readable by everybody")
@@ -241,23 +242,12 @@ def _file(entry: File, now: State | None) -> Iterator[StringCommand]:
     same_content = now is not None and now.sha256 == hashlib.sha256(content).hexdigest()
     same_access = now is not None and (now.mode, now.user, now.group) == (entry.mode, entry.user, entry.group)
     if same_content and same_access:
-        return
+        return None
     if not same_content and state.config.DIFF:
         _show_difference(entry, content, masked)
-
-    directory, name = PurePosixPath(entry.path).parent, PurePosixPath(entry.path).name
-    steps = [
-        "umask 077",
-        f"new=$(mktemp {quoted(f'{directory}/.{name}.XXXXXX')})",
-        "trap 'rm -f \"$new\"' EXIT",
-        'base64 -d >"$new"',
-        f'chown {quoted(f"{entry.user}:{entry.group}")} "$new"',
-        f'chmod {entry.mode} "$new"',
-    ]
-    if entry.check:
-        steps.append(entry.check.replace("{}", '"$new"'))
-    steps.append(f'mv -fT "$new" {quoted(entry.path)}')
-    yield script(*steps, stdin=base64.encodebytes(content).decode() or "\n")
+    check = (entry.check or "").replace("{}", '"$new"')
+    put = quoted(entry.path, f"{entry.user}:{entry.group}", entry.mode, check)
+    return f"put {put} <<'end'\n{base64.encodebytes(content).decode()}end"
 
 
 def _show_difference(entry: File, content: bytes, masked: bytes) -> None:

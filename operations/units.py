@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from pyinfra.api import StringCommand
 from pyinfra.context import host
@@ -20,6 +21,8 @@ from operations.look import ask, operation
 from operations.programs import Program
 from operations.shell import Fact, quoted, script, shell_file
 from operations.virtualenvs import Virtualenv
+
+DEFINITIONS = "/etc/systemd/system/"
 
 
 @dataclass(frozen=True)
@@ -174,14 +177,24 @@ def running(
     name = shlex.quote(unit)
     restarts = now.active != "active" or stale
     enables = enabled and now.enabled not in ("enabled", "enabled-runtime", "static", "alias")
+    # It was never started since systemd knows it: systemd has read its definition just now, or will when it starts it.
+    new = (
+        now.load in ("loaded", "not-found") and now.active == "inactive" and not (now.changed or now.definition_changed)
+    )
+    if new and not any(_changes_another(path) for path in reads):
+        prepare = [f"read_changed {quoted(unit, *map(_defined_by, filter(_is_definition, reads)))}"]
+    else:
+        prepare = [
+            # A start from an interrupted run may still be going on. It is waited for: Synapse cannot recover from being killed
+            # while it creates its tables for the first time.
+            f"case $(systemctl is-active {name}) in activating) systemctl start {name} 2>/dev/null || true;; esac",
+            # Debian 12's systemd (252) does not notice the first drop-in of a unit that is already loaded.
+            *(["forget_definitions"] if now.definition_changed or now.load not in ("loaded", "not-found") else []),
+            f"read_definitions {name}" if enables else "read_definitions",
+            f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
+        ]
     start = [
-        # A start from an interrupted run may still be going on. It is waited for: Synapse cannot recover from being killed
-        # while it creates its tables for the first time.
-        f"case $(systemctl is-active {name}) in activating) systemctl start {name} 2>/dev/null || true;; esac",
-        # Debian 12's systemd (252) does not notice the first drop-in of a unit that is already loaded.
-        *(["forget_definitions"] if now.definition_changed or now.load not in ("loaded", "not-found") else []),
-        f"read_definitions {name}" if enables else "read_definitions",
-        f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
+        *prepare,
         # Not --no-block for a restart: `ready` would be answered by the old process until it is stopped.
         f"systemctl {'start --no-block' if slow_to_start and now.active in ('inactive', 'failed') else 'restart'} {name} "
         "|| failed start",
@@ -192,7 +205,7 @@ def running(
             f"{host.name}: {unit} runs, but would not start again: {now.refused} "
             f"(changed since it was started: {', '.join(now.own_changed)})"
         )
-    if now.load != "loaded" or now.definition_changed:
+    if (now.load != "loaded" and not new) or now.definition_changed:
         # A mask of `packages.installed` that an interrupted run left behind.
         steps.append(f"systemctl unmask --runtime --quiet --no-reload {name} || true")
         if not restarts:
@@ -237,6 +250,20 @@ def _tried(program: Program, functions: Sequence[str], steps: Sequence[str], sta
         "trial",
     ]
     return script(program.shell, "try_new", stdin="\n".join(trial) + "\n")
+
+
+def _is_definition(path: str) -> bool:
+    return path.startswith(DEFINITIONS)
+
+
+def _defined_by(path: str) -> str:
+    """The unit that a definition is of."""
+    return PurePosixPath(path).name
+
+
+def _changes_another(path: str) -> bool:
+    """Whether it is a drop-in."""
+    return _is_definition(path) and PurePosixPath(path).parent.name.endswith(".d")
 
 
 def _check_step(unit: str, check: str | None) -> list[str]:

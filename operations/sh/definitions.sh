@@ -18,3 +18,7 @@ read_definitions() {
 forget_definitions() {
   rm -f /run/matrix-metal/definitions
 }
+# read_changed UNIT...: the same, if systemd knows one of the units otherwise than it is defined now.
+read_changed() {
+  case $(systemctl show -p NeedDaemonReload -p UnitFileState -- "$@") in *=yes* | *=disabled*) read_definitions ;; esac
+}

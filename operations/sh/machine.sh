@@ -71,7 +71,8 @@ awk '/^MemTotal:/ { print "memory", int($2 / 1024) }' /proc/meminfo
 df -Pk /opt /var 2>/dev/null | awk 'NR > 1 { if (!n || $4 < n) n = $4 } END { print "disk", int(n / 1024) }'
 echo "addresses $(hostname -I 2>/dev/null)"
 # Addresses that last, as a server's should, with their interface: not the temporary ones that IPv6 makes for outgoing connections.
-ip -o address show up scope global 2>/dev/null | grep -vwE 'temporary|deprecated|tentative|dadfailed' |
+# One that is tentative, just after a boot, is about to be there.
+ip -o address show up scope global 2>/dev/null | grep -vwE 'temporary|deprecated|dadfailed' |
   awk '{ sub("/.*", "", $4); print "interface", $2, $4 }'
 # The interface and the address with which it reaches the world; no packet is sent. (Addresses of a root name server.)
 for there in 198.41.0.4 2001:503:ba3e::2:30; do

@@ -192,6 +192,25 @@ def test_systemd_reads_its_units_again_only_if_one_changed(deployed: Deployed) -
     assert_nothing_to_do(deployed.deployment)
 
 
+def test_a_new_unit_is_started_without_reading_all_units_again(deployed: Deployed) -> None:
+    host, path, unit = deployed.host, "coturn-certificate.path", "sydent.service"
+    host.run(
+        f"systemctl disable --quiet --now {path} {unit}; cd /etc/systemd/system; rm {path} {unit}; systemctl daemon-reload"
+    )
+    counted = "journalctl -b -o cat _PID=1 | grep -c '^Reloading[.]'"
+    before = host.run(counted).stdout
+    assert deployed.deployment.run("-y").changed == [
+        *("Reload coturn on renewal", "Watch coturn's certificate"),
+        *("Confine Sydent", "Run Sydent"),
+    ]
+    assert host.run(counted).stdout == before
+    shown = host.run(
+        f"systemctl show {path} {unit} -P LoadState -P ActiveState -P UnitFileState -P NeedDaemonReload"
+    ).stdout
+    assert shown.split() == ["loaded", "active", "enabled", "no"] * 2
+    assert_nothing_to_do(deployed.deployment)
+
+
 def test_systemd_understands_every_line_of_our_units(deployed: Deployed) -> None:
     """It ignores the others, and Debian 12's knows fewer than Debian 13's."""
     ours = "grep -rls '^# Written by matrix-metal' /etc/systemd/system --include=*.service --include=*.path --include=*.conf"

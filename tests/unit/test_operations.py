@@ -68,6 +68,18 @@ RUNNING = {
 }
 
 
+def test_a_new_unit_that_changes_another_has_all_definitions_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*reads: str) -> str:
+        at(monkeypatch, units, FakeHost(UnitState()))
+        steps = "\n".join(commands(units.running, unit="x.path", reads=reads)).partition("wait_ready()")[2]
+        [line] = [line for line in steps.splitlines() if line.startswith("read_")]
+        return line
+
+    assert read("/etc/a") == "read_changed x.path"
+    assert read("/etc/a", "/etc/systemd/system/x.service") == "read_changed x.path x.service"
+    assert read("/etc/systemd/system/nftables.service.d/x.conf") == "read_definitions x.path"
+
+
 def decided(monkeypatch: pytest.MonkeyPatch, written: Sequence[tuple[str, float]] = (), **now: Any) -> set[str]:
     """What is done with a unit in this state: a set of the words below."""
     state = UnitState(**{**RUNNING, **now}, written=tuple(written))
@@ -81,6 +93,7 @@ def decided(monkeypatch: pytest.MonkeyPatch, written: Sequence[tuple[str, float]
         "enable": "systemctl enable --quiet x",
         "enable-offline": "systemctl enable --quiet --root=/ x",
         "read": "read_definitions",
+        "read-changed": "read_changed x.service",
         "daemon-reload": "systemctl daemon-reload",
         "forget": "forget_definitions",
         "check": "try-it",
@@ -122,7 +135,15 @@ def test_unit_that_does_not_run_is_started(monkeypatch: pytest.MonkeyPatch, acti
 
 def test_new_unit_is_loaded_enabled_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"check", "start", "wait", "enable-offline", "read"}
-    assert decided(monkeypatch, load="not-found", active="inactive", enabled="", ready=False) == expected
+    # systemd reads its definition when it starts it.
+    new = {*expected, "read-changed"} - {"read"}
+    for load in ("not-found", "loaded"):
+        never: dict[str, Any] = {"load": load, "active": "inactive", "enabled": "", "changed": 0.0, "ready": False}
+        assert decided(monkeypatch, **never) == new
+        assert decided(monkeypatch, **never, definition_changed=True) == {*expected, "forget"}
+    # It ran already: its definition may be that of then.
+    for active in ("inactive", "failed"):
+        assert decided(monkeypatch, load="not-found", active=active, enabled="", ready=False) == expected
     assert decided(monkeypatch, active="inactive", enabled="disabled", ready=False) == expected
     # systemd remembers a mask that was taken away.
     masked: dict[str, Any] = {"load": "masked", "active": "inactive", "ready": False}
@@ -248,6 +269,29 @@ def test_new_file_is_complete_and_private(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert target.read_text() == expected
         assert list(tmp_path.iterdir()) == [target], "a temporary file is left"
     assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_several_files_are_put_in_place_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In one command. The first whose check fails ends it; those before it are there, and a check cannot read the next file."""
+    owner = {"user": tmp_path.owner(), "group": tmp_path.group()}
+    entries = [
+        Directory(f"{tmp_path}/it's", mode="750", **owner),
+        Text(f"{tmp_path}/it's/a", "one\n", mode="644", check="cat; grep -q one {}", **owner),
+        Text(f"{tmp_path}/it's/empty", "", mode="600", **owner),
+        Text(f"{tmp_path}/b", Secret("end\n$(false)\n"), mode="640", **owner),
+        Text(f"{tmp_path}/c", "three\n", mode="644", check="echo no; false", **owner),
+        Text(f"{tmp_path}/d", "four\n", mode="644", **owner),
+    ]
+    pretend(monkeypatch, FakeHost({}))
+    [command] = files.present._inner(entries=entries)
+    [stdin] = command.connector_arguments["_stdin"]
+    done = subprocess.run(["sh", "-c", str(command)], input=stdin, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "no\n", "")
+    found = {str(path.relative_to(tmp_path)): path for path in tmp_path.rglob("*")}
+    assert {name: oct(path.stat().st_mode & 0o777) for name, path in found.items()} == {
+        **{"it's": "0o750", "it's/a": "0o644", "it's/empty": "0o600", "b": "0o640"}
+    }
+    assert [found[name].read_text() for name in ("it's/a", "it's/empty", "b")] == ["one\n", "", "end\n$(false)\n"]
 
 
 def test_secret_is_not_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
