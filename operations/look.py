@@ -27,13 +27,14 @@ T = TypeVar("T")
 class Question(NamedTuple):
     """fact: its class; shell: the command that answers it; unit: the systemd unit that it asks about, or "".
 
-    paths: what it asks about, if the fact is `about_paths`.
+    paths: what it asks about, if the fact is `about_paths`. reads: the files that the unit reads.
     """
 
     fact: type[Fact[Any]]
     shell: str
     unit: str = ""
     paths: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 class Operation(Protocol):
@@ -78,6 +79,7 @@ class Answers(Fact[dict[int, list[str]]]):
     def question(self, questions: Sequence[Question]) -> str:
         functions = dict.fromkeys(each.fact.functions for each in questions if each.fact.functions)
         units = [each.unit for each in questions if each.unit]
+        reads = dict.fromkeys(path for each in questions for path in each.reads)
         asked = [
             f'{{ {each.shell}\n}} </dev/null >"$answers/{number}" 2>/dev/null &'
             for number, each in enumerate(questions)
@@ -87,7 +89,7 @@ class Answers(Fact[dict[int, list[str]]]):
                 'answers=$(mktemp -d -p /run) && trap \'rm -rf "$answers"\' EXIT && chmod 700 "$answers" || exit 1',
                 *map(shell_file, functions),
                 # systemd is asked once for all of them (operations/sh/unit.sh).
-                f"units=$(show {quoted(*units)} 2>/dev/null)" if units else "",
+                f"show_all {quoted(*units)}\nstat_all {quoted(*reads)}" if units else "",
                 *asked,
                 "wait",
                 # A line each, behind the number of its question.
@@ -111,7 +113,8 @@ def ask(fact: type[Fact[T]], *, host: Host | None = None, **arguments: Any) -> T
     """The answer of a machine, the current one unless another is given; to be called by operations only."""
     host = host or current_host
     paths = tuple(arguments["paths"]) if fact.about_paths else ()
-    question = Question(fact, fact().question(**arguments), str(arguments.get("unit", "")), paths)
+    unit, reads = str(arguments.get("unit", "")), tuple(arguments.get("reads", ()))
+    question = Question(fact, fact().question(**arguments), unit, paths, reads)
     run = _this_run()
     look = run.looks.setdefault(host.name, _Look())
     if _recording:

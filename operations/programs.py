@@ -72,3 +72,8 @@ class Program:
         """Shell that comes before `current` leads to this directory: refuses it, or keeps what is needed for the way back."""
         paths = quoted(*self.files, f"/etc/systemd/system/{self.unit}")
         return f"{self.shell}may_switch {quoted(directory)}\nkeep {paths}"
+
+
+def read_back(kept: str) -> str:
+    """Shell that sets $back to the version to which there is a way back, if there is one. kept: directory, as shell."""
+    return f"[ ! -e {kept}/from ] || read -r back <{kept}/from"

@@ -23,7 +23,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from operations.look import ask, operation
-from operations.programs import KEPT, Program
+from operations.programs import KEPT, Program, read_back
 from operations.refusal import Refused
 from operations.shell import Fact, quoted, script, shell_file
 from releases import Release, ReleaseError, ReleaseFile, contents, record, store
@@ -65,12 +65,12 @@ class Installed(Fact[Installation]):
             )
         else:
             sha256 = f'echo "sha256=$(sha256sum <{quoted(*files)})"; '
+        kept = quoted(f"{KEPT}/{home.rpartition('/')[2]}")
         return (
             f"if cd {quoted(home)} 2>/dev/null; then "
-            'echo "current=$(readlink current)"; '
-            f'{sha256}echo "modes="$(stat -c %a -- {quoted(*files)}); '
-            "ls -1dt -- */ | sed 's/^/version=/'; "
-            f'echo "back=$(cat {KEPT}/"${{PWD##*/}}"/from)"; '
+            r"find . -mindepth 1 -maxdepth 1 -name current -printf 'current=%l\n' -o -xtype d -printf 'version=%T@ %f\n'; "
+            f"{sha256}stat -c mode=%a -- {quoted(*files)}; "
+            f'back=; {read_back(kept)}; echo "back=$back"; '
             "fi 2>/dev/null; true"
         )
 
@@ -80,20 +80,24 @@ class Installed(Fact[Installation]):
 
     def answer(self, lines: list[str]) -> Installation:
         values: dict[str, str] = {}
-        versions: list[str] = []
+        modes: list[str] = []
+        used: dict[str, float] = {}
         for line in lines:
             key, _, value = line.partition("=")
             if key == "version":
-                versions.append(value.rstrip("/"))
+                when, _, directory = value.partition(" ")
+                used[directory] = float(when)
+            elif key == "mode":
+                modes.append(value)
             else:
                 values[key] = value
         return Installation(
             current=values.get("current", ""),
             sha256=values.get("sha256", "").partition(" ")[0],
-            modes=values.get("modes", ""),
+            modes=" ".join(modes),
             back=values.get("back", ""),
             # Only our own directories count, so that nothing else is ever removed.
-            versions=tuple(version for version in versions if _DIRECTORY.fullmatch(version)),
+            versions=tuple(name for name in sorted(used, key=lambda name: -used[name]) if _DIRECTORY.fullmatch(name)),
         )
 
 

@@ -18,7 +18,7 @@ from pyinfra.context import host
 from compat import add_final_line
 from operations import virtualenvs
 from operations.look import ask, operation
-from operations.programs import Program
+from operations.programs import Program, read_back
 from operations.shell import Fact, quoted, script, shell_file
 from operations.virtualenvs import Virtualenv
 
@@ -67,7 +67,7 @@ class Unit(Fact[UnitState]):
         # An earlier run may not have waited until systemd took the unit for started.
         patience = "25" if slow_to_start else "0"
         asked = f"about {quoted(unit, patience, ready or 'true', quoted(*own), own_check, *reads)}"
-        return f'{asked}\necho "Back=$(cat {quoted(f"{kept}/from")} 2>/dev/null)"' if kept else asked
+        return f'{asked}\nback=; {read_back(quoted(kept))}; echo "Back=$back"' if kept else asked
 
     @staticmethod
     def default() -> UnitState:

@@ -3,6 +3,7 @@
 # out if all files are as they were when this was done last, and systemd does not remember that the unit, which is enabled, was not.
 # By names and times in a listing, not by the clock, which may have been set. To enable a unit changes only links, which do not
 # count: the unit is started by who enables it.
+# shellcheck disable=SC2120 # operations give it the unit
 read_definitions() {
   there=$(find /etc/systemd/system /run/systemd/system /usr/lib/systemd/system \( -name '*.wants' -o -name '*.requires' \) -prune \
     -o ! -type d -printf '%p %C@ %l\n') || there=
@@ -20,5 +21,6 @@ forget_definitions() {
 }
 # read_changed UNIT...: the same, if systemd knows one of the units otherwise than it is defined now.
 read_changed() {
+  # shellcheck disable=SC2119
   case $(systemctl show -p NeedDaemonReload -p UnitFileState -- "$@") in *=yes* | *=disabled*) read_definitions ;; esac
 }

@@ -139,7 +139,7 @@ def test_each_question_about_paths_gets_its_own_part_of_the_answer(tmp_path: Pat
 SHOWN = {
     "a.service": "Id=a.service\nLoadState=loaded\nActiveState=active\nFragmentPath=/dev/null\nDropInPaths=\n"
     "ExecMainStartTimestamp=Fri 2026-11-27 01:00:00.000001 UTC\n",
-    "aa.service": "Id=aa.service\nLoadState=loaded\nActiveState=failed\nFragmentPath=/dev/null\nDropInPaths=/dev/zero\n",
+    "aa.service": "Id=aa.service\nLoadState=loaded\nActiveState=failed\nFragmentPath=/dev/full\nDropInPaths=/dev/zero\n",
     "b.service": "ExecMainStartTimestamp=\nId=b.service\nLoadState=not-found\nActiveState=inactive\nFragmentPath=\n",
 }
 
@@ -153,7 +153,9 @@ def test_systemd_is_asked_once_for_all_units(tmp_path: Path) -> None:
     )
     program.chmod(0o755)
     questions = [
-        Question(Unit, Unit().question(unit=name, reads=["/dev/tty"], ready=f"[ $unit = {name} ]"), name)
+        Question(
+            Unit, Unit().question(unit=name, reads=["/dev/tty"], ready=f"[ $unit = {name} ]"), name, (), ("/dev/tty",)
+        )
         for name in SHOWN
     ]
     text = Answers().question(questions).replace("-p /run", f"-p {tmp_path}")
@@ -169,7 +171,7 @@ def test_systemd_is_asked_once_for_all_units(tmp_path: Path) -> None:
     }
     assert {name: [path for path, _ in state.written] for name, state in found.items()} == {
         "a.service": ["/dev/tty", "/dev/null"],
-        "aa.service": ["/dev/tty", "/dev/null", "/dev/zero"],
+        "aa.service": ["/dev/tty", "/dev/full", "/dev/zero"],
         "b.service": ["/dev/tty"],
     }
     assert found["a.service"].started and not found["b.service"].started
