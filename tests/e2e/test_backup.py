@@ -38,7 +38,7 @@ from tests.e2e.client import (
 )
 from tests.e2e.database import query
 from tests.e2e.identity import MAIL_SERVER, look_up, receive_mail
-from tests.e2e.people import ENCRYPTED, UserData, assert_media_are_kept, use_everything
+from tests.e2e.people import ENCRYPTED, PLAIN, UserData, assert_media_are_kept, use_everything
 from tests.e2e.storage import S3, Sftp, lose_data
 from tests.e2e.test_element import PICTURES
 from tests.protocols.federation_tester import key_problem
@@ -269,6 +269,21 @@ def test_a_second_run_changes_nothing_and_the_verification_finds_nothing_wrong(d
     assert drill.deployment.run("-y").changed == []
     status, output = drill.deployment.verify()
     assert status == 0 and "Nothing is wrong" in output, output
+
+
+def test_nothing_at_the_target_can_be_read_without_the_key(drill: Drill) -> None:
+    """Neither what is secret, nor what people wrote, nor their names. pgBackRest would compress what it does not encrypt."""
+    host, users = drill.host, drill.users
+    drill.backed_up()
+    words = [drill.key.split()[-1], users.alice.user_id, users.address, *PLAIN, "signing.key", "homeserver.yaml"]
+    at_the_target = f"find {TARGET}/{host.name} -type f"
+    assert host.run(f"grep -rlaF -f - {TARGET}", stdin="\n".join(words), check=False).stdout == ""
+    media = host.run("find /var/lib/matrix-synapse/media -type f -size +100k").stdout.split()
+    beginnings = "while read -r file; do head -c 32 $file | base64; done | sort -u"
+    stored = set(host.run(f"{at_the_target} | {beginnings}").stdout.split())
+    assert media and not stored & set(host.run(beginnings, stdin="\n".join(media) + "\n").stdout.split())
+    encrypted = 'while read -r file; do [ "$(head -c 8 $file)" = Salted__ ] || echo $file; done'
+    assert host.run(f"{at_the_target} -path '*/postgresql/*' -size +0 | {encrypted}").stdout == ""
 
 
 def test_a_machine_that_got_another_name_does_not_begin_new_backups(drill: Drill) -> None:
@@ -561,14 +576,22 @@ def lost_after_a_backup(drill: Drill, **settings: Any) -> list[str]:
 
 
 def test_everything_is_restored_from_another_machine_by_sftp(drill: Drill, other: Host, directory: Path) -> None:
-    """It is not at the target of the settings, and the machine had another name."""
+    """It is not at the target of the settings, and the machine had another name. The first attempt is killed near its end."""
     line = drill.deployment.manage("backup", "key").stdout
     account, before = Sftp(other, line.strip()), drill.deployment.settings
     messages = lost_after_a_backup(drill, backup_target=account.target, backup_sftp_host_key=account.host_key)
     other.run(f"mv /srv/matrix/{drill.host.name} /srv/matrix/former")
     drill.deployment.choose(**{**drill.deployment.settings, "backup_target": before["backup_target"]})
     drill.host.run(f"mkdir {TARGET}")
-    drill.restored("--from", account.target, "--machine", "former")
+    options = ("--from", account.target, "--machine", "former")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(drill.deployment.manage, "restore", "--yes", *options)
+        recovered = "[ \"$(runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()' 2>/dev/null)\" = f ]"
+        kill = "systemctl kill -s KILL matrix-metal-restore"
+        drill.host.run(f"cd /; until {recovered}; do sleep 0.05; done; {kill}", timeout=120)
+        killed = running.result()
+    assert killed.returncode == 1 and "run the same command again" in killed.stderr, killed.stderr
+    drill.restored(*options)
     assert_kept(drill, directory, *messages)
 
 

@@ -294,6 +294,26 @@ def test_several_files_are_put_in_place_one_after_the_other(monkeypatch: pytest.
     assert [found[name].read_text() for name in ("it's/a", "it's/empty", "b")] == ["one\n", "", "end\n$(false)\n"]
 
 
+@pytest.mark.parametrize("directory", [True, False])
+def test_all_is_read_although_the_first_file_cannot_be_put_in_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, directory: bool
+) -> None:
+    """pyinfra sends everything before it reads, and says no more than that it could not."""
+    me = {"user": tmp_path.owner(), "group": tmp_path.group()}
+    wrong = Text(f"{tmp_path}/x", "x", mode="600", check="false", **me)
+    pretend(monkeypatch, FakeHost({}))
+    entries = [
+        Directory("/dev/null/x", mode="755") if directory else wrong,
+        Text(f"{tmp_path}/y", "y" * 1_000_000, mode="600", **me),
+    ]
+    [command] = files.present._inner(entries=entries)
+    [stdin] = command.connector_arguments["_stdin"]
+    with subprocess.Popen(["sh", "-c", str(command)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin
+        process.stdin.write(stdin.encode())
+    assert process.returncode == 1 and not list(tmp_path.iterdir())
+
+
 def test_secret_is_not_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     [command], _ = touched(monkeypatch, Text("/etc/x", Secret("hidden-value"), mode="600"), None)
     assert "hidden-value" not in command and "aGlkZGVuLXZhbHVl" not in command
