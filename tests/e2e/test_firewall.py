@@ -1,15 +1,18 @@
 """The firewall: exactly the ports of the deployment answer, and the administrator is never locked out."""
 
 import re
+import resource
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 
+from operations import firewall
 from operations.filters import FIREWALL
 from settings.firewall import OWN_RULES
 from tests.built import built
@@ -17,7 +20,7 @@ from tests.conftest import own
 from tests.deployment import Deployment
 from tests.e2e import scan
 from tests.protocols.turn import relay
-from tests.testbed import Host, Testbed
+from tests.testbed import Host, Testbed, TestbedError
 
 pytestmark = [pytest.mark.role("firewall"), pytest.mark.once("debian13")]
 
@@ -51,6 +54,16 @@ class Guarded:
         """The administrator's only rule."""
         self.host.run(f"cat >{OWN_RULES}/mine.nft", stdin=f"{text}\n")
 
+    def console(self, *lines: str) -> str:
+        """What the lines of shell print on the machine's console. They may call the functions that try new rules."""
+        return self.host.inside(["sh", "-c", "\n".join(["set -eu", firewall.functions(OWN_RULES), *lines])])
+
+    def confirm(self, rule: str = "") -> None:
+        """Have the administrator's only rule confirmed, from wherever he is."""
+        self.rule(rule)
+        for step in ("try_new", "confirm", "confirmed"):
+            self.console(step)
+
     @property
     def addresses(self) -> tuple[str, str]:
         return self.host.address, self.host.address6
@@ -63,7 +76,8 @@ def guarded(
     layers = built(testbed, request.param)
     host = testbed.up(own(f"wall{request.param[0]}"), release=request.param, layers=layers)
     host.run(
-        "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables >/dev/null", timeout=300
+        "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables >/dev/null",
+        timeout=300,
     )
     host.run(f"systemd-run --quiet --unit=foreign python3 -c '{PROGRAM}'")
     # As fail2ban's.
@@ -92,9 +106,15 @@ def answers(address: str, port: int, seconds: float = 1.0) -> bool:
     return False
 
 
-def answering(address: str) -> set[int]:
-    """All of its TCP ports that answer, be it by a refusal, but SSH's: its server penalises who connects without logging in."""
-    return set().union(*scan.tcp(address, without={22}))
+def answering(*addresses: str) -> list[set[int]]:
+    """All TCP ports of each address that answer, be it by a refusal, but SSH's: its server penalises who connects without
+    logging in.
+    """
+    # A scan has 800 connections at once.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ThreadPoolExecutor() as pool:
+        return [set().union(*found) for found in pool.map(lambda address: scan.tcp(address, without={22}), addresses)]
 
 
 def test_a_second_run_changes_nothing(guarded: Guarded) -> None:
@@ -103,10 +123,7 @@ def test_a_second_run_changes_nothing(guarded: Guarded) -> None:
 
 
 def test_exactly_the_ports_of_the_deployment_answer(guarded: Guarded) -> None:
-    assert answering(guarded.host.address) == OPEN
-    for port in OPEN:
-        assert answers(guarded.host.address6, port)
-    assert not answers(guarded.host.address6, FOREIGN)
+    assert answering(*guarded.addresses) == [OPEN, OPEN]
     for address in guarded.addresses:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as link:
             link.settimeout(1)
@@ -189,6 +206,53 @@ def test_they_are_taken_back_though_the_administrator_is_gone(guarded: Guarded) 
     guarded.rule("")
     assert "Load the firewall" in guarded.deployment.run("-y").changed
     assert not answers(guarded.host.address, FOREIGN)
+
+
+@once
+def test_confirmed_rules_are_tried_if_they_are_not_in_force(guarded: Guarded) -> None:
+    """They were confirmed from another address than that of today."""
+    guarded.confirm("tcp dport 22 ip saddr != 203.0.113.9 drop")
+    guarded.host.inside(["nft", "flush", "ruleset"])
+    run = guarded.deployment.run("-y", check=False)
+    assert answers(guarded.host.address, 22)
+    assert run.status == 1 and "the new rules of the firewall were taken back, because no new" in run.refusal
+    guarded.confirm()
+
+
+@once
+@pytest.mark.parametrize("program", ["nft", "systemctl"])
+def test_what_is_taken_back_meanwhile_is_not_confirmed(guarded: Guarded, program: str) -> None:
+    """The minute is over while the new rules are being confirmed, when a program is called."""
+    guarded.rule(f"tcp dport {FOREIGN} accept")
+    guarded.console("try_new")
+    over = f"case $1 in is-active) ;; *) command systemctl start {firewall.UNDO}.service 2>/dev/null || true ;; esac"
+    with suppress(TestbedError):
+        guarded.console(f'{program}() {{ {over}; command {program} "$@"; }}', "confirm")
+    confirmed = True
+    try:
+        guarded.console("confirmed")
+    except TestbedError:
+        confirmed = False
+    assert answers(guarded.host.address, FOREIGN) == confirmed
+    assert (f"dport {FOREIGN} accept" in guarded.host.inside(["cat", FIREWALL.path])) == confirmed
+    guarded.confirm()
+
+
+@once
+def test_rules_that_cannot_be_kept_are_taken_back(guarded: Guarded) -> None:
+    """The disk is full."""
+    kept = FIREWALL.path.rpartition("/")[0]
+    small = f"cp -a {kept} /run/kept && mount -t tmpfs -o size=4M tmpfs {kept} && cp -a /run/kept/. {kept}"
+    guarded.host.run(small)
+    try:
+        guarded.rule(f"tcp dport {FOREIGN} accept")
+        guarded.host.run(f"! dd if=/dev/zero of={kept}/large 2>/dev/null")
+        run = guarded.deployment.run("-y", check=False)
+    finally:
+        guarded.host.run(f"umount {kept}; rm -r /run/kept")
+    assert run.status == 1 and "the new rules of the firewall were taken back, because" in run.refusal
+    assert not answers(guarded.host.address, FOREIGN)
+    assert f"could not be written to {FIREWALL.path}" in run.refusal
 
 
 @pytest.mark.parametrize(
