@@ -14,6 +14,7 @@ import pytest
 
 from operations import firewall
 from operations.filters import FIREWALL
+from operations.machine import Machine, MachineState
 from settings.firewall import OWN_RULES
 from tests.built import built
 from tests.conftest import own
@@ -64,6 +65,11 @@ class Guarded:
         for step in ("try_new", "confirm", "confirmed"):
             self.console(step)
 
+    def state(self, connection: str = "") -> MachineState:
+        """What a run finds that comes by such a connection of SSH, or by none."""
+        command = f"export SSH_CONNECTION='{connection}'\n{Machine().command()}"
+        return Machine().process(self.host.inside(["sh", "-c", command]).splitlines())
+
     @property
     def addresses(self) -> tuple[str, str]:
         return self.host.address, self.host.address6
@@ -76,7 +82,7 @@ def guarded(
     layers = built(testbed, request.param)
     host = testbed.up(own(f"wall{request.param[0]}"), release=request.param, layers=layers)
     host.run(
-        "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables >/dev/null",
+        "apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 nftables dropbear-bin >/dev/null",
         timeout=300,
     )
     host.run(f"systemd-run --quiet --unit=foreign python3 -c '{PROGRAM}'")
@@ -253,6 +259,65 @@ def test_rules_that_cannot_be_kept_are_taken_back(guarded: Guarded) -> None:
     assert run.status == 1 and "the new rules of the firewall were taken back, because" in run.refusal
     assert not answers(guarded.host.address, FOREIGN)
     assert f"could not be written to {FIREWALL.path}" in run.refusal
+
+
+def test_ssh_stays_open_whatever_listens_for_it(guarded: Guarded) -> None:
+    try:
+        guarded.host.inside(["sh", "-c", "systemctl disable --now ssh.service; systemctl enable --now ssh.socket"])
+        guarded.host.run("mkdir -p /etc/dropbear; systemd-run --quiet --unit=dropbear dropbear -F -R -p 2222")
+        guarded.host.run("until ss -Hlnt sport = :2222 | grep -q .; do sleep 0.1; done")
+        ports = {listener.port for listener in guarded.state().listeners if listener.is_ssh}
+    finally:
+        guarded.host.inside(
+            [
+                "sh",
+                "-c",
+                "systemctl stop dropbear; systemctl disable --now ssh.socket; systemctl enable --now ssh.service",
+            ]
+        )
+    assert ports == {22, 2222}
+
+
+# A VPN between the machine and an administrator's laptop, which is a network of its own there; no packet was sent yet. Its
+# port is none of the relay's, as WireGuard's usual one is.
+VPN = """
+ip netns add laptop && ip link add out type veth peer name in netns laptop
+ip address add 10.8.0.1/30 dev out && ip link set out up
+ip -n laptop address add 10.8.0.2/30 dev in && ip -n laptop link set in up
+wireguard-go wg0 && ip netns exec laptop wireguard-go wg1
+umask 077 && wg genkey >/run/machine.key && wg genkey >/run/laptop.key
+wg set wg0 listen-port 5182 private-key /run/machine.key peer "$(wg pubkey </run/laptop.key)" allowed-ips 10.9.0.2/32
+wg set wg1 private-key /run/laptop.key peer "$(wg pubkey </run/machine.key)" allowed-ips 10.9.0.1/32 endpoint 10.8.0.1:5182
+ip address add 10.9.0.1/30 dev wg0 && ip link set wg0 up
+ip -n laptop address add 10.9.0.2/30 dev wg1 && ip -n laptop link set wg1 up
+"""
+
+
+@once
+def test_a_vpn_of_the_administrators_stays_open(guarded: Guarded) -> None:
+    """Also for its first packet, which is what comes when it was idle. Of IPsec, its program is only a name here."""
+    host = guarded.host
+    guarded.rule("ip protocol gre accept")
+    host.run("ln -sf /usr/bin/python3 /run/charon")
+    listening = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind((str(), 500)); time.sleep(999)"
+    host.run(f"systemd-run --quiet --unit=charon /run/charon -c '{listening}'")
+    host.run(f"apt-get install -qq -y --no-install-recommends wireguard-go wireguard-tools >/dev/null\nset -e\n{VPN}")
+    guarded.deployment.run("-y")
+    program = "import socket; print(socket.create_connection(('10.9.0.1', 22), timeout=10).getsockname()[0])"
+    reached = host.run(f'ip netns exec laptop python3 -c "{program}"', check=False)
+    assert reached.stdout == "10.9.0.2\n", reached.stderr
+    table = host.run(f"nft list table inet {FIREWALL.table}").stdout
+    assert "udp dport 500 accept" in table and "meta l4proto { esp, ah } accept" in table, table
+    through = guarded.state("10.9.0.2 50000 10.9.0.1 22")
+    assert through.tunnel == ("wg0", "tun") and ("wg0", 5182) in through.wireguard
+    assert guarded.state(f"{host.bed.bridge_address} 50000 {host.address} 22").tunnel is None
+    host.run(
+        "systemctl stop charon; ip link delete wg0; ip -n laptop link delete wg1; ip netns delete laptop; ip link delete out",
+        check=False,
+    )
+    guarded.rule("")
+    guarded.deployment.run("-y")
+    assert "5182" not in host.run(f"cat {FIREWALL.path}").stdout
 
 
 @pytest.mark.parametrize(
