@@ -16,15 +16,22 @@ from operations.shell import YesOrNo, quoted, script, shell_file
 # The rules of this run, until they are confirmed.
 NEW = "/etc/matrix-metal/firewall.new.nft"
 UNDO = "matrix-metal-firewall-undo"
+# What the kernel had before, as long as they are tried; in the directory of the lock.
+BEFORE = "/run/matrix-metal/firewall.before"
 
 
 class Confirmed(YesOrNo):
-    """Whether the rules, and the administrator's own, are those that were confirmed last."""
+    """Whether the rules, and the administrator's own, are those that were confirmed last, and the kernel has them."""
 
     functions = "firewall"
 
     def question(self, own_rules: str) -> str:
-        return f"{_variables(own_rules)}\nif is_confirmed; then echo yes; fi"
+        return f'{_variables(own_rules)}\nif is_confirmed "$(digest)" && {FIREWALL.works}; then echo yes; fi'
+
+
+def functions(own_rules: str) -> str:
+    """The shell functions of operations/sh/firewall.sh and their variables."""
+    return f"{_variables(own_rules)}\n{shell_file('firewall')}"
 
 
 def _variables(own_rules: str) -> str:
@@ -35,6 +42,7 @@ def _variables(own_rules: str) -> str:
         "unit": FIREWALL.unit,
         "table": FIREWALL.table,
         "undo": UNDO,
+        "before": BEFORE,
     }
     return " ".join(f"{name}={quoted(value)}" for name, value in values.items())
 
@@ -46,15 +54,15 @@ def loaded(own_rules: str, sudo: bool) -> Generator[PyinfraCommand, None, None]:
     own_rules: the directory with the administrator's own.
     sudo: whether root has to be asked for.
     """
-    functions = f"{_variables(own_rules)}\n{shell_file('firewall')}"
+    shell = functions(own_rules)
     if not ask(Confirmed, own_rules=own_rules):
-        yield script(functions, "try_new")
-        yield FunctionCommand(_confirm, (functions, sudo), {})
-        yield script(functions, "confirmed")
+        yield script(shell, "try_new")
+        yield FunctionCommand(_confirm, (shell, sudo), {})
+        yield script(shell, "confirmed")
     yield from units.running._inner(unit=FIREWALL.unit, reads=[FIREWALL.path, FIREWALL.drop_in], ready=FIREWALL.works)
 
 
-def _confirm(state: State, host: Host, functions: str, sudo: bool) -> bool:
+def _confirm(state: State, host: Host, shell: str, sudo: bool) -> bool:
     """What a new connection does. If none can be made, the machine says so over the one that there is."""
-    reached_again(host, script(functions, "confirm"), sudo)
+    reached_again(host, script(shell, "confirm"), sudo)
     return True

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from operations.shell import Fact, answer_lines, quoted, shell_file
 from roles import POSTGRES_PORT
@@ -14,6 +15,20 @@ SIGNING_KEY, KEY_NOTE = "/var/lib/matrix-synapse/signing.key", "/etc/matrix-meta
 # What the backup needs to reach its target, and what a restore needs; what the jobs of the backup say about themselves.
 BACKUP_HOME, RESTORE_HOME = "/etc/matrix-metal/backup", "/etc/matrix-metal/restore"
 BACKUP_STATE = "/var/lib/matrix-metal/backup"
+# Programs of VPNs that listen for other machines, by protocol. Those of IPsec only agree on keys: its packets are a protocol.
+IPSEC_PROGRAMS = ("charon", "charon-systemd", "pluto", "iked")
+VPN_PROGRAMS = {
+    "tcp": ("openvpn", "ocserv-main", "tincd"),
+    "udp": (
+        *("openvpn", "ocserv-main", "tincd", "wireguard-go", "boringtun-cli", "tailscaled", "netbird", "nebula"),
+        *("zerotier-one", *IPSEC_PROGRAMS),
+    ),
+}
+# Kinds of interfaces whose packets arrive inside of others, which the firewall sees as well.
+TUNNELS = (
+    *("wireguard", "amneziawg", "tun", "ovpn", "ovpn-dco", "vti", "vti6", "xfrm"),
+    *("gre", "gretap", "ip6gre", "ip6gretap", "ipip", "ip6tnl", "sit", "vxlan", "geneve"),
+)
 # On a spare machine: what it had before the rehearsal of a restore, and what that has put there.
 REHEARSAL_NOTE = "/var/lib/matrix-metal-rehearsal"
 
@@ -39,7 +54,13 @@ class Listener:
 
     @property
     def is_ssh(self) -> bool:
-        return self.protocol == "tcp" and self.program == "sshd"
+        """An SSH server, or systemd for one."""
+        of_socket = re.fullmatch(r".*(ssh|dropbear).*\.socket", self.unit) is not None
+        return self.protocol == "tcp" and (self.program in ("sshd", "dropbear") or of_socket)
+
+    @property
+    def is_vpn(self) -> bool:
+        return self.open and self.program in VPN_PROGRAMS[self.protocol]
 
 
 @dataclass(frozen=True)
@@ -90,9 +111,11 @@ class MachineState:
     backed_up_as: what the machine was called in the inventory when its backup was deployed last, or "". data: versions of
         PostgreSQL of which there are data, whether they have a cluster or not; servers: versions that are installed.
     updating: whether it is just installing security updates by itself, or restarting what they have replaced.
-    came_to: the machine's port by which the run came; 0 without one. signing_key: "gone" or "another", if Synapse's is not
-        the one that earlier runs saw; "none", if there is none and no run saw one. counted: the number of Synapse's newest
-        event and the day when it was last counted, such as "5120 2027-01-31", or "".
+    came_to: the machine's port by which the run came; 0 without one. tunnel: the interface of a tunnel through which it came, and
+        its kind, such as ("wg0", "wireguard"); None without one. wireguard: interfaces of WireGuard and their ports. own_rules:
+        files with rules of the administrator's for the firewall, such as "mine.nft".
+    signing_key: "gone" or "another", if Synapse's is not the one that earlier runs saw; "none", if there is none and no run saw
+        one. counted: the number of Synapse's newest event and the day when it was last counted, such as "5120 2027-01-31", or "".
     backed_up_as: what the machine was called in the inventory when its backup was deployed last, or "".
     data: versions of PostgreSQL of which there are data, with a cluster or without; servers: versions that are installed.
     """
@@ -132,6 +155,9 @@ class MachineState:
     programs: Mapping[str, InUse] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     came_to: int = 0
+    tunnel: tuple[str, str] | None = None
+    wireguard: tuple[tuple[str, int], ...] = ()
+    own_rules: tuple[str, ...] = ()
     signing_key: str = ""
     counted: str = ""
     updating: bool = False
@@ -168,7 +194,8 @@ class Machine(Fact[MachineState]):
         sessions = 10
         programs: dict[str, InUse] = {}
         failures: dict[str, Failure] = {}
-        came_to = "0"
+        came_to, client = "0", ""
+        wireguard: list[tuple[str, int]] = []
         for line in lines:
             key, _, value = line.partition(" ")
             if key == "postgresql":
@@ -210,7 +237,11 @@ class Machine(Fact[MachineState]):
                     number = int(pid) if pid.isdigit() else 0
                     listeners.append(Listener(protocol, int(port), program, number, unit, address))
             elif key == "connection":
-                came_to = value.split()[-1]
+                client, *_, came_to = value.split()
+            elif key == "wireguard":
+                name, _, listen_port = value.partition("\t")
+                # 0 while the interface is down.
+                wireguard += [(name, int(listen_port))] if listen_port.strip("0") else []
             else:
                 values[key] = value
         marker = _marker(values["deployment"]) if "deployment" in values else None
@@ -235,6 +266,9 @@ class Machine(Fact[MachineState]):
             foreign=values.get("foreign", ""),
             listeners=tuple(listeners),
             came_to=int(came_to),
+            tunnel=_tunnel(client, values.get("came_to", ""), values.get("answers", "")),
+            wireguard=tuple(wireguard),
+            own_rules=tuple(values.get("own_rules", "").split()),
             signing_key=values.get("signing_key", ""),
             counted=values.get("counted", "").strip(),
             updating=values.get("updating") == "yes",
@@ -257,6 +291,18 @@ class Machine(Fact[MachineState]):
             programs=programs,
             failures=failures,
         )
+
+
+def _tunnel(client: str, came_to: str, answers: str) -> tuple[str, str] | None:
+    """The tunnel that a run came through. came_to: the interface with the address that it came to, and its kind; answers: that
+    of the way back. What has a public address may come without it, though a proxy of the machine's takes all that it sends.
+    """
+    private = client and not ip_address(client.partition("%")[0]).is_global
+    for way in (came_to, answers) if private else (came_to,):
+        name, _, kind = way.partition(" ")
+        if kind in TUNNELS:
+            return name, kind
+    return None
 
 
 def _marker(text: str) -> dict[str, str] | None:

@@ -98,6 +98,7 @@ def checked_settings(host: Host) -> Settings:
                 or _backed_up_under_another_name(settings)
                 or _newer_data(settings)
                 or _unreached_by_calls(settings)
+                or _locked_out(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
                 or _lost_signing_key(settings)
@@ -349,6 +350,25 @@ def accounts_of(settings: Settings) -> dict[str, int] | None:
 
 def _accounts(number: int) -> str:
     return f"{number} account{'' if number == 1 else 's'}"
+
+
+def _locked_out(settings: Settings) -> list[str]:
+    """A line if the firewall would close the way to the machine later, which a new connection does not notice now."""
+    if not settings.here("firewall"):
+        return []
+    firewall, own = settings.view(Firewall), settings.machine.own_rules
+    if not firewall.ssh_ports and "ssh.nft" not in own:
+        return [
+            "the firewall would close SSH, as no SSH server is found: start it, or write what is to be open, such as "
+            f'"tcp dport 22 accept", into {OWN_RULES}/ssh.nft there; that may be nothing'
+        ]
+    if firewall.closed_tunnel and "tunnel.nft" not in own:
+        name, kind = firewall.closed_tunnel
+        return [
+            f"the firewall would close {name} ({kind}), by which this run comes, as its port is not found: write what it needs, "
+            f'such as "udp dport 51820 accept", into {OWN_RULES}/tunnel.nft there; that may be nothing'
+        ]
+    return []
 
 
 def _unreached_by_calls(settings: Settings) -> list[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from operations.machine import IPSEC_PROGRAMS, MachineState
 from roles import Port
 from settings.deployment import Settings, View
 
@@ -23,13 +24,19 @@ class Opened:
 
 @dataclass(frozen=True)
 class Firewall(View):
-    """ssh_ports: those on which sshd listens, and the one by which this run came.
+    """ssh_ports: those on which SSH servers listen, and the one by which this run came.
+
+    vpn_ports: those of VPNs that run, such as ("udp", 51820). ipsec: whether one of them is IPsec, which has a protocol besides.
+    closed_tunnel: that by which the run came, and its kind, if it is not known what has to be open for it.
 
     closed: what listens for other machines, and that they do not reach any more, such as "25/tcp (master)".
     """
 
     opened: tuple[Opened, ...]
     ssh_ports: tuple[int, ...]
+    vpn_ports: tuple[tuple[str, int], ...]
+    ipsec: bool
+    closed_tunnel: tuple[str, str] | None
     closed: tuple[str, ...]
     own_rules: str = OWN_RULES
 
@@ -41,16 +48,34 @@ class Firewall(View):
         ssh_ports = {listener.port for listener in machine.listeners if listener.is_ssh}
         if machine.came_to:
             ssh_ports.add(machine.came_to)
+        vpns = {("udp", port) for _, port in machine.wireguard}
+        vpns |= {(each.protocol, each.port) for each in machine.listeners if each.is_vpn}
         ours = {(port.protocol, number) for port in listened for number in port.numbers}
+        known = ours | vpns | {("tcp", port) for port in ssh_ports}
         closed = [
             f"{listener.port}/{listener.protocol} ({listener.program or 'the kernel'})"
             for listener in sorted(machine.listeners, key=lambda listener: listener.port)
-            if listener.open
-            and not listener.is_ssh
-            and (listener.protocol, listener.port) not in ours
-            and listener.port not in DHCP
+            if listener.open and (listener.protocol, listener.port) not in known and listener.port not in DHCP
         ]
-        return cls(tuple(opened), tuple(sorted(ssh_ports)), tuple(dict.fromkeys(closed)))
+        return cls(
+            tuple(opened),
+            tuple(sorted(ssh_ports)),
+            tuple(sorted(vpns - ours)),
+            any(listener.program in IPSEC_PROGRAMS for listener in machine.listeners),
+            None if _stays_open(machine) else machine.tunnel,
+            tuple(dict.fromkeys(closed)),
+        )
+
+
+def _stays_open(machine: MachineState) -> bool:
+    """Whether it is known what the tunnel by which the run came needs."""
+    name, kind = machine.tunnel or ("", "")
+    programs = [listener.program for listener in machine.listeners if listener.is_vpn]
+    if kind == "wireguard" or name in dict(machine.wireguard):
+        return name in dict(machine.wireguard)
+    if kind in ("tun", "ovpn", "ovpn-dco"):
+        return programs != []
+    return kind in ("vti", "vti6", "xfrm") and not set(programs).isdisjoint(IPSEC_PROGRAMS)
 
 
 def _opened(settings: Settings, port: Port) -> Opened:

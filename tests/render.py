@@ -166,6 +166,7 @@ def _host(sample: Sample, machine: str) -> tuple[str, dict[str, Any]]:
 def _state(sample: Sample, machine: str) -> MachineState:
     number = sample.machines.index(machine) + 1
     return MachineState(
+        came_to=22,
         user="root",
         root=True,
         distribution="debian",

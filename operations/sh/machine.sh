@@ -10,6 +10,16 @@ for name in $names; do
 done
 # By which of its ports this run came.
 [ -z "${SSH_CONNECTION:-}" ] || echo "connection $SSH_CONNECTION"
+# Its interfaces, with their kind if they are not of hardware: the one that has the address it came to, the one for answers.
+# shellcheck disable=SC2086 # four words
+set -- ${SSH_CONNECTION:-}
+if [ $# = 4 ]; then
+  came_to=$(ip -o address show to "$3" 2>/dev/null | awk 'NR == 1 { print $2 }')
+  answers=$(ip -o route get "$1" 2>/dev/null | sed -nE 's/.* dev ([^ ]+).*/\1/p')
+  for each in "came_to $came_to" "answers ${answers:-$came_to}"; do
+    echo "$each $(ip -j -details link show dev "${each#* }" 2>/dev/null | sed -nE 's/.*"info_kind":"([^"]*)".*/\1/p')"
+  done
+fi
 # Who is changing the machine now, when the last run began (operations/sh/lock.sh), and how many sessions sshd allows.
 # shellcheck disable=SC2016 # root's shell expands it
 $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
@@ -32,6 +42,8 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
   sed -n "s/^ \"machine\": \"\(.*\)\",\$/backed_up_as \1/p" /etc/matrix-metal/backup/plan.json
   counted=/var/lib/matrix-metal-housekeeping/synapse.json
   [ ! -s $counted ] || echo "counted $(sed -nE "s/^  \"newest\": ([0-9]+),?\$/\1/p" $counted) $(date -u -r $counted +%F)"
+  ! cd /etc/matrix-metal/firewall.d || echo own_rules *.nft
+  ! command -v wg >/dev/null || wg show all listen-port | sed "s/^/wireguard /"
   ! grep -qs "^matrix_authentication_service:" /etc/matrix-synapse/homeserver.yaml || echo "delegated yes"
   [ ! -e /etc/matrix-metal/migration ] || echo "migrating yes"
   [ ! -e /etc/matrix-metal/restore ] || { [ -e /etc/matrix-metal/restore/done ] && echo "restoring done" || echo "restoring begun"; }
@@ -115,6 +127,9 @@ $sudo ss -Hlntup 2>/dev/null | awk '{ print $1, $5, $7 }' | while read -r protoc
   group=; [ -r "/proc/$pid/cgroup" ] && while read -r line; do case $line in 0::*) group=$line ;; esac; done <"/proc/$pid/cgroup"
   # The innermost service: ".../system.slice/caddy.service/..."
   unit=; case $group in *.service*) unit=${group%.service*}.service; unit=${unit##*/} ;; esac
+  # systemd listens for a socket's unit.
+  [ "$pid" != 1 ] || unit=$(systemctl list-sockets --no-legend --no-pager | awk -v port=":${address##*:}" \
+    'index($1, port) && substr($1, length($1) - length(port) + 1) == port { print $2; exit }')
   echo "listener $protocol ${address%:*} ${address##*:} $users ${pid:-0} $unit"
 done
 wait
