@@ -119,7 +119,7 @@ def _why_not(host: Host, lock: Lock) -> str:
         case "alone":
             add_final_line(
                 f"{host.name} was not locked, because its sshd allows fewer than three sessions for a connection (MaxSessions): "
-                "a second deploy at the same time would not have been refused"
+                "a second deploy, or security updates that began meanwhile, would not have been noticed"
             )
             return ""
         case "busy":
