@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -402,8 +402,10 @@ def second_administrator(deployment: Deployment, host: Host) -> Result:
         second = other.run("-y", check=False)
     first.kill()
     first.communicate()
-    result = ended("a second administrator deploys at the same time", host.release, second)
-    return result if "another run is at work: " in second.refusal else replace(result, failed="it is not refused")
+    told = "another run is at work: " in second.refusal and ", since " in second.refusal
+    remark = "the second run says who is at work, and since when; nothing was touched"
+    failed = "" if second.status == 1 and told else second.refusal[-200:] or "it is not refused"
+    return Result("a second administrator deploys at the same time", host.release, remark=remark, failed=failed)
 
 
 def cut_at(deployment: Deployment, number: int) -> bool:
