@@ -38,6 +38,8 @@ KILLED = "{} is killed (kill -9)"
 PARTS = ("daemons", "machine", "names", "disks", "memory", "others", "accounts", "deploys")
 RESULTS = ROOT / ".cache" / "faults.json"
 REPORT = ROOT / "docs" / "reliability.md"
+# When it begins: something may be committed meanwhile.
+VERSION = this_version()
 # Roles whose program is a stand-in, unless a variable names the real one (CONTRIBUTING.md). The stand-in for MAS has accounts
 # without their passwords, so it is used in any case.
 STAND_IN = "a stand-in for the program"
@@ -57,7 +59,7 @@ class Result:
     remark: str = ""
     failed: str = ""
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d}")
-    version: str = field(default_factory=this_version)
+    version: str = VERSION
 
     @property
     def wrong(self) -> bool:
