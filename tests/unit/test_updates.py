@@ -46,7 +46,7 @@ def test_a_time_that_is_none_is_refused(time: object) -> None:
 # --- nobody changes a machine beside the job that installs updates -----------------------------------
 
 
-def locking(directory: Path, program: str, *, stdin: str = "", **active: str) -> str:
+def locking(directory: Path, program: str, *, interpreter: str = "bash", **active: str) -> str:
     """What a program with the functions of lock.sh prints, in a directory of its own. active: the states of units."""
     tools = directory / "tools"
     tools.mkdir()
@@ -57,9 +57,9 @@ def locking(directory: Path, program: str, *, stdin: str = "", **active: str) ->
     (tools / "systemctl").chmod(0o755)
     text = shell_file("lock").replace("/run/matrix-metal", str(directory / "run"))
     return subprocess.run(
-        ["bash", "-c", f"{text}\n{program}"],
+        [interpreter, "-c", f"{text}\n{program}"],
         env={"PATH": f"{tools}:{os.environ['PATH']}"},
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=30,
@@ -88,7 +88,11 @@ def test_a_deploy_says_that_updates_have_begun(tmp_path: Path) -> None:
     ("active", "other", "said"),
     [
         ({}, "", "taken"),
-        ({}, "flock run/run sleep 9 & sleep 0.3; echo the other >run/run;", "another run is at work: the other"),
+        (
+            {},
+            "flock run/run sleep 1 >/dev/null 2>&1 & sleep 0.3; echo the other >run/run;",
+            "another run is at work: the other",
+        ),
         (
             {"matrix_metal_updates": "activating"},
             "",
@@ -101,6 +105,6 @@ def test_a_job_takes_the_lock_unless_somebody_is_at_work(
     tmp_path: Path, active: dict[str, str], other: str, said: str
 ) -> None:
     (tmp_path / "run").mkdir()
-    program = 'if take_lock "the job"; then echo taken; else echo "$refused"; fi; kill %1 2>/dev/null; true'
-    assert locking(tmp_path, f"set -m; cd {tmp_path}; {other} {program}", **active).startswith(said)
+    program = 'if take_lock "the job"; then echo taken; else echo "$refused"; fi'
+    assert locking(tmp_path, f"set -eu; cd {tmp_path}; {other} {program}", interpreter="sh", **active).startswith(said)
     assert ("the job, since " in (tmp_path / "run/run").read_text()) == (said == "taken")
