@@ -165,6 +165,12 @@ class Unit(NamedTuple):
     anywhere: bool = False
 
 
+# The highest exposure of a helper that is a service, and of those that need more: root, who reads keys and asks systemd.
+# What restarts everything after updates has no bound: it does what root does.
+HELPER_EXPOSURE = 1.5
+HELPERS_EXPOSED = {"caddy-certificate.service": 2.0, "coturn-certificate.service": 2.0}
+
+
 class Timer(NamedTuple):
     """What systemd does again and again: NAME.timer starts NAME.service, which ends when it is done.
 
@@ -1108,6 +1114,7 @@ BACKUP = Role(
     timers=(
         Timer("matrix-metal-backup-wal", "Send the database's changes to the backup", "postgres", 1.5, "postgres"),
         Timer("matrix-metal-backup-database", "Back up the database", "postgres", 1.5, "postgres"),
+        # 1.1 with a directory as target. Where the target is in the network: root, who reads all files, and has a network.
         Timer("matrix-metal-backup-files", "Back up files", "root", 2.0),
         Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 1.5, "postgres"),
         Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 2.0),

@@ -81,9 +81,10 @@ federation_port_8448 = False
 # Largest file that users may upload, such as "50M" (mebibytes) or "1G".
 max_upload_size = "50M"
 
-# Who reads what people report: messages, rooms and users. A list of accounts of this homeserver, such as ["@anna:example.org"],
-# who are invited into a private room for that. []: nobody; `manage.py <inventory> reports list` shows most reports.
-reports_to: list[str] = []
+# Who reads what people report: messages, rooms and users. They are invited into a private room for that. None: all server
+# administrators, also later ones; with the role mas nobody, as Synapse does not know them there. A list of accounts of this
+# homeserver, such as ["@anna:example.org"]: only these. []: nobody. `manage.py <inventory> reports list` shows most reports.
+reports_to: list[str] | None = None
 
 # Whether only server administrators may invite: True or False. With True nobody else here can, not even into a conversation of
 # two, and no invitation of another homeserver comes in. Each user can refuse invitations for themselves (README, "Abuse").

@@ -10,6 +10,7 @@ admin_email = "admin@example.org"
 # if that homeserver still has them. None: they are all kept.
 remote_media_days = 90
 
-# Who is told in a private room what people report, and what the monitoring finds: accounts, once you have made them.
+# Who is told in a private room what people report, instead of all server administrators, and what the monitoring finds: accounts,
+# once you have made them.
 # reports_to = ["@anna:example.org"]
 # alerts_to = ["@anna:example.org"]

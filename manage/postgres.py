@@ -99,7 +99,7 @@ def upgrade(deployment: Deployment, yes: bool) -> None:
         other.run(f"systemctl stop {quoted(*units)}")
     here = " ".join(unit.name for role in _users(machine) for unit in role.units)
     given = f"old={old} new={new} units={quoted(here)} backup={BACKUP_STATE} spool={SPOOL}"
-    program = f"{shell_file('postgresql')}\n{given}\n"
+    program = f"{shell_file('lock')}\n{shell_file('postgresql')}\n{given}\n"
     try:
         # As a unit: it goes on if the connection ends.
         machine.run(f"{program}begin {quoted(program + 'upgrade')} && watch")
@@ -143,7 +143,8 @@ def drop_old(deployment: Deployment, yes: bool) -> None:
         machine.run(
             f"set -e\npg_dropcluster {version} main\nrm -rf {drop_ins} /etc/postgresql/{version}/main\n"
             f"rmdir --ignore-fail-on-non-empty /etc/postgresql/{version} /var/lib/postgresql/{version} 2>/dev/null || true\n"
-            f"DEBIAN_FRONTEND=noninteractive apt-get purge -q -y postgresql-{version} postgresql-client-{version} >&2\n"
+            "export DEBIAN_FRONTEND=noninteractive\n"
+            f"apt-get purge -q -y -o DPkg::Lock::Timeout=300 postgresql-{version} postgresql-client-{version} >&2\n"
             "systemctl daemon-reload"
         )
         click.echo(f"PostgreSQL {version} is removed.")

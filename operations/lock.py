@@ -28,7 +28,8 @@ INTERVAL = 5
 class Lock(NamedTuple):
     """The answer of a machine, and what it says about the other run.
 
-    answer: "held", "busy", "later", "alone" (no lock, because nothing can run beside the run's commands), or "" for none.
+    answer: "held", "busy", "later", "updating", "alone" (no lock, because nothing can run beside the run's commands), or "" for
+    none.
     """
 
     answer: str = ""
@@ -118,7 +119,7 @@ def _why_not(host: Host, lock: Lock) -> str:
         case "alone":
             add_final_line(
                 f"{host.name} was not locked, because its sshd allows fewer than three sessions for a connection (MaxSessions): "
-                "a second deploy at the same time would not have been refused"
+                "a second deploy, or security updates that began meanwhile, would not have been noticed"
             )
             return ""
         case "busy":
@@ -127,6 +128,11 @@ def _why_not(host: Host, lock: Lock) -> str:
             return (
                 f"{host.name}: somebody else has run a deploy since this run looked at the machine: {lock.other}; "
                 "nothing was touched; run the same command again"
+            )
+        case "updating":
+            return (
+                f"{host.name}: since this run looked at the machine, it has begun to install security updates "
+                "(apt-daily-upgrade.service); nothing was touched; run the same command again, which waits for them"
             )
     return (
         f"{host.name}: the lock in /run/matrix-metal cannot be taken: {lock.other or 'no answer'}; nothing was touched"
@@ -154,7 +160,9 @@ def _lock_and_look(host: Host) -> Lock:
     look_at(host, _sudo=sudo)
     answer, _, other = str(reading.get()).partition(" ")
     return (
-        Lock(answer, other, program) if answer in ("held", "busy", "later") else Lock("", f"{answer} {other}".strip())
+        Lock(answer, other, program)
+        if answer in ("held", "busy", "later", "updating")
+        else Lock("", f"{answer} {other}".strip())
     )
 
 

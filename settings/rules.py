@@ -128,7 +128,7 @@ def _choices(settings: Settings) -> Iterator[str]:
             "set inactive_session_expiration in /etc/mas/local.yaml"
         )
     for setting in ("reports_to", "alerts_to"):
-        for each in getattr(homeserver, setting):
+        for each in getattr(homeserver, setting) or ():
             if each.partition(":")[2] != settings.server_name:
                 yield (
                     f"{where}: {setting} has {each}, who is not of this homeserver: "

@@ -76,7 +76,7 @@ class Choices(Chosen):
     message_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forgotten_room_days: Days | None = Field(description=A_NUMBER_OF_DAYS)
     forget_left_rooms: bool = Field(description="True or False")
-    reports_to: list[UserId] = Field(description='a list of accounts, such as ["@anna:example.org"]')
+    reports_to: list[UserId] | None = Field(description='None or a list of accounts, such as ["@anna:example.org"]')
     block_non_admin_invites: bool = Field(description="True or False")
     rc_invites_per_issuer: RateLimit | None = Field(description=_LIMIT)
     rc_invites_per_user: RateLimit | None = Field(description=_LIMIT)
@@ -135,7 +135,7 @@ class Synapse(View):
     forgotten_room_days: int | None
     forget_left_rooms: bool
     stale_device_days: int | None
-    reports_to: tuple[str, ...]
+    reports_to: tuple[str, ...] | Literal["admins"]
     block_non_admin_invites: bool
     invite_limits: Mapping[str, Mapping[str, float]]
     alerts_to: tuple[str, ...]
@@ -191,7 +191,7 @@ class Synapse(View):
             forgotten_room_days=choices.forgotten_room_days,
             forget_left_rooms=choices.forget_left_rooms,
             stale_device_days=choices.stale_device_days,
-            reports_to=tuple(choices.reports_to),
+            reports_to=_reports_to(choices, settings.exists("mas")),
             block_non_admin_invites=choices.block_non_admin_invites,
             invite_limits=_invite_limits(choices),
             alerts_to=tuple(choices.alerts_to) if settings.here("monitoring") else (),
@@ -269,6 +269,13 @@ class Synapse(View):
     @property
     def virtualenvs(self) -> Sequence[Virtualenv]:
         return (self.virtualenv,)
+
+
+def _reports_to(choices: Choices, mas: bool) -> tuple[str, ...] | Literal["admins"]:
+    """Who is told of reports. Synapse does not know who administers it where MAS has the accounts."""
+    if choices.reports_to is None:
+        return () if mas else "admins"
+    return tuple(choices.reports_to)
 
 
 def _invite_limits(choices: Choices) -> Mapping[str, Mapping[str, float]]:

@@ -117,13 +117,13 @@ class Deployment:
     def command(self, *options: str) -> list[str]:
         return [PYINFRA, str(self.inventory), "deploy.py", *options]
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
+    def start(self, *options: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """Start a run, without waiting for it."""
         return subprocess.Popen(
             self.command(*options),
             cwd=self.root,
             env=self._environ(),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

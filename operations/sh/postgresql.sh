@@ -1,6 +1,6 @@
 #!/bin/sh
 # From the PostgreSQL of one Debian to that of the next. $old, $new: major versions; $units: those on this machine that use it.
-# $backup: where the jobs of the backup keep what they know; $spool: where PostgreSQL leaves its log for them.
+# Read together with lock.sh. $backup: where the jobs of the backup keep what they know; $spool: where PostgreSQL leaves its log for them.
 #
 # $mark: while it exists, the cluster of the new version is not complete, and nothing else may use it. It says "OLD NEW PORT".
 mark=/etc/matrix-metal/postgresql-upgrade
@@ -71,9 +71,7 @@ upgrade() {
   set -eu
   why='' work=$(mktemp -d)
   # A deploy finds that somebody is at work (lock.sh).
-  exec 9>>/run/matrix-metal/run
-  flock -n 9 || { why="another run is at work: $(cat /run/matrix-metal/run)" && echo "$why" >"$result" && exit 1; }
-  echo "the upgrade of PostgreSQL, since $(date -u '+%Y-%m-%d %H:%M:%S UTC')" >/run/matrix-metal/run
+  take_lock 'the upgrade of PostgreSQL' || { echo "$refused" >"$result" && exit 1; }
   trap 'finish $?' EXIT
   trap 'exit 1' HUP INT TERM
   why="PostgreSQL $old could not be put back"

@@ -35,7 +35,7 @@ end() {
   [ ! -e "$note/added" ] || xargs -d '\n' rm -rf -- <"$note/added"
   added=$(packages | comm -13 "$note/packages" -)
   # shellcheck disable=SC2086
-  [ -z "$added" ] || DEBIAN_FRONTEND=noninteractive apt-get purge -q -y $added >&2 || return 1
+  [ -z "$added" ] || DEBIAN_FRONTEND=noninteractive apt-get purge -q -y -o DPkg::Lock::Timeout=300 $added >&2 || return 1
   # shellcheck disable=SC2086
   [ -z "$masked" ] || systemctl unmask --quiet $masked 2>/dev/null || true
   for name in $(accounts passwd | comm -13 "$note/passwd" -); do userdel "$name" 2>/dev/null || true; done

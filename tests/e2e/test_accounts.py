@@ -118,7 +118,6 @@ def managed(deployed: Deployed, outside: Outside, tmp_path_factory: pytest.TempP
     deployed.host.run(f"rm {FILE}")
     whole.choose(**before)
     assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
-    assert deployed.host.run("ls /usr/local/lib/synapse-reports", check=False).returncode
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def invitations(managed: Managed, account: Account) -> list[str]:
         while True:
             # Synapse has the same answer to the same question for two minutes.
             params = {"timeout": secrets.randbelow(1_000_000)}
-            rooms = expect_json(http.get(url, params=params, headers=account.authorization))["rooms"]
+            rooms = expect_json(http.get(url, params=params, headers=account.authorization)).get("rooms", {})
             if found := list(rooms.get("invite", ())):
                 return found
             assert time.monotonic() < deadline, "no invitation came"
@@ -569,3 +568,28 @@ def test_moderators_are_invited_where_only_administrators_may_invite(managed: Ma
         refused = expect_json(http.post(url, headers=reported.moderator.authorization, json=body), 403)
     assert refused["error"] == "Invites have been disabled on this server"
     assert len(invitations(managed, bob)) == 1
+
+
+# The last one: who reads reports is chosen anew.
+def test_all_administrators_read_reports_by_default_and_nobody_if_that_is_switched_off(
+    managed: Managed, deployed: Deployed, reported: Reported
+) -> None:
+    whole = deployed.deployment
+    chosen = {name: value for name, value in whole.settings.items() if name != "reports_to"}
+    whole.choose(**chosen)
+    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
+    # Also who becomes one later.
+    made = managed.json("accounts", "create", "chief", "--admin", "--generate")
+    chief = managed.log_in("chief", made["password"])
+    [reports] = invitations(managed, chief)
+    # Who was in the list, and administers nothing, is out.
+    deadline = time.monotonic() + 20
+    with managed.outside.http() as http:
+        url = managed.outside.url("matrix", "/_matrix/client/v3/joined_rooms")
+        while reports in expect_json(http.get(url, headers=reported.moderator.authorization))["joined_rooms"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+    whole.choose(**{**chosen, "alerts_to": [], "reports_to": []})
+    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
+    assert deployed.host.run("ls /usr/local/lib/synapse-reports", check=False).returncode

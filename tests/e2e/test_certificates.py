@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -37,6 +38,9 @@ STORE = "/var/lib/caddy/.local/share/caddy/certificates"
 LATE = "cert-late.test"
 # The port on which turnutils_peer sends back what it receives.
 ECHO = 3480
+
+# Of certificates that have expired.
+SIGNER = Authority("Somebody")
 
 T = TypeVar("T")
 
@@ -311,6 +315,52 @@ def test_a_run_does_not_wait_for_caddys_next_attempt(site: Site) -> None:
     assert site.deployment.run("-y").changed == ["Check every certificate"]
     assert time.monotonic() - begin < 20
     site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("bound"))
+
+
+def expired(site: Site) -> list[str]:
+    """The names of the two that present a certificate which has expired."""
+    names = []
+    for name, port, server in ((site.web, 443, "open"), (site.turn, RELAY_TLS_PORT, "bound")):
+        with contextlib.suppress(ssl.SSLCertVerificationError, OSError):
+            site.presented(name, port, site.acme.root(server))
+            continue
+        try:
+            site.presented(name, port, SIGNER.pem)
+        except ssl.SSLCertVerificationError as error:
+            if "certificate has expired" in str(error):
+                names.append(name)
+        except OSError:
+            continue
+    return names
+
+
+def test_expired_certificates_are_replaced_once_their_issuers_answer_again(site: Site) -> None:
+    """On the web and at the relay. Nobody does anything."""
+    site.choose()
+    site.deployment.run("-y")
+    with site.unreachable("open"), site.unreachable("bound"):
+        for name in (site.web, site.turn):
+            # As Caddy replaces them, with their owner and mode; the last file says that they are complete.
+            for kind, content in zip(("crt", "key", "json"), (*SIGNER.issue(name, days=-1), None), strict=True):
+                site.host.run(
+                    f"old=$(ls {STORE}/*/{name}/{name}.{kind}); cp -p $old $old.new; {'cat >$old.new;' if content else ''} "
+                    "mv $old.new $old",
+                    stdin=content,
+                )
+        site.host.run("systemctl restart caddy")
+        for name in (site.web, site.turn):
+            retry(partial(_assert_logged, site, f'"will retry","error":"[{name}] Renew: '), 30)
+        retry(lambda: _assert_equal(expired(site), [site.web, site.turn]), 20)
+    # Caddy tries again a minute after the first attempt.
+    begin = time.monotonic()
+    retry(lambda: site.presented(site.web, 443, site.acme.root("open")), 90)
+    retry(lambda: site.presented(site.turn, RELAY_TLS_PORT, site.acme.root("bound")), 30)
+    print(f"{time.monotonic() - begin:.1f} s after the issuers answer")
+    assert site.deployment.run("-y").changed == []
+
+
+def _assert_equal(found: object, wanted: object) -> None:
+    assert found == wanted
 
 
 # --- files ----------------------------------------------------------------------------------------

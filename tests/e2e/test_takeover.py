@@ -289,6 +289,27 @@ def test_a_takeover_that_was_killed_leaves_the_empty_homeserver(home: Home) -> N
     home.host.run(SYNAPSE.units[0].health)
 
 
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ("--unit=deploying flock /run/matrix-metal/run sleep infinity", "another run is at work: "),
+        (
+            "--unit=matrix-metal-updates --no-block -p Type=oneshot sleep infinity",
+            "security updates are being installed",
+        ),
+    ],
+    ids=["deploy", "updates"],
+)
+def test_it_is_not_taken_over_beside_others(home: Home, beside: str, said: str) -> None:
+    if home.old is PACKAGE:
+        pytest.skip("it is the same with a dump")
+    home.host.run(f"systemd-run --quiet {beside}")
+    status, shown = home.take(*home.paths, "--yes")
+    home.host.run("systemctl stop deploying matrix-metal-updates", check=False)
+    assert status == 1 and said in shown.splitlines()[-1], shown
+    home.host.run(SYNAPSE.units[0].health)
+
+
 def test_it_is_taken_over(home: Home) -> None:
     status, shown = home.take(*home.paths, "--yes")
     print(shown)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +183,37 @@ def test_updates_wait_for_a_deploy(machine: Machine) -> None:
         assert not any(version.endswith(ending) for version in machine.versions())
         host.run("systemctl stop deploying")
         installing.result()
+    # The restarts wait as well.
+    host.run("systemd-run --quiet --unit=deploying flock /run/matrix-metal/run sleep infinity")
+    host.run(f"systemctl start --no-block {UPDATES_RESTARTS}; sleep 2")
+    assert host.run(f"systemctl show -p SubState --value {UPDATES_RESTARTS}").stdout == "start-pre\n"
+    host.run("systemctl stop deploying")
+    machine.finished()
     assert any(version.endswith(ending) for version in machine.versions()), machine.last_log()
+
+
+def test_a_deploy_does_not_begin_beside_updates_that_began_while_it_asked(machine: Machine) -> None:
+    """Its question is answered once they are at work."""
+    host = machine.host
+    host.run("echo >>/etc/caddy/Caddyfile")
+    ending = machine.offer("sleep 8", packages="caddy")
+    run = machine.deployment.start(stdin=subprocess.PIPE)
+    try:
+        assert run.stdout
+        for line in run.stdout:
+            if "by the input operations" in line:
+                break
+        host.run(f"systemctl start --no-block {INSTALL}")
+        host.run(f"until pgrep -x dpkg; do systemctl is-active {INSTALL} | grep -qx activating; sleep 0.1; done")
+        shown, _ = run.communicate("\n", timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 1 and "it has begun to install security updates" in shown, shown
+    # Nothing was touched.
+    assert host.run("tail -c 2 /etc/caddy/Caddyfile").stdout == "\n\n"
+    machine.finished()
+    assert any(version.endswith(ending) for version in machine.versions()), machine.last_log()
+    machine.deployment.run("-y")
 
 
 def test_what_is_wrong_with_updates_is_said(machine: Machine) -> None:

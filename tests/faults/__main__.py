@@ -7,6 +7,7 @@ messages are accepted again, and nobody does anything meanwhile. The exit status
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -20,20 +21,29 @@ from tempfile import TemporaryDirectory
 
 from bench.trial import every_role
 from roles import ROLES
-from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment
-from tests.e2e.client import Outside, new_user
+from tests.conftest import real_proxy, real_rtc
+from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment, Run
+from tests.e2e.client import Outside, new_user, new_user_of_mas
 from tests.e2e.load import room_of
 from tests.faults.report import RELEASES, written
 from tests.faults.writers import Writers
+from tests.security.report import this_version
+from tests.standin.archives import mas_archive
 from tests.testbed import Host, Testbed
 
 PLAYED = ("postgres", "synapse", "caddy", "sydent", "coturn")
 # Seconds within which a daemon, and a machine, must serve again.
 DAEMON, MACHINE = 10.0, 60.0
 KILLED = "{} is killed (kill -9)"
-PARTS = ("daemons", "machine", "names", "disks", "memory", "others", "deploys")
+PARTS = ("daemons", "machine", "names", "disks", "memory", "others", "accounts", "deploys")
 RESULTS = ROOT / ".cache" / "faults.json"
 REPORT = ROOT / "docs" / "reliability.md"
+# When it begins: something may be committed meanwhile.
+VERSION = this_version()
+# Roles whose program is a stand-in, unless a variable names the real one (CONTRIBUTING.md). The stand-in for MAS has accounts
+# without their passwords, so it is used in any case.
+STAND_IN = "a stand-in for the program"
+REAL = {"sliding_sync": lambda: bool(real_proxy()), "rtc": real_rtc}
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Result:
     remark: str = ""
     failed: str = ""
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d}")
+    version: str = VERSION
 
     @property
     def wrong(self) -> bool:
@@ -153,13 +164,17 @@ def blocked(rules: str) -> str:
 
 
 def names(server: Homeserver) -> None:
-    """No name server answers while it boots."""
-    host = server.host
+    """No name server answers while it boots, nor later; it is deployed to then."""
+    host, results = server.host, server.results
     # For the boot itself: nftables loads it before the network is there.
     host.run("cat >/etc/faults.nft", stdin=blocked("udp dport 53 drop; tcp dport 53 drop"))
     host.run("cat >/etc/systemd/system/faults.service", stdin=NAMELESS)
     host.run("systemctl enable --quiet faults")
     server.broken("no name server answers when the machine boots, and later", host.reboot, MACHINE)
+    run = server.deployment.run("-y", check=False)
+    failed = "" if run.status == 0 and run.changed == [] else run.refusal or f"it changed {run.changed}"
+    remark = "a run without changes succeeds"
+    results.append(Result("a deploy while no name server answers", host.release, remark=remark, failed=failed))
     host.run("systemctl disable --quiet faults; rm /etc/systemd/system/faults.service; nft delete table inet faults")
 
 
@@ -275,16 +290,51 @@ def others(server: Homeserver) -> None:
         deployment.assign({role: [host.name] for role in played})
         deployment.run("-y")
         for role in (ROLES[name] for name in played if name not in PLAYED):
+            remark = STAND_IN if role.name in REAL and not REAL[role.name]() else ""
             for unit in role.units:
                 name, title = unit.name.removesuffix(".service"), unit.title or role.title
                 kill = partial(host.run, f"systemctl kill -s KILL {name}")
-                server.broken(KILLED.format(title), kill, healthy=(name,))
+                server.broken(KILLED.format(title), kill, remark=remark, healthy=(name,))
+
+
+def accounts(release: str, results: list[Result]) -> None:
+    """What Synapse asks about the tokens of clients is killed, on a machine that has it from the beginning."""
+    host = Testbed().up("faults-mas", release=release)
+    try:
+        with TemporaryDirectory(prefix="faults-") as directory:
+            deployment = deployment_on(host, Path(directory), "mas")
+            deployment.choose(**deployment.settings, mas_archive=str(mas_archive(Path(directory))))
+            deployment.run("-y")
+            outside = Outside(host, Path(directory))
+            account = new_user_of_mas(outside, "anna")
+            room = room_of(host, outside, account)
+            host.run("systemctl restart matrix-synapse")
+            server = Homeserver(host, deployment, outside, lambda: Writers(outside, account, room), results)
+            server.healthy("matrix-synapse")
+            kill = partial(host.run, "systemctl kill -s KILL mas")
+            server.broken(KILLED.format(ROLES["mas"].title), kill, remark=STAND_IN, healthy=("mas",))
+    finally:
+        host.down()
+
+
+# What goes away in the middle of a first deploy: the operation that has begun, what happens on the machine then, the rules.
+MIDWAY = {
+    "no name server answers from the first operation of a first deploy on": (
+        "Starting operation",
+        "true",
+        "udp dport 53 drop; tcp dport 53 drop",
+    ),
+    "the package mirror goes away while a first deploy downloads": (
+        "Install the Debian packages",
+        "ls /var/cache/apt/archives/partial/*.deb >/dev/null 2>&1",
+        "tcp dport { 80, 443 } reject with tcp reset",
+    ),
+}
 
 
 def deploys(release: str, results: list[Result]) -> None:
-    """A first deploy is cut at every tenth operation, and the package mirror is away; a second administrator comes."""
-    bed = Testbed()
-    host = bed.up("faults-new", release=release)
+    """First deploys to a new machine: what they need is away, somebody else begins one, they are cut."""
+    host = Testbed().up("faults-new", release=release)
     print(f"--> {release}: deploys", flush=True)
     try:
         with TemporaryDirectory(prefix="faults-") as directory:
@@ -292,16 +342,13 @@ def deploys(release: str, results: list[Result]) -> None:
             host.run("apt-get update -qq; apt-get install -qq -y nftables", timeout=300)
             host.run("nft -f -", stdin=blocked("tcp dport { 80, 443 } reject"))
             away = deployment.run("-y", check=False)
-            said = away.refusal.splitlines()[-1].partition(": http")[0] if away.refusal else ""
             host.run("nft delete table inet faults")
-            results.append(
-                Result(
-                    "the package mirror is away",
-                    release,
-                    remark=f"the run says: {said}",
-                    failed="" if away.status == 1 and said else "no reason",
-                )
-            )
+            results.append(ended("the package mirror is away from the beginning of a first deploy", release, away))
+            results += [
+                ended(fault, release, cut_off(deployment, host, *how), "the next run goes on")
+                for fault, how in MIDWAY.items()
+            ]
+            results.append(second_administrator(deployment, host))
             cuts, operation = 0, 10
             while cut_at(deployment, operation):
                 cuts, operation = cuts + 1, operation + 10
@@ -318,6 +365,49 @@ def deploys(release: str, results: list[Result]) -> None:
             )
     finally:
         host.down()
+
+
+def ended(fault: str, release: str, run: Run, more: str = "") -> Result:
+    """A run has to fail, and to say why."""
+    said = run.refusal.splitlines()[-1].partition(": http")[0] if run.refusal else ""
+    remark = "; ".join(filter(None, (f"the run says: {said}", more)))
+    result = Result(fault, release, remark=remark, failed="" if run.status == 1 and said else "no reason")
+    print(f"    {result}", flush=True)
+    return result
+
+
+def cut_off(deployment: Deployment, host: Host, line: str, until: str, rules: str) -> Run:
+    """Let some packets out no more once a run has written the line, and a command succeeds on the machine."""
+    process, output = deployment.start("-y"), ""
+    assert process.stdout
+    for each in process.stdout:
+        output += each
+        if line in each:
+            break
+    host.run(f"until {until}; do sleep 0.05; done", timeout=120)
+    host.run("nft -f -", stdin=blocked(rules))
+    try:
+        output += process.communicate(timeout=900)[0]
+    finally:
+        process.kill()
+        host.run("nft delete table inet faults")
+    return Run(process.returncode, output, {})
+
+
+def second_administrator(deployment: Deployment, host: Host) -> Result:
+    """With the same vault, at another computer, while the first is at work."""
+    first = deployment.start("-y")
+    with TemporaryDirectory(prefix="faults-") as directory:
+        elsewhere = Path(shutil.copytree(deployment.directory, Path(directory) / "elsewhere"))
+        other = Deployment(elsewhere, [host], deployment.settings, roles={role: [host.name] for role in PLAYED})
+        host.run("until [ -e /run/matrix-metal/run ] && ! flock -n -s /run/matrix-metal/run true; do sleep 0.05; done")
+        second = other.run("-y", check=False)
+    first.kill()
+    first.communicate()
+    told = "another run is at work: " in second.refusal and ", since " in second.refusal
+    remark = "the second run says who is at work, and since when; nothing was touched"
+    failed = "" if second.status == 1 and told else second.refusal[-200:] or "it is not refused"
+    return Result("a second administrator deploys at the same time", host.release, remark=remark, failed=failed)
 
 
 def cut_at(deployment: Deployment, number: int) -> bool:
@@ -338,19 +428,28 @@ def cut_at(deployment: Deployment, number: int) -> bool:
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def deployment_on(host: Host, directory: Path) -> Deployment:
+def deployment_on(host: Host, directory: Path, *more: str) -> Deployment:
     settings = {
         "server_name": host.domain,
         "tls": "internal",
         "admin_email": f"admin@{host.domain}",
         "private_networks": [str(host.bed.network.subnet), str(host.bed.network.subnet6)],
     }
-    return Deployment(directory, [host], settings, roles={role: [host.name] for role in PLAYED})
+    return Deployment(directory, [host], settings, roles={role: [host.name] for role in (*PLAYED, *more)})
 
 
 def run(release: str, parts: Collection[str]) -> list[Result]:
-    host = Testbed().up("faults", release=release)
     results: list[Result] = []
+    if {*parts} - {accounts.__name__, deploys.__name__}:
+        broken_while_it_runs(release, parts, results)
+    for part in (accounts, deploys):
+        if part.__name__ in parts:
+            part(release, results)
+    return results
+
+
+def broken_while_it_runs(release: str, parts: Collection[str], results: list[Result]) -> None:
+    host = Testbed().up("faults", release=release)
     try:
         with TemporaryDirectory(prefix="faults-") as directory:
             deployment = deployment_on(host, Path(directory))
@@ -372,9 +471,6 @@ def run(release: str, parts: Collection[str]) -> list[Result]:
                 others(server)
     finally:
         host.down()
-    if deploys.__name__ in parts:
-        deploys(release, results)
-    return results
 
 
 def main() -> int:

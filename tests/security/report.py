@@ -20,7 +20,7 @@ def written(page: str, known: Found, date: str) -> tuple[str, list[str]]:
         found = {RELEASES[name]: known[name][mark] for name in RELEASES if mark in known.get(name, {})}
         if found:
             page = _between(page, mark, table(found, wrong))
-    return _between(page, "measured", f"Measured on {date}, with version {_version()}."), wrong
+    return _between(page, "measured", f"Measured on {date}, with version {this_version()}."), wrong
 
 
 def _between(page: str, mark: str, text: str) -> str:
@@ -30,7 +30,7 @@ def _between(page: str, mark: str, text: str) -> str:
     return re.sub(pattern, lambda _: f"{begin}{text}\n{end}", page, flags=re.DOTALL)
 
 
-def _version() -> str:
+def this_version() -> str:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     asked = ["git", "describe", "--always", "--exclude=*"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()

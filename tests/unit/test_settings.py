@@ -335,6 +335,16 @@ def test_reports_are_for_accounts_of_this_homeserver(tmp_path: Path) -> None:
     )
 
 
+def test_reports_are_for_administrators_unless_others_are_named(tmp_path: Path) -> None:
+    """Who administers the homeserver, Synapse knows only if it has the accounts. If nobody is told, there is no file."""
+    roles = {role: ["one"] for role in ("postgres", "synapse")}
+    assert settings(tmp_path, roles).view(Synapse).moderators == '"admins"\n'
+    assert settings(tmp_path, roles, reports_to=[]).view(Synapse).moderators == ""
+    assert settings(tmp_path, {**roles, "mas": ["one"], "caddy": ["one"]}).view(Synapse).moderators == ""
+    [line] = mistakes(settings(tmp_path, roles, reports_to=["@b:y.test"]))
+    assert "reports_to has @b:y.test" in line
+
+
 def test_alerts_are_for_accounts_of_this_homeserver_and_of_the_monitoring(tmp_path: Path) -> None:
     here = {role: ["one"] for role in ("postgres", "synapse", "monitoring")}
     [line] = mistakes(settings(tmp_path, here, alerts_to=["@anna:x.test", "@b:y.test"]))
