@@ -342,6 +342,7 @@ def test_a_deploy_heals_it(guarded: Guarded, way: str) -> None:
 
 
 def test_it_is_there_after_a_boot_and_a_reload_of_nftables(guarded: Guarded) -> None:
+    guarded.confirm()
     guarded.host.reboot()
     guarded.host.run(f"systemd-run --quiet --unit=foreign python3 -c '{PROGRAM}'")
     guarded.host.run(f"until ss -Hlnt sport = :{FOREIGN} | grep -q .; do sleep 0.1; done")
