@@ -5,6 +5,7 @@ from pyinfra import host
 from operations import backups, files, units
 from operations.files import Directory, Template
 from operations.machine import BACKUP_STATE
+from roles import BACKUP_USER
 from settings import settings_of
 from settings.backup import PROGRAM, SPOOL, Backup, part_of
 
@@ -45,7 +46,8 @@ files.present(
 )
 backups.prepared(
     name="Prepare the target of the backup",
-    repository=f"{backup.access.repository('')} {backup.access.target.kind}",
+    # With the user: a repository of root's is handed over once.
+    repository=f"{backup.access.repository('')} {backup.access.target.kind} {BACKUP_USER}",
     first=[timer.service for timer in backup.timers if part_of(timer) in ("database", "files")],
 )
 for timer in backup.timers:
