@@ -1141,7 +1141,7 @@ BACKUP = Role(
         Timer("matrix-metal-backup-files", "Back up files", BACKUP_USER, 1.5),
         Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 1.5, "postgres"),
         Timer("matrix-metal-backup-check-files", "Check the backup of files", BACKUP_USER, 1.5),
-        Timer("matrix-metal-backup-late", "Write a mail if a backup is late", "root", 1.5),
+        Timer("matrix-metal-backup-late", "Write a mail if a backup is late", BACKUP_USER, 1.5),
     ),
     users=(User(BACKUP_USER, "Backs up files", BACKUP_FILES, "matrix-metal-backup-files.service"),),
     helpers=("matrix-metal-backup-failed@.service",),

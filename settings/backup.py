@@ -336,6 +336,12 @@ class Backup(View):
         return found
 
     @property
+    def sockets(self) -> list[str]:
+        """Directories with the sockets of services."""
+        private = (path for role in ROLES.values() for unit in role.units for path in unit.private)
+        return ["/run/caddy", *dict.fromkeys(path for path in private if path.startswith("/run/"))]
+
+    @property
     def mail_password(self) -> Secret | None:
         return self.mail.password if self.mails else None
 

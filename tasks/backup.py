@@ -11,7 +11,7 @@ from settings.backup import PROGRAM, SPOOL, Backup, part_of
 
 backup = settings_of(host).view(Backup)
 UNITS = "/etc/systemd/system"
-values = {"backup": backup, "program": PROGRAM, "state": BACKUP_STATE, "spool": SPOOL}
+values = {"backup": backup, "program": PROGRAM, "state": BACKUP_STATE, "spool": SPOOL, "user": BACKUP_USER}
 
 files.present(
     name="Configure the backup",
@@ -22,7 +22,11 @@ files.present(
             if backup.mail_password
             else []
         ),
-        *([Directory(f"{BACKUP_STATE}/mail", mode="755")] if backup.mail.host else []),
+        *(
+            [Directory(f"{BACKUP_STATE}/mail", mode="755", user=BACKUP_USER, group=BACKUP_USER)]
+            if backup.mail.host
+            else []
+        ),
     ],
 )
 files.present(
