@@ -192,6 +192,18 @@ class Timer(NamedTuple):
         return f"{self.name}.timer"
 
 
+class User(NamedTuple):
+    """A system user that jobs of timers run as, where no unit of a role has it.
+
+    title: what it is for. home: a directory that belongs to it. unit: a job that runs as the user.
+    """
+
+    name: str
+    title: str
+    home: str
+    unit: str
+
+
 @dataclass(frozen=True)
 class Role:
     """A role, which is a group of the inventory.
@@ -211,7 +223,8 @@ class Role:
     in_database: its state is backed up as a database and not as files. not_backed_up: what of its state need not be, because it
     can be had again. sqlite: SQLite databases in its state, which are copied while they may be written.
     domain: its name; more_domains: further ones, by default with their prefix before that name, or apart from it.
-    timers: what systemd does for it again and again. debian: the releases of Debian that have its packages.
+    timers: what systemd does for it again and again. users: those that only these jobs have.
+    debian: the releases of Debian that have its packages.
     """
 
     name: RoleName
@@ -240,6 +253,7 @@ class Role:
     not_backed_up: tuple[str, ...] = ()
     sqlite: tuple[str, ...] = ()
     timers: tuple[Timer, ...] = ()
+    users: tuple[User, ...] = ()
     listens: tuple[Port, ...] = ()
     domain: Domain | None = None
     more_domains: tuple[Domain, ...] = ()
@@ -270,6 +284,12 @@ class Role:
     def port(self) -> int:
         """The first of them: the only one of most roles."""
         return self.local_ports[0]
+
+    @property
+    def users_file(self) -> str:
+        """What systemd-sysusers makes its users from; "" if it has none, or Debian's packages make them."""
+        names = [*(unit.user for unit in self.units), *(user.name for user in self.users)]
+        return f"/etc/sysusers.d/{names[0]}.conf" if names and not any(unit.masked for unit in self.units) else ""
 
     @property
     def password(self) -> str:
@@ -1103,6 +1123,10 @@ MONITORING = Role(
     database_roles=("matrix-pg-figures",),
 )
 
+# Who backs up files: no root, but may read them all.
+BACKUP_USER = "matrix-backup"
+BACKUP_FILES, BACKUP_CACHE = "/var/lib/matrix-metal/backup/files", "/var/cache/matrix-metal-backup"
+
 BACKUP = Role(
     name="backup",
     title="the backup",
@@ -1114,17 +1138,17 @@ BACKUP = Role(
     timers=(
         Timer("matrix-metal-backup-wal", "Send the database's changes to the backup", "postgres", 1.5, "postgres"),
         Timer("matrix-metal-backup-database", "Back up the database", "postgres", 1.5, "postgres"),
-        # 1.1 with a directory as target. Where the target is in the network: root, who reads all files, and has a network.
-        Timer("matrix-metal-backup-files", "Back up files", "root", 2.0),
+        Timer("matrix-metal-backup-files", "Back up files", BACKUP_USER, 1.5),
         Timer("matrix-metal-backup-check-database", "Check the backup of the database", "postgres", 1.5, "postgres"),
-        Timer("matrix-metal-backup-check-files", "Check the backup of files", "root", 2.0),
-        Timer("matrix-metal-backup-late", "Write a mail if a backup is late", "root", 1.5),
+        Timer("matrix-metal-backup-check-files", "Check the backup of files", BACKUP_USER, 1.5),
+        Timer("matrix-metal-backup-late", "Write a mail if a backup is late", BACKUP_USER, 1.5),
     ),
+    users=(User(BACKUP_USER, "Backs up files", BACKUP_FILES, "matrix-metal-backup-files.service"),),
     helpers=("matrix-metal-backup-failed@.service",),
     files=(
         "/etc/matrix-metal/backup",
         "/usr/local/lib/matrix-metal",
-        "/var/cache/matrix-metal-backup",
+        BACKUP_CACHE,
         "/var/cache/matrix-metal-backup-database",
         "/var/lib/matrix-metal/backup",
         "/var/spool/matrix-metal-backup",

@@ -129,7 +129,7 @@ def _spare(machine: Machine, source: Machine, command: str) -> None:
         *BACKUP.files,
         "/etc/matrix-metal",
         "/var/lib/matrix-metal",
-        *(f"/etc/sysusers.d/{role.units[0].user}.conf" for role in played if role.units),
+        *(role.users_file for role in played if role.users_file),
         "/etc/postgresql-common/createcluster.d/matrix-metal.conf",
         "/etc/systemd/system/postgresql@*-main.service.d",
     ]

@@ -9,8 +9,9 @@ from pyinfra.context import host
 from operations.certificates import BUNDLE
 from operations.files import Copy, Directory, Entry, Template, Text
 from operations.look import ask, operation
-from operations.machine import BACKUP_STATE
+from operations.machine import BACKUP_HOME, BACKUP_STATE
 from operations.shell import YesOrNo, quoted, script
+from roles import BACKUP_USER
 from settings.backup import PROGRAM, PROGRAMS, Backup
 
 
@@ -57,9 +58,31 @@ def program_and_access(program: str, backup: Backup) -> list[Entry]:
         ),
         Directory("/var/lib/matrix-metal", mode="755"),
         Directory(BACKUP_STATE, mode="755"),
-        Directory(f"{BACKUP_STATE}/files", mode="755"),
+        Directory(f"{BACKUP_STATE}/files", mode="755", user=BACKUP_USER, group=BACKUP_USER),
         *([Directory(f"{BACKUP_STATE}/database", mode="755", user="postgres", group=group)] if backup.cluster else []),
     ]
+
+
+# Where the files' repository is, if that is a directory.
+_REPOSITORY = f"""path=$(python3 -Ic '
+import json
+plan = json.load(open("{BACKUP_HOME}/plan.json"))
+print(plan["paths"]["files"] if plan["target"] else "")
+' 2>/dev/null || true)"""
+
+
+class Owned(YesOrNo):
+    """Whether the repository belongs to the user that backs up files."""
+
+    def question(self) -> str:
+        return f'{_REPOSITORY}; [ "$(stat -c %U "$path" 2>/dev/null)" != {BACKUP_USER} ] || echo yes'
+
+
+@operation()
+def given_back() -> Generator[StringCommand, None, None]:
+    """The repository at the target belongs to root: the user goes, and the next new one could get its number."""
+    if ask(Owned):
+        yield script(f'{_REPOSITORY}; chown -R --no-dereference root:root "$path"')
 
 
 class Prepared(YesOrNo):

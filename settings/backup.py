@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 
 from operations.machine import BACKUP_HOME, BACKUP_STATE, KEY_NOTE, MARKER, REHEARSAL_NOTE, RESTORE_HOME
-from roles import BACKUP, ROLES, Timer
+from roles import BACKUP, BACKUP_USER, ROLES, Timer
 from settings.deployment import Mail, SettingError, Settings, View
 from settings.fields import A_TIME, Chosen, Explained, Host, Size, TimeOfDay, size_in_bytes
 from settings.postgres import Postgres
@@ -293,6 +293,7 @@ class Backup(View):
             "server_name": self.server_name,
             "state_directory": BACKUP_STATE,
             "spool": SPOOL,
+            "user": BACKUP_USER,
             "kind": access.target.kind,
             "target": access.target.path if access.target.kind == "directory" else None,
             "paths": {part: access.path(part) for part in ("postgresql", "dumps", "files")},
@@ -333,6 +334,12 @@ class Backup(View):
             )
             found[part] = ["-o", f"sftp.command={command}"]
         return found
+
+    @property
+    def sockets(self) -> list[str]:
+        """Directories with the sockets of services."""
+        private = (path for role in ROLES.values() for unit in role.units for path in unit.private)
+        return ["/run/caddy", *dict.fromkeys(path for path in private if path.startswith("/run/"))]
 
     @property
     def mail_password(self) -> Secret | None:

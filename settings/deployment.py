@@ -445,12 +445,14 @@ class Settings:
     @property
     def accounts(self) -> list[Account]:
         """The system users of its roles. Debian's packages and the roles' tasks make them."""
-        return [
+        found = [
             view_of(role.name).account(role, unit, self.written(unit.name))
             for role in self.played
             for unit in role.units
             if unit.user != "root"
         ]
+        jobs = [user for role in self.played for user in role.users]
+        return [*found, *(Account(user.name, title=user.title, home=user.home, unit=user.unit) for user in jobs)]
 
     @property
     def groups(self) -> dict[str, list[str]]:

@@ -82,10 +82,7 @@ def _paths(role: Role) -> list[str]:
     for unit in role.units:
         found += [*unit.reads, *unit.rereads, *unit.private, *unit.secrets]
         found += [unit.environment] if unit.environment else []
-    # Debian's packages make the users of theirs.
-    found += [
-        f"/etc/sysusers.d/{unit.user}.conf" for unit in role.units[:1] if not any(each.masked for each in role.units)
-    ]
+    found += [role.users_file] if role.users_file else []
     return found
 
 
@@ -95,7 +92,8 @@ def _above(path: str) -> Iterator[str]:
 
 
 def _accounts(role: Role) -> set[str]:
-    return {name for unit in role.units for name in (unit.user, *unit.groups)} - {"root"}
+    names = {name for unit in role.units for name in (unit.user, *unit.groups)}
+    return (names | {user.name for user in role.users}) - {"root"}
 
 
 def _certificates(settings: Settings, role: Role) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ from pyinfra import host
 from operations import backups, files, units
 from operations.files import Directory, Template
 from operations.machine import BACKUP_STATE
+from roles import BACKUP_USER
 from settings import settings_of
 from settings.backup import PROGRAM, SPOOL, Backup, part_of
 
 backup = settings_of(host).view(Backup)
 UNITS = "/etc/systemd/system"
-values = {"backup": backup, "program": PROGRAM, "state": BACKUP_STATE, "spool": SPOOL}
+values = {"backup": backup, "program": PROGRAM, "state": BACKUP_STATE, "spool": SPOOL, "user": BACKUP_USER}
 
 files.present(
     name="Configure the backup",
@@ -21,7 +22,11 @@ files.present(
             if backup.mail_password
             else []
         ),
-        *([Directory(f"{BACKUP_STATE}/mail", mode="755")] if backup.mail.host else []),
+        *(
+            [Directory(f"{BACKUP_STATE}/mail", mode="755", user=BACKUP_USER, group=BACKUP_USER)]
+            if backup.mail.host
+            else []
+        ),
     ],
 )
 files.present(
@@ -45,7 +50,8 @@ files.present(
 )
 backups.prepared(
     name="Prepare the target of the backup",
-    repository=f"{backup.access.repository('')} {backup.access.target.kind}",
+    # With the user: a repository of root's is handed over once.
+    repository=f"{backup.access.repository('')} {backup.access.target.kind} {BACKUP_USER}",
     first=[timer.service for timer in backup.timers if part_of(timer) in ("database", "files")],
 )
 for timer in backup.timers:

@@ -5,7 +5,8 @@ After the other roles, which do without it by now.
 
 from pyinfra import host
 
-from operations import removal
+from operations import backups, removal
+from roles import BACKUP
 from settings import settings_of
 from settings.removal import database_roles, last_database, removal_of
 
@@ -14,6 +15,8 @@ assert settings.leaving
 leaving = removal_of(settings, settings.leaving)
 
 removal.stopped(name="Stop what is removed", removal=leaving)
+if settings.leaving == BACKUP:
+    backups.given_back(name="Give what is at the backup's target to root")
 removal.copied(name="Keep a last copy of its data", removal=leaving)
 if database := last_database(settings, settings.leaving):
     removal.database_dropped(name="Keep a last dump of its database, and drop it", database=database)

@@ -10,15 +10,15 @@ from settings import settings_of
 
 created = [
     Template(
-        f"/etc/sysusers.d/{role.units[0].user}.conf",
+        role.users_file,
         f"{role.name}/sysusers.conf",
         mode="644",
-        values={"socket_group": SOCKET_GROUP},
+        values={"socket_group": SOCKET_GROUP, "users": role.users},
         check="systemd-sysusers {}",
     )
     for role in settings_of(host).played
     # Debian's packages make the users of theirs.
-    if (TEMPLATES / role.name / "sysusers.conf.j2").exists() and not any(unit.masked for unit in role.units)
+    if (TEMPLATES / role.name / "sysusers.conf.j2").exists() and role.users_file
 ]
 if created:
     files.present(

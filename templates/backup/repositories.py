@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 BACKUP_HOME, RESTORE_HOME = "/etc/matrix-metal/backup", "/etc/matrix-metal/restore"
+# Of restic. The second is postgres'.
+CACHES = "/var/cache/matrix-metal-backup", "/var/cache/matrix-metal-backup-database"
 DAY = 24 * 60 * 60
 # Seconds after which restic is taken to hang, as it does when packets are lost for ever; the first backup may take a day.
 PATIENCE = 4 * 60 * 60
@@ -36,6 +38,7 @@ class Plan:
     server_name: str
     state_directory: str
     spool: str
+    user: str
     target: str | None
     paths: dict[str, str]
     restic_options: dict[str, list[str]]
@@ -55,9 +58,9 @@ class Plan:
         self.__dict__ |= json.loads((self.home / "plan.json").read_text())
         self.directory = Path(self.state_directory)
 
-    def of(self, user: str) -> Path:
-        """Where the jobs of a user keep what they know."""
-        return self.directory / ("database" if user == "postgres" else "files")
+    def of(self, part: str) -> Path:
+        """Where the jobs of "files" or "database" keep what they know."""
+        return self.directory / part
 
     def environment(self, part: str) -> dict[str, str]:
         """Of restic: by systemd's EnvironmentFile= in a job, read here otherwise."""
@@ -180,7 +183,7 @@ def restic_command(plan: Plan, part: str, *words: str) -> tuple[list[str], dict[
     reading = ["--no-lock"] if str(plan.home) == RESTORE_HOME else []
     command, environment = ["restic", "--json", *reading, *plan.restic_options[part], *words], plan.environment(part)
     cache = os.environ.get("CACHE_DIRECTORY")
-    environment["RESTIC_CACHE_DIR"] = cache or f"/var/cache/matrix-metal-backup{'' if part == 'files' else '-database'}"
+    environment["RESTIC_CACHE_DIR"] = cache or CACHES[part != "files"]
     if part == "dumps" and os.geteuid() == 0:
         # It keeps the environment.
         command = as_postgres(command)
@@ -210,7 +213,7 @@ def _run_restic(
     plan: Plan, part: str, words: Sequence[str], source: IO[bytes] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     command, environment = restic_command(plan, part, *words)
-    patience = PATIENCE if (plan.of("root") / "pruned").exists() else DAY
+    patience = PATIENCE if (plan.of("files") / "pruned").exists() else DAY
     try:
         return subprocess.run(
             command,

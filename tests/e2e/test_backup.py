@@ -19,11 +19,11 @@ import nio
 import pytest
 
 from operations.machine import BACKUP_STATE, RESTORE_HOME
-from roles import MAS, SYNAPSE
+from roles import BACKUP, BACKUP_CACHE, BACKUP_FILES, BACKUP_USER, MAS, SYNAPSE
 from settings.backup import SPOOL
 from tests.built import built
 from tests.conftest import from_page, own
-from tests.deployment import Deployment
+from tests.deployment import AVAILABLE, Deployment
 from tests.e2e.client import (
     Account,
     Outside,
@@ -40,6 +40,16 @@ from tests.e2e.database import query
 from tests.e2e.identity import MAIL_SERVER, look_up, receive_mail
 from tests.e2e.people import ENCRYPTED, PLAIN, UserData, assert_media_are_kept, use_everything
 from tests.e2e.storage import S3, Sftp, lose_data
+from tests.e2e.test_confinement import (
+    ANYBODY,
+    Machine,
+    Service,
+    assert_reaches_no_other,
+    main_pid,
+    may_end,
+    neighbours,
+    real_name,
+)
 from tests.e2e.test_element import PICTURES
 from tests.protocols.federation_tester import key_problem
 from tests.standin.archives import mas_archive
@@ -269,6 +279,22 @@ def test_a_second_run_changes_nothing_and_the_verification_finds_nothing_wrong(d
     assert drill.deployment.run("-y").changed == []
     status, output = drill.deployment.verify()
     assert status == 0 and "Nothing is wrong" in output, output
+
+
+def test_a_repository_of_roots_is_handed_over(drill: Drill) -> None:
+    """Files were backed up by root once. What was backed up then stays, and nothing of it is in the way."""
+    host, repository = drill.host, f"{TARGET}/{drill.host.name}/files"
+    snapshots = "set -a; . /etc/matrix-metal/backup/files.env; restic snapshots --no-cache --no-lock --json"
+    before = json.loads(host.run(snapshots).stdout)
+    owned = f"{repository} {BACKUP_FILES} {BACKUP_CACHE}"
+    host.run(f"chown -R root:root {owned}; echo another >{BACKUP_STATE}/prepared")
+    drill.deployment.run("-y")
+    drill.backed_up()
+    host.run("systemctl start matrix-metal-backup-check-files", timeout=120)
+    assert host.run(f"find {owned} ! -user {BACKUP_USER}").stdout == ""
+    after = json.loads(host.run(snapshots).stdout)
+    assert {each["id"] for each in before} < {each["id"] for each in after}
+    assert drill.deployment.run("-y").changed == []
 
 
 def test_nothing_at_the_target_can_be_read_without_the_key(drill: Drill) -> None:
@@ -693,6 +719,36 @@ def test_the_administrator_gets_a_mail_if_the_backup_fails_or_is_late(drill: Dri
     assert f"Its last success: {past}" in text, text
     host.run("systemctl start matrix-metal-backup-files matrix-metal-backup-files.timer")
     assert host.run("ls /home/boss/Maildir/new | wc -l").stdout == "0\n", "one mail a day is enough"
+
+
+def test_a_job_that_was_taken_over_reaches_no_service(drill: Drill) -> None:
+    """The target is in the network by now: the jobs may do more than with a directory."""
+    host, roles = drill.host, [role for name, role in AVAILABLE["trixie"].items() if name in drill.roles]
+    own = "/etc/matrix-metal/backup"
+    with neighbours(host) as pids:
+        for unit in (unit for role in roles for unit in role.units):
+            name = real_name(host, Service.of(SYNAPSE, unit))
+            pids[name] = main_pid(host, name)
+        machine = Machine(host, pids, roles, secrets=(f"{own}/*.env", f"{own}/ssh_key.*", "/etc/matrix-synapse/conf.d"))
+        postgres = [f"read /var/lib/postgresql/*/main{below}" for below in ("", "/*")]
+        files = [f"read {path}{below}" for path in (*machine.private, *machine.secrets) for below in ("", "/*")]
+        may: dict[str, Sequence[str]] = {
+            "postgres": (*ANYBODY, *postgres, f"read {own}/ssh_key.postgres", *may_end("postgresql@*")),
+            BACKUP_USER: (*ANYBODY, *files),
+        }
+        mails = (BACKUP.timers[-1].service, BACKUP.helpers[0].replace("@", "@files"))
+        jobs = [Service(timer.service, tuple(may[timer.user])) for timer in BACKUP.timers if timer.service not in mails]
+        there = host.run("ls /etc/systemd/system/matrix-metal-backup-*").stdout
+        # They can be started where somebody gets mails, as the test above has chosen.
+        jobs += [Service(name, ANYBODY) for name in mails if mails[0] in there]
+        timers = " ".join(timer.timer for timer in BACKUP.timers if timer.timer in there)
+        host.run(f"systemctl stop {timers}")
+        try:
+            for job in jobs:
+                assert_reaches_no_other(machine, job)
+        finally:
+            host.run(f"systemctl start {timers}")
+    assert len(jobs) >= 5
 
 
 # --- rehearsal ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from roles import CADDY, CHECK_MAS, MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, POSTGRES, SYNAPSE, SYNAPSE_PORT
+from roles import BANS, CADDY, CHECK_MAS, MAS, MAS_INTERNAL_PORT, MAS_PORT, MAS_SOCKET, POSTGRES, SYNAPSE, SYNAPSE_PORT
 from tests.built import built
 from tests.conftest import Deployed, complete, own
 from tests.deployment import Deployment
@@ -230,11 +230,11 @@ def test_who_may_read_and_connect(deployed: Deployed) -> None:
 
 
 def test_a_service_that_was_taken_over_reaches_no_other(deployed: Deployed) -> None:
-    """Neither does MAS reach the others' secrets, nor do Synapse and Caddy reach MAS's."""
-    host, roles = deployed.host, (MAS, SYNAPSE, CADDY, POSTGRES)
+    """Neither does MAS reach the others' secrets, nor do Synapse, Caddy and fail2ban reach MAS's. So it is with fail2ban's."""
+    host, roles = deployed.host, (MAS, SYNAPSE, CADDY, POSTGRES, BANS)
     with neighbours(host) as pids:
         machine = Machine(host, pids, roles)
-        for role in (CADDY, SYNAPSE, MAS):
+        for role in (CADDY, SYNAPSE, MAS, BANS):
             assert_reaches_no_other(machine, Service.of(role, role.units[0]))
     wait_until_healthy(host)
 

@@ -11,7 +11,7 @@ from operations import ports
 from operations.filters import PORTS, RELAY
 from operations.machine import MachineState
 from operations.removal import Removal
-from roles import ADMIN, COTURN, ELEMENT, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
+from roles import ADMIN, BACKUP_FILES, BACKUP_USER, COTURN, ELEMENT, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
 from settings.removal import last_database, removal_of
 from tests.render import INDEX, render
 from tests.unit.test_settings import MACHINE, settings
@@ -110,6 +110,15 @@ def test_what_another_role_needs_stays(tmp_path: Path, role: Role) -> None:
     assert not {"matrix-sockets", "matrix-synapse"} & set(found.accounts)
     assert not {"nftables", "curl", "openssl"} & set(found.packages)
     assert not {"/opt/uv", PORTS.path} & set(found.paths)
+
+
+def test_the_user_of_jobs_goes_with_them_and_is_restored_until_then(tmp_path: Path) -> None:
+    """A user that no unit of a role has: postgres, as whom other jobs of the backup run, is another role's."""
+    found = removal(tmp_path, ROLES["backup"], ["synapse"])
+    assert found.accounts == (BACKUP_USER,) and f"/etc/sysusers.d/{BACKUP_USER}.conf" in found.paths
+    made = settings(tmp_path, {"postgres": ["one"], "backup": ["one"]}, MACHINE)
+    [account] = [each for each in made.accounts if each.name == BACKUP_USER]
+    assert (account.home, account.unit) == (BACKUP_FILES, "matrix-metal-backup-files.service")
 
 
 @by_role
