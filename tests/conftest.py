@@ -180,7 +180,7 @@ def _release(item: pytest.Item) -> str | None:
 # The first complete deployments, whose virtualenvs other hosts of the same release get, and beside them what needs none; then
 # what takes longest, so that it is not what one process still does when the others are done, or would be the last, and alone.
 _EARLY = ("accounts", "bad_moments", "firewall", "backup", "ways", "verify", "next_debian", "removal", "split")
-FIRST = tuple(f"test_{name}.py" for name in (*_EARLY, "takeover"))
+FIRST = tuple(f"test_{name}.py" for name in (*_EARLY, "takeover", "surroundings", "updates", "certificates"))
 
 # Files with tests that take the complete deployments of both releases. They run where that of Debian 13 is made already.
 BOTH = ("test_federation.py", "test_housekeeping.py", "test_rtc.py")

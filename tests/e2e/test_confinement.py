@@ -192,6 +192,8 @@ JOBS = [
     Service(FIGURES_TIMER.service, (*ANYBODY, *may_end(*_SAME_USER))),
     Service(HOUSEKEEPING.service, (*ANYBODY, *may_end("matrix-synapse.service"))),
 ]
+# What loads packet filters and reserves ports. The third filter is in test_firewall.py, loaded by a unit of the same kind.
+LOADERS = [Service(unit, ANYBODY) for unit in (PORTS.unit, RELAY.unit, ports.UNIT)]
 SECRETS = (
     "/etc/shadow",
     "/etc/ssh/ssh_host_*_key",
@@ -361,7 +363,9 @@ def test_unconfined_root_reaches_everything_that_is_tried(running: Machine) -> N
     assert {name for name in tried if name.startswith(("read", "write", "socket", "signal"))} <= reached
 
 
-@pytest.mark.parametrize("unit", [*JOBS, *SERVICES], ids=lambda unit: unit.name.partition(".")[0].partition("@")[0])
+@pytest.mark.parametrize(
+    "unit", [*JOBS, *LOADERS, *SERVICES], ids=lambda unit: unit.name.partition(".")[0].partition("@")[0]
+)
 def test_a_service_that_was_taken_over_reaches_no_other(running: Machine, unit: Service) -> None:
     assert_reaches_no_other(running, unit)
 
@@ -380,10 +384,9 @@ def reached_from(machine: Machine, unit: Service) -> set[str]:
     return machine.reached(run_inside(machine.host, unit, name))
 
 
-@pytest.mark.parametrize("unit", [PORTS.unit, RELAY.unit, ports.UNIT])
-def test_what_keeps_the_ports_may_do_nothing_else(deployed: Deployed, unit: str) -> None:
-    """Of the firewall, test_firewall.py loads the third packet filter, by a unit of the same kind."""
-    rated = deployed.host.run(f"systemd-analyze security --no-pager {unit} | tail -n 1").stdout
+@pytest.mark.parametrize("unit", LOADERS, ids=lambda unit: unit.name)
+def test_what_keeps_the_ports_has_few_rights(deployed: Deployed, unit: Service) -> None:
+    rated = deployed.host.run(f"systemd-analyze security --no-pager {unit.name} | tail -n 1").stdout
     found = re.search(r"exposure level for .*: ([0-9.]+)", rated)
     assert found and float(found[1]) <= 1.5, rated
 
