@@ -9,7 +9,7 @@ from pyinfra.api import StringCommand
 from pyinfra.api.host import Host
 from pyinfra.context import state
 
-from operations.files import Contents, Paths
+from operations.files import Contents, Paths, Text, replaced
 from operations.look import ask, operation
 from operations.refusal import refuse
 from operations.shell import Fact, YesOrNo, quoted, script, shell_file
@@ -94,12 +94,7 @@ def copied(source: Host, certificate: str, path: str) -> Generator[StringCommand
     if not wanted and state.is_executing:
         yield from refuse(f"{source.name} has no certificate {certificate}: deploy to it as well")
     elif not wanted or ask(Contents, path=path) != wanted:
-        yield script(
-            "umask 022",
-            f"cat >{quoted(f'{path}.new')}",
-            f"mv -fT {quoted(f'{path}.new', path)}",
-            stdin="\n".join(wanted),
-        )
+        yield replaced(Text(path, "\n".join([*wanted, ""]), mode="644"))
 
 
 # Directories that Caddy's unit hides from Caddy.

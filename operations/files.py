@@ -199,9 +199,19 @@ def present(entries: Sequence[Entry]) -> Generator[StringCommand, None, None]:
             return
     steps = [(entry.path, step) for entry in entries if (step := _step(entry, found.get(entry.path)))]
     if steps:
-        program = ["set -eu", shell_file("files"), *(step for _, step in steps)]
-        # The paths are for people who look at the commands.
-        yield script(f"exec sh -s -- {quoted(*(path for path, _ in steps))}", stdin="\n".join(program) + "\n")
+        yield _put_in_place(steps)
+
+
+def replaced(entry: File) -> StringCommand:
+    """The command that puts a file in place, whatever is there."""
+    return _put_in_place([(entry.path, _put(entry, entry.content()[0]))])
+
+
+def _put_in_place(steps: Sequence[tuple[str, str]]) -> StringCommand:
+    """One command for all steps, each a path and shell. Nothing is done before all has arrived: a connection may end before."""
+    program = ["{", "set -eu", shell_file("files"), *(step for _, step in steps), "}"]
+    # The paths are for people who look at the commands.
+    return script(f"exec sh -s -- {quoted(*(path for path, _ in steps))}", stdin="\n".join(program) + "\n")
 
 
 def _step(entry: Entry, now: State | None) -> str | None:
@@ -245,6 +255,10 @@ def _file(entry: File, now: State | None) -> str | None:
         return None
     if not same_content and state.config.DIFF:
         _show_difference(entry, content, masked)
+    return _put(entry, content)
+
+
+def _put(entry: File, content: bytes) -> str:
     check = (entry.check or "").replace("{}", '"$new"')
     put = quoted(entry.path, f"{entry.user}:{entry.group}", entry.mode, check)
     return f"put {put} <<'end'\n{base64.encodebytes(content).decode()}end"

@@ -1,6 +1,7 @@
 """When a unit is restarted, reloaded or left alone; which files are changed, and what --diff shows of them."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -292,6 +293,23 @@ def test_several_files_are_put_in_place_one_after_the_other(monkeypatch: pytest.
         **{"it's": "0o750", "it's/a": "0o644", "it's/empty": "0o600", "b": "0o640"}
     }
     assert [found[name].read_text() for name in ("it's/a", "it's/empty", "b")] == ["one\n", "", "end\n$(false)\n"]
+
+
+def test_nothing_is_put_in_place_unless_all_has_arrived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A connection ends in a file, or between two: the shell would take the end of its input for the end of the file."""
+    me = {"user": tmp_path.owner(), "group": tmp_path.group()}
+    entries = [Text(f"{tmp_path}/{name}", name * 60, mode="600", **me) for name in ("one", "two")]
+    pretend(monkeypatch, FakeHost({}))
+    [command] = [*files.present._inner(entries=entries)]
+    [stdin] = command.connector_arguments["_stdin"]
+    lines = [match.end() for match in re.finditer("\n", stdin)][:-1]
+    for end in (*lines, *(each + 4 for each in lines[:-1])):
+        subprocess.run(["sh", "-c", str(command)], input=stdin[:end], capture_output=True, text=True, check=False)
+        assert not list(tmp_path.iterdir()), stdin[:end]
+    replacing = files.replaced(entries[0])
+    [stdin] = replacing.connector_arguments["_stdin"]
+    subprocess.run(["sh", "-c", str(replacing)], input=stdin, text=True, check=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["one" * 60]
 
 
 @pytest.mark.parametrize("directory", [True, False])
