@@ -20,7 +20,10 @@ def statuses(outside: Outside, path: str, requests: int, clients: int, *options:
     url = outside.url("matrix", f"/_matrix/client/{path}?[1-{requests}]")
     command = ["curl", "-sS", "--cacert", CADDY_ROOT, "--http1.1", "--parallel", "--parallel-immediate"]
     command += ["--parallel-max", str(clients), "-o", "/dev/null", "-w", "%{http_code}\\n", *options, url]
-    return Counter(outside.host.run(shlex.join(command), check=False, timeout=180).stdout.split())
+    done = outside.host.run(shlex.join(command), check=False, timeout=180)
+    # Why there was no answer; shown if the test fails.
+    print(Counter(done.stderr.splitlines()))
+    return Counter(done.stdout.split())
 
 
 def test_many_simultaneous_requests_are_all_answered(outside: Outside) -> None:
