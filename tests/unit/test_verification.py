@@ -3,7 +3,13 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host import test_monitoring
 
 ROOT = Path(__file__).parent.parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
@@ -46,3 +52,32 @@ def test_files_may_vanish_while_they_are_looked_for() -> None:
     for path in sorted((ROOT / "tests" / "host").glob("*.py")):
         for line in path.read_text().splitlines():
             assert not re.search(r"[\"']find [{%/]", line) or "-ignore_readdir_race" in line, f"{path.name}: {line}"
+
+
+def target(health: str, asked: str, error: str = "") -> dict[str, str]:
+    return {"scrapePool": "synapse", "health": health, "lastScrape": asked, "lastError": error}
+
+
+@pytest.mark.parametrize(
+    ("answers", "wrong"),
+    [
+        ([target("down", "1", "EOF"), target("down", "1", "EOF"), target("up", "2")], ""),
+        ([target("down", "1", "EOF"), target("down", "2", "dial tcp: connect: connection refused")], ""),
+        ([target("down", "1", "EOF"), target("down", "1", "EOF"), target("down", "2", "no such page")], "no such page"),
+        ([target("unknown", "0")], ""),
+    ],
+)
+def test_what_was_stopped_while_it_was_asked_is_asked_again(
+    answers: list[dict[str, str]], wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Prometheus: a service that a deploy had just restarted was said not to say how it is."""
+    left = iter([*answers, answers[-1]])
+    monkeypatch.setattr(test_monitoring, "asked", lambda *_: {"activeTargets": [next(left)]})
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    verify: Callable[..., Any] = test_monitoring.test_everything_says_how_it_is
+    monitoring = type("", (), {"targets": ()})
+    if wrong:
+        with pytest.raises(AssertionError, match=wrong):
+            verify(None, monitoring)
+    else:
+        verify(None, monitoring)
