@@ -149,7 +149,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Without --both: what is marked `once` on the release only that the mark names.
     """
-    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+    items.sort(key=_turn)
     for item in items:
         if "fleet" in getattr(item, "fixturenames", ()):
             # Another process would deploy everything again.
@@ -171,6 +171,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
+def _turn(item: pytest.Item) -> int:
+    name = item.path.name
+    return FIRST.index(name) if name in FIRST else len(FIRST) + LAST.index(name) + 1 if name in LAST else len(FIRST)
+
+
 def _release(item: pytest.Item) -> str | None:
     """The release of Debian that an item is about, if it has one for each."""
     found = re.search(r"debian1[23]|trixie|bookworm", item.name)
@@ -181,6 +186,9 @@ def _release(item: pytest.Item) -> str | None:
 # what takes longest, so that it is not what one process still does when the others are done, or would be the last, and alone.
 _EARLY = ("accounts", "bad_moments", "firewall", "backup", "ways", "verify", "next_debian", "removal", "split")
 FIRST = tuple(f"test_{name}.py" for name in (*_EARLY, "takeover", "surroundings", "updates", "certificates"))
+
+# It waits for minutes: when other processes have much to do, not while they wait, too.
+LAST = ("test_alerts.py",)
 
 # Files with tests that take the complete deployments of both releases. They run where that of Debian 13 is made already.
 BOTH = ("test_federation.py", "test_housekeeping.py", "test_rtc.py")
