@@ -23,7 +23,7 @@ from bench.trial import every_role
 from roles import ROLES
 from tests.conftest import real_proxy, real_rtc
 from tests.deployment import AVAILABLE, EVERYTHING, ROOT, Deployment, Run
-from tests.e2e.client import Outside, new_user, new_user_of_mas
+from tests.e2e.client import Account, Outside, new_user, new_user_of_mas
 from tests.e2e.load import room_of
 from tests.faults.report import RELEASES, written
 from tests.faults.writers import Writers
@@ -305,12 +305,7 @@ def accounts(release: str, results: list[Result]) -> None:
             deployment = deployment_on(host, Path(directory), "mas")
             deployment.choose(**deployment.settings, mas_archive=str(mas_archive(Path(directory))))
             deployment.run("-y")
-            outside = Outside(host, Path(directory))
-            account = new_user_of_mas(outside, "anna")
-            room = room_of(host, outside, account)
-            host.run("systemctl restart matrix-synapse")
-            server = Homeserver(host, deployment, outside, lambda: Writers(outside, account, room), results)
-            server.healthy("matrix-synapse")
+            server = with_writers(deployment, host, new_user_of_mas, results)
             kill = partial(host.run, "systemctl kill -s KILL mas")
             server.broken(KILLED.format(ROLES["mas"].title), kill, remark=STAND_IN, healthy=("mas",))
     finally:
@@ -438,6 +433,19 @@ def deployment_on(host: Host, directory: Path, *more: str) -> Deployment:
     return Deployment(directory, [host], settings, roles={role: [host.name] for role in (*PLAYED, *more)})
 
 
+def with_writers(
+    deployment: Deployment, host: Host, account_of: Callable[[Outside, str], Account], results: list[Result]
+) -> Homeserver:
+    """The deployed homeserver, and clients that write. account_of: makes their account, whose name begins so."""
+    outside = Outside(host, deployment.directory)
+    account = account_of(outside, "anna")
+    room = room_of(host, outside, account)
+    host.run("systemctl restart matrix-synapse")
+    server = Homeserver(host, deployment, outside, lambda: Writers(outside, account, room), results)
+    server.healthy("matrix-synapse")
+    return server
+
+
 def run(release: str, parts: Collection[str]) -> list[Result]:
     results: list[Result] = []
     if {*parts} - {accounts.__name__, deploys.__name__}:
@@ -454,12 +462,7 @@ def broken_while_it_runs(release: str, parts: Collection[str], results: list[Res
         with TemporaryDirectory(prefix="faults-") as directory:
             deployment = deployment_on(host, Path(directory))
             deployment.run("-y")
-            outside = Outside(host, Path(directory))
-            account = new_user(outside, "anna")
-            room = room_of(host, outside, account)
-            host.run("systemctl restart matrix-synapse")
-            server = Homeserver(host, deployment, outside, lambda: Writers(outside, account, room), results)
-            server.healthy("matrix-synapse")
+            server = with_writers(deployment, host, new_user, results)
             for part in (daemons, machine, names, disks, memory):
                 if part.__name__ in parts:
                     part(server)
