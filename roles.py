@@ -1200,7 +1200,10 @@ ROLES: Mapping[str, Role] = {
 PACKAGES = ("ca-certificates", "curl", "openssl", "python3-venv")
 
 # Secrets that belong to no single role.
-COMMON_SECRETS = (VaultEntry("smtp_password", "given", "of the mail account that mails are sent from"),)
+COMMON_SECRETS = (
+    VaultEntry("smtp_password", "given", "of the mail account that mails are sent from"),
+    VaultEntry("captcha_secret_key", "given", "by which the service of the setting `captcha` knows who asks it"),
+)
 
 
 def entries() -> Iterator[VaultEntry]:

@@ -64,11 +64,18 @@ turn_acme = None
 # --- homeserver (role synapse) ---------------------------------------------------------------------------------------
 
 # Who may register an account: "closed": only you do it for others. "token": who has a registration token. "open": everybody, who
-# confirms an e-mail address; that needs smtp_host.
+# confirms an e-mail address, which needs smtp_host, or solves a captcha, or both.
 registration = "closed"
 
-# Whether "open" is meant without that: True or False. Programs that make accounts to send spam find such a homeserver within
-# days, and others block it.
+# What somebody who makes an account has to solve, with registration = "open". None: nothing. A dictionary of
+#   service     "recaptcha_v2", "cloudflare_turnstile" or "hcaptcha"; without the role mas only "recaptcha_v2"
+#   site_key    the public one of the two keys that the service has given you; the other is the vault's captcha_secret_key
+# With mas, the keys are for auth_domain. Without, people solve it in whatever client they use: at Google, leave the origin of
+# solutions unverified. The service learns the addresses of all who make an account.
+captcha: dict[str, str] | None = None
+
+# Whether "open" is meant without any of these: True or False. Programs that make accounts to send spam find such a homeserver
+# within days, and others block it.
 registration_unprotected = False
 
 # Whether to federate with other homeservers: True or False.

@@ -66,6 +66,8 @@ def _mistake(path: tuple[Any, ...], kind: str, value: Any) -> str:
     name = f"{setting}{''.join(f'[{part!r}]' for part in rest)}"
     if rest and kind == "extra_forbidden":
         model = _nested(setting)
+        if "secret" in str(rest[0]):
+            return f"there is no {name}: secrets belong into the vault, see `python manage.py NAME secrets show`"
         return f"there is no {name}{_nearest(str(rest[0]), model.model_fields if model else ())}"
     if rest and kind == "missing":
         return f"{name} is missing: set it to {_allowed(path)}"

@@ -19,6 +19,9 @@ CINNY_VERSION = "v4.12.1"
 # The script in Cinny's page itself. A page with another one is refused before it is installed.
 _CINNY_SCRIPT = "sha256-dT6noyex1I8o5CS9Sx/y8UOqwpZYIridpGz92gcObIM="
 
+# Where Google's captcha loads its scripts from, in whatever client.
+_CAPTCHA_SCRIPTS = "https://www.gstatic.com/recaptcha/"
+
 CountryCode = Annotated[str, StringConstraints(pattern="^[A-Z]{2}$")]
 # Where a page may be shown in a frame: a web site, or an application that has a scheme of its own.
 Framing = Annotated[str, StringConstraints(pattern=r"^(https://[a-z0-9.-]+(:[0-9]+)?|[a-z][a-z0-9.+-]*:)$")]
@@ -90,15 +93,21 @@ def cinny_release_of(choices: Choices, record: Path) -> Release:
     )
 
 
+def _captcha(settings: Settings) -> bool:
+    """Whether its pages show a captcha. MAS shows it in pages of its own."""
+    return bool(settings.section(Homeserver).captcha) and not settings.exists("mas")
+
+
 @dataclass(frozen=True)
 class Cinny:
-    """config: what is in config.json. homeserver: where media are. servers: what its pages connect to."""
+    """config: what is in config.json. homeserver: where media are. servers: what its pages connect to. captcha: they show one."""
 
     domain: str
     release: Release
     config: dict[str, Any]
     homeserver: str
     servers: tuple[str, ...]
+    captcha: bool
     directory: str = "/etc/cinny"
 
     @classmethod
@@ -127,6 +136,7 @@ class Cinny:
                 *(f"https://{name}" for name in names),
                 *((f"wss://{settings.domain(RTC)}",) if settings.exists("rtc") else ()),
             ),
+            captcha=_captcha(settings),
         )
 
     @property
@@ -136,14 +146,19 @@ class Cinny:
 
     @property
     def policy(self) -> str:
-        """The Content-Security-Policy of its pages: they run its own scripts, and connect to this deployment only."""
+        """The Content-Security-Policy of its pages: they run its own scripts, and connect to this deployment only.
+
+        But for a captcha: Cinny has it from www.google.com.
+        """
+        google, static = (" https://www.google.com/recaptcha/", f" {_CAPTCHA_SCRIPTS}") if self.captcha else ("", "")
         servers = " ".join(self.servers)
         return (
             "default-src 'none'; base-uri 'self'; object-src 'none'; frame-ancestors 'none'; "
-            f"script-src 'self' 'wasm-unsafe-eval' '{_CINNY_SCRIPT}'; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+            f"script-src 'self' 'wasm-unsafe-eval' '{_CINNY_SCRIPT}'{google}{static}; "
+            "style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
             f"img-src 'self' blob: data: {self.homeserver}; media-src 'self' blob: data: {self.homeserver}; "
-            f"connect-src 'self' blob: {servers}; "
-            "worker-src 'self' blob:; frame-src 'self' blob:; manifest-src 'self'; form-action 'self'"
+            f"connect-src 'self' blob: {servers}{google}; "
+            f"worker-src 'self' blob:; frame-src 'self' blob:{google}; manifest-src 'self'; form-action 'self'"
         )
 
 
@@ -151,7 +166,7 @@ class Cinny:
 class Element(View):
     """config: what is in config.json. stickers: the name of their page, if there is one. framed_by: who may show it.
 
-    cinny: the other client, if there is one.
+    cinny: the other client, if there is one. captcha: its pages show one.
     """
 
     domain: str
@@ -160,6 +175,7 @@ class Element(View):
     stickers: str | None
     framed_by: tuple[str, ...]
     cinny: Cinny | None
+    captcha: bool
     directory: str = "/etc/element-web"
     stickers_page: str = STICKERS_PAGE
     stickers_state: str = STICKERS
@@ -174,12 +190,19 @@ class Element(View):
             stickers=settings.name_of(ELEMENT, STICKERS_NAME) if chosen.stickers else None,
             framed_by=(f"https://{settings.domain(ELEMENT)}", *chosen.stickers_framed_by),
             cinny=Cinny.of(settings, chosen) if chosen.cinny else None,
+            captcha=_captcha(settings),
         )
 
     @property
     def written(self) -> str:
         """config.json, as it is written."""
         return f"{json.dumps(self.config, indent=2, ensure_ascii=False)}\n"
+
+    @property
+    def scripts(self) -> str:
+        """Whose scripts its pages run, for the Content-Security-Policy."""
+        captcha = f" https://www.recaptcha.net/recaptcha/ {_CAPTCHA_SCRIPTS}" if self.captcha else ""
+        return f"'self' 'wasm-unsafe-eval'{captcha}"
 
     @property
     def web_names(self) -> Sequence[str]:

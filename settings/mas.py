@@ -14,7 +14,7 @@ from settings.admin import CLIENT, origins
 from settings.deployment import Mail, Settings, View
 from settings.fields import SHA256S, Chosen, Https, Sha256s, UserName, sha256_for
 from settings.postgres import DatabaseAccess, database_of
-from settings.synapse import PEPPER
+from settings.synapse import CAPTCHA_SECRET, PEPPER, Captcha
 from settings.synapse import Choices as Homeserver
 from vault import Secret, pem
 
@@ -95,7 +95,8 @@ class Mas(View):
     """homeserver_url: where it reaches Synapse, on the same machine. sso: each provider with its client secret.
 
     ketesa, ketesa_redirects: the client that the administrator's pages are, and where they are sent back to; none without them.
-    figures_port: where it says how it is, to the monitoring. bans: log-ins that fail are counted here.
+    captcha, captcha_secret: as Synapse has them where there is no MAS. figures_port: where it says how it is, to the monitoring.
+    bans: log-ins that fail are counted here.
     """
 
     server_name: str
@@ -112,6 +113,8 @@ class Mas(View):
     admin_client_secret: Secret
     password_pepper: Secret | None
     registration: str
+    captcha: Captcha | None
+    captcha_secret: Secret | None
     mail: Mail
     sso: tuple[tuple[Provider, Secret], ...]
     figures_port: int | None
@@ -123,7 +126,7 @@ class Mas(View):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        choices, vault = settings.section(Choices), settings.vault
+        choices, homeserver, vault = settings.section(Choices), settings.section(Homeserver), settings.vault
         return cls(
             server_name=settings.server_name,
             domain=settings.domain(MAS),
@@ -138,7 +141,9 @@ class Mas(View):
             admin_client=ADMIN_CLIENT,
             admin_client_secret=vault.get("mas_admin_client_secret"),
             password_pepper=vault.get(PEPPER) if vault.has(PEPPER) else None,
-            registration=settings.section(Homeserver).registration,
+            registration=homeserver.registration,
+            captcha=homeserver.captcha,
+            captcha_secret=vault.get(CAPTCHA_SECRET) if homeserver.captcha else None,
             mail=settings.mail,
             sso=tuple((provider, vault.get(provider.secret)) for provider in choices.sso),
             figures_port=MAS_FIGURES_PORT if settings.here("monitoring") else None,

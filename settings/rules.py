@@ -109,10 +109,23 @@ def _choices(settings: Settings) -> Iterator[str]:
     homeserver = settings.section(Homeserver)
     if homeserver.federation_port_8448 and not homeserver.federation:
         yield f"{where}: federation_port_8448 is True, but federation is False: there is nothing to serve on that port"
-    if homeserver.registration == "open" and not choices.smtp_host and not homeserver.registration_unprotected:
+    captcha = homeserver.captcha
+    protected = choices.smtp_host or captcha or homeserver.registration_unprotected
+    if homeserver.registration == "open" and not protected:
         yield (
-            f'{where}: registration = "open" without smtp_host: nobody would confirm an e-mail address, and programs would make '
-            'accounts; set smtp_host, use "token", or, if that is what you want, set registration_unprotected = True'
+            f'{where}: registration = "open" without smtp_host and captcha: nobody would confirm an e-mail address or solve '
+            'anything, and programs would make accounts; set smtp_host or captcha, use "token", or, if that is what you want, '
+            "set registration_unprotected = True"
+        )
+    if captcha and homeserver.registration != "open":
+        yield (
+            f'{where}: captcha is set, but registration is "{homeserver.registration}": it is for accounts that everybody may '
+            'make; set registration = "open", or captcha = None'
+        )
+    if captcha and captcha.service != "recaptcha_v2" and not settings.exists("mas"):
+        yield (
+            f"{where}: captcha['service'] = \"{captcha.service}\" needs the role mas, and no machine has it: Synapse alone knows "
+            '"recaptcha_v2" only'
         )
     pages = settings.section(Pages)
     if settings.exists("admin") and pages.admin_certificates and not pages.admin_networks:

@@ -32,6 +32,7 @@ from vault import Secret
 # Only passwords of a homeserver that was taken over may need it.
 PEPPER = "synapse_password_pepper"
 ANTISPAM_TOKEN = "synapse_antispam_token"  # noqa: S105
+CAPTCHA_SECRET = "captcha_secret_key"  # noqa: S105
 
 
 UserId = Annotated[str, StringConstraints(pattern=r"^@[\x21-\x39\x3b-\x7e]+:[A-Za-z0-9.-]+$", max_length=255)]
@@ -54,6 +55,10 @@ Question = Literal[
 _LIMIT = 'None or a limit such as {"per_second": 0.3, "burst_count": 10}'
 
 
+# It is written into pages and configurations as it is.
+SiteKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
+
+
 class RateLimit(BaseModel):
     """How often something may be done: burst_count times at once, and per_second after that."""
 
@@ -63,10 +68,24 @@ class RateLimit(BaseModel):
     burst_count: int = Field(description="a number from 1 to 10000", ge=1, le=10_000)
 
 
+class Captcha(BaseModel):
+    """What somebody who makes an account has to solve. The names of the services are those of MAS."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    service: Literal["recaptcha_v2", "cloudflare_turnstile", "hcaptcha"] = Field(
+        description='"recaptcha_v2", "cloudflare_turnstile" or "hcaptcha"'
+    )
+    site_key: SiteKey = Field(description="the site key that the service has given you")
+
+
 class Choices(Chosen):
     """The settings of the homeserver."""
 
     registration: Literal["closed", "token", "open"] = Field(description='"closed", "token" or "open"')
+    captcha: Captcha | None = Field(
+        description='None or a dictionary such as {"service": "hcaptcha", "site_key": "..."}'
+    )
     registration_unprotected: bool = Field(description="True or False")
     federation: bool = Field(description="True or False")
     federation_port_8448: bool = Field(description="True or False")
@@ -105,6 +124,7 @@ class Synapse(View):
     antispam_url: the program that is asked whether something is spam, and about what; None: no program is.
     site: what is at https://<server_name>/: "page", ours; a URL, that of a site elsewhere; a directory; None: nothing.
     page: the directory of our page. figures_port: where it says how it is, to the monitoring.
+    captcha, captcha_secret: what somebody who makes an account has to solve, and the secret by which the solution is checked.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
     """
 
@@ -126,6 +146,8 @@ class Synapse(View):
     mas_url: str | None
     mas_secret: Secret | None
     registration: str
+    captcha: Captcha | None
+    captcha_secret: Secret | None
     federation: bool
     federation_port: int | None
     max_upload_size: str
@@ -182,6 +204,8 @@ class Synapse(View):
             mas_url=f"http://127.0.0.1:{MAS_PORT}/" if settings.exists("mas") else None,
             mas_secret=vault.get("mas_synapse_secret") if settings.exists("mas") else None,
             registration=choices.registration,
+            captcha=None if settings.exists("mas") else choices.captcha,
+            captcha_secret=vault.get(CAPTCHA_SECRET) if choices.captcha and not settings.exists("mas") else None,
             federation=choices.federation,
             federation_port=FEDERATION_PORT if choices.federation_port_8448 else None,
             max_upload_size=choices.max_upload_size,

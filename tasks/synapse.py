@@ -27,6 +27,9 @@ SECRETS: dict[str, Secret | None] = {
     "form_secret": synapse.form_secret,
     "mas": synapse.mas_secret,
     "antispam": synapse.antispam_token,
+    # The first is in every client, and a secret for Synapse only.
+    "recaptcha_site_key": Secret(synapse.captcha.site_key) if synapse.captcha else None,
+    "recaptcha": synapse.captcha_secret,
     "turn_shared_secret": synapse.turn_shared_secret,
 }
 

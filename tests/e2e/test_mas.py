@@ -345,10 +345,17 @@ def test_a_restart_is_refused_if_it_would_fail(deployed: Deployed, tmp_path: Pat
         ({"sso": [PROVIDER]}, ["sso_client_secret_example is not set", "python vault.py set "]),
         ({"sso": [{**PROVIDER, "issuer": "http://id.example.net"}]}, ["sso", "https"]),
         ({"sso": [PROVIDER, PROVIDER]}, ["sso has two providers with the id example"]),
+        (
+            {"registration": "open", "captcha": {"service": "hcaptcha", "site_key": "k"}},
+            ["captcha_secret_key is not set", "python vault.py set "],
+        ),
         ({"mas_sha256": {"amd64": "0" * 64}}, ["mas", "sha256", "0000"]),
         ({"mas_archive": "/etc/hostname"}, ["mas_archive", "/etc/hostname"]),
     ],
-    ids=["no client secret", "unencrypted provider", "two providers of one name", "another archive", "no archive"],
+    ids=[
+        *("no client secret", "unencrypted provider", "two providers of one name", "no secret of the captcha"),
+        *("another archive", "no archive"),
+    ],
 )
 def test_wrong_settings_are_refused(deployed: Deployed, settings: dict[str, object], words: list[str]) -> None:
     deployment, file = deployed.deployment, deployed.deployment.directory / "group_data" / "trial.py"

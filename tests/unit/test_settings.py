@@ -17,6 +17,7 @@ from settings.coturn import Coturn
 from settings.deployment import Common
 from settings.element import Element
 from settings.fields import size_in_bytes
+from settings.mas import Mas
 from settings.networks import BLOCKED_NETWORKS
 from settings.postgres import Postgres
 from settings.rules import misspelt_roles
@@ -24,6 +25,7 @@ from settings.sydent import Sydent
 from settings.synapse import Choices as Homeserver
 from settings.synapse import Synapse
 from tests.deployment import EVERYTHING, WITH_MAS
+from vault import VaultError
 
 ROOT = Path(__file__).parent.parent.parent
 DEFAULTS = {
@@ -33,6 +35,7 @@ DEFAULTS = {
 }
 MACHINE = MachineState("root", True, "debian", "13", "amd64", 4096, 40960, ("192.0.2.1",))
 ALL = tuple(ROLES)
+CAPTCHA = {"service": "hcaptcha", "site_key": "10000000-ffff-ffff"}
 
 
 def chosen(**choices: Any) -> Common:
@@ -165,6 +168,14 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("federation", 1, "True or False"),
         ("tls", "letsencrypt", '"acme", "internal" or "files"'),
         ("registration", True, '"closed", "token" or "open"'),
+        ("captcha", "hcaptcha", 'None or a dictionary such as {"service": "hcaptcha"'),
+        (
+            "captcha",
+            {"service": "recaptcha_v3", "site_key": "k"},
+            '"recaptcha_v2", "cloudflare_turnstile" or "hcaptcha"',
+        ),
+        ("captcha", {"service": "hcaptcha"}, "captcha['site_key'] is missing: set it to the site key"),
+        ("captcha", {"service": "hcaptcha", "site_key": "a key"}, "the site key that the service has given you"),
         ("max_upload_size", "50MB", '"50M" or "1G"'),
         ("max_upload_size", 52428800, '"50M" or "1G"'),
         ("max_upload_size", "0M", '"50M" or "1G"'),
@@ -307,9 +318,41 @@ def test_port_for_federation_without_federation_is_refused(tmp_path: Path) -> No
 
 def test_open_registration_is_protected_or_asked_for_twice(tmp_path: Path) -> None:
     [line] = mistakes(settings(tmp_path, registration="open"))
-    assert 'registration = "open" without smtp_host' in line and "registration_unprotected = True" in line
-    for more in ({"smtp_host": "mail.x.test"}, {"registration_unprotected": True}):
+    assert 'registration = "open" without smtp_host and captcha' in line
+    assert "set smtp_host or captcha, " in line and "registration_unprotected = True" in line
+    for more in ({"smtp_host": "mail.x.test"}, {"captcha": CAPTCHA}, {"registration_unprotected": True}):
         assert mistakes(settings(tmp_path, registration="open", **more)) == []
+
+
+@pytest.mark.parametrize("registration", ["closed", "token"])
+def test_a_captcha_nobody_is_asked_for_is_refused(tmp_path: Path, registration: str) -> None:
+    [line] = mistakes(settings(tmp_path, registration=registration, captcha=CAPTCHA))
+    assert f'captcha is set, but registration is "{registration}"' in line
+    assert 'set registration = "open", or captcha = None' in line
+
+
+def test_synapse_alone_knows_one_captcha(tmp_path: Path) -> None:
+    roles = {role: ["one"] for role in ("postgres", "synapse")}
+    [line] = mistakes(settings(tmp_path, roles, registration="open", captcha=CAPTCHA))
+    assert "captcha['service'] = \"hcaptcha\" needs the role mas" in line and '"recaptcha_v2" only' in line
+    google = {**CAPTCHA, "service": "recaptcha_v2"}
+    assert mistakes(settings(tmp_path, roles, registration="open", captcha=google)) == []
+
+
+@pytest.mark.parametrize("mas", [True, False])
+def test_a_captcha_without_its_secret_is_refused(tmp_path: Path, mas: bool) -> None:
+    roles = {role: ["one"] for role in ("postgres", "synapse", *(["mas"] if mas else []))}
+    made = settings(tmp_path, roles, registration="open", captcha={**CAPTCHA, "service": "recaptcha_v2"})
+    with pytest.raises(VaultError, match=r"captcha_secret_key is not set in .*vault.py set"):
+        made.view(Mas if mas else Synapse)
+    # Where MAS asks for it, Synapse does not need it.
+    if mas:
+        assert made.view(Synapse).captcha is None
+
+
+def test_a_secret_among_the_settings_is_sent_to_the_vault() -> None:
+    line = refusal(captcha={**CAPTCHA, "secret_key": "hunter2"})
+    assert "there is no captcha['secret_key']: secrets belong into the vault" in line and "hunter2" not in line
 
 
 @pytest.mark.parametrize("roles", [EVERYTHING, WITH_MAS], ids=["EVERYTHING", "WITH_MAS"])

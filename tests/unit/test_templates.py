@@ -9,6 +9,7 @@ import runpy
 import shutil
 import string
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
 from dataclasses import replace
@@ -58,6 +59,11 @@ MAIL = {"smtp_host": "mail.x.test", "smtp_username": "mailer"}
 S3 = ("backup_s3_access_key", "backup_s3_secret_key")
 PROVIDER = {"id": "example", "issuer": "https://id.example.net/", "client_id": "matrix", "name": "Example"}
 
+
+def captcha_of(service: str) -> dict[str, str]:
+    return {"service": service, "site_key": "6Lc-the_key"}
+
+
 # Name -> the roles, and the settings besides the server name.
 SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "default": (EVERYTHING, {"admin_email": "admin@x.test"}),
@@ -83,12 +89,17 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "mail without login": (EVERYTHING, {"tls": "internal", "smtp_host": "mail.x.test", "smtp_tls": "none"}),
     "open": (EVERYTHING, {"tls": "internal", "registration": "open", "registration_unprotected": True}),
     "open, mail": (EVERYTHING, {"tls": "internal", "registration": "open", **MAIL}),
+    "open, captcha": (EVERYTHING, {"tls": "internal", "registration": "open", "captcha": captcha_of("hcaptcha")}),
     "token, no federation": (EVERYTHING, {"tls": "internal", "registration": "token", "federation": False}),
     "port 8448": (EVERYTHING, {"tls": "internal", "federation_port_8448": True}),
     "passwords in Synapse": ([role for role in EVERYTHING if role != "mas"], {"tls": "internal"}),
     "passwords in Synapse, open": (
         ("postgres", "synapse"),
         {"tls": "internal", "registration": "open", "registration_unprotected": True},
+    ),
+    "passwords in Synapse, open, captcha": (
+        ("postgres", "caddy", "synapse", "element"),
+        {"tls": "internal", "registration": "open", "captcha": captcha_of("recaptcha_v2"), "cinny": True},
     ),
     "passwords in Synapse, open, mail": (("postgres", "synapse"), {"tls": "internal", "registration": "open", **MAIL}),
     "passwords in Synapse, token": (("postgres", "synapse"), {"tls": "internal", "registration": "token"}),
@@ -136,6 +147,7 @@ def settings_for(scenario: str, directory: Path, release: str = "13") -> Setting
         "turn_acme_eab_hmac_key",
         "sso_client_secret_example",
         "synapse_antispam_token",
+        "captcha_secret_key",
         *S3,
     ):
         made.vault.set(name, f"{name}{PRINTABLE}")
@@ -376,6 +388,61 @@ def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) ->
     assert "enable_registration_without_verification" not in confirmed
 
 
+def test_a_captcha_is_asked_for_by_who_has_the_accounts(written: Callable[..., Rendered]) -> None:
+    rendered = written("open, captcha")
+    asked = yaml.safe_load(rendered["/etc/mas/config.yaml"][0])["captcha"]
+    assert asked == {"service": "hcaptcha", "site_key": "6Lc-the_key", "secret_key": f"captcha_secret_key{PRINTABLE}"}
+    assert not [key for key in homeserver(rendered) if "captcha" in key]
+    assert "captcha" not in yaml.safe_load(written("open, mail")["/etc/mas/config.yaml"][0])
+
+    alone = written("passwords in Synapse, open, captcha")
+    asked = homeserver(alone)
+    assert asked["enable_registration"] and asked["enable_registration_captcha"]
+    assert "enable_registration_without_verification" not in asked
+    # Synapse is started with --no-secrets-in-config, and counts both as secrets.
+    keys = [alone[asked[f"recaptcha_{kind}_key_path"]] for kind in ("public", "private")]
+    assert keys == [("6Lc-the_key", MASK), (f"captcha_secret_key{PRINTABLE}", MASK)]
+
+
+@pytest.mark.parametrize(
+    ("captcha", "refused"),
+    [
+        (captcha_of("hcaptcha") | {"secret_key": "s"}, None),
+        ({"service": "recaptcha_v3", "site_key": "k", "secret_key": "s"}, "captcha.service"),
+        (captcha_of("recaptcha_v2"), "captcha.secret_key: missing"),
+        (captcha_of("hcaptcha") | {"secret": "s"}, "captcha.secret: not known"),
+    ],
+)
+def test_the_stand_in_for_mas_refuses_a_captcha_as_it_does(
+    written: Callable[..., Rendered], tmp_path: Path, captcha: dict[str, str], refused: str | None
+) -> None:
+    """Source: crates/config/src/sections/captcha.rs of MAS v1.22.0."""
+    config = yaml.safe_load(written("open, captcha")["/etc/mas/config.yaml"][0])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**config, "captcha": captcha}))
+    command = [sys.executable, str(ROOT / "tests" / "standin" / "mas-cli"), "config", "check", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == bool(refused) and (refused or "") in done.stderr, done.stderr
+
+
+def test_web_clients_may_show_the_captcha_that_synapse_asks_for(written: Callable[..., Rendered]) -> None:
+    """MAS and Synapse show it in pages of their own, of which Caddy only says who may put them into a frame."""
+
+    def policies(scenario: str) -> list[dict[str, list[str]]]:
+        sites = written(scenario)["/etc/caddy/Caddyfile"][0]
+        found = re.findall(r'Content-Security-Policy "(default-src[^"]*script-src[^"]*)"', sites)
+        return [{words[0]: words[1:] for words in map(str.split, policy.split(";"))} for policy in found]
+
+    element, cinny = policies("passwords in Synapse, open, captcha")
+    static = "https://www.gstatic.com/recaptcha/"
+    assert element["script-src"] == ["'self'", "'wasm-unsafe-eval'", "https://www.recaptcha.net/recaptcha/", static]
+    assert "https:" in element["frame-src"]
+    google = "https://www.google.com/recaptcha/"
+    assert cinny["script-src"][-2:] == [google, static]
+    assert google in cinny["frame-src"] and google in cinny["connect-src"]
+    assert "recaptcha" not in written("open, captcha")["/etc/caddy/Caddyfile"][0]
+
+
 @pytest.mark.parametrize(
     ("scenario", "enabled", "token", "mail", "recovery"),
     [
@@ -384,6 +451,7 @@ def test_closed_server_lets_nobody_register(written: Callable[..., Rendered]) ->
         ("token, no federation", True, True, False, False),
         ("open", True, False, False, False),
         ("open, mail", True, False, True, True),
+        ("open, captcha", True, False, False, False),
     ],
 )
 def test_who_may_make_an_account_in_mas(
