@@ -1,6 +1,6 @@
 """The administrator makes and looks after accounts with manage.py, as a user with sudo; their owners notice it.
 
-On a homeserver that asks for a registration token: a file of the administrator's in conf.d, which is taken away at the end.
+By a file of the administrator's in conf.d, the homeserver asks for a registration token, and at the end for a captcha instead.
 On one release of Debian, because all that runs on the machine is curl.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import pty
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -25,11 +26,13 @@ import pytest
 
 from manage.backends.synapse import TOKEN_FILE
 from roles import ALERTS_PORT, SYNAPSE
+from settings.synapse import CAPTCHA_SECRET
 from tests.conftest import Deployed
 from tests.deployment import Deployment
 from tests.e2e.client import Account, Outside, create_shared_room, expect, expect_json, send_message
 from tests.e2e.test_secrets import assert_none_in
 from tests.e2e.watching import command_lines
+from vault import Vault
 
 pytestmark = [
     pytest.mark.role("synapse"),
@@ -37,14 +40,37 @@ pytestmark = [
 ]
 
 # Synapse allows five log-ins from one address, and then one in five minutes.
-OWN = """
-enable_registration: true
-registration_requires_token: true
+LIMITS = """
 rc_login: {address: {per_second: 1000, burst_count: 1000}, account: {per_second: 1000, burst_count: 1000}}
 rc_registration: {per_second: 1000, burst_count: 1000}
 rc_registration_token_validity: {per_second: 1000, burst_count: 1000}
 """
+OWN = f"registration_requires_token: true\nenable_registration_captcha: false\n{LIMITS}"
+SITE_KEY = "6Lc-the_key_of_the_site"
+# In place of Google: it prints what it is asked, and has one solution.
+VERIFIER_URL = "http://127.0.0.1:18099/siteverify"
+VERIFIER = """
+import http.server, json, urllib.parse
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        print(json.dumps([self.path, asked]), flush=True)
+        answer = json.dumps({"success": asked["response"] == ["solved"]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", 18099), Answers).serve_forever()
+"""
 FILE = "/etc/matrix-synapse/conf.d/accounts.yaml"
+# Web clients show the captcha, and the page at the server name says how to get an account.
+CHANGED = [
+    *("Configure Caddy", "Run Caddy", "Configure Synapse", "Run Synapse"),
+    *("Write the page about joining", "Configure Element Web"),
+]
 MODERATOR, REPORTER = "moderator", "reporter"
 SYNAPSE_URL = f"http://127.0.0.1:{SYNAPSE.port}"
 RESTART = (
@@ -109,15 +135,25 @@ def managed(deployed: Deployed, outside: Outside, tmp_path_factory: pytest.TempP
     whole = deployed.deployment
     before = whole.settings
     told = {"reports_to": MODERATOR, "alerts_to": REPORTER}
-    whole.choose(**before, **{setting: [f"@{name}:{deployed.server_name}"] for setting, name in told.items()})
-    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
+    whole.choose(
+        **before,
+        **{setting: [f"@{name}:{deployed.server_name}"] for setting, name in told.items()},
+        registration="open",
+        captcha={"service": "recaptcha_v2", "site_key": SITE_KEY},
+    )
+    done = whole.manage("secrets", "set", CAPTCHA_SECRET, stdin="the secret of the captcha\n")
+    assert done.returncode == 0, done.stderr
+    assert whole.run("-y").changed == CHANGED
     # As Prometheus would: it takes half a minute until it is told.
     where = f"--alertmanager.url=http://127.0.0.1:{ALERTS_PORT}"
     deployed.host.run(f"amtool alert add {where} Trial --annotation=summary='A trial' --annotation=todo='Do nothing.'")
     yield Managed(deployment, outside)
     deployed.host.run(f"rm {FILE}")
     whole.choose(**before)
-    assert whole.run("-y").changed == ["Configure Synapse", "Run Synapse"]
+    vault = Vault.open(whole.vault)
+    vault.remove(CAPTCHA_SECRET)
+    vault.save()
+    assert whole.run("-y").changed == CHANGED
 
 
 @dataclass(frozen=True)
@@ -435,6 +471,43 @@ def test_a_registration_token_that_is_of_no_use_says_so(managed: Managed, deploy
     assert done.returncode == 0 and isinstance(json.loads(done.stdout), list)
     [line] = done.stderr.splitlines()
     assert 'registration is "closed"' in line and 'set registration = "token" and deploy' in line
+
+
+def test_who_solves_a_captcha_gets_an_account(managed: Managed, deployed: Deployed, name: str) -> None:
+    """As deployed, but for where Synapse asks about solutions. From here on, no token is asked for."""
+    host, outside = deployed.host, managed.outside
+    host.run(
+        "systemd-run --quiet --collect --unit=verifier -p StandardOutput=file:/run/verifier.log "
+        f"python3 -Ic {shlex.quote(VERIFIER)}; cat >{FILE}; {RESTART}",
+        stdin=f"recaptcha_siteverify_api: {VERIFIER_URL}\n{LIMITS}",
+    )
+    account = {"username": name, "password": "a password of anna"}
+    with outside.http() as http:
+        begun = expect_json(http.post(outside.url("matrix", "/_matrix/client/v3/register"), json=account), 401)
+        assert begun["flows"] == [{"stages": ["m.login.recaptcha", "m.login.dummy"]}]
+        assert begun["params"]["m.login.recaptcha"] == {"public_key": SITE_KEY}
+
+        def then(status: int, **stage: str) -> Any:
+            auth = {**stage, "session": begun["session"]}
+            url = outside.url("matrix", "/_matrix/client/v3/register")
+            return expect_json(http.post(url, json={**account, "auth": auth}), status)
+
+        assert then(401, type="m.login.dummy")["completed"] == ["m.login.dummy"]
+        assert then(401, type="m.login.recaptcha", response="guessed")["errcode"] == "M_UNAUTHORIZED"
+        assert then(200, type="m.login.recaptcha", response="solved")["user_id"] == managed.user_id(name)
+
+        # Apps show it in a page of Synapse's.
+        page = http.get(
+            outside.url("matrix", "/_matrix/client/v3/auth/m.login.recaptcha/fallback/web"),
+            params={"session": begun["session"]},
+        )
+        assert f'data-sitekey="{SITE_KEY}"' in page.text
+        [policy] = page.headers.get_list("Content-Security-Policy")
+        assert "script-src" not in policy and "default-src" not in policy
+    asked = [json.loads(line) for line in host.run("cat /run/verifier.log").stdout.splitlines()]
+    host.run("systemctl stop verifier")
+    told = {"secret": ["the secret of the captcha"], "remoteip": [host.bed.bridge_address]}
+    assert asked == [["/siteverify", {**told, "response": [each]}] for each in ("guessed", "solved")]
 
 
 def descendants(pid: int) -> Iterator[Path]:
