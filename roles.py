@@ -165,10 +165,8 @@ class Unit(NamedTuple):
     anywhere: bool = False
 
 
-# The highest exposure of a helper that is a service, and of those that need more: root, who reads keys and asks systemd.
-# What restarts everything after updates has no bound: it does what root does.
+# The highest exposure of a helper that is a service. What restarts everything after updates has no bound: it does what root does.
 HELPER_EXPOSURE = 1.5
-HELPERS_EXPOSED = {"caddy-certificate.service": 2.0, "coturn-certificate.service": 2.0}
 
 
 class Timer(NamedTuple):

@@ -64,7 +64,7 @@ if settings.choices.tls == "internal":
         label=CADDY.authority,
     )
 if caddy.issuer.kind == "files" and caddy.domains:
-    values = {"caddy": caddy, "domain": caddy.domains[0]}
+    values = {"caddy": caddy, "domain": caddy.domains[0], "program": PRESENT_CERTIFICATE}
     files.present(
         name="Reload Caddy on renewal",
         entries=[

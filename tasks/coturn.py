@@ -55,12 +55,13 @@ units.running(
     reads=[RELAY.path, RELAY.drop_in],
     ready=RELAY.works,
 )
+values = {"coturn": coturn, "program": PRESENT_CERTIFICATE}
 files.present(
     name="Reload coturn on renewal",
     entries=[
         Copy(PRESENT_CERTIFICATE, "certificates/present-certificate", mode="755"),
         *(
-            Template(f"/etc/systemd/system/{unit}", f"coturn/{unit}", mode="644", values={"coturn": coturn})
+            Template(f"/etc/systemd/system/{unit}", f"coturn/{unit}", mode="644", values=values)
             for unit in (f"{coturn.reloader}.service", f"{coturn.reloader}.path")
         ),
     ],

@@ -22,7 +22,8 @@ from cryptography import x509
 
 from roles import RELAY_TLS_PORT, SYDENT
 from tests.built import built
-from tests.deployment import Deployment, Run
+from tests.deployment import EVERYTHING, Deployment, Run
+from tests.e2e.test_confinement import ANYBODY, Machine, Service, assert_reaches_no_other, neighbours
 from tests.protocols.turn import Credentials, relay
 from tests.testbed import Host, Testbed
 from tests.testbed.acme import API, HMAC_KEY, KEY_ID, Acme, Authority
@@ -446,3 +447,10 @@ def test_the_administrators_files_are_used_and_reloaded_when_replaced(site: Site
 
         retry(assert_second, 15)
     assert site.deployment.run("-y").changed == []
+
+
+def test_what_presents_them_reaches_nothing_else(site: Site) -> None:
+    with neighbours(site.host) as pids:
+        machine = Machine(site.host, pids, [EVERYTHING[name] for name in ROLES])
+        for unit in ("caddy-certificate.service", "coturn-certificate.service"):
+            assert_reaches_no_other(machine, Service(unit, ANYBODY))

@@ -194,6 +194,10 @@ JOBS = [
 ]
 # What loads packet filters and reserves ports. The third filter is in test_firewall.py, loaded by a unit of the same kind.
 LOADERS = [Service(unit, ANYBODY) for unit in (PORTS.unit, RELAY.unit, ports.UNIT)]
+# What presents renewed certificates: here Caddy's. Those of the administrator's are in test_certificates.py.
+PRESENTERS = [
+    Service("coturn-certificate.service", (*ANYBODY, *(f"read {STORE}/certificates{each}" for each in ("", "/*"))))
+]
 SECRETS = (
     "/etc/shadow",
     "/etc/ssh/ssh_host_*_key",
@@ -364,7 +368,7 @@ def test_unconfined_root_reaches_everything_that_is_tried(running: Machine) -> N
 
 
 @pytest.mark.parametrize(
-    "unit", [*JOBS, *LOADERS, *SERVICES], ids=lambda unit: unit.name.partition(".")[0].partition("@")[0]
+    "unit", [*JOBS, *LOADERS, *PRESENTERS, *SERVICES], ids=lambda unit: unit.name.partition(".")[0].partition("@")[0]
 )
 def test_a_service_that_was_taken_over_reaches_no_other(running: Machine, unit: Service) -> None:
     assert_reaches_no_other(running, unit)
@@ -384,8 +388,8 @@ def reached_from(machine: Machine, unit: Service) -> set[str]:
     return machine.reached(run_inside(machine.host, unit, name))
 
 
-@pytest.mark.parametrize("unit", LOADERS, ids=lambda unit: unit.name)
-def test_what_keeps_the_ports_has_few_rights(deployed: Deployed, unit: Service) -> None:
+@pytest.mark.parametrize("unit", [*LOADERS, *PRESENTERS], ids=lambda unit: unit.name)
+def test_what_runs_for_a_moment_has_few_rights(deployed: Deployed, unit: Service) -> None:
     rated = deployed.host.run(f"systemd-analyze security --no-pager {unit.name} | tail -n 1").stdout
     found = re.search(r"exposure level for .*: ([0-9.]+)", rated)
     assert found and float(found[1]) <= 1.5, rated

@@ -28,7 +28,6 @@ from operations.ports import UNIT as RESERVED_PORTS
 from roles import (
     BACKUP,
     HELPER_EXPOSURE,
-    HELPERS_EXPOSED,
     MAS,
     RELAY_TLS_PORT,
     ROLES,
@@ -43,6 +42,8 @@ from tests.e2e.load import room_of
 from tests.e2e.test_confinement import (
     ANYBODY,
     JOBS,
+    LOADERS,
+    PRESENTERS,
     PROGRAM,
     SERVICES,
     TARGETS,
@@ -99,7 +100,7 @@ def scores(target: Target) -> None:
     # What keeps ports: tests/e2e/test_confinement.py, test_firewall.py.
     bounds |= dict.fromkeys([RESERVED_PORTS, *(each.unit for each in (PORTS, RELAY, FIREWALL))], 1.5)
     # The one that there is with certificates by ACME, and what writes the backup's mails.
-    bounds["coturn-certificate.service"] = HELPERS_EXPOSED["coturn-certificate.service"]
+    bounds["coturn-certificate.service"] = HELPER_EXPOSURE
     bounds[BACKUP.helpers[0].replace("@", "@files")] = HELPER_EXPOSURE
     found = {}
     for pattern, bound in bounds.items():
@@ -117,7 +118,7 @@ def probes(target: Target) -> None:
     found = target.found["probes"] = {}
     with neighbours(target.host) as pids:
         machine = with_services(Machine(target.host, pids))
-        for unit in [*JOBS, *SERVICES]:
+        for unit in [*JOBS, *LOADERS, *PRESENTERS, *SERVICES]:
             _probe(target, machine, unit)
         machine = with_services(machine)
         machine.write_targets()

@@ -42,7 +42,7 @@ from operations import virtualenvs as virtualenvs_module
 from operations.files import File
 from operations.machine import MachineState
 from operations.templating import MASK, TEMPLATES, caddyfile, environment_file, ini
-from roles import HELPER_EXPOSURE, HELPERS_EXPOSED, MONITORING_HOME, ROLES, UPDATES_RESTARTS
+from roles import HELPER_EXPOSURE, MONITORING_HOME, ROLES, UPDATES_RESTARTS
 from settings import Choices, Settings, choices_from, mistakes
 from settings.caddy import Caddy, Site
 from settings.deployment import _vault
@@ -626,7 +626,7 @@ def test_what_systemd_runs_for_a_moment_is_confined(written: Callable[..., Rende
     """Jobs of timers, and what writes mails, presents certificates, loads packet filters. Some are in some deployments only."""
     bounds = {timer.service: timer.exposure for role in ROLES.values() for timer in role.timers}
     helpers = {helper for role in ROLES.values() for helper in role.helpers if helper.endswith(".service")}
-    bounds |= dict.fromkeys(helpers - {*UNCONFINED}, HELPER_EXPOSURE) | HELPERS_EXPOSED
+    bounds |= dict.fromkeys(helpers - {*UNCONFINED}, HELPER_EXPOSURE)
     found, wrong = set[str](), {}
     for scenario in ("default", "files", "mail", "backup to S3"):
         rendered = written(scenario)
