@@ -88,7 +88,8 @@ class Port(NamedTuple):
 class Domain(NamedTuple):
     """A domain name. setting: its name in group data; prefix: what is put before the server name by default.
 
-    when: the setting that has to be True for it. apart: a further name of a role that is not below its first.
+    when: the setting that has to be True for it. apart: a further name of a role that is not below its first. pages: paths at
+    which people see something in a browser; the others are for programs.
     """
 
     setting: str
@@ -96,6 +97,7 @@ class Domain(NamedTuple):
     purpose: str
     when: str | None = None
     apart: bool = False
+    pages: tuple[str, ...] = ()
 
 
 class Figure(NamedTuple):
@@ -834,7 +836,7 @@ ELEMENT = Role(
     programs=("element-web", "cinny"),
     state=(STICKERS,),
     files=("/etc/element-web", "/etc/cinny", STICKERS_PAGE),
-    domain=Domain("chat_domain", "chat", "Element Web"),
+    domain=Domain("chat_domain", "chat", "Element Web", pages=("/", "/index.html")),
     more_domains=(CINNY_NAME, STICKERS_NAME),
 )
 

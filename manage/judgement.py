@@ -11,6 +11,7 @@ from operations.machine import MARKER
 from operations.preflight import LATER_DISK
 from operations.validity import certificate_problem
 from roles import ROLES
+from settings.deployment import listed
 from settings.updates import Choices as Updates
 
 # A unit that crashed longer ago than this is left in peace, as is an error that is older.
@@ -223,9 +224,3 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} TiB"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Such as "a, b and c"."""
-    *most, last = words or [""]
-    return f"{', '.join(most)} and {last}" if most else last

@@ -92,14 +92,14 @@ class Component:
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed on a machine. debian: its release. brought: ref of a program -> refs of what came along with it."""
+    """What is installed on a machine. debian: its release. beside: ref of a program -> refs of what came along with it."""
 
     machine: str
     roles: tuple[str, ...]
     debian: str
     architecture: str
     components: tuple[Component, ...]
-    brought: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @click.command()
@@ -185,19 +185,19 @@ def installed(name: str, settings: Settings, lines: Sequence[str]) -> Installed:
         *release_files(settings, answers["releases"]),
         *_deployed(answers["deployed"]),
     ]
-    brought: dict[str, tuple[str, ...]] = {}
+    beside: dict[str, tuple[str, ...]] = {}
     for program, packages in python_packages(settings, answers["python"]).items():
         parts += packages
         for main in packages:
             if main.name in (program, f"matrix-{program}"):
-                brought[main.ref] = tuple(each.ref for each in packages if each is not main)
+                beside[main.ref] = tuple(each.ref for each in packages if each is not main)
     return Installed(
         machine=name,
         roles=tuple(role.name for role in settings.played),
         debian=f"{distribution} {release}",
         architecture=architecture,
         components=tuple(parts),
-        brought=brought,
+        beside=beside,
     )
 
 
@@ -386,12 +386,12 @@ def document(deployment: str, server_name: str, machines: Sequence[Installed]) -
     root = f"deployment/{deployment}"
     depends: dict[str, set[str]] = {root: {f"machine/{each.machine}" for each in machines}}
     for machine in machines:
-        along = {ref for refs in machine.brought.values() for ref in refs}
+        along = {ref for refs in machine.beside.values() for ref in refs}
         depends[f"machine/{machine.machine}"] = {
             _system_ref(machine),
-            *(each.ref for each in machine.components if each.ref not in along or each.ref in machine.brought),
+            *(each.ref for each in machine.components if each.ref not in along or each.ref in machine.beside),
         }
-        for program, refs in machine.brought.items():
+        for program, refs in machine.beside.items():
             depends.setdefault(program, set()).update(refs)
     systems = {_system_ref(each): each.debian.split() for each in machines}
     components: list[dict[str, Any]] = [_machine(each) for each in machines]

@@ -16,12 +16,13 @@ from rich.text import Text
 
 from compat import Refused
 from manage import look
-from manage.judgement import alerts_besides, backed_up, certificate_reason, disk_reason, listed, reasons, size
+from manage.judgement import alerts_besides, backed_up, certificate_reason, disk_reason, reasons, size
 from manage.look import AlertSeen, CertificateSeen, Seen, TableSeen, UpdatesSeen
 from manage.machines import Deployment, Machine
 from manage.output import as_json, plain, print_json, print_text, printable
 from manage.outside import federation_problem
 from roles import ROLES, Figure
+from settings.deployment import listed
 from settings.synapse import Choices as Homeserver
 
 # Characters of a line of a log that are shown.

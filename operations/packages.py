@@ -1,6 +1,6 @@
 """Debian packages."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import click
 from pyinfra.api import StringCommand
@@ -8,7 +8,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra.context import host, state
 
 from operations import files
-from operations.files import Copy, Directory
+from operations.files import Copy, Directory, Entry
 from operations.look import ask, operation
 from operations.shell import Fact, quoted, script, shell_file
 
@@ -74,14 +74,17 @@ def installed(packages: Sequence[str], masked: Sequence[str] = ()) -> Generator[
 
 
 @operation()
-def not_started(package: str, drop_in: str, source: str) -> Generator[PyinfraCommand, None, None]:
-    """The unit that a package starts does not run, if a deploy installs the package. Before that.
+def not_started(drop_ins: Mapping[str, str], source: str) -> Generator[PyinfraCommand, None, None]:
+    """The units that packages start do not run, if a deploy installs the packages. Before that.
 
-    drop_in: the path of a drop-in of the unit that keeps it from starting; source: that in templates/. An administrator who has
-    the package already, or who removes the drop-in later, uses the unit.
+    drop_ins: package -> the path of a drop-in of its unit that keeps it from starting; source: that in templates/. An
+    administrator who has the package already, or who removes the drop-in later, uses the unit.
     """
-    if package in ask(Installed):
-        host.noop(f"{package} is installed")
+    installed = ask(Installed)
+    entries: list[Entry] = []
+    for drop_in in (path for package, path in drop_ins.items() if package not in installed):
+        entries += [Directory(drop_in.rpartition("/")[0], mode="755"), Copy(drop_in, source, mode="644")]
+    if not entries:
+        host.noop(f"{', '.join(drop_ins)} are installed")
         return
-    directory, _, _ = drop_in.rpartition("/")
-    yield from files.present._inner(entries=[Directory(directory, mode="755"), Copy(drop_in, source, mode="644")])
+    yield from files.present._inner(entries=entries)

@@ -4,7 +4,7 @@ import ipaddress
 from typing import NamedTuple
 
 from operations.machine import MachineState
-from settings.fields import PRIVATE
+from settings.networks import PRIVATE
 
 
 class PublicAddress(NamedTuple):

@@ -22,7 +22,6 @@ from roles import Domain as DomainRecord
 from settings.fields import (
     A_DOMAIN,
     A_NUMBER_OF_DAYS,
-    PRIVATE,
     Chosen,
     Days,
     Domain,
@@ -33,7 +32,7 @@ from settings.fields import (
     UserName,
 )
 from settings.issuers import Certificates, Issuer
-from settings.networks import DEBIANS_OWN, is_refused
+from settings.networks import DEBIANS_OWN, PRIVATE, is_refused
 from vault import Secret, Vault
 
 ROOT = Path(__file__).parent.parent
@@ -221,15 +220,26 @@ V = TypeVar("V", bound=View)
 C = TypeVar("C", bound=Chosen)
 
 
-def _unreachable(role: Role, name: str, address: str) -> str:
-    line = f"{name} is {address} on this machine, an address that {role.title} refuses:"
-    if any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in PRIVATE):
+def _refused(address: str, names: Sequence[str], roles: Sequence[Role]) -> str:
+    """What is to be done about names that have this address on the machine, which the roles refuse."""
+    line = (
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} {address} on this machine, an address that "
+        f"{listed([role.title for role in roles])} {'refuses' if len(roles) == 1 else 'refuse'}:"
+    )
+    if any(ipaddress.ip_address(address) in network for network in PRIVATE):
         width = ipaddress.ip_address(address).max_prefixlen
         return (
             f'{line} add "{address}/{width}" to private_networks, if the machine with Caddy is there, and deploy again'
         )
-    units = " ".join(unit.name.removesuffix(".service") for unit in role.units)
-    return f"{line} take the name out of that line of /etc/hosts there, then `systemctl restart {units}`"
+    units = " ".join(unit.name.removesuffix(".service") for role in roles for unit in role.units)
+    name = "the name" if len(names) == 1 else "the names"
+    return f"{line} take {name} out of that line of /etc/hosts there, then `systemctl restart {units}`"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Such as "a, b and c"."""
+    *most, last = words or [""]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _users(role: Role) -> list[str]:
@@ -366,17 +376,25 @@ class Settings:
 
     @property
     def unreachable(self) -> list[str]:
-        """A line for each of these names that has no address on this machine, or one that the role does not connect to."""
-        lines = []
+        """A line for each address of these names that a role does not connect to, and for each name without an address."""
+        refused: dict[str, tuple[dict[str, None], dict[Role, None]]] = {}
+        unknown: dict[str, dict[Role, None]] = {}
         for role, name in self.reached:
-            addresses = self.machine.names.get(name, ())
             allowed = self.reachable(view_of(role.name).reaches(self))
-            lines += [_unreachable(role, name, each) for each in addresses if is_refused(each, allowed)]
-            if not addresses:
-                lines.append(
-                    f"{name} has no address on this machine, and {role.title} has to reach it: add a DNS record"
-                )
-        return lines
+            for address in self.machine.names.get(name, ()):
+                if is_refused(address, allowed):
+                    names, roles = refused.setdefault(address, ({}, {}))
+                    names[name], roles[role] = None, None
+            if not self.machine.names.get(name):
+                unknown.setdefault(name, {})[role] = None
+        return [
+            *(_refused(address, list(names), list(roles)) for address, (names, roles) in refused.items()),
+            *(
+                f"{name} has no address on this machine, and {listed([role.title for role in roles])} "
+                f"{'has' if len(roles) == 1 else 'have'} to reach it: add a DNS record"
+                for name, roles in unknown.items()
+            ),
+        ]
 
     @property
     def local_ports(self) -> list[LocalPort]:

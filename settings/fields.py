@@ -10,12 +10,9 @@ from urllib.parse import urlsplit
 import idna
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-_NO_ADDRESS = r"[^@\s<>\"',;:\\]"
+from settings.networks import PRIVATE
 
-# The private networks that `private_networks` may name: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
-PRIVATE = tuple(
-    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
-)
+_NO_ADDRESS = r"[^@\s<>\"',;:\\]"
 
 
 class Explained(ValueError):

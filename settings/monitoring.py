@@ -149,7 +149,6 @@ class Monitoring(View):
     targets: tuple[Target, ...]
     left: int
     units: tuple[str, ...]
-    postgres_unit: str
     postgres_log: str
     postgres_port: int
     late_after: Mapping[str, int]
@@ -206,7 +205,6 @@ class Monitoring(View):
             ),
             left=_LEFT_OF_OWN if settings.choices.tls == "internal" else _LEFT,
             units=tuple(dict.fromkeys(settings.written(unit.name) for role in settings.played for unit in role.units)),
-            postgres_unit=settings.view(Postgres).unit,
             postgres_log=f"/var/log/postgresql/postgresql-{settings.view(Postgres).version}-main.log",
             postgres_port=port_on(settings.machine),
             late_after={part_of(timer): LATE_AFTER[part_of(timer)] for timer in settings.view(Backup).jobs}

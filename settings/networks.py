@@ -3,19 +3,24 @@
 import ipaddress
 from collections.abc import Iterable
 
-# Private, local and reserved networks, also as IPv4 addresses embedded in IPv6 (CVE-2026-27624: coturn before 4.9 does not
-# recognise them). Source: IANA's special-purpose registries.
-BLOCKED_NETWORKS = (
+
+def _number(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[int, int]:
+    return network.version, int(network.network_address)
+
+
+# Those that `private_networks` may name: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
+PRIVATE = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)
+# Local and reserved ones, also as IPv4 addresses embedded in IPv6 (CVE-2026-27624: coturn before 4.9 does not recognise them).
+# Source: IANA's special-purpose registries.
+_RESERVED = (
     "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
     "127.0.0.0/8",
     "169.254.0.0/16",
-    "172.16.0.0/12",
     "192.0.0.0/24",
     "192.0.2.0/24",
     "192.88.99.0/24",
-    "192.168.0.0/16",
     "198.18.0.0/15",
     "198.51.100.0/24",
     "203.0.113.0/24",
@@ -28,9 +33,12 @@ BLOCKED_NETWORKS = (
     "2001::/23",
     "2001:db8::/32",
     "2002::/16",
-    "fc00::/7",
     "fe80::/10",
     "fec0::/10",
+)
+# By their numbers, those of IPv4 first.
+BLOCKED_NETWORKS = tuple(
+    sorted((*_RESERVED, *map(str, PRIVATE)), key=lambda network: _number(ipaddress.ip_network(network)))
 )
 # coturn has a separate setting for these.
 MULTICAST = ("224.0.0.0/4", "ff00::/8")

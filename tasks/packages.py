@@ -24,16 +24,13 @@ if settings.here("postgres"):
 if settings.here("bans"):
     packages.not_started(
         name="Keep Debian's fail2ban from starting with its own settings",
-        package=BANS.packages[0],
-        drop_in=BANS_DEBIANS_OWN,
+        drop_ins={BANS.packages[0]: BANS_DEBIANS_OWN},
         source="bans/fail2ban.service",
     )
 if settings.here("monitoring"):
-    for package, drop_in in MONITORING_DEBIANS_OWN.items():
-        packages.not_started(
-            name="Keep Debian's own monitoring from starting",
-            package=package,
-            drop_in=drop_in,
-            source="monitoring/debians_own.service",
-        )
+    packages.not_started(
+        name="Keep Debian's own monitoring from starting",
+        drop_ins=MONITORING_DEBIANS_OWN,
+        source="monitoring/debians_own.service",
+    )
 packages.installed(name="Install the Debian packages", packages=settings.packages, masked=settings.masked)

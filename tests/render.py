@@ -22,7 +22,7 @@ from pyinfra.context import host as current_host
 
 from operations import files
 from operations.files import Absent, Directory, Entry, File
-from operations.machine import Machine, MachineState
+from operations.machine import MARKER, Machine, MachineState
 from roles import ROLES
 from tests.conftest import ADMIN_PASSWORD_HASH, livekit_archive
 from tests.deployment import ROOT, Deployment
@@ -189,17 +189,24 @@ def pretend(name: str, directory: Path, entries_file: Path) -> None:
     def get_fact(host: Host, fact: Any, *_: Any, **__: Any) -> Any:
         return _state(sample, _machine(host)) if fact is Machine else fact.default()
 
-    def writing(entries: Sequence[Entry], **arguments: Any) -> Any:
+    def record(entries: Sequence[Entry]) -> None:
         with entries_file.open("a") as index:
             for entry in (each for each in entries if not isinstance(each, Absent)):
                 path = f"{_machine(current_host)}{entry.path}"
                 if isinstance(entry, File):
-                    _write(directory / path, entry.content()[1])
+                    _write(directory / path, entry.content()[1], replaces=entry.path == MARKER)
                 index.write(json.dumps([f"{path}/" if isinstance(entry, Directory) else path, _access(entry)]) + "\n")
+
+    def writing(entries: Sequence[Entry], **arguments: Any) -> Any:
+        record(entries)
         return present(entries=entries, **arguments)
 
+    def inside_another(entries: Sequence[Entry]) -> Any:
+        record(entries)
+        return present._inner(entries=entries)  # type: ignore[attr-defined]
+
     Host.get_fact = get_fact  # type: ignore[method-assign, assignment]
-    writing._inner = present._inner  # type: ignore[attr-defined]
+    writing._inner = inside_another  # type: ignore[attr-defined]
     files.present = writing  # type: ignore[assignment]
 
 
@@ -207,9 +214,9 @@ def _machine(host: Host) -> str:
     return str(host.name).removeprefix("@fake/")
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Write a file; if two roles write the same file, the content must be the same."""
-    if file.exists() and file.read_bytes() != content:
+def _write(file: Path, content: bytes, replaces: bool) -> None:
+    """Write a file; if two roles write the same file, the content must be the same, unless it replaces the earlier one."""
+    if file.exists() and file.read_bytes() != content and not replaces:
         raise ValueError(f"{file} is written twice, and differently")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)

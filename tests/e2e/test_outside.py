@@ -22,7 +22,7 @@ pytestmark = pytest.mark.role("caddy")
 # What is before the server name in each name of the deployment.
 SERVICES = ["", *(role.domain.prefix for role in EVERYTHING.values() if role.domain)]
 # What is served for people in a browser.
-OWN_PAGES = {"": ("/",), "chat": ("/", "/index.html")}
+OWN_PAGES = {"": ("/",)} | {role.domain.prefix: role.domain.pages for role in EVERYTHING.values() if role.domain}
 UNREACHABLE_PATHS = [
     "/",
     "/index.html",

@@ -15,7 +15,7 @@ from operations.validity import certificate_problem
 from roles import COTURN, RELAY_PORT, RELAY_TLS_PORT, RELAYED
 from settings import Settings
 from settings.coturn import Coturn
-from settings.fields import PRIVATE
+from settings.networks import PRIVATE
 from tests.host.certificates import presented
 from tests.host.report import Note
 from tests.host.services import DEPLOY, Service, ServiceTests, ask, table_of

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Sequence
 
 import pytest
 from testinfra.host import Host
@@ -10,7 +11,9 @@ from testinfra.host import Host
 from manage.judgement import size
 from roles import FIGURES, FIGURES_TIMER, MONITORING, PROMETHEUS_PORT
 from settings import Settings
+from settings.deployment import listed
 from settings.monitoring import Monitoring
+from settings.synapse import Choices as Homeserver
 from tests.host.report import Note
 from tests.host.services import DEPLOY, ServiceTests, ask
 
@@ -74,11 +77,19 @@ def test_what_it_finds_is_reported(host: Host, note: Note) -> None:
         note("monitoring", f"{each['state']}: {each['annotations']['summary']}")  # type: ignore[index]
 
 
-def test_somebody_is_told(monitoring: Monitoring, note: Note) -> None:
-    """A warning only: no mail server need be set."""
-    note(
-        "alerts", f"by mail to {monitoring.to}" if monitoring.mails else "nobody is told: set smtp_host and admin_email"
+def told(monitoring: Monitoring, in_room: Sequence[str]) -> str:
+    """Who is told of alerts, or what is missing for that. in_room: the accounts that are told in a room."""
+    ways = [f"by mail to {monitoring.to}"] if monitoring.mails else []
+    ways += [f"in a room: {', '.join(in_room)}"] if in_room else []
+    needed = {"smtp_host": monitoring.mail.host, "admin_email": monitoring.to}
+    return "; ".join(ways) or (
+        f"nobody is told: set {listed([name for name, chosen in needed.items() if not chosen])}, or alerts_to"
     )
+
+
+def test_somebody_is_told(settings: Settings, monitoring: Monitoring, note: Note) -> None:
+    """A warning only: no mail server need be set."""
+    note("alerts", told(monitoring, settings.section(Homeserver).alerts_to))
 
 
 def test_its_rules_can_be_judged(host: Host) -> None:

@@ -10,7 +10,7 @@ from testinfra.host import Host
 from operations.filters import PORTS
 from roles import LK_JWT_PORT, MEDIA_UDP_PORT, SIGNAL_PORT
 from settings import Settings
-from settings.fields import PRIVATE
+from settings.networks import PRIVATE
 from settings.rtc import Rtc, transports
 from tests.host.report import Note
 from tests.host.services import DEPLOY, Service, ServiceTests, ask, get, program_in_use, statuses, table_of

@@ -17,8 +17,8 @@ from roles import FIREWALL
 from settings import Neighbour, Settings, mistakes
 from settings.bans import Bans, banned_as
 from settings.caddy import Caddy
-from settings.fields import PRIVATE
 from settings.mas import Mas
+from settings.networks import PRIVATE
 from tests.unit.test_settings import DEFAULTS, MACHINE, chosen, refusal, settings
 
 HERE: dict[str, Sequence[str]] = {role: ["one"] for role in ("caddy", "synapse", "postgres", "bans")}

@@ -162,6 +162,10 @@ def test_every_role_is_deployed_after_those_that_it_needs() -> None:
         assert all(roles.index(needed) < roles.index(role) for needed in needs), role
 
 
+def test_every_role_with_a_database_needs_the_role_that_makes_it() -> None:
+    assert [role.name for role in ROLES.values() if role.database and "postgres" not in role.needs] == []
+
+
 @pytest.mark.parametrize("path", ["roles.py", "tests/protocols/turn.py", "tests/e2e/intruder.py"])
 def test_these_need_nothing_but_python(path: str) -> None:
     """The records need neither pyinfra nor settings; the others are run on machines by themselves."""

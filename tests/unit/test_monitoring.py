@@ -17,6 +17,7 @@ from settings.admin import PASSWORD
 from settings.caddy import Caddy
 from settings.monitoring import ALERT_SUBJECT, ALERT_TEXT, Monitoring, presented
 from tests.conftest import ADMIN_PASSWORD_HASH
+from tests.host.test_monitoring import told
 from tests.unit.test_settings import MACHINE, settings
 
 HERE: dict[str, Sequence[str]] = {role: ["one"] for role in ("caddy", "synapse", "postgres", "coturn", "monitoring")}
@@ -63,6 +64,13 @@ def test_without_a_mail_server_nobody_is_written_to(tmp_path: Path) -> None:
     values = {"monitoring": view(tmp_path), "subject": ALERT_SUBJECT, "text": ALERT_TEXT}
     written = yaml.safe_load(render("monitoring/alertmanager.yaml.j2", values)[0])
     assert "global" not in written and written["receivers"] == [{"name": "administrator"}]
+
+
+def test_the_verification_says_who_is_told_of_alerts(tmp_path: Path) -> None:
+    mailed, room = view(tmp_path, smtp_host="mail.x.test"), ["@anna:x.test"]
+    assert told(view(tmp_path), []) == "nobody is told: set smtp_host, or alerts_to"
+    assert told(view(tmp_path), room) == "in a room: @anna:x.test"
+    assert told(mailed, room) == "by mail to admin@x.test; in a room: @anna:x.test"
 
 
 def test_each_rule_says_what_is_wrong_and_in_one_sentence_what_to_do(tmp_path: Path) -> None:

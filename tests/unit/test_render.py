@@ -33,6 +33,8 @@ def test_samples_are_rendered_completely_and_reproducibly(tmp_path: Path) -> Non
     assert index["prod/matrix/etc/matrix-synapse/"] == "750 root:matrix-synapse"
     assert b"static-auth-secret=*****" in rendered["split/turn/etc/turnserver.conf"]
     assert "debian12/matrix/etc/postgresql/15/main/conf.d/matrix-metal.conf" in rendered
+    # Those that another operation writes.
+    assert "everything/matrix/etc/systemd/system/prometheus.service.d/matrix-metal.conf" in rendered
     for path, content in rendered.items():
         check_syntax(path, content.decode())
 
