@@ -191,6 +191,9 @@ def described(found: Mapping[str, Any], domain: str) -> Iterator[str]:
     yield f"  database       {database['path']} ({kind}, {size(database['size'])}, schema {database['schema']})"
     yield f"                 {', '.join(f'{number} {name}' for name, number in counts.items()).replace('_', ' ')}"
     yield f"  media          {media['path']}: {media['files']} files, {size(media['size'])}"
+    if (known := counts.get("local_media_repository")) and not media["own"]:
+        yield f"  but            the database knows {known} files of people, and none is there: copy them to that place first,"
+        yield "                 as from a volume of their own, or people miss them"
     yield f"  signing key    {', '.join(found['signing_keys'])}"
     if found["old_signing_keys"]:
         yield f"  older keys     {', '.join(found['old_signing_keys'])}, into /etc/matrix-synapse/conf.d/takeover.yaml"

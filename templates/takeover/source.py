@@ -18,6 +18,7 @@ import yaml
 # How deep below a given directory files are looked for, and where they are not: in the media, which are many.
 DEPTH = 6
 MEDIA = {"local_content", "local_thumbnails", "remote_content", "remote_thumbnail", "url_cache", "url_cache_thumbnails"}
+OWN_MEDIA = ("local_content", "url_cache")
 # What is compared.
 TABLES = ("users", "access_tokens", "rooms", "events", "room_memberships", "local_media_repository")
 COPY = re.compile(rb'COPY (?:"?public"?\.)?"?(\w+)"? \((.*)\) FROM stdin;')
@@ -105,6 +106,10 @@ class Dump:
         """The SQL as the owner of the new database can run it. Raises Problem if the dump is not whole."""
         table, columns, complete = "", [""], False
         for line in self.raw():
+            if line.endswith(b"\r\n") and not self.size:
+                raise Problem(
+                    f"{self.path} was written through a terminal: make it again, with docker's exec without -t"
+                )
             self.size += len(line)
             if table:
                 if line == b"\\.\n":
@@ -255,6 +260,10 @@ class Source:
 
     def media_files(self) -> list[Path]:
         return [path for path in self.media.rglob("*") if path.is_file()]
+
+    def own_media(self, files: Iterable[Path]) -> int:
+        """How many of them are in the database's table of local media."""
+        return sum(path.relative_to(self.media).parts[0] in OWN_MEDIA for path in files)
 
     def look_at_database(self) -> dict[str, Any]:
         return look_at_sqlite(self.database) if self.kind == "SQLite" else look_at_dump(self.database, self.kind)

@@ -1,4 +1,4 @@
-"""Where backups go besides a directory: S3 storage on this machine, an account for SFTP on a host. And how data are lost."""
+"""Where backups go besides a directory: S3 storage on this machine, an account for SFTP on a host. And how a database is lost."""
 
 import os
 import re
@@ -14,10 +14,10 @@ from typing import Self
 from tests.testbed import Host
 from tests.testbed.network import CONTROLLER_NAME
 
-EMPTY = """
+LOST = """
 systemctl stop 'matrix-metal-backup-*.timer' 'matrix-metal-backup-*.service' matrix-synapse sydent caddy
 pg_dropcluster --stop $(pg_lsclusters -h | awk '{ print $1, $2 }')
-cd /var/lib && rm -rf matrix-synapse sydent caddy matrix-stickers matrix-metal/backup /etc/matrix-synapse/conf.d/mine.yaml
+cd /var/lib && rm -rf sydent matrix-metal/backup /etc/matrix-synapse/conf.d/mine.yaml
 """
 
 # A small S3 server, which checks signatures and keeps objects as files.
@@ -121,6 +121,6 @@ class Sftp:
         return shown[0]
 
 
-def lose_data(host: Host) -> None:
-    """As if the disk with the data were a new one; programs and configuration are on another."""
-    host.run(EMPTY, timeout=120)
+def lose_database(host: Host) -> None:
+    """As if the disk with the databases were a new one; media, programs and configuration are on another."""
+    host.run(LOST, timeout=120)

@@ -1,25 +1,28 @@
 """An existing homeserver is taken over as the README says: a Synapse of years ago, with people, an encrypted room and media.
 
-On Debian 12 it was a container with SQLite, on Debian 13 a package with a PostgreSQL of another locale.
+On Debian 12 it was a container with SQLite, on Debian 13 a package with a PostgreSQL of another locale, and then, with the same
+data, a container beside one with PostgreSQL.
 """
 
 import asyncio
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nio
 import pytest
 from nio.store import SqliteStore
 
-from manage.takeover import BEGUN
-from roles import SYNAPSE
+from manage.takeover import BEGUN, SECRETS
+from operations.machine import KEY_NOTE
+from roles import HOUSEKEEPING_REPORT, SYNAPSE
 from tests.built import built
 from tests.conftest import own
 from tests.deployment import Deployment
@@ -32,6 +35,8 @@ pytestmark = pytest.mark.role("synapse")
 
 PROGRAMS, PORT = "/srv/old", 18008
 COPY, DUMP = "/root/old", "/root/synapse.dump"
+# Copied as `rsync -a data/` does it, with a dump that was made in the database's container.
+COPY_OF_CONTAINER = "/root/container"
 OLD_KEY = "ed25519:a_before"
 WRITTEN = ["The seeds are in the shed.", "Which shelf?", "The upper one."]
 
@@ -105,6 +110,21 @@ runuser -u postgres -- createdb --owner synapse_user --locale en_US.UTF-8 --temp
   allow_unsafe_locale: true
   args: {user: synapse_user, database: messages, host: /var/run/postgresql, cp_min: 1, cp_max: 5}""",
 )
+# As a container has it whose neighbour `db` is an image of PostgreSQL's: there is another user, and another database.
+BESIDE = Old(
+    version=PACKAGE.version,
+    newest=PACKAGE.newest,
+    home="/data",
+    data="/data",
+    key="homeserver.test.signing.key",
+    media="media_store",
+    prepare="",
+    database="""database:
+  name: psycopg2
+  txn_limit: 10000
+  allow_unsafe_locale: true
+  args: {user: synapse, password: of the database, database: synapse, host: db, port: 5432, cp_min: 5, cp_max: 10}""",
+)
 INSTALL = """
 set -eu
 useradd --system synapse_user
@@ -128,10 +148,33 @@ for user in alice bob; do
     http://127.0.0.1:{port} >&2
 done
 """
-# Stopped, then copied, and nothing of it is left at its place.
+# The same homeserver moves into a container, and runs there. With its database, it needs that name and a password.
+INTO_CONTAINER = """
+set -eu
+mkdir /data
+mv /root/homeserver.yaml /data
+cp {home}/log.yaml /data
+cp {home}/{key} /data/{other.key}
+cp -a {data}/{media} /data/{other.media}
+chown -R synapse_user /data
+echo "127.0.0.1 db" >>/etc/hosts
+cd / && runuser -u postgres -- psql -q -c "CREATE ROLE synapse LOGIN SUPERUSER PASSWORD 'of the database'" \\
+  -c "CREATE DATABASE synapse TEMPLATE messages OWNER synapse"
+runuser -u postgres -- psql -q -d synapse -c "REASSIGN OWNED BY synapse_user TO synapse"
+systemd-run -q --unit old-synapse --uid synapse_user -p WorkingDirectory=/data \\
+  {programs}/v/bin/python -m synapse.app.homeserver -c /data/homeserver.yaml
+for attempt in $(seq 150); do curl -sf http://127.0.0.1:{port}/health >/dev/null && break; sleep 0.2; done
+curl -sSf http://127.0.0.1:{port}/_matrix/client/versions >/dev/null
+systemctl stop old-synapse
+PGPASSWORD="of the database" pg_dump -Fc -h db -U synapse synapse >/data/synapse.dump
+mkdir {to}
+cp -a /data/. {to}
+rm -r /data
+runuser -u postgres -- psql -q -c "DROP DATABASE synapse" -c "REASSIGN OWNED BY synapse TO synapse_user" -c "DROP ROLE synapse"
+"""
+# Copied, and nothing of it is left at its place.
 MOVE = """
 set -eu
-systemctl stop old-synapse
 mkdir {copy}
 cp -a --parents {home} {copy}
 [ {home} = {data} ] || cp -a --parents {data} {copy}
@@ -144,6 +187,13 @@ if [ -d /etc/postgresql ]; then
 fi
 rm -rf {home} {data} {programs}
 userdel synapse_user
+"""
+
+# What a takeover has brought goes again, and the next deploy makes an empty homeserver.
+EMPTY = f"""
+systemctl stop matrix-synapse
+cd / && runuser -u postgres -- dropdb --force synapse
+rm -rf /var/lib/matrix-synapse {KEY_NOTE} {HOUSEKEEPING_REPORT} /etc/matrix-synapse/conf.d/takeover.yaml
 """
 
 
@@ -168,7 +218,15 @@ class Home:
 
     @property
     def paths(self) -> list[str]:
+        if self.old is BESIDE:
+            return [COPY_OF_CONTAINER]
         return [COPY] if self.old is CONTAINER else [COPY, f"{DUMP}.sql.gz"]
+
+    @property
+    def key(self) -> str:
+        """The signing key, of what was copied."""
+        place = COPY_OF_CONTAINER if self.old is BESIDE else f"{COPY}{self.old.home}"
+        return self.host.run(f"cat {place}/{self.old.key}").stdout
 
     def take(self, *arguments: str) -> tuple[int, str]:
         done = self.deployment.manage("takeover", *arguments)
@@ -210,12 +268,30 @@ async def live(host: Host, keys: Path, picture: bytes) -> dict[str, str | Accoun
     return {"room": room, "since": since, "media": media, "alice": alice, "bob": bob}
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def home(request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    directory = tmp_path_factory.mktemp(request.param)
-    old = CONTAINER if request.param == "bookworm" else PACKAGE
-    layers = built(testbed, request.param, "libraries", "programs")
-    host = testbed.up(own(f"take-{request.param}"), release=request.param, layers=layers)
+@pytest.fixture(scope="module")
+def homes() -> Iterator[dict[str, Home]]:
+    """The machines, by their release."""
+    found: dict[str, Home] = {}
+    yield found
+    for home in found.values():
+        home.host.down()
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie", "trixie, a container"])
+def home(
+    request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory, homes: dict[str, Home]
+) -> Home:
+    release, _, again = request.param.partition(", ")
+    if release not in homes:
+        homes[release] = made(testbed, release, tmp_path_factory.mktemp(release))
+    home = homes[release]
+    return emptied(home, tmp_path_factory.mktemp("again")) if again else home
+
+
+def made(testbed: Testbed, release: str, directory: Path) -> Home:
+    old = CONTAINER if release == "bookworm" else PACKAGE
+    layers = built(testbed, release, "libraries", "programs")
+    host = testbed.up(own(f"take-{release}"), release=release, layers=layers)
     host.run(f"mkdir -p {PROGRAMS} {old.home}/conf.d")
     host.put(Path(sys.executable).parent / "uv", f"{PROGRAMS}/uv", mode="755")
     name = f"server_name: {host.domain}\n"
@@ -228,7 +304,13 @@ def home(request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pyt
     (keys := directory / "keys").mkdir()
     picture = os.urandom(200_000)
     people = asyncio.run(live(host, keys, picture))
+    host.run("systemctl stop old-synapse")
+    if old is PACKAGE:
+        host.run("cat >/root/homeserver.yaml", stdin=BESIDE.configuration + name)
+        host.run(INTO_CONTAINER.format(other=BESIDE, to=COPY_OF_CONTAINER, **places), timeout=120)
     host.run(MOVE.format(**places))
+    # As they are now, for those who meet the same homeserver again.
+    shutil.copytree(keys, directory / "kept")
 
     settings = {
         "server_name": host.domain,
@@ -239,8 +321,19 @@ def home(request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pyt
     roles = {role: [host.name] for role in ("postgres", "synapse", "caddy")}
     deployment = Deployment(directory, [host], settings, roles)
     deployment.run("-y")
-    yield Home(old, deployment, Outside(host, directory), keys=keys, picture=picture, **people)  # type: ignore[arg-type]
-    host.down()
+    return Home(old, deployment, Outside(host, directory), keys=keys, picture=picture, **people)  # type: ignore[arg-type]
+
+
+def emptied(home: Home, directory: Path) -> Home:
+    """The same machine without what it has taken over. Its people have the keys that they had then."""
+    home.host.run(EMPTY, timeout=60)
+    vault = Vault.open(home.deployment.vault)
+    for name in SECRETS:
+        vault._values.pop(name, None)
+    vault.save()
+    home.deployment.run("-y")
+    shutil.copytree(home.keys.parent / "kept", directory / "keys")
+    return replace(home, old=BESIDE, keys=directory / "keys")
 
 
 def test_what_cannot_be_taken_over_is_refused(home: Home) -> None:
@@ -250,6 +343,10 @@ def test_what_cannot_be_taken_over_is_refused(home: Home) -> None:
     if home.old is CONTAINER:
         home.host.run(f"cp -a {COPY}/data {broken} && rm {broken}/*.signing.key")
         wrong, paths = f"there is no signing key {home.old.key} in what was given", [broken]
+    elif home.old is BESIDE:
+        # As `docker exec -t` writes it.
+        home.host.run(f"sed 's/$/\\r/' {DUMP}.sql >{broken}")
+        wrong, paths = f"{broken} was written through a terminal", [COPY, broken]
     else:
         # Newer versions of pg_dump repeat the list of contents at the end, which may be missing.
         home.host.run(f"head -c $(($(stat -c %s {DUMP}) / 2)) {DUMP} >{broken}")
@@ -260,8 +357,8 @@ def test_what_cannot_be_taken_over_is_refused(home: Home) -> None:
 
 
 def test_it_says_what_it_takes_and_what_not(home: Home) -> None:
-    # In each format that pg_dump writes for one file.
-    ways = [home.paths] if home.old is CONTAINER else [home.paths, [COPY, DUMP], [COPY, f"{DUMP}.sql"]]
+    # In each format that pg_dump writes for one file: the container's is another.
+    ways = [home.paths, [COPY, f"{DUMP}.sql"]] if home.old is PACKAGE else [home.paths]
     for paths in ways:
         status, shown = home.take(*paths, "--dry")
         assert status == 0, shown
@@ -272,10 +369,16 @@ def test_it_says_what_it_takes_and_what_not(home: Home) -> None:
     assert "into the vault macaroon_secret_key, form_secret, password_config.pepper" in shown
     assert re.search(r"^  ignored        pid_file, retention$", shown, re.M), shown
     assert not Vault.open(home.deployment.vault).has("synapse_password_pepper")
+    if home.old is BESIDE:
+        # A volume of their own is an empty directory in what is copied.
+        home.host.run(f"mv {COPY_OF_CONTAINER}/media_store /root/volume && mkdir {COPY_OF_CONTAINER}/media_store")
+        status, shown = home.take(*home.paths, "--dry")
+        home.host.run(f"rmdir {COPY_OF_CONTAINER}/media_store && mv /root/volume {COPY_OF_CONTAINER}/media_store")
+        assert status == 0 and "the database knows 1 files of people, and none is there" in shown, shown
 
 
 def test_a_takeover_that_was_killed_leaves_the_empty_homeserver(home: Home) -> None:
-    if home.old is PACKAGE:
+    if home.old is not CONTAINER:
         pytest.skip("it is the same with a dump, and takes half a minute")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(home.take, *home.paths, "--yes")
@@ -301,7 +404,7 @@ def test_a_takeover_that_was_killed_leaves_the_empty_homeserver(home: Home) -> N
     ids=["deploy", "updates"],
 )
 def test_it_is_not_taken_over_beside_others(home: Home, beside: str, said: str) -> None:
-    if home.old is PACKAGE:
+    if home.old is not CONTAINER:
         pytest.skip("it is the same with a dump")
     home.host.run(f"systemd-run --quiet {beside}")
     status, shown = home.take(*home.paths, "--yes")
@@ -320,6 +423,8 @@ def test_it_is_taken_over(home: Home) -> None:
 
 def test_a_takeover_that_a_restart_of_the_machine_has_interrupted_goes_on(home: Home) -> None:
     """Its data is in its place, and nothing of it is left in /run."""
+    if home.old is BESIDE:
+        pytest.skip("it is the same with the other dump")
     sql = f"COMMENT ON DATABASE synapse IS '{BEGUN}'"
     home.host.run("rm -r /run/matrix-metal/takeover*; cd / && runuser -u postgres -- psql -XAtq", stdin=sql)
     status, shown = home.take(*home.paths, "--yes")
@@ -347,7 +452,7 @@ def test_people_go_on(home: Home) -> None:
 
 
 def test_other_homeservers_see_the_same_one(home: Home) -> None:
-    key = home.host.run(f"cat {COPY}{home.old.home}/{home.old.key}").stdout
+    key = home.key
     assert home.host.run("cat /var/lib/matrix-synapse/signing.key").stdout == key
     with home.outside.http() as http:
         keys = expect_json(http.get(home.outside.url("matrix", "/_matrix/key/v2/server")))

@@ -91,6 +91,7 @@ def test_a_containers_directory(program: ModuleType, old: Path) -> None:
     assert (source.database, source.kind, source.media) == (old / "synapse.sql", "plain", old / "media_store")
     assert source.signing_key == "ed25519 a_key seed\n"
     assert [path.name for path in source.media_files()] == ["picture"]
+    assert source.own_media(source.media_files()) == 1
     # Without a secret for macaroons, Synapse takes the other.
     assert source.secrets == {"synapse_macaroon_secret_key": "registers"}
 
@@ -218,6 +219,7 @@ def test_a_dump_is_counted_and_loses_what_only_a_superuser_may_do(
             r"command for psql, \\connect: make it",
         ),
         (lambda text: text.replace("CREATE TABLE", "\\! id\nCREATE TABLE"), r"has a command for psql, \\!: make it"),
+        (lambda text: text.replace("\n", "\r\n"), "dump was written through a terminal: .* without -t"),
         (lambda text: text.replace("public.rooms", "public.spaces"), "has no data of Synapse's tables"),
     ],
 )
@@ -309,7 +311,7 @@ def found(**changes: Any) -> dict[str, Any]:
         "secrets": {"synapse_form_secret": "hidden"},
         "signing_keys": ["ed25519:a_key"],
         "old_signing_keys": ["ed25519:older"],
-        "media": {"path": "/old/media_store", "files": 7, "size": 1 << 20},
+        "media": {"path": "/old/media_store", "files": 7, "size": 1 << 20, "own": 3},
         "database": {**database, **changes.pop("database", {})},
         "space": [{"at": "/var/lib", "needed": 1 << 30, "free": 2 << 30}],
         **changes,
@@ -347,6 +349,15 @@ def test_settings_are_named_and_secrets_are_not_shown() -> None:
     text = "\n".join(described(found(), DOMAIN))
     assert "hidden" not in text and "into the vault form_secret" in text and "ed25519:a_key" in text
     assert "2 users, 3 access tokens, 1 rooms" in text and "7 files, 1.0 MiB" in text
+
+
+@pytest.mark.parametrize(("rows", "own", "told"), [(5, 0, True), (5, 1, False), (0, 0, False)])
+def test_media_that_were_not_copied_are_missed_before(rows: int, own: int, told: bool) -> None:
+    """The media of a container may be in a volume of their own, and are an empty directory in what is beside it."""
+    media = {"path": "/old/media_store", "files": own, "size": 0, "own": own}
+    counts = {"users": 2, "local_media_repository": rows}
+    text = "\n".join(described(found(media=media, database={"counts": counts}), DOMAIN))
+    assert ("the database knows 5 files of people, and none is there" in text) == told
 
 
 @pytest.mark.parametrize(
