@@ -203,7 +203,7 @@ def pretend(name: str, directory: Path, entries_file: Path) -> None:
 
     def inside_another(entries: Sequence[Entry]) -> Any:
         record(entries)
-        return present._inner(entries=entries)  # type: ignore[attr-defined]
+        return present._inner(entries=entries)
 
     Host.get_fact = get_fact  # type: ignore[method-assign, assignment]
     writing._inner = inside_another  # type: ignore[attr-defined]
