@@ -11,7 +11,7 @@ from operations import ports
 from operations.filters import PORTS, RELAY
 from operations.machine import MachineState
 from operations.removal import Removal
-from roles import ADMIN, BACKUP_FILES, BACKUP_USER, COTURN, ELEMENT, JOIN_PAGE, ROLES, UPDATES_JOBS, Role
+from roles import ADMIN, BACKUP_FILES, BACKUP_USER, COTURN, ELEMENT, JOIN_PAGE, ROLES, Role
 from settings.removal import last_database, removal_of
 from tests.render import INDEX, render
 from tests.unit.test_settings import MACHINE, settings
@@ -32,8 +32,13 @@ COMMON = (
     ports.PROGRAM,
     f"/etc/systemd/system/{ports.UNIT}",
 )
-# Units of Debian's that roles have drop-ins for.
-OF_DEBIAN = ("nftables.service", *(f"{job}.{kind}" for job in UPDATES_JOBS for kind in ("service", "timer")))
+# Directories of the drop-ins that roles have for Debian's units: they go when they are empty (removal.sh).
+DROP_INS = [
+    path.rpartition("/")[0]
+    for role in ROLES.values()
+    for path in role.files
+    if fnmatch(path, "/etc/systemd/system/*.d/*")
+]
 # Of roles that stay.
 OF_POSTGRES = ("/etc/postgresql-common*", "/etc/postgresql/*", "/etc/systemd/system/postgresql@*")
 
@@ -72,9 +77,7 @@ def test_records_name_everything_that_tasks_write(tmp_path: Path) -> None:
         path = "/" + line.split()[0].split("/", 2)[2].rstrip("/")
         known = path in COMMON or any(fnmatch(path, each) for each in OF_POSTGRES)
         known = known or any(covered(path, each) for each in removals)
-        # Directories of drop-ins to Debian's units go when they are empty (removal.sh).
-        drop_ins = (f"/etc/systemd/system/{unit}.d" for unit in OF_DEBIAN)
-        assert known or path.startswith("/etc/matrix-metal/") or path in drop_ins, path
+        assert known or path.startswith("/etc/matrix-metal/") or path in DROP_INS, path
 
 
 @by_role
