@@ -20,10 +20,18 @@ from typing import Any, TypeVar
 import pytest
 from cryptography import x509
 
-from roles import RELAY_TLS_PORT, SYDENT
+from roles import CADDY, RELAY_TLS_PORT, SYDENT
 from tests.built import built
 from tests.deployment import EVERYTHING, Deployment, Run
-from tests.e2e.test_confinement import ANYBODY, Machine, Service, assert_reaches_no_other, neighbours
+from tests.e2e.test_confinement import (
+    ANYBODY,
+    Machine,
+    Service,
+    assert_reaches_no_other,
+    main_pid,
+    may_end,
+    neighbours,
+)
 from tests.protocols.turn import Credentials, relay
 from tests.testbed import Host, Testbed
 from tests.testbed.acme import API, HMAC_KEY, KEY_ID, Acme, Authority
@@ -450,7 +458,9 @@ def test_the_administrators_files_are_used_and_reloaded_when_replaced(site: Site
 
 
 def test_what_presents_them_reaches_nothing_else(site: Site) -> None:
+    of_caddy = (*Service.of(CADDY, CADDY.units[0]).may, *may_end("caddy.service"))
     with neighbours(site.host) as pids:
+        pids |= {unit: main_pid(site.host, unit) for unit in (f"{name}.service" for name in ROLES)}
         machine = Machine(site.host, pids, [EVERYTHING[name] for name in ROLES])
-        for unit in ("caddy-certificate.service", "coturn-certificate.service"):
-            assert_reaches_no_other(machine, Service(unit, ANYBODY))
+        assert_reaches_no_other(machine, Service("coturn-certificate.service", ANYBODY))
+        assert_reaches_no_other(machine, Service("caddy-certificate.service", of_caddy))
