@@ -71,7 +71,9 @@ def data_of(machine: Machine) -> str:
     try:
         found = machine.run(
             f"[ ! -e {RESTORE_HOME} ] || exit 0\n"
-            f'for path in {quoted(*state)}; do [ -z "$(ls -A "$path" 2>/dev/null)" ] || echo "$path"; done\n'
+            # A package that makes a user's home puts a few files there.
+            "ours=$(ls -A /etc/skel)\n"
+            f'for path in {quoted(*state)}; do if ls -A "$path" 2>/dev/null | grep -qvxF "$ours"; then echo "$path"; fi; done\n'
             # Besides the three databases that every cluster has.
             "for path in /var/lib/postgresql/*/main/base; do "
             'if [ "$(ls "$path" 2>/dev/null | grep -v pgsql_tmp | wc -l)" -gt 3 ]; then echo "$path"; fi; done'

@@ -107,7 +107,9 @@ class Dump:
         table, columns, complete = "", [""], False
         for line in self.raw():
             if line.endswith(b"\r\n") and not self.size:
-                raise Problem(f"{self.path} was written through a terminal: make it again, with docker's exec without -t")
+                raise Problem(
+                    f"{self.path} was written through a terminal: make it again, with docker's exec without -t"
+                )
             self.size += len(line)
             if table:
                 if line == b"\\.\n":

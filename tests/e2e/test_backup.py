@@ -1,6 +1,6 @@
 """The drill: a homeserver is backed up, destroyed and restored on a new machine, and nobody has lost anything.
 
-Real clients use it before and after. The target is carried to the new machine, as a disk would be.
+Real clients use it before and after. It is so from each target. A directory is carried to the new machine, as a disk would be.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,7 +39,7 @@ from tests.e2e.client import (
 from tests.e2e.database import query
 from tests.e2e.identity import MAIL_SERVER, look_up, receive_mail
 from tests.e2e.people import ENCRYPTED, PLAIN, UserData, assert_media_are_kept, use_everything
-from tests.e2e.storage import S3, Sftp, lose_data
+from tests.e2e.storage import S3, Sftp, lose_database
 from tests.e2e.test_confinement import (
     ANYBODY,
     Machine,
@@ -52,7 +52,7 @@ from tests.e2e.test_confinement import (
 )
 from tests.e2e.test_element import PICTURES
 from tests.protocols.federation_tester import key_problem
-from tests.standin.archives import mas_archive
+from tests.standin.archives import mas_archive, real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -157,7 +157,7 @@ def begun(host: Host, directory: Path, page: ReleaseServer, roles: Sequence[str]
     outside = Outside(host, directory)
     host.run(f"echo 'enable_set_displayname: false' >{OWN}; chgrp matrix-synapse {OWN}; chmod 640 {OWN}")
     host.run(f"systemctl restart matrix-synapse; until ( {SYNAPSE.units[0].health} ); do sleep 0.2; done", timeout=120)
-    users = asyncio.run(use_everything(outside, directory, new_user_of_mas if "mas" in roles else new_user))
+    users = asyncio.run(use_everything(outside, directory, maker_of_users(deployment) if "mas" in roles else new_user))
     key = host.run("cat /var/lib/matrix-synapse/signing.key").stdout
     drill = Drill(deployment, outside, users, key, published(outside), roles, directory / "pack")
     if "mas" not in roles:
@@ -173,6 +173,20 @@ def begun(host: Host, directory: Path, page: ReleaseServer, roles: Sequence[str]
     asyncio.run(say(drill, AFTER))
     drill.log_sent()
     return drill
+
+
+def maker_of_users(deployment: Deployment) -> Callable[[Outside, str], Account]:
+    """Who makes an account at MAS and logs in there; nobody can log in to the stand-in."""
+    if not real_mas():
+        return new_user_of_mas
+
+    def made(outside: Outside, name: str) -> Account:
+        user = f"{name}-{secrets.token_hex(3)}"
+        done = deployment.manage("accounts", "create", user, "--generate", "--json")
+        assert done.returncode == 0, done.stderr
+        return asyncio.run(outside.log_in(user, json.loads(done.stdout)["password"]))
+
+    return made
 
 
 def published(outside: Outside) -> Mapping[str, Any]:
@@ -204,18 +218,23 @@ async def say(drill: Drill, text: str) -> None:
         await send_message(hers, users.encrypted, text)
 
 
-def replaced(drill: Drill, testbed: Testbed, directory: Path, release: str = "trixie") -> None:
-    """The machine burns; its disk with the backup is put into a new one of the same name, on which nothing was installed."""
+def replaced(drill: Drill, testbed: Testbed, layers: Sequence[Path]) -> None:
+    """The machine burns, and a new one gets its name. layers: what the new one has besides Debian 13."""
+    name = drill.host.name
+    drill.host.down()
+    new = testbed.up(name, layers=layers)
+    drill.deployment.hosts = [new]
+    drill.deployment.assign({role: [new.name] for role in drill.roles})
+
+
+def carried(drill: Drill, testbed: Testbed, directory: Path) -> None:
+    """The same, and the disk with the backup is put into the new one, on which nothing was installed."""
     disk = directory / "disk"
     shutil.rmtree(disk, ignore_errors=True)
     disk.mkdir()
     drill.host.copy_directories([TARGET], disk)
     disk.chmod(0o755)
-    name = drill.host.name
-    drill.host.down()
-    new = testbed.up(name, release=release, layers=[disk, *built(testbed, release, "libraries", "programs")])
-    drill.deployment.hosts = [new]
-    drill.deployment.assign({role: [new.name] for role in drill.roles})
+    replaced(drill, testbed, [disk, *built(testbed, "trixie", "libraries", "programs")])
 
 
 def assert_kept(drill: Drill, directory: Path, *last: str) -> None:
@@ -470,7 +489,7 @@ def test_a_clock_that_was_ahead_by_a_day_hides_nothing(drill: Drill) -> None:
 def test_everything_is_restored_on_a_new_machine(drill: Drill, testbed: Testbed, directory: Path) -> None:
     drill.log_sent()
     drill.backed_up()
-    replaced(drill, testbed, directory)
+    carried(drill, testbed, directory)
     begin = time.monotonic()
     output = drill.restored()
     assert time.monotonic() - begin < 240
@@ -577,8 +596,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         yield storage
 
 
-def lost_after_a_backup(drill: Drill, **settings: Any) -> list[str]:
-    """Backups go to this target from now on, and the data are lost. Returns the messages since the first."""
+def burnt_after_a_backup(drill: Drill, testbed: Testbed, **settings: Any) -> list[str]:
+    """Backups go to this target from now on, then the machine burns, and the target alone is left. Returns the messages since the
+    first. The new machine is empty: what a deploy installs is there, for the sake of time, and nothing was configured.
+    """
     drill.deployment.choose(**{**drill.deployment.settings, **settings})
     drill.deployment.run("-y")
     jobs = "matrix-metal-backup-database matrix-metal-backup-files"
@@ -594,18 +615,21 @@ def lost_after_a_backup(drill: Drill, **settings: Any) -> list[str]:
     asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))
     drill.log_sent()
     messages = written(drill)
-    drill.host.run(f"umount {TARGET} 2>/dev/null; rm -rf {TARGET}")
-    lose_data(drill.host)
-    # A job of the backup was at work, or begins before the restore does.
-    assert drill.host.run("systemctl start matrix-metal-backup-wal", check=False).returncode
+    replaced(drill, testbed, built(testbed, "trixie"))
+    places = (
+        "/etc/matrix-* /etc/mas /var/lib/matrix-synapse /var/lib/sydent /var/lib/caddy/.local /var/lib/postgresql /mnt"
+    )
+    assert drill.host.run(f"find {places} -mindepth 1", check=False).stdout == ""
     return messages
 
 
-def test_everything_is_restored_from_another_machine_by_sftp(drill: Drill, other: Host, directory: Path) -> None:
+def test_everything_is_restored_from_another_machine_by_sftp(
+    drill: Drill, testbed: Testbed, other: Host, directory: Path
+) -> None:
     """It is not at the target of the settings, and the machine had another name. The first attempt is killed near its end."""
     line = drill.deployment.manage("backup", "key").stdout
     account, before = Sftp(other, line.strip()), drill.deployment.settings
-    messages = lost_after_a_backup(drill, backup_target=account.target, backup_sftp_host_key=account.host_key)
+    messages = burnt_after_a_backup(drill, testbed, backup_target=account.target, backup_sftp_host_key=account.host_key)
     other.run(f"mv /srv/matrix/{drill.host.name} /srv/matrix/former")
     drill.deployment.choose(**{**drill.deployment.settings, "backup_target": before["backup_target"]})
     drill.host.run(f"mkdir {TARGET}")
@@ -614,7 +638,8 @@ def test_everything_is_restored_from_another_machine_by_sftp(drill: Drill, other
         running = pool.submit(drill.deployment.manage, "restore", "--yes", *options)
         recovered = "[ \"$(runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()' 2>/dev/null)\" = f ]"
         kill = "systemctl kill -s KILL matrix-metal-restore"
-        drill.host.run(f"cd /; until {recovered}; do sleep 0.05; done; {kill}", timeout=120)
+        running.add_done_callback(lambda _: drill.host.run("touch /run/ended"))
+        drill.host.run(f"cd /; until {recovered} || [ -e /run/ended ]; do sleep 0.05; done; {kill}", timeout=120)
         killed = running.result()
     assert killed.returncode == 1 and "run the same command again" in killed.stderr, killed.stderr
     drill.restored(*options)
@@ -664,7 +689,7 @@ async def talk(drill: Drill, peer: Peer, room: str | None) -> str:
 
 
 def test_everything_is_restored_from_s3_and_another_homeserver_still_trusts_it(
-    drill: Drill, s3: S3, peer: Peer, directory: Path
+    drill: Drill, testbed: Testbed, s3: S3, peer: Peer, directory: Path
 ) -> None:
     s3.trusted_by(drill.host)
     for name, value in (("backup_s3_access_key", s3.access_key), ("backup_s3_secret_key", s3.secret_key)):
@@ -672,7 +697,9 @@ def test_everything_is_restored_from_s3_and_another_homeserver_still_trusts_it(
         assert set_.returncode == 0, set_.stderr
     drill.deployment.run("-y")  # it trusts the other's authority now
     room = asyncio.run(talk(drill, peer, None))
-    messages = lost_after_a_backup(drill, backup_target=s3.target)
+    messages = burnt_after_a_backup(drill, testbed, backup_target=s3.target)
+    s3.trusted_by(drill.host)
+    trust(drill.host, peer.outside)
     drill.restored()
     assert_kept(drill, directory, *messages)
     asyncio.run(talk(drill, peer, room))
@@ -802,14 +829,28 @@ def test_what_is_no_spare_machine_is_refused(drill: Drill, other: Host, director
     assert done.returncode == 1 and "has /var/lib/postgresql, so it is no spare machine" in done.stderr, done.stderr
 
 
-def kept_of_mas(host: Host) -> tuple[str, str, str]:
-    """Its accounts, its keys and the administrator's settings. It works."""
+# What does not change when people use it.
+ROWS_OF_MAS = ("users", *(("user_passwords", "compat_access_tokens") if real_mas() else ("stand_in_tokens",)))
+
+
+def kept_of_mas(drill: Drill) -> tuple[str, ...]:
+    """Its rows, its secrets, the keys that it signs with, and the administrator's settings. It works."""
+    host = drill.host
     host.run(f"( {MAS.units[0].health} )")
+    keys = ""
+    if real_mas():
+        with Outside(host, drill.deployment.directory).http() as http:
+            keys = json.dumps(expect_json(http.get(drill.outside.url("auth", "/oauth2/keys.json"))))
     return (
-        query(host, "SELECT * FROM users ORDER BY username", "mas"),
+        *(query(host, f"SELECT * FROM {table} ORDER BY {table}", "mas") for table in ROWS_OF_MAS),  # noqa: S608
         host.run("sha256sum /etc/mas/secrets/*").stdout,
+        keys,
         host.run(f"cat {OWN_MAS}; stat -c '%a %U %G' {OWN_MAS}").stdout,
     )
+
+
+def user_name(account: Account) -> str:
+    return account.user_id.partition(":")[0].removeprefix("@")
 
 
 def one(host: Host) -> tuple[str, dict[str, str]]:
@@ -819,28 +860,38 @@ def one(host: Host) -> tuple[str, dict[str, str]]:
 
 
 def test_debian_12_is_restored_on_debian_13(testbed: Testbed, release_page: ReleaseServer, tmp_path: Path) -> None:
-    """PostgreSQL 17 does not read the files of PostgreSQL 15: the dumps are for that. Before, it goes back in time on Debian 12.
+    """PostgreSQL 17 does not read the files of PostgreSQL 15: the dumps are for that. Before, on Debian 12, the disk with the
+    database is lost, and it goes back in time.
 
     Here the accounts are in MAS: that nobody was logged out says that its database and its secret belong together.
     """
-    host = testbed.up(own("backup12"), release="bookworm", layers=built(testbed, "bookworm"))
-    drill = begun(host, tmp_path, release_page, roles=(*ROLES, "mas"), mas_archive=str(mas_archive(tmp_path)))
+    host, archive = (
+        testbed.up(own("backup12"), release="bookworm", layers=built(testbed, "bookworm")),
+        str(real_mas() or mas_archive(tmp_path)),
+    )
+    drill = begun(host, tmp_path, release_page, roles=(*ROLES, "mas"), mas_archive=archive)
     host.run(f"echo 'email: {{reply_to: me@example.org}}' >{OWN_MAS}; chgrp mas {OWN_MAS}; chmod 640 {OWN_MAS}")
-    mas = kept_of_mas(host)
-    assert mas[0].count("\n") == 1, "two people"
+    mas = kept_of_mas(drill)
+    assert mas[0].count("\n") == mas[1].count("\n") == 1, "two people, and each is logged in once"
+    lose_database(host)
+    # A job of the backup was at work, or begins before the restore does.
+    assert host.run("systemctl start matrix-metal-backup-wal", check=False).returncode
     output = drill.restored("--overwrite", "--to", drill.moment)
     assert f"the database as it was at {drill.moment.replace(' ', 'T')}Z" in output and "Nothing is wrong" in output, (
         output
     )
     assert_kept(drill, tmp_path, BEFORE)
-    assert kept_of_mas(host) == mas
+    assert kept_of_mas(drill) == mas
 
     asyncio.run(say(drill, AFTER))
     drill.backed_up()
-    replaced(drill, testbed, tmp_path)
+    carried(drill, testbed, tmp_path)
     output = drill.restored()
     assert "from dumps of" in output and "(PostgreSQL 15 to 17)" in output and "Nothing is wrong" in output, output
     assert_kept(drill, tmp_path, BEFORE, "We are back.", AFTER)
-    assert kept_of_mas(drill.host) == mas
+    assert kept_of_mas(drill) == mas
+    if real_mas():
+        again = asyncio.run(drill.outside.log_in(user_name(drill.users.bob), drill.users.bob.password))
+        assert again.user_id == drill.users.bob.user_id
     assert drill.deployment.run("-y").changed == []
     drill.host.down()

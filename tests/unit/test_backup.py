@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -88,6 +89,20 @@ def test_a_restore_beside_the_original_is_refused(
     machine.run.return_value = printed
     with pytest.raises(Refused, match=r"a homeserver runs at https://matrix\.x\.test") if refused else nullcontext():
         restoring.check_original(machine)
+
+
+def test_what_a_package_puts_into_a_home_is_no_data(tmp_path: Path) -> None:
+    """As after a restore that was interrupted while packages were installed, which is run again."""
+    home = tmp_path / "caddy"
+    shutil.copytree("/etc/skel", home)
+    role = SimpleNamespace(state=(str(home), str(tmp_path / "none")), in_database=False)
+    machine = MagicMock(settings=SimpleNamespace(played=[role]))
+    machine.run = lambda command: subprocess.run(
+        ["sh", "-ec", command], capture_output=True, check=True, text=True
+    ).stdout.splitlines()
+    assert restoring.data_of(machine) == ""
+    (home / ".local").mkdir()
+    assert restoring.data_of(machine) == str(home)
 
 
 # --- targets --------------------------------------------------------------------------------------
