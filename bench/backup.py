@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from bench.figures import Figure
 from bench.trial import fresh_host, load, say
 from tests.deployment import Deployment
-from tests.e2e.storage import lose_database
+from tests.e2e.storage import lose_data
 from tests.testbed import Host
 
 ROLES = ("postgres", "synapse", "caddy", "backup")
@@ -69,8 +69,7 @@ def measure(mebibytes: int, seconds: int) -> Iterator[Figure]:
         host.run("systemctl stop 'matrix-metal-backup-*.timer'")
         yield from _backup(host, mebibytes)
         _manage(deployment, "backup", "now")
-        lose_database(host)
-        host.run("cd /var/lib && rm -rf matrix-synapse caddy matrix-stickers")
+        lose_data(host)
         say(f"restoring; {load()}")
         begin = time.monotonic()
         _manage(deployment, "restore", "--yes")

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import click
 
@@ -12,7 +14,7 @@ from compat import Refused
 from manage.machines import ROOT, Deployment, Machine
 from manage.output import as_json, confirm, print_json, print_table, unasked
 from manage.rehearsal import rehearse
-from manage.restoring import check_disk, check_original, check_target, data_of, put_back, pyinfra, stop
+from manage.restoring import Untouched, check_disk, check_original, check_target, data_of, put_back, pyinfra, stop
 from operations.machine import BACKUP_STATE, RESTORE_HOME
 from settings.backup import public_key
 from settings.deployment import Restore
@@ -167,6 +169,11 @@ def restore(
     for machine in machines:
         try:
             click.echo(f"{machine.name}: {put_back(machine)}.")
+        except Untouched as error:
+            # Others may have been restored already, or have nothing that could go on.
+            if machine is not machines[0] or len(with_data) < len(machines):
+                raise
+            _go_on(deployment, machines, error)
         finally:
             machine.close()
     pyinfra(
@@ -189,3 +196,16 @@ def restore(
     click.echo(f"Restored in {(time.monotonic() - begin) / 60:.1f} minutes.")
     if done.returncode:
         raise Refused("everything was restored and runs, but the verification finds something wrong, see above")
+
+
+def _go_on(deployment: Deployment, machines: Sequence[Machine], error: Untouched) -> NoReturn:
+    """Start again what was stopped for a restore that has replaced nothing."""
+    for machine in machines:
+        try:
+            machine.run(f"rm -rf {RESTORE_HOME}")
+        finally:
+            machine.close()
+    pyinfra(
+        deployment, "deploy.py", None, f"{error}, but the deploy that was to start everything again failed, see above"
+    )
+    raise Refused(f"{error}, and the homeserver goes on")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from manage.look import AlertSeen, BackupSeen, CertificateSeen, DiskSeen, ProgramSeen, Seen, UnitSeen, UpdatesSeen
 from operations.machine import MARKER
-from operations.preflight import LATER_DISK
+from operations.preflight import HALF_RESTORED, LATER_DISK
 from operations.validity import certificate_problem
 from roles import ROLES
 from settings.deployment import listed
@@ -33,6 +33,10 @@ _SAME = {
 
 def reasons(seen: Seen, inventory: str) -> Iterator[str]:
     """Why not all is well on the machine. inventory: what pyinfra is run with."""
+    if seen.state.restoring == "begun":
+        # Nothing runs, and a deploy would be refused.
+        yield f"{HALF_RESTORED}: python manage.py {seen.settings.deployment} restore"
+        return
     if not seen.state.deployment:
         yield f"nothing was deployed here: pyinfra {inventory} deploy.py"
         return

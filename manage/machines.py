@@ -34,8 +34,8 @@ def inventory_path(name: str, root: Path = ROOT) -> Path:
     if not path.is_file():
         there = sorted(file.stem for file in path.parent.glob("*.py"))
         near = difflib.get_close_matches(name, there, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise Refused(f"there is no inventories/{name}.py: {hint}There are: {', '.join(there)}; or give a path")
+        hint = f"did you mean {near[0]}? There" if near else "there"
+        raise Refused(f"there is no inventories/{name}.py: {hint} are: {', '.join(there)}; or give a path")
     return path
 
 

@@ -24,6 +24,10 @@ PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 RESTORE_UNIT = "matrix-metal-restore"
 
 
+class Untouched(Refused):
+    """The machine has the data that it had."""
+
+
 def check_target(target: str) -> None:
     try:
         Target.parse(target)
@@ -116,6 +120,8 @@ def follow(machine: Machine, unit: str, file: str) -> str:
         text = str(progress["text"])
         if progress["state"] == "done":
             return text
+        if progress["state"] == "failed" and not progress.get("touched", True):
+            raise Untouched(f"{machine.name}: {text}. Nothing was replaced")
         if progress["state"] == "failed":
             raise Refused(f"{machine.name}: {text}; when that is fixed, run the same command again")
         if active not in ("active", "activating"):

@@ -78,7 +78,7 @@ def rotate(
     names = list(dict.fromkeys(secret)) or vault.rotatable()
     entries = [entry_of(name) for name in names]
     if missing := [name for name in names if not vault.has(name) and entry_of(name).kind != "given"]:
-        raise VaultError(f"{', '.join(missing)} is not set in {path} yet: the first deploy makes it")
+        raise VaultError(f"{', '.join(missing)} is not set in {path}: a deploy makes it when a role needs it")
     for name in names:
         vault.rotate(name, force, at_once)
     if not names:

@@ -220,14 +220,14 @@ def _wanted_directory(program: Virtualenv | Release) -> str:
     return program.directory(sha256) if sha256 else f"{program.version}-"
 
 
+HALF_RESTORED = "a restore has begun here, and has not ended; this goes on with it"
+
+
 def _half_restored(settings: Settings) -> list[str]:
     """A line if the data of an earlier time is being put back: what runs without it would make data of its own."""
     if settings.machine.restoring != "begun" or settings.restore:
         return []
-    return [
-        "a restore has begun here, and has not ended; this goes on with it: "
-        f"python manage.py {settings.deployment} restore"
-    ]
+    return [f"{HALF_RESTORED}: python manage.py {settings.deployment} restore"]
 
 
 def _upgrade_begun(settings: Settings) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where backups go besides a directory: S3 storage on this machine, an account for SFTP on a host. And how a database is lost."""
+"""Where backups go besides a directory: S3 storage on this machine, an account for SFTP on a host. And how data are lost."""
 
 import os
 import re
@@ -14,11 +14,12 @@ from typing import Self
 from tests.testbed import Host
 from tests.testbed.network import CONTROLLER_NAME
 
-LOST = """
+LOSE_DATABASE = """
 systemctl stop 'matrix-metal-backup-*.timer' 'matrix-metal-backup-*.service' matrix-synapse sydent caddy
 pg_dropcluster --stop $(pg_lsclusters -h | awk '{ print $1, $2 }')
 cd /var/lib && rm -rf sydent matrix-metal/backup /etc/matrix-synapse/conf.d/mine.yaml
 """
+LOSE_FILES = "cd /var/lib && rm -rf matrix-synapse caddy matrix-stickers"
 
 # A small S3 server, which checks signatures and keeps objects as files.
 SERVER = "nanio==0.1.7"
@@ -123,4 +124,10 @@ class Sftp:
 
 def lose_database(host: Host) -> None:
     """As if the disk with the databases were a new one; media, programs and configuration are on another."""
-    host.run(LOST, timeout=120)
+    host.run(LOSE_DATABASE, timeout=120)
+
+
+def lose_data(host: Host) -> None:
+    """The same, and the media are on that disk as well."""
+    lose_database(host)
+    host.run(LOSE_FILES)

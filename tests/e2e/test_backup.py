@@ -5,6 +5,7 @@ Real clients use it before and after. It is so from each target. A directory is 
 
 import asyncio
 import json
+import re
 import secrets
 import shutil
 import time
@@ -519,6 +520,19 @@ def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
     drill.deployment.vault.write_bytes(saved)
 
 
+def test_a_time_before_the_first_backup_replaces_nothing(drill: Drill) -> None:
+    """Whoever mistypes it still has a homeserver."""
+    done = drill.deployment.manage("restore", "--yes", "--overwrite", "--to", "2024-01-31 17:05")
+    assert done.returncode == 1, done.stderr
+    assert re.search(
+        r": there is no backup of the database from before 2024-01-31T17:05:00Z: the oldest is of \S+Z\. "
+        r"Nothing was replaced, and the homeserver goes on$",
+        done.stderr.splitlines()[-1],
+    ), done.stderr
+    drill.host.run(SYNAPSE.units[0].health)
+    assert drill.deployment.run("-y").changed == []
+
+
 def test_a_repository_that_was_truncated_is_reported_and_not_restored(drill: Drill) -> None:
     """By the weekly checks, and by a restore, in one line each."""
     host = drill.host
@@ -572,6 +586,8 @@ def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> No
     assert set(host.run(f"systemctl is-active {' '.join(units)}", check=False).stdout.split()) == {"inactive"}
     refused = drill.deployment.run("-y", check=False)
     assert refused.status == 1 and "a restore has begun here" in refused.refusal, refused.output
+    [reason] = json.loads(drill.deployment.manage("status", "--json").stdout)["reasons"]
+    assert refused.refusal == f"{host.name}: {reason['text']}", reason
     # Without --overwrite: the restore that has begun may go on.
     drill.restored("--to", drill.moment)
     assert host.run(f"ls {RESTORE_HOME}", check=False).returncode

@@ -91,8 +91,8 @@ def test_a_synapse_that_does_not_start_is_put_back(
     def assert_put_back(run: Run) -> None:
         assert run.status == 1
         told = re.fullmatch(why, run.refusal)
-        # `make bench` has the figure: the tests keep both processors busy, and Synapse's start is most of it.
-        assert told and int(told[1]) < 20, run.output
+        # Synapse's start is most of it, and takes longer while the tests keep both processors busy.
+        assert told and int(told[1]) < 10, run.output
         assert version(outside) == current
         assert_nothing_is_left(host)
 

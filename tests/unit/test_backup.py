@@ -243,9 +243,9 @@ def test_an_older_postgresql_than_the_backup_is_refused(restore: ModuleType, mon
     found = {"db": [{"id": 1, "version": "17"}], "backup": [{"timestamp": {"stop": 1}, "database": {"id": 1}}]}
     replaced = {"info": lambda _: found, "progress": lambda *_: None}
     for name, function in replaced.items():
-        monkeypatch.setitem(restore.restore_database.__globals__, name, function)
+        monkeypatch.setitem(restore.backups_of_database.__globals__, name, function)
     with pytest.raises(Exception, match="the backup is of PostgreSQL 17, and this machine has PostgreSQL 15"):
-        restore.restore_database(SimpleNamespace(cluster="15/main"), None)
+        restore.backups_of_database(SimpleNamespace(cluster="15/main"), None)
 
 
 def test_a_wrong_key_is_named(restore: ModuleType) -> None:

@@ -254,6 +254,13 @@ def test_a_machine_of_another_deployment_is_not_judged(chosen: Settings) -> None
     assert reason == "nothing was deployed here: pyinfra inventories/prod.py deploy.py"
 
 
+def test_in_the_middle_of_a_restore_nothing_else_is_wrong(chosen: Settings) -> None:
+    """Nothing runs then, and no deploy starts it."""
+    chosen.machine = replace(STATE, restoring="begun")
+    [reason] = reasons(answered(chosen), "inventories/prod.py")
+    assert reason.startswith("a restore has begun here, and has not ended; this goes on with it: python manage.py ")
+
+
 @pytest.mark.parametrize(
     ("backup", "words"),
     [
