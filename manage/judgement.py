@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from manage.look import AlertSeen, BackupSeen, CertificateSeen, DiskSeen, ProgramSeen, Seen, UnitSeen, UpdatesSeen
 from operations.machine import MARKER
-from operations.preflight import HALF_RESTORED, LATER_DISK
+from operations.preflight import HALF_RESTORED, LATER_DISK, left_over
 from operations.validity import certificate_problem
 from roles import ROLES
 from settings.deployment import listed
@@ -64,6 +64,9 @@ def reasons(seen: Seen, inventory: str) -> Iterator[str]:
     if seen.updates:
         yield from updates_reasons(seen.updates, seen.settings.section(Updates).updates_reboot)
     yield from _of_backups(seen)
+    for role, units in seen.settings.left_over:
+        # No deploy gives it a newer version, and nothing here looks at it.
+        yield f"it {left_over(seen.settings, role, units)}"
     works = {unit.role for unit in seen.units if unit.works}
     if dumb := [each.name for each in seen.databases if each.size is None and "postgres" in works]:
         yield f"the database {', '.join(dumb)} does not say how large it is: {DEPLOY}, or see `journalctl -u 'postgresql@*'`"

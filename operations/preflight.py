@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -22,7 +22,7 @@ from operations.machine import BACKUP_HOME, KEY_NOTE, MARKER, SIGNING_KEY, Machi
 from operations.refusal import Refused
 from operations.virtualenvs import Virtualenv
 from releases import Release, ReleaseError, store
-from roles import PEOPLE, ROLES
+from roles import PEOPLE, ROLES, Role
 from settings import SettingError, Settings, chosen_for, settings_anew, settings_of
 from settings.addresses import public_addresses
 from settings.backup import Choices as Backups
@@ -120,15 +120,7 @@ def checked_settings(host: Host) -> Settings:
     # When accounts are given back, the run itself takes MAS away.
     for role, units in settings.left_over if settings.migration != "back" else ():
         if role is not settings.leaving:
-            command = (
-                f"stop it there: systemctl disable --now {' '.join(units)}"
-                if role.stays
-                else f"remove it: python manage.py {settings.deployment} remove {role.name}"
-            )
-            add_final_line(
-                f"{host.name} still has {role.title} from an earlier run, though the inventory no longer gives it the role "
-                f"{role.name}. If it is not needed any more, {command}"
-            )
+            add_final_line(f"{host.name} {left_over(settings, role, units)}")
     if (
         settings.here("postgres")
         and (version := settings.view(Postgres).version) != OF_DEBIAN[settings.machine.release]
@@ -145,6 +137,19 @@ def checked_settings(host: Host) -> Settings:
     for line in settings.unreachable:
         add_final_line(f"{host.name}: {line}")
     return settings
+
+
+def left_over(settings: Settings, role: Role, units: Sequence[str]) -> str:
+    """What to do about a role that the machine has and no longer plays."""
+    command = (
+        f"stop it there: systemctl disable --now {' '.join(units)}"
+        if role.stays
+        else f"remove it: python manage.py {settings.deployment} remove {role.name}"
+    )
+    return (
+        f"still has {role.title} from an earlier run, though the inventory no longer gives it the role "
+        f"{role.name}. If it is not needed any more, {command}"
+    )
 
 
 def _after_updates(host: Host, settings: Settings) -> Settings:

@@ -261,6 +261,14 @@ def test_in_the_middle_of_a_restore_nothing_else_is_wrong(chosen: Settings) -> N
     assert reason.startswith("a restore has begun here, and has not ended; this goes on with it: python manage.py ")
 
 
+def test_what_the_inventory_has_no_more_is_named(chosen: Settings) -> None:
+    """Nobody gives it newer versions, and nothing else in status is about it."""
+    chosen.machine = replace(STATE, units=STATE.units | {"matrix-metal-backup-files.service"})
+    [reason] = reasons(answered(chosen), "inventories/prod.py")
+    assert reason.startswith("it still has "), reason
+    assert reason.endswith(f"remove it: python manage.py {chosen.deployment} remove backup"), reason
+
+
 @pytest.mark.parametrize(
     ("backup", "words"),
     [
