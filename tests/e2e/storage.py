@@ -14,12 +14,11 @@ from typing import Self
 from tests.testbed import Host
 from tests.testbed.network import CONTROLLER_NAME
 
-LOSE_DATABASE = """
+EMPTY = """
 systemctl stop 'matrix-metal-backup-*.timer' 'matrix-metal-backup-*.service' matrix-synapse sydent caddy
 pg_dropcluster --stop $(pg_lsclusters -h | awk '{ print $1, $2 }')
-cd /var/lib && rm -rf sydent matrix-metal/backup /etc/matrix-synapse/conf.d/mine.yaml
+cd /var/lib && rm -rf matrix-synapse sydent caddy matrix-stickers matrix-metal/backup /etc/matrix-synapse/conf.d/mine.yaml
 """
-LOSE_FILES = "cd /var/lib && rm -rf matrix-synapse caddy matrix-stickers"
 
 # A small S3 server, which checks signatures and keeps objects as files.
 SERVER = "nanio==0.1.7"
@@ -122,12 +121,6 @@ class Sftp:
         return shown[0]
 
 
-def lose_database(host: Host) -> None:
-    """As if the disk with the databases were a new one; media, programs and configuration are on another."""
-    host.run(LOSE_DATABASE, timeout=120)
-
-
 def lose_data(host: Host) -> None:
-    """The same, and the media are on that disk as well."""
-    lose_database(host)
-    host.run(LOSE_FILES)
+    """As if the disk with the data were a new one; programs and configuration are on another."""
+    host.run(EMPTY, timeout=120)
