@@ -124,7 +124,7 @@ def _put_back(deployment: Deployment, machine: Machine, problem: str = "") -> No
 def _retire(machine: Machine) -> None:
     """Deactivate the account that these commands had at Synapse: MAS knows them as a client."""
     homeserver = Mas(machine)
-    account = homeserver.find(f"@{SERVICE_NAME}:{machine.settings.server_name}")
+    account = homeserver.find_any(f"@{SERVICE_NAME}:{machine.settings.server_name}")
     if account and not account.deactivated:
         homeserver.deactivate(account, erase=True)
     machine.run(f"rm -f {TOKEN_FILE}")
@@ -138,7 +138,7 @@ def _log_in(machine: Machine) -> None:
     user_id = f"@{SERVICE_NAME}-{secrets.randbelow(10**9)}:{settings.server_name}"
     password = secrets.token_urlsafe(24)
     homeserver.create(user_id, password, admin=False, display_name=None)
-    account = homeserver.find(user_id)
+    account = homeserver.find_any(user_id)
     assert account is not None
     try:
         body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": user_id}, "password": password}

@@ -149,12 +149,17 @@ class Mas:
         )
 
     def find(self, user_id: str) -> Account | None:
+        found = self.find_any(user_id)
+        if found and re.fullmatch(f"@{OUR_NAMES}:.*", user_id):
+            raise Refused(f"{user_id} is the account that these commands use themselves: leave it as it is")
+        return found
+
+    def find_any(self, user_id: str) -> Account | None:
+        """Also an account of these commands."""
         localpart = user_id[1:].partition(":")[0]
         found = self._ask("GET", f"users/by-username/{quote(localpart, safe='')}", missing=True)
         if found is None:
             return None
-        if re.fullmatch(OUR_NAMES, localpart):
-            raise Refused(f"{user_id} is the account that these commands use themselves: leave it as it is")
         user = {**found["data"]["attributes"], "id": found["data"]["id"]}
         return self._account(user, [each["email"] for each in self._list("user-emails", user=user["id"])])
 
