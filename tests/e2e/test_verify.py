@@ -175,7 +175,8 @@ def test_the_installers_line_in_hosts_does_no_harm(machine: Machine) -> None:
         # An address that is not allowed: the message is the same when nothing is changed.
         host.run("sed -i s/127.0.1.1/127.0.0.1/ /etc/hosts")
         assert re.search(
-            rf"--> verify: {host.domain} is 127\.0\.0\.1 .* Sydent refuses: .*hosts", deployment.run("--dry").output
+            rf"--> verify: {host.domain} is 127\.0\.0\.1 .* Sydent and LiveKit refuse: .*hosts",
+            deployment.run("--dry").output,
         )
     finally:
         host.run("cat >/etc/hosts", stdin=own)
