@@ -19,8 +19,11 @@ read_definitions() {
 forget_definitions() {
   rm -f /run/matrix-metal/definitions
 }
-# read_changed UNIT...: the same, if systemd knows one of the units otherwise than it is defined now.
+# read_changed UNIT...: the same, if systemd knows one of the units otherwise than it is defined now. If the first is being started
+# by now, by an interrupted run, that is waited for: Synapse cannot recover from being killed while it creates its tables.
 read_changed() {
+  known=$(systemctl show -p ActiveState -p NeedDaemonReload -p UnitFileState -- "$@")
+  case $known in *=activating*) systemctl start "$1" 2>/dev/null || true ;; esac
   # shellcheck disable=SC2119
-  case $(systemctl show -p NeedDaemonReload -p UnitFileState -- "$@") in *=yes* | *=disabled*) read_definitions ;; esac
+  case $known in *=yes* | *=disabled*) read_definitions ;; esac
 }

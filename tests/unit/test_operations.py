@@ -14,7 +14,7 @@ import pytest
 from operations import files, lock, packages, refusal, units, users
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
-from operations.shell import question_command, script, shell_file
+from operations.shell import question_command, quoted, script, shell_file
 from operations.templating import MASK
 from operations.units import Unit, UnitState
 from operations.users import Account
@@ -79,6 +79,28 @@ def test_a_new_unit_that_changes_another_has_all_definitions_read(monkeypatch: p
     assert read("/etc/a") == "read_changed x.path"
     assert read("/etc/a", "/etc/systemd/system/x.service") == "read_changed x.path x.service"
     assert read("/etc/systemd/system/nftables.service.d/x.conf") == "read_definitions x.path"
+
+
+@pytest.mark.parametrize(
+    ("state", "done"),
+    [
+        ("ActiveState=inactive\nNeedDaemonReload=no\nUnitFileState=", "read nothing"),
+        ("ActiveState=activating\nNeedDaemonReload=no\nUnitFileState=enabled", "start x.service\nread nothing"),
+        ("ActiveState=inactive\nNeedDaemonReload=yes\nUnitFileState=enabled", "read"),
+        ("ActiveState=inactive\nNeedDaemonReload=no\nUnitFileState=disabled", "read"),
+    ],
+)
+def test_a_start_that_an_interrupted_run_began_is_waited_for(state: str, done: str) -> None:
+    """Also if it had not begun when the machine was looked at: Synapse, killed while it created its tables, did not come up."""
+    program = [
+        shell_file("definitions"),
+        f'systemctl() {{ case $1 in show) printf {quoted(state)} ;; *) echo "$@" ;; esac; }}',
+        "found='read nothing'",
+        "read_definitions() { found=read; }",
+        'read_changed x.service y.service; echo "$found"',
+    ]
+    ran = subprocess.run(["sh"], input="\n".join(program), capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{done}\n"
 
 
 def decided(monkeypatch: pytest.MonkeyPatch, written: Sequence[tuple[str, float]] = (), **now: Any) -> set[str]:
