@@ -16,13 +16,17 @@ cd requirements
 python3 -m venv /opt/uv
 /opt/uv/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r uv.txt
 
-# install PROGRAM LOCK OPTION...
+# install PROGRAM LOCK MODULE OPTION...
 install() {
-    program=$1 lock=$2
-    shift 2
+    program=$1 lock=$2 module=$3
+    shift 3
     /opt/uv/bin/uv venv -q --no-cache --python /usr/bin/python3 "/opt/$program/current"
-    /opt/uv/bin/uv pip install -q --python "/opt/$program/current" --require-hashes --compile-bytecode --no-cache \
+    /opt/uv/bin/uv pip install -q --python "/opt/$program/current" --require-hashes --no-cache \
         --only-binary :all: "$@" -r "$lock"
+    # What is imported, as in operations/sh/virtualenv.sh.
+    "/opt/$program/current/bin/python" -c "import $module"
+    "/opt/$program/current/bin/python" -m compileall -qq -j 0 -x '/tests?/|/phonenumbers/[a-z]+data/' \
+        "/opt/$program/current/lib" >/dev/null || true
 }
-install matrix-synapse synapse.txt
-install sydent sydent.txt --no-binary signedjson --build-constraints build.txt
+install matrix-synapse synapse.txt synapse.app.homeserver
+install sydent sydent.txt sydent.sydent --no-binary signedjson --build-constraints build.txt
