@@ -431,3 +431,46 @@ def test_a_moment_is_in_utc(text: str) -> None:
 def test_other_moments_are_refused(text: str, why: str) -> None:
     with pytest.raises(click.UsageError, match=why):
         Moment().convert(text, None, None)
+
+
+ENDED = "FATAL:  recovery ended before configured recovery target was reached"
+
+
+def test_what_an_earlier_attempt_has_logged_says_nothing_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go beyond the moment that was asked for."""
+    restore, log, seconds = program("restore"), tmp_path / "log", iter(range(0, 100, 10))
+    log.write_text(f"{ENDED}\n")
+    monkeypatch.setattr(restore, "Path", lambda _: log)
+    monkeypatch.setattr(restore, "time", SimpleNamespace(time=lambda: next(seconds)))
+    monkeypatch.setattr(restore, "cluster_command", lambda _, *words: subprocess.CompletedProcess(words, 3, ""))
+    monkeypatch.setattr(restore, "psql", lambda *_: ["true"])
+    with pytest.raises(restore.Problem, match="see its log"):
+        restore.cluster_started(SimpleNamespace(cluster="15/main"))
+
+
+@pytest.mark.parametrize(("reason", "restored"), [(ENDED, True), ("FATAL:  could not open file", False)])
+def test_a_moment_after_the_end_of_the_log_is_its_end(
+    reason: str, restored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore, options, starts = program("restore"), tmp_path / "options", iter([reason, ""])
+
+    def start(_: object) -> None:
+        if failure := next(starts):
+            raise restore.Problem(failure)
+
+    monkeypatch.setattr(restore, "Path", lambda _: options)
+    monkeypatch.setattr(restore, "cluster_started", start)
+    monkeypatch.setattr(restore, "progress", lambda *_: None)
+    monkeypatch.setattr(restore, "pgbackrest_command", lambda *_: ["true"])
+    monkeypatch.setattr(restore, "measured", lambda *given: (given[-1].wait(), ("", ""))[1])
+    backup = {"label": "x", "info": {"size": 1}, "timestamp": {"stop": 0}}
+    asked = (SimpleNamespace(cluster="15/main", home="/x"), [backup], 1.0)
+    if restored:
+        assert "as it was at its newest" in restore.physical(*asked)
+        assert options.read_text() == "recovery_target_time = ''\n"
+    else:
+        with pytest.raises(restore.Problem, match="could not open file"):
+            restore.physical(*asked)
+        assert not options.exists()
