@@ -65,6 +65,17 @@ for _noun in (
     cli.add_command(_noun)
 
 
+def _summarise(group: click.Group) -> None:
+    """In lists of commands click cuts their first sentence to one line, unless it is given as the summary."""
+    for command in group.commands.values():
+        command.short_help = command.get_short_help_str(limit=1000)
+        if isinstance(command, click.Group):
+            _summarise(command)
+
+
+_summarise(cli)
+
+
 def main() -> None:
     sys.path.append(str(ROOT))
     sys.exit(run(sys.argv[1:]))

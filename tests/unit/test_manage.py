@@ -270,6 +270,9 @@ def test_every_command_says_what_it_does() -> None:
                 yield from commands(command, *path, name)
 
     found = dict(commands(cli))
+    for group in (cli, *(command for command in found.values() if isinstance(command, click.Group))):
+        shown = group.get_help(click.Context(group, terminal_width=80))
+        assert "..." not in shown.partition("\nCommands:\n")[2], shown
     assert {"accounts", "accounts reset-password", "tokens revoke", "rooms purge", "secrets set"} <= set(found)
     for name, command in found.items():
         # What lists of commands show is a whole sentence.
