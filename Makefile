@@ -34,8 +34,9 @@ demo: setup ## Deploy everything to a throw-away Debian host
 demo-stop: setup ## Remove the throw-away host of `make demo`
 	@$(BIN)/python -m tests.testbed down demo
 
-check: setup lint ## Lint, types, unit tests, rendered files, shell, spelling: no machine needed
-	@$(BIN)/pytest -n 2 -q tests/unit
+# Side by side; what lint finds is shown among the dots of the tests.
+check: setup ## Lint, types, unit tests, rendered files, shell, spelling: no machine needed
+	@$(MAKE) --no-print-directory -j 2 lint unit
 
 # Meanwhile, and without a word: the first host says what is wrong.
 prepare: setup
@@ -57,7 +58,7 @@ lint: setup
 	@$(BIN)/codespell $$(git ls-files ':!*.lock' ':!requirements' ':!LICENSE' ':!settings/join_page.py')
 
 unit: setup ## The tests that need no machine
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest -n 2 -q tests/unit
 
 faults: setup ## Break throw-away homeservers while clients write, and write docs/reliability.md
 	@$(BIN)/python -m tests.faults

@@ -1,7 +1,7 @@
 """What Element X needs, with the real MAS, LiveKit and lk-jwt-service: all services of one host, and log-ins.
 
 The host first has no MAS: so log-ins through Synapse alone are measured on the same host, with the same account, before the
-accounts move to MAS.
+accounts move to MAS. It gets the other roles in the end.
 """
 
 import secrets
@@ -14,7 +14,7 @@ import httpx
 from bench import rerun
 from bench.figures import Figure
 from bench.memory import sizes
-from bench.trial import load, say
+from bench.trial import ELEMENT_X, load, say
 from roles import MAS, ROLES
 from tests.deployment import WITH_MAS, Deployment
 from tests.e2e.client import Account, Outside, expect_json, register
@@ -39,6 +39,7 @@ class NoMigration(Exception):
 
 def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
     """host: a new one; deployment: not yet run, without MAS."""
+    deployment.assign({role: [host.name] for role in ELEMENT_X if role != "mas"})
     deployment.run("-y")
     outside, password = Outside(host, deployment.directory), secrets.token_urlsafe(20)
     write(host, "/etc/matrix-synapse/conf.d/bench.yaml", "matrix-synapse", UNLIMITED_SYNAPSE)
@@ -47,7 +48,7 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
     alone = log_ins(outside, password)
 
     deployment.choose(**deployment.settings, mas_archive=str(real_mas()))
-    deployment.assign({role: [host.name] for role in WITH_MAS})
+    deployment.assign({role: [host.name] for role in ELEMENT_X})
     moved = deployment.manage("mas", "migrate", "--yes")
     if moved.returncode:
         raise NoMigration(moved.stdout + moved.stderr)
@@ -59,13 +60,15 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
     yield Figure("log-in through MAS", with_mas, "ms")
     yield Figure("log-in: through MAS / through Synapse alone, of the medians", [median(with_mas) / median(alone)])
     yield Figure("MAS: from a restart to healthy", [restart(host) for _ in range(RESTARTS)], "s")
-    yield from rerun.measure_with_mas(deployment)
-
-    host.reboot()
-    yield from sizes(host, WITH_MAS.values(), IDLE, "memory when idle, with mas and rtc")
-    log_ins(outside, password)
-    use(outside, password)
-    yield from sizes(host, WITH_MAS.values(), IDLE_AFTER_USE, "memory after use, with mas and rtc")
+    for roles, names in (("six roles, mas and rtc", ELEMENT_X), ("all roles", tuple(WITH_MAS))):
+        deployment.assign({role: [host.name] for role in names})
+        deployment.run("-y")
+        yield from rerun.measure_with_mas(deployment, roles)
+        host.reboot()
+        yield from sizes(host, [ROLES[name] for name in names], IDLE, f"memory when idle, {roles}")
+        log_ins(outside, password)
+        use(outside, password)
+        yield from sizes(host, [ROLES[name] for name in names], IDLE_AFTER_USE, f"memory after use, {roles}")
 
 
 def write(host: Host, path: str, group: str, text: str) -> None:

@@ -5,13 +5,13 @@ import shlex
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.figures import Figure
-from bench.trial import every_role, fresh_host, load, say
+from bench.trial import SIX, every_role, fresh_host, load, say
 from operations.virtualenvs import REQUIREMENTS
-from roles import PACKAGES
+from roles import PACKAGES, ROLES
 from settings.postgres import OF_DEBIAN
 from tests.deployment import EVERYTHING
 from tests.testbed import RELEASES, Host
@@ -27,50 +27,61 @@ INSTALLED = (
 )
 
 
+# Seconds that it takes on a host, with these roles.
+_Do = Callable[[Host, Sequence[str]], float]
+
+
 class Incomparable(Exception):
     """The floor and the deploy did not install the same."""
 
 
 def measure(pairs: int) -> Iterator[Figure]:
-    """pairs: how often both are run. They alternate, also in which is first, so that other load affects both equally."""
+    """pairs: how often both are run, with six roles, and with all of them."""
     with fresh_host("bench-warm") as host, every_role(host) as deployment:
         # The very first run compiles modules and reads them from the disk; later ones need not.
         deployment.run("--dry")
+    yield from _compared(pairs, SIX, ", six roles")
+    yield from _compared(pairs, tuple(EVERYTHING), "")
+
+
+def _compared(pairs: int, roles: Sequence[str], about: str) -> Iterator[Figure]:
+    """They alternate, also in which is first, so that other load affects both equally. about: for the figures' names."""
     deploys: list[float] = []
     floors: list[float] = []
-    turns = [(deploys, _deploy), (floors, _floor)]
+    turns: list[tuple[list[float], _Do]] = [(deploys, _deploy), (floors, _floor)]
     for pair in range(pairs):
         left: list[set[str]] = []
         for seconds, do in turns if pair % 2 == 0 else turns[::-1]:
-            seconds.append(_timed(do, left))
-        say(f"pair {pair + 1} of {pairs}: deploy {deploys[-1]:.1f} s, floor {floors[-1]:.1f} s; {load()}")
+            seconds.append(_timed(do, roles, left))
+        say(f"pair {pair + 1} of {pairs}{about}: deploy {deploys[-1]:.1f} s, floor {floors[-1]:.1f} s; {load()}")
         if left[0] != left[1]:
             raise Incomparable(f"only one of deploy and floor.sh installs {', '.join(sorted(left[0] ^ left[1]))}")
-    deploy, floor = Figure("full deploy", deploys, "s"), Figure("floor", floors, "s")
+    deploy, floor = Figure(f"full deploy{about}", deploys, "s"), Figure(f"floor{about}", floors, "s")
     yield from (deploy, floor)
-    yield Figure("deploy / floor, of the medians", [deploy.median / floor.median])
+    yield Figure(f"deploy / floor, of the medians{about}", [deploy.median / floor.median])
     yield Figure(
-        "deploy / floor, median of the pairs", [one / other for one, other in zip(deploys, floors, strict=True)]
+        f"deploy / floor, median of the pairs{about}", [one / other for one, other in zip(deploys, floors, strict=True)]
     )
 
 
-def _timed(do: Callable[[Host], float], left: list[set[str]]) -> float:
+def _timed(do: _Do, roles: Sequence[str], left: list[set[str]]) -> float:
     with fresh_host("bench-fresh") as host:
-        seconds = do(host)
+        seconds = do(host, roles)
         left.append(set(host.run(INSTALLED).stdout.splitlines()))
         return seconds
 
 
-def _deploy(host: Host) -> float:
+def _deploy(host: Host, roles: Sequence[str]) -> float:
     with every_role(host) as deployment:
+        deployment.assign({role: [host.name] for role in roles})
         begin = time.monotonic()
         deployment.run("-y")
         return time.monotonic() - begin
 
 
-def _floor(host: Host) -> float:
+def _floor(host: Host, roles: Sequence[str]) -> float:
     # A new connection, made within the measured time, because pyinfra makes one as well.
-    ssh = host.ssh(f"tar -x && sh floor.sh {shlex.join(_packages(host))}")
+    ssh = host.ssh(f"tar -x && sh floor.sh {shlex.join(_packages(host, roles))}")
     ssh[1:1] = ["-o", "ControlPath=none"]
     content = _files()
     begin = time.monotonic()
@@ -81,10 +92,10 @@ def _floor(host: Host) -> float:
     return seconds
 
 
-def _packages(host: Host) -> list[str]:
-    """The Debian packages of a machine with every role."""
+def _packages(host: Host, roles: Sequence[str]) -> list[str]:
+    """The Debian packages of a machine with these roles."""
     version = OF_DEBIAN[str(RELEASES[host.release])]
-    needed = [*PACKAGES, *(package for role in EVERYTHING.values() for package in role.packages)]
+    needed = [*PACKAGES, *(package for role in roles for package in ROLES[role].packages)]
     return list(dict.fromkeys(package.format(version=version) for package in needed))
 
 

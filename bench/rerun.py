@@ -9,12 +9,11 @@ from statistics import median
 
 from bench.delay import Delay
 from bench.figures import Figure
-from bench.trial import load, say
+from bench.trial import SIX, load, say
 from tests.deployment import PYINFRA, Deployment
 from tests.testbed import Host
 
 RUNS, LOOKS = 5, 9
-SIX = ("postgres", "synapse", "caddy", "sydent", "sliding_sync", "coturn")
 RUNS_WITH_MAS = 9
 ROUND_TRIP = 0.05
 
@@ -62,7 +61,8 @@ def measure(host: Host, deployment: Deployment) -> Iterator[Figure]:
     yield Figure("remote commands of a re-run", [commands])
 
 
-def measure_with_mas(deployment: Deployment) -> Iterator[Figure]:
+def measure_with_mas(deployment: Deployment, roles: str) -> Iterator[Figure]:
+    """roles: which the deployment has, for the figures' names."""
     _timed(deployment)
     near, own = [], []
     for _ in range(RUNS_WITH_MAS):
@@ -70,9 +70,9 @@ def measure_with_mas(deployment: Deployment) -> Iterator[Figure]:
         own.append(_pyinfras_own(deployment))
     commands = _commands(deployment)
     say(f"re-runs measured; {load()}")
-    yield Figure("re-run without changes, with mas", near, "s")
-    yield Figure("pyinfra's own start and one connection, with mas", own, "s")
-    yield Figure("remote commands of a re-run, with mas", [commands])
+    yield Figure(f"re-run without changes, {roles}", near, "s")
+    yield Figure(f"pyinfra's own start and one connection, {roles}", own, "s")
+    yield Figure(f"remote commands of a re-run, {roles}", [commands])
 
 
 def _timed(deployment: Deployment, *options: str) -> float:

@@ -19,6 +19,10 @@ from tests.standin.archives import (
 )
 from tests.testbed import Host, Testbed
 
+# The roles that 0.1.0 has; and with what Element X needs.
+SIX = ("postgres", "synapse", "caddy", "sydent", "sliding_sync", "coturn")
+ELEMENT_X = (*SIX, "mas", "rtc")
+
 
 def say(text: str) -> None:
     print(f"--> {text}", flush=True)
