@@ -1,6 +1,7 @@
 """The page at https://<server_name>/: what this is, how to join, and with which app. A file for each language."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import segno
@@ -124,6 +125,13 @@ _PHONES = {
 _COMPUTERS, _OTHERS = "https://element.io/download", "https://matrix.org/ecosystem/clients/"
 
 
+# The same in every language.
+@cache
+def _code(address: str) -> str:
+    uri: str = segno.make(address, micro=False).svg_data_uri(scale=4, border=2, light="#fff")
+    return uri
+
+
 @dataclass(frozen=True)
 class JoinPage:
     """The page in one language. apps: what people have -> text -> link. code: a QR code with the address of the page, as SVG."""
@@ -145,14 +153,13 @@ class JoinPage:
         apps |= _PHONES
         apps[words["computer"]] = {"Element": _COMPUTERS}
         apps[words["others"]] = {"matrix.org": _OTHERS}
-        code = segno.make(f"https://{settings.server_name}/", micro=False)
         return cls(
             language=language,
             words=words,
             server_name=settings.server_name,
             joining=words[registration],
             apps=apps,
-            code=code.svg_data_uri(scale=4, border=2, light="#fff"),
+            code=_code(f"https://{settings.server_name}/"),
         )
 
     @property
