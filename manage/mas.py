@@ -42,13 +42,17 @@ def migrate(deployment: Deployment, yes: bool, back: bool) -> None:
 
     The inventory has the role mas already, and nothing was deployed with it. Synapse is stopped meanwhile, for less than a minute
     with a few hundred accounts. Clients stay logged in. If anything fails, everything is put back as it was. If it is
-    interrupted, Synapse goes on with the accounts: run it again. Afterwards the way back is closed: Synapse cannot take the
-    accounts again.
+    interrupted, run it again: until it is complete, Synapse goes on with the accounts. Afterwards the way back is closed:
+    Synapse cannot take the accounts again.
     """
     machine = deployment.machine("mas")
     delegated, begun = "delegated" in (state := machine.run(_STATE)), "begun" in state
     if delegated and not begun:
-        raise Refused("MAS has the accounts already")
+        if "token" not in state or back:
+            raise Refused("MAS has the accounts already")
+        _retire(machine)
+        click.echo(f"{_moved(machine)}; what was left of the migration is done.")
+        return
     if back:
         if not begun:
             raise Refused("no migration was interrupted, so there is nothing to put back")
@@ -64,15 +68,19 @@ def migrate(deployment: Deployment, yes: bool, back: bool) -> None:
     )
     problem = _move(deployment, machine, "" if delegated else "move")
     if not problem:
-        click.echo(f"MAS has the accounts of {machine.settings.server_name}, and a log-in works.")
+        click.echo(f"{_moved(machine)}, and a log-in works.")
         return
     try:
-        begun = "begun" in machine.run(_STATE)
+        state = machine.run(_STATE)
     except Refused as error:
+        # Perhaps they are moved by now.
+        raise Refused(f"{problem}; {error}. When the machine is back, run: {_command(deployment)}") from None
+    if "delegated" in state and "begun" not in state:
         raise Refused(
-            f"{problem}; {error}. Synapse goes on with the accounts there; when the machine is back, run: {_command(deployment)}"
-        ) from None
-    if not begun:
+            f"{_moved(machine)}, and a log-in works; only the account {_service(machine)}, which these commands had at Synapse, "
+            f"is still there: {problem}. To remove it, run: {_command(deployment)}"
+        )
+    if "begun" not in state:
         raise Refused(f"nothing was changed: {problem}")
     _put_back(deployment, machine, problem)
     raise Refused(f"{problem}; Synapse has the accounts, as before")
@@ -82,7 +90,16 @@ def migrate(deployment: Deployment, yes: bool, back: bool) -> None:
 _STATE = f"""
 if grep -qs ^matrix_authentication_service: /etc/matrix-synapse/homeserver.yaml; then echo delegated; fi
 if [ -e {MIGRATION} ]; then echo begun; fi
+if [ -e {TOKEN_FILE} ]; then echo token; fi
 """
+
+
+def _moved(machine: Machine) -> str:
+    return f"MAS has the accounts of {machine.settings.server_name}"
+
+
+def _service(machine: Machine) -> str:
+    return f"@{SERVICE_NAME}:{machine.settings.server_name}"
 
 
 def _command(deployment: Deployment) -> str:
@@ -124,7 +141,7 @@ def _put_back(deployment: Deployment, machine: Machine, problem: str = "") -> No
 def _retire(machine: Machine) -> None:
     """Deactivate the account that these commands had at Synapse: MAS knows them as a client."""
     homeserver = Mas(machine)
-    account = homeserver.find_any(f"@{SERVICE_NAME}:{machine.settings.server_name}")
+    account = homeserver.find_any(_service(machine))
     if account and not account.deactivated:
         homeserver.deactivate(account, erase=True)
     machine.run(f"rm -f {TOKEN_FILE}")

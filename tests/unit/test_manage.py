@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
 
 from compat import Refused
+from manage import mas
 from manage.accounts import Password
 from manage.backends.moderation import Room
-from manage.backends.synapse import is_service
+from manage.backends.synapse import TOKEN_FILE, is_service
 from manage.commands import cli
 from manage.deploying import Steps
 from manage.homeserver import Account, Session, new_user_id, user_id_of
@@ -25,6 +27,7 @@ from manage.output import plain, print_table
 from manage.rooms import question_about
 from manage.tokens import revoke
 from manage.web import CURL, Answer, configuration
+from operations.accounts import MIGRATION
 from tests.deployment import ROOT, Deployment
 from vault import Vault
 
@@ -377,3 +380,94 @@ def test_a_python_without_pyinfra_is_one_line() -> None:
         [sys.executable, "-S", str(ROOT / "manage.py"), "prod", "status"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and ". .venv/bin/activate" in done.stderr, done.stderr
+
+
+# --- the migration to MAS -------------------------------------------------------------------------
+
+
+class Migrating:
+    """A machine whose accounts are moved: what tells how far it has come, and a connection that may be lost."""
+
+    name = "home"
+
+    def __init__(self) -> None:
+        self.state, self.lost = ["token"], False
+        self.settings = SimpleNamespace(server_name=SERVER)
+
+    def run(self, program: str) -> list[str]:
+        if self.lost:
+            raise Refused("home: the connection was lost")
+        if program.startswith("rm -f "):
+            self.state = [each for each in self.state if each != {MIGRATION: "begun", TOKEN_FILE: "token"}[program[6:]]]
+        return self.state
+
+
+class Auth:
+    """MAS, which answers an error a number of times."""
+
+    errors = 0
+    deactivated: list[str]
+
+    def __init__(self, machine: Migrating) -> None: ...
+
+    def find_any(self, user_id: str) -> Account:
+        if Auth.errors:
+            Auth.errors -= 1
+            raise Refused("MAS answers 503")
+        return Account(user_id, "01ABC", admin=True, deactivated=False)
+
+    def deactivate(self, account: Account, erase: bool) -> None:
+        Auth.deactivated.append(account.user_id)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def migrating(monkeypatch: pytest.MonkeyPatch) -> Migrating:
+    """manage.mas with this machine, on which a deploy moves the accounts and a log-in works."""
+    machine, Auth.errors, Auth.deactivated = Migrating(), 0, []
+
+    def deploy(*_: object) -> str:
+        machine.state += ["begun", "delegated"]
+        return ""
+
+    for name, other in {"Mas": Auth, "_deploy": deploy, "_log_in": lambda machine: None}.items():
+        monkeypatch.setattr(mas, name, other)
+    return machine
+
+
+def _migrate(machine: Migrating) -> None:
+    deployment = SimpleNamespace(name="prod", machine=lambda role: machine)
+    click.Context(mas.migrate, obj=deployment).invoke(mas.migrate, yes=True, back=False)
+
+
+def test_what_is_left_of_a_migration_is_done_by_the_next(
+    migrating: Migrating, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Auth.errors = 1
+    with pytest.raises(Refused) as refused:
+        _migrate(migrating)
+    assert str(refused.value) == (
+        "MAS has the accounts of example.org, and a log-in works; only the account @matrix-metal:example.org, which these "
+        "commands had at Synapse, is still there: MAS answers 503. To remove it, run: python manage.py prod mas migrate"
+    )
+    assert not Auth.deactivated
+    _migrate(migrating)
+    assert Auth.deactivated == ["@matrix-metal:example.org"] and migrating.state == ["delegated"]
+    assert "what was left of the migration is done" in capsys.readouterr().out
+    with pytest.raises(Refused, match=r"^MAS has the accounts already$"):
+        _migrate(migrating)
+
+
+def test_of_a_machine_that_is_lost_in_a_migration_nothing_is_said_that_is_not_known(
+    migrating: Migrating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log_in(machine: Migrating) -> None:
+        machine.lost = True
+        raise Refused("home: the connection was lost")
+
+    monkeypatch.setattr(mas, "_log_in", log_in)
+    with pytest.raises(Refused) as refused:
+        _migrate(migrating)
+    assert "Synapse" not in str(refused.value)
+    assert str(refused.value).endswith("When the machine is back, run: python manage.py prod mas migrate")
