@@ -36,8 +36,9 @@ Reach = Literal["everybody", "deployment", "machine"]
 class VaultEntry(NamedTuple):
     """A secret. kind: "given" by the administrator; the others are generated. A name ends in * if there may be several.
 
-    keep: why it must not change once it has been used. rotation: what a new one means for people. overlap: hours for which the
-    old one is accepted as well. command: the command of manage.py that sets it, if it is not `secrets set`.
+    keep: why it must not change once it has been used. at: then a file on its machine that is there once it was. rotation: what a
+    new one means for people. overlap: hours for which the old one is accepted as well. command: the command of manage.py that
+    sets it, if it is not `secrets set`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class VaultEntry(NamedTuple):
     rotation: str = ""
     overlap: int = 0
     command: str = ""
+    at: str = ""
 
 
 # Only root binds the ports below (net.ipv4.ip_unprivileged_port_start).
@@ -627,8 +629,15 @@ MAS = Role(
             "hex",
             "MAS encrypts cookies and keys in its database with it",
             "MAS cannot read what it has encrypted in its database without it",
+            at="/etc/mas/secrets/encryption",
         ),
-        VaultEntry("mas_signing_key", "rsa", "MAS signs identity tokens with it", "clients and applications pin it"),
+        VaultEntry(
+            "mas_signing_key",
+            "rsa",
+            "MAS signs identity tokens with it",
+            "clients and applications pin it",
+            at="/etc/mas/secrets/signing.pem",
+        ),
         VaultEntry(
             "mas_synapse_secret",
             "token",
@@ -672,7 +681,13 @@ SYDENT = Role(
     listens=(Port("tcp", SYDENT_PORT, "machine", "sydent.service", callers=("caddy",)),),
     domain=Domain("identity_domain", "identity", "Sydent"),
     secrets=(
-        VaultEntry("sydent_signing_key", "ed25519", "Sydent signs identity associations with it", "clients pin it"),
+        VaultEntry(
+            "sydent_signing_key",
+            "ed25519",
+            "Sydent signs identity associations with it",
+            "clients pin it",
+            at="/etc/sydent/sydent.conf",
+        ),
     ),
 )
 
@@ -705,6 +720,7 @@ SLIDING_SYNC = Role(
             "hex",
             "encrypts the access tokens in the proxy's database",
             "the proxy's database cannot be read without it",
+            at="/etc/sliding-sync/environment",
         ),
     ),
 )
@@ -1155,7 +1171,11 @@ BACKUP = Role(
     ),
     secrets=(
         VaultEntry(
-            "backup_encryption_key", "hex", "encrypts the backups", "backups that were made with it cannot be read"
+            "backup_encryption_key",
+            "hex",
+            "encrypts the backups",
+            "backups that were made with it cannot be read",
+            at="/etc/matrix-metal/backup/plan.json",
         ),
         VaultEntry(
             "backup_ssh_key",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from operations.shell import Fact, answer_lines, quoted, shell_file
-from roles import POSTGRES_PORT
+from roles import POSTGRES_PORT, ROLES
 
 MARKER = "/etc/matrix-metal/deployment.json"
 # Synapse's signing key, and the digest (SHA-256) of what it was when a run last saw it.
@@ -96,7 +96,8 @@ class MachineState:
     marker_damaged: whether MARKER exists, but does not name a deployment and a vault; marker_is_file: False if it is something
         else than a file. secrets: digests (SHA-256) of secrets that an earlier run put on the machine, by their names in the
         vault: MAS's encryption secret, and others if MARKER is missing or damaged; server_name: then the name of the homeserver
-        there, or "". foreign: a file of a Synapse that no run has installed, or "".
+        there, or "". kept: the names of secrets that must not change, and that were used there. foreign: a file of a Synapse
+        that no run has installed, or "".
     delegated: whether an earlier run has told Synapse that the Matrix Authentication Service has the accounts. migrating: whether
         `manage.py NAME mas migrate` has begun to move them, and has not ended.
     upgrading: "15 17 5432" if `manage.py NAME postgres upgrade` has begun to move data from 15 to 17, and has not ended.
@@ -133,6 +134,7 @@ class MachineState:
     marker_damaged: bool = False
     marker_is_file: bool = True
     secrets: tuple[tuple[str, str], ...] = ()
+    kept: frozenset[str] = frozenset()
     server_name: str = ""
     foreign: str = ""
     listeners: tuple[Listener, ...] = field(default=())
@@ -170,7 +172,8 @@ class Machine(Fact[MachineState]):
     """The state of the machine, asked in one command, as any user. names: domain names to look up there."""
 
     def question(self, names: Iterable[str] = ()) -> str:
-        return f"marker={MARKER} names={quoted(' '.join(names))}\n{shell_file('machine')}"
+        kept = " ".join(f"{entry.name} {entry.at}" for role in ROLES.values() for entry in role.secrets if entry.keep)
+        return f"marker={MARKER} names={quoted(' '.join(names))} kept={quoted(kept)}\n{shell_file('machine')}"
 
     @staticmethod
     def default() -> MachineState:
@@ -187,6 +190,7 @@ class Machine(Fact[MachineState]):
         ports: list[tuple[str, int]] = []
         listeners: list[Listener] = []
         releases: list[str] = []
+        kept: list[str] = []
         units: list[str] = []
         names: dict[str, tuple[str, ...]] = {}
         on: dict[str, list[tuple[str, str]]] = {"interface": [], "outgoing": []}
@@ -205,6 +209,8 @@ class Machine(Fact[MachineState]):
             elif key == "secret":
                 name, _, digest = value.partition(" ")
                 secrets.append((name, digest))
+            elif key == "kept":
+                kept.append(value)
             elif key == "program":
                 name, directory, version = value.split(" ")
                 programs[name] = InUse(directory, version)
@@ -262,6 +268,7 @@ class Machine(Fact[MachineState]):
             marker_damaged="deployment" in values and marker is None,
             marker_is_file=values.get("marker") != "other",
             secrets=tuple(secrets),
+            kept=frozenset(kept),
             server_name=values.get("server_name", ""),
             foreign=values.get("foreign", ""),
             listeners=tuple(listeners),

@@ -101,6 +101,7 @@ def checked_settings(host: Host) -> Settings:
                 or _locked_out(settings)
                 or _database_left_behind(settings)
                 or _lost_encryption(settings)
+                or _lost_secrets(settings)
                 or _lost_signing_key(settings)
                 or _accounts_left_behind(settings)
                 or _unusable_certificates(host, settings)
@@ -284,6 +285,17 @@ def _lost_encryption(settings: Settings) -> list[str]:
         f"MAS has encrypted what is in its database with {name}, and {settings.vault_path} "
         f"{'does not have it' if missing else 'has another'}: restore that file from a backup"
         + (", or set the secret to what is in /etc/mas/secrets/encryption there" if on_machine else "")
+    ]
+
+
+def _lost_secrets(settings: Settings) -> list[str]:
+    """A line for each secret that must not change, and that this run would replace, as the vault is an older copy."""
+    return [
+        f"{role.title} has used {entry.name}, and {settings.vault_path} does not have it: restore that file from a backup. "
+        f"With a new one: {entry.keep}"
+        for role in ROLES.values()
+        for entry in role.secrets
+        if entry.name in settings.machine.kept and settings.vault.generated(entry.name)
     ]
 
 

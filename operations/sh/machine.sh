@@ -1,6 +1,7 @@
 #!/bin/sh
 # The state of a machine, a line each: a word and its value. $marker: the file that an earlier run wrote to mark the machine.
-# $names: domain names, of which the machine's programs look up the addresses.
+# $names: domain names, of which the machine's programs look up the addresses. $kept: secrets that must not change, each with a
+# file that is there once it was used.
 sudo=; [ "$(id -u)" = 0 ] || sudo="sudo -n"
 # The slowest of all: it goes on beside the others.
 command -v pg_lsclusters >/dev/null && $sudo pg_lsclusters -h 2>/dev/null | awk '{ print "cluster", $1 "/" $2, $3 }' &
@@ -21,8 +22,12 @@ if [ $# = 4 ]; then
   done
 fi
 # Who is changing the machine now, when the last run began (operations/sh/lock.sh), and how many sessions sshd allows.
-# shellcheck disable=SC2016 # root's shell expands it
-$sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
+# shellcheck disable=SC2016,SC2086 # root's shell expands it; several words
+$sudo sh -c 'while [ $# -gt 0 ]; do
+    [ ! -s "$2" ] || echo "kept $1"
+    shift 2
+  done
+  sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf
   # What MAS has encrypted with it is lost with any other: only the digest leaves the machine.
   [ ! -s /etc/mas/secrets/encryption ] || sha256sum </etc/mas/secrets/encryption | sed "s/^/secret mas_encryption_secret /; s/  -$//"
   if [ -s /etc/matrix-metal/signing_key ]; then
@@ -57,7 +62,7 @@ $sudo sh -c 'sed -nE "s/^\s*MaxSessions[[:space:]=]+([0-9]+).*/sessions \1/Ip" /
     esac
   done
   cd /run/matrix-metal && [ -s run ] && echo "last_run $(stat -c %.9Y run)" &&
-  { flock -n -s run true || echo "other_run $(cat run)"; }' 2>/dev/null &
+  { flock -n -s run true || echo "other_run $(cat run)"; }' sh $kept 2>/dev/null &
 # An activating job is at work: both end.
 ! systemctl is-active apt-daily-upgrade.service matrix-metal-updates.service 2>/dev/null | grep -qx activating || echo "updating yes" &
 echo "user $(id -un)"

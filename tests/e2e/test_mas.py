@@ -280,6 +280,14 @@ def test_a_lost_or_replaced_encryption_secret_is_refused(deployed: Deployed) -> 
     lost.save()
     missing = deployment.run("-y", check=False)
     deployment.vault.write_bytes(saved)
+    older = Vault.open(deployment.vault)
+    older._values.pop("mas_signing_key")
+    older.save()
+    unsigned = deployment.run("-y", check=False)
+    deployment.vault.write_bytes(saved)
+    assert_refused(
+        unsigned, "has used mas_signing_key, and ", "trial.vault does not have it", "clients and applications pin it"
+    )
     assert_refused(replaced, "mas_encryption_secret, and ", "trial.vault has another: restore that file from a backup")
     assert_refused(
         missing, "mas_encryption_secret, and ", "trial.vault does not have it", "/etc/mas/secrets/encryption"

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from operations import files, lock, packages, refusal, units, users
+from operations import files, lock, machine, packages, preflight, refusal, units, users
 from operations.files import Contents, Copy, Directory, Paths, State, Text
 from operations.machine import Machine, MachineState
 from operations.shell import question_command, quoted, script, shell_file
@@ -19,7 +20,8 @@ from operations.templating import MASK
 from operations.units import Unit, UnitState
 from operations.users import Account
 from operations.virtualenvs import Intact, Virtualenv
-from vault import Secret
+from roles import MAS, VaultEntry
+from vault import Secret, Vault
 
 
 class FakeHost:
@@ -512,6 +514,41 @@ def test_machine_state_of_this_computer() -> None:
     assert isinstance(state, MachineState) and state.user and state.memory > 0 and state.disk > 0
     assert "127.0.0.1" in state.names["localhost"] and state.names["none.invalid"] == ()
     assert not state.marker_damaged and state.secrets == ()
+
+
+def test_what_must_not_change_is_found_on_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    used.write_text("x")
+    entries = [
+        VaultEntry(name, "hex", "", keep, at=at)
+        for name, keep, at in (("a", "x", str(used)), ("b", "x", str(tmp_path / "none")), ("c", "", str(used)))
+    ]
+    monkeypatch.setattr(machine, "ROLES", {"mas": replace(MAS, secrets=tuple(entries))})
+    # Root's part: here without becoming root.
+    question = Machine().question().replace('sudo="sudo -n"', "sudo=")
+    answer = subprocess.run(["sh", "-c", question_command(question)], capture_output=True, text=True, check=True)
+    assert Machine().process(answer.stdout.splitlines()).kept == {"a"}
+
+
+def test_a_secret_that_must_not_change_is_not_made_anew(tmp_path: Path) -> None:
+    """The vault is a copy from before it was made."""
+    vault = Vault.open(tmp_path / "prod.vault")
+    for name in ("mas_signing_key", "sydent_signing_key"):
+        vault.get(name)
+    vault.set("sliding_sync_secret", "0" * 64)
+    vault.save()
+    vault.get("backup_encryption_key")
+    known: Any = SimpleNamespace(
+        vault=vault,
+        vault_path="prod.vault",
+        machine=MachineState(kept=frozenset({"mas_signing_key", "sliding_sync_secret", "backup_encryption_key"})),
+    )
+    assert preflight._lost_secrets(known) == [
+        "the backup has used backup_encryption_key, and prod.vault does not have it: restore that file from a backup. "
+        "With a new one: backups that were made with it cannot be read"
+    ]
+    known.machine = MachineState()
+    assert preflight._lost_secrets(known) == []
 
 
 def test_only_missing_packages_are_installed_and_their_units_masked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -556,6 +556,8 @@ def test_every_secret_can_be_rotated_or_says_why_not() -> None:
     for entry in SECRETS.values():
         if entry.kind != "given":
             assert bool(entry.keep) != bool(entry.rotation), entry.name
+            # Where a deploy looks for it, before it makes a new one.
+            assert bool(entry.keep) == bool(entry.at), entry.name
 
 
 # --- another key ----------------------------------------------------------------------------------
