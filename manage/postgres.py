@@ -140,13 +140,7 @@ def drop_old(deployment: Deployment, yes: bool) -> None:
     confirm(f"PostgreSQL {sizes} is removed from {machine.name}, with its data as of the upgrade. Go on?", yes)
     for version in old:
         drop_ins = f"/etc/systemd/system/{POSTGRES.units[0].name.format(version=version)}.d"
-        machine.run(
-            f"set -e\npg_dropcluster {version} main\nrm -rf {drop_ins} /etc/postgresql/{version}/main\n"
-            f"rmdir --ignore-fail-on-non-empty /etc/postgresql/{version} /var/lib/postgresql/{version} 2>/dev/null || true\n"
-            "export DEBIAN_FRONTEND=noninteractive\n"
-            f"apt-get purge -q -y -o DPkg::Lock::Timeout=300 postgresql-{version} postgresql-client-{version} >&2\n"
-            "systemctl daemon-reload"
-        )
+        machine.run(f"{shell_file('postgresql')}\ndrop_old {version} {quoted(drop_ins)}")
         click.echo(f"PostgreSQL {version} is removed.")
 
 

@@ -162,6 +162,11 @@ class Mas(View):
         return {"org.matrix.msc2965.authentication": {"issuer": url, "account": f"{url}account/"}}
 
     @property
+    def minimum_complexity(self) -> int:
+        """Of passwords that people choose: from 0, anything, to 4, on the scale of zxcvbn."""
+        return 3
+
+    @property
     def public_url(self) -> str:
         return f"https://{self.domain}/"
 

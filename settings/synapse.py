@@ -242,6 +242,11 @@ class Synapse(View):
         return tuple(settings.domain(role) for role in (SYDENT, NTFY) if settings.exists(role.name))
 
     @property
+    def minimum_password(self) -> int | None:
+        """Characters of a password that somebody chooses; None: there is MAS, which has a rule of its own."""
+        return None if self.mas_url else 8
+
+    @property
     def public_url(self) -> str:
         return f"https://{self.domain}/"
 

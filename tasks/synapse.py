@@ -57,7 +57,7 @@ configuration = [
         f"{HOME}/conf.d/email.yaml",
         "synapse/email.yaml",
         mode="640",
-        values={"mail": synapse.mail, "pepper": synapse.password_pepper},
+        values={"synapse": synapse, "mail": synapse.mail, "pepper": synapse.password_pepper},
         **OWNED,
     ),
     *(secret_file(f"{HOME}/secrets/{name}", secret, mode="640", **OWNED) for name, secret in SECRETS.items()),

@@ -134,5 +134,16 @@ watch() {
   return 1
 }
 
+# drop_old VERSION DROP_INS: removes the cluster, its data and packages, and the directory of its unit's drop-ins.
+drop_old() {
+  set -e
+  pg_dropcluster "$1" main
+  rm -rf "$2" "/etc/postgresql/$1/main"
+  rmdir --ignore-fail-on-non-empty "/etc/postgresql/$1" "/var/lib/postgresql/$1" 2>/dev/null || true
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get purge -q -y -o DPkg::Lock::Timeout=300 "postgresql-$1" "postgresql-client-$1" >&2
+  systemctl daemon-reload
+}
+
 # told: the end of what the job has printed.
 told() { journalctl -u "$job" --since=-1h -n 30 --no-pager -o cat; }

@@ -71,6 +71,7 @@ CHANGED = [
     *("Configure Caddy", "Run Caddy", "Configure Synapse", "Run Synapse"),
     *("Write the page about joining", "Configure Element Web"),
 ]
+PASSWORD = "a password of anna"  # noqa: S105
 MODERATOR, REPORTER = "moderator", "reporter"
 SYNAPSE_URL = f"http://127.0.0.1:{SYNAPSE.port}"
 RESTART = (
@@ -431,14 +432,17 @@ def test_the_password_is_asked_for_twice_and_not_echoed(managed: Managed, name: 
 
 
 def test_registration_tokens(managed: Managed, name: str) -> None:
-    async def register(user: str, token: str) -> object:
+    async def register(user: str, token: str, password: str = PASSWORD) -> object:
         async with managed.outside.matrix() as client:
-            return await client.register_with_token(user, "a password of anna", token)
+            return await client.register_with_token(user, password, token)
 
     created = managed.json("tokens", "create", "--expires", "7d")
     token = created["token"]
     assert (created["uses"], created["used"], created["usable"]) == (1, 0, True)
     assert created["expires"].endswith("Z")
+    # Synapse's own rule.
+    short = expect(asyncio.run(register(name, token, "seven 7")), nio.ErrorResponse)
+    assert short.status_code == "M_PASSWORD_TOO_SHORT", short
     expect(asyncio.run(register(name, token)), nio.RegisterResponse)
     assert isinstance(asyncio.run(register(f"{name}-2", token)), nio.ErrorResponse)
     assert managed.json("accounts", "show", name)["admin"] is False
@@ -481,7 +485,7 @@ def test_who_solves_a_captcha_gets_an_account(managed: Managed, deployed: Deploy
         f"python3 -Ic {shlex.quote(VERIFIER)}; cat >{FILE}; {RESTART}",
         stdin=f"recaptcha_siteverify_api: {VERIFIER_URL}\n{LIMITS}",
     )
-    account = {"username": name, "password": "a password of anna"}
+    account = {"username": name, "password": PASSWORD}
     with outside.http() as http:
         begun = expect_json(http.post(outside.url("matrix", "/_matrix/client/v3/register"), json=account), 401)
         assert begun["flows"] == [{"stages": ["m.login.recaptcha", "m.login.dummy"]}]

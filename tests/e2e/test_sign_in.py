@@ -277,13 +277,13 @@ PASSWORD = "correct horse battery staple"  # noqa: S105
 CODE = r": (\d{6})\b"
 
 
-def create(browser: Browser, look: Look, name: str, **more: str) -> None:
+def create(browser: Browser, look: Look, name: str, password: str = PASSWORD, **more: str) -> None:
     """Fill in the first pages."""
     # Where people may also sign in with a provider, they first choose a name.
     browser.fill(username=name)
     look("name")
     browser.press()
-    browser.fill(username=name, **more, password=PASSWORD, password_confirm=PASSWORD)
+    browser.fill(username=name, **more, password=password, password_confirm=password)
     look("password")
     browser.press()
 
@@ -442,7 +442,10 @@ def test_an_account_is_created_with_a_token(
     token = homeserver.deployment.manage("tokens", "create").stdout.strip()
     name = new_name("berta")
     browser.open(element.page("create"))
-    create(browser, look, name)
+    create(browser, look, name, "password1")
+    assert "weak" in browser.text, f"a password that is easy to guess is taken: {browser.text}"
+    browser.fill(password=PASSWORD, password_confirm=PASSWORD)
+    browser.press()
     browser.fill(**{"token": "another-one"})
     browser.press()
     assert browser.shows("[data-error-kind=invalid]"), f"a wrong token is accepted: {browser.text}"

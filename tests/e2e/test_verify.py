@@ -72,6 +72,8 @@ FAULTS = {
     "systemctl stop postfix@-.service postfix.service": [
         r"the mail server mail\.verify\.test:25 cannot be reached from this machine: .*refused; is smtp_host right"
     ],
+    # A program of another version.
+    "ln -sfn 0 /opt/uplot/current": [r"uPlot is 0, not 1\.6\.\d+: run the deploy again"],
     # A damaged marker.
     "echo '[]' > /etc/matrix-metal/deployment.json": [
         r"deployment\.json does not say which deployment the machine belongs to: run the deploy again"

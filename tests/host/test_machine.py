@@ -8,6 +8,7 @@ from operations import ports
 from operations.machine import MARKER
 from operations.preflight import LATER_DISK
 from operations.validity import is_for
+from releases import Release
 from settings import Settings
 from tests.host.certificates import presented
 from tests.host.machines import Machine
@@ -46,6 +47,23 @@ def test_its_services_reach_each_other_by_name(machine: Machine, host: Host, set
         "machine with Caddy into /etc/hosts, and add it to private_networks"
     )
     assert not wrong, "\n".join([*wrong, advice])
+
+
+def test_every_program_is_the_wanted_version(host: Host, settings: Settings) -> None:
+    """What is installed below /opt; that it is also what runs, the tests of each role say."""
+    wanted = {
+        program.home: (title, f"{program.version}-" if isinstance(program, Release) else program.key)
+        for title, program in settings.programs
+    }
+    if not wanted:
+        return
+    found = ask(host, "sh -c 'for home; do readlink $home/current || echo none; done' sh " + " ".join(wanted)).split()
+    others = [
+        f"{title} is {there}, not {version.removesuffix('-')}"
+        for (title, version), there in zip(wanted.values(), found, strict=True)
+        if not there.startswith(version)
+    ]
+    assert not others, f"{', '.join(others)}: {DEPLOY}"
 
 
 def test_the_ports_of_its_services_are_reserved(host: Host, settings: Settings, note: Note) -> None:

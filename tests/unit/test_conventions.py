@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from roles import ROLES, Role
+from roles import RELAY_PORT, RELAY_TLS_PORT, ROLES, Role
+from tests.protocols import turn
 
 ROOT = Path(__file__).parent.parent.parent
 TASKS = [ROOT / "deploy.py", *sorted((ROOT / "tasks").glob("*.py"))]
@@ -173,6 +174,11 @@ def test_these_need_nothing_but_python(path: str) -> None:
     modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
     assert [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names] == []
+
+
+def test_the_tests_own_protocols_have_the_ports_of_the_records() -> None:
+    """They import nothing of the product: they run on other computers, too."""
+    assert (turn.PORT, turn.TLS_PORT) == (RELAY_PORT, RELAY_TLS_PORT)
 
 
 def test_what_all_roles_share_names_no_role() -> None:

@@ -128,6 +128,8 @@ def test_the_architecture_names_every_place() -> None:
         modules = {path.stem for path in (ROOT / folder).glob("*.py")} - set(known)
         unnamed = [name for name in modules if f"`{name}" not in table and f"`{name.partition('_')[0]}_*" not in table]
         assert unnamed == [], folder
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"ARCHITECTURE.md"}
+    assert [page for page in sorted(pages) if f"]({page})" not in table] == []
 
 
 def test_the_operations_are_listed() -> None:

@@ -598,6 +598,15 @@ def test_mail_is_sent_as_configured(written: Callable[..., Rendered]) -> None:
     assert yaml.safe_load(written("default")[path][0]) == {}
 
 
+def test_passwords_that_people_choose_follow_a_rule(written: Callable[..., Rendered]) -> None:
+    """Synapse's, or MAS's, which then has the accounts."""
+    synapse, mas = "/etc/matrix-synapse/conf.d/email.yaml", "/etc/mas/config.yaml"
+    rule = {"enabled": True, "minimum_length": 8}
+    assert yaml.safe_load(written("passwords in Synapse")[synapse][0]) == {"password_config": {"policy": rule}}
+    assert yaml.safe_load(written("default")[synapse][0]) == {}
+    assert yaml.safe_load(written("default")[mas][0])["passwords"]["minimum_complexity"] == 3
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not on this computer")
 def test_units_are_valid_for_systemd(written: Callable[..., Rendered], tmp_path: Path) -> None:
     rendered = written("default")
