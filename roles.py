@@ -729,7 +729,8 @@ COTURN = Role(
     name="coturn",
     title="coturn",
     purpose="calls between people behind NAT, in Element Web and the classic apps",
-    leave_out="nobody makes calls with those, and nobody makes calls with LiveKit from networks that let out nothing but TLS",
+    leave_out="nobody makes calls with those, and nobody makes calls with LiveKit from networks that let out nothing but TLS, "
+    "on port 5349",
     own_certificate=True,
     packages=("coturn", "nftables", "openssl", "python3-seccomp"),
     helpers=("coturn-certificate.path", "coturn-certificate.service", "coturn-filter.service"),
