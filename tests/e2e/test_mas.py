@@ -20,6 +20,7 @@ from tests.e2e.client import Outside, expect_json, register
 from tests.e2e.database import query
 from tests.e2e.test_confinement import Machine, Service, assert_reaches_no_other, neighbours
 from tests.e2e.test_refusals import assert_refused
+from tests.standin.archives import mas_archive
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -293,6 +294,36 @@ def test_a_lost_or_replaced_encryption_secret_is_refused(deployed: Deployed) -> 
         missing, "mas_encryption_secret, and ", "trial.vault does not have it", "/etc/mas/secrets/encryption"
     )
     assert invocations(host) == before
+
+
+@pytest.mark.once("debian13")
+def test_new_secrets_are_those_of_both_sides(deployed: Deployed, outside: Outside) -> None:
+    """Of Synapse and MAS, and of MAS and the commands."""
+    rotated = deployed.deployment.manage("secrets", "rotate", "mas_synapse_secret", "mas_admin_client_secret", "--yes")
+    assert rotated.returncode == 0, rotated.stdout + rotated.stderr
+    test_synapse_and_mas_accept_each_other(deployed, outside)
+    listed = deployed.deployment.manage("rooms", "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert deployed.deployment.run("-y").changed == []
+
+
+@pytest.mark.once("debian13")
+def test_a_version_that_ends_at_once_is_put_back(deployed: Deployed, tmp_path: Path) -> None:
+    """Its check of the configuration finds nothing wrong."""
+    deployment, settings = deployed.deployment, deployed.deployment.settings
+    program = "#!/bin/sh\ncase $* in *server*) echo I cannot.; exit 3 ;; esac\n"
+    deployment.choose(**settings, mas_archive=str(mas_archive(tmp_path, program.encode())))
+    try:
+        run = deployment.run("-y", check=False)
+        assert run.status == 1 and re.search(
+            r"Matrix Authentication Service v[\d.]+ did not come up: I cannot\. The v[\d.]+ of before serves again, \d s later",
+            run.refusal,
+        ), run.output
+        wait_until_healthy(deployed.host)
+    finally:
+        deployment.choose(**settings)
+        deployment.run("-y")
+    assert deployment.run("-y").changed == []
 
 
 @pytest.mark.once("debian13")

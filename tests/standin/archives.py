@@ -26,11 +26,11 @@ def real_mas() -> Path | None:
     return Path(named).expanduser().resolve() if named else None
 
 
-def mas_archive(directory: Path) -> Path:
-    """An archive like that of MAS, made in the directory, with tests/standin/mas-cli in it and the library that it needs."""
+def mas_archive(directory: Path, program: bytes | None = None) -> Path:
+    """An archive like that of MAS, made in the directory, with a program or tests/standin/mas-cli, and what that needs."""
     path = directory / "mas-cli-stand-in.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        _add(archive, "mas-cli", (HERE / "mas-cli").read_bytes(), 0o755)
+        _add(archive, "mas-cli", program or (HERE / "mas-cli").read_bytes(), 0o755)
         for name, content in MAS_SHARE.items():
             _add(archive, f"share/{name}", content)
         for file in Path(yaml.__file__).parent.glob("*.py"):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -27,7 +28,7 @@ from operations.machine import MachineState
 from operations.templating import TEMPLATES
 from roles import ROLES
 from settings import SettingError, Settings, mistakes
-from settings.backup import Backup, Target, public_key
+from settings.backup import ARCHIVE_TIMEOUT, Backup, Target, public_key
 from tests.unit.test_settings import chosen, refusal
 from vault import Vault
 
@@ -282,6 +283,20 @@ def test_a_damaged_repository_is_named(restore: ModuleType) -> None:
         reason.startswith("restic: /var/lib/x: ReadFull(<data/3cd71c7040>): file is too short (")
         and "damaged" in reason
     )
+
+
+def test_five_minutes_are_lost_at_most(tmp_path: Path) -> None:
+    """The log of the database is given away after a time, and sent at the next minute; files are looked for again and again."""
+    backup = settings(tmp_path).view(Backup)
+    when = {timer.service: backup.when(timer) for timer in backup.timers}
+    assert when["matrix-metal-backup-wal.service"] == "minutely"
+    every = re.fullmatch(r"\*:0/(\d+)", when["matrix-metal-backup-files.service"])
+    unit = (TEMPLATES / "backup" / "job.timer.j2").read_text()
+    late = re.search(r"^AccuracySec=(\d+)s$", unit, re.MULTILINE)
+    assert every and late
+    # What is left of five minutes is for the sending.
+    assert ARCHIVE_TIMEOUT + 60 + int(late[1]) <= 240
+    assert 60 * int(every[1]) + int(late[1]) <= 250
 
 
 def test_files_that_come_and_go_are_no_failure(tmp_path: Path) -> None:
