@@ -28,7 +28,7 @@ INTERVAL = 5
 class Lock(NamedTuple):
     """The answer of a machine, and what it says about the other run.
 
-    answer: "held", "busy", "later", "updating", "alone" (no lock, because nothing can run beside the run's commands), or "" for
+    answer: "locked", "busy", "later", "updating", "alone" (no lock, because nothing can run beside the run's commands), or "" for
     none.
     """
 
@@ -114,7 +114,7 @@ def at_work(other: str) -> str:
 
 def _why_not(host: Host, lock: Lock) -> str:
     match lock.answer:
-        case "held":
+        case "locked":
             return ""
         case "alone":
             add_final_line(
@@ -161,7 +161,7 @@ def _lock_and_look(host: Host) -> Lock:
     answer, _, other = str(reading.get()).partition(" ")
     return (
         Lock(answer, other, program)
-        if answer in ("held", "busy", "later", "updating")
+        if answer in ("locked", "busy", "later", "updating")
         else Lock("", f"{answer} {other}".strip())
     )
 

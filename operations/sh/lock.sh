@@ -21,7 +21,7 @@ take_lock() {
   return 1
 }
 
-# hold WHO LAST: takes the lock, prints "held", and keeps it until standard input ends or has no line for 30 s: the connection is
+# hold WHO LAST: takes the lock, prints "locked", and keeps it until standard input ends or has no line for 30 s: the connection is
 # gone, or the computer at its other end. LAST: when the last run before began, as that computer knows; "" for none. Otherwise
 # prints "busy" and who holds it, "later" and who has changed the machine since, or "updating".
 hold() {
@@ -35,7 +35,7 @@ hold() {
     echo updating
   else
     echo "$1, since $(date -u '+%Y-%m-%d %H:%M:%S UTC')" >run
-    echo held
+    echo locked
     while read -r -t 30 line; do
       # The end of a run that did not fail: what was deployed, as JSON. The time is that of the file.
       case $line in '{'*) install -d -m 755 /var/lib/matrix-metal && printf '%s\n' "$line" >/var/lib/matrix-metal/last_deploy.json ;; esac

@@ -306,7 +306,7 @@ def test_a_certificate_is_needed_besides_the_password(deployed: Deployed, outsid
             assert asked(outside, "/", headers={"Cookie": known}, **with_one).status_code == 200
             # The cookie is none without the certificate.
             assert asked(outside, "/", inside=True, service=service, headers={"Cookie": known}).status_code == 403
-            # With that of a stranger who has written the same name on it, or an old one: no answer at all.
+            # With that of somebody else who has written the same name on it, or an old one: no answer at all.
             for what, certificate in others.items():
                 with pytest.raises((httpx.TransportError, ssl.SSLError)):
                     asked(outside, "/", inside=True, service=service, certificate=certificate, auth=DOOR)
@@ -396,7 +396,7 @@ def with_certificates(deployed: Deployed, directory: Path) -> Iterator[tuple[Pat
         .not_valid_before(now - timedelta(days=9))
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
     )
-    stranger = made.not_valid_after(now + timedelta(days=9)).sign(mine, hashes.SHA256())
+    foreign = made.not_valid_after(now + timedelta(days=9)).sign(mine, hashes.SHA256())
     old = made.not_valid_after(now - timedelta(days=1)).sign(mine, hashes.SHA256())
     vault = Vault.open(deployment.vault)
     vault.set(f"{CERTIFICATE}old", base64.b64encode(old.public_bytes(Encoding.DER)).decode())
@@ -410,7 +410,7 @@ def with_certificates(deployed: Deployed, directory: Path) -> Iterator[tuple[Pat
             good[0],
             good[1],
             {
-                "a stranger's": pem_file(directory / "stranger.pem", mine, stranger),
+                "somebody else's": pem_file(directory / "foreign.pem", mine, foreign),
                 "an old one": pem_file(directory / "old.pem", mine, old),
             },
         )

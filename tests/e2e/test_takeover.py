@@ -189,7 +189,7 @@ rm -rf {home} {data} {programs}
 userdel synapse_user
 """
 
-# What a takeover has brought goes again, and the next deploy makes an empty homeserver.
+# What a takeover has copied goes again, and the next deploy makes an empty homeserver.
 EMPTY = f"""
 systemctl stop matrix-synapse
 cd / && runuser -u postgres -- dropdb --force synapse

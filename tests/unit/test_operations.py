@@ -621,7 +621,7 @@ def test_the_note_of_a_run_is_left_after_git_has_answered(monkeypatch: pytest.Mo
     host, program = MagicMock(), MagicMock(ended=False)
     # Without a return value: its thread ends.
     program.send.side_effect = sent.append
-    monkeypatch.setattr(lock, "_lock_and_look", lambda _: lock.Lock("held", program=program))
+    monkeypatch.setattr(lock, "_lock_and_look", lambda _: lock.Lock("locked", program=program))
     monkeypatch.setattr(lock, "wrong_database", lambda _: [])
     locks = lock.Locks()
     locks.take([host])

@@ -191,7 +191,7 @@ def test_what_the_version_before_is_called(tmp_path: Path, one: str, other: str,
 
 
 def test_files_are_put_back_as_they_were(tmp_path: Path) -> None:
-    """Owner and mode included; a file that the new version brought is gone."""
+    """Owner and mode included; a file that only the new version has is gone."""
     home = tmp_path / "opt"
     for version in ("one", "two"):
         (home / version).mkdir(parents=True)

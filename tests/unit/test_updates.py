@@ -71,7 +71,7 @@ def locking(directory: Path, program: str, *, interpreter: str = "bash", **activ
 @pytest.mark.parametrize("state", ["activating", "inactive"])
 def test_a_deploy_that_has_asked_before_does_not_begin_beside_updates(tmp_path: Path, job: str, state: str) -> None:
     said = locking(tmp_path, "hold anna@laptop ''", **{job: state})
-    assert said == ("updating\n" if state == "activating" else "held\n")
+    assert said == ("updating\n" if state == "activating" else "locked\n")
     # Nobody is told that this one has been at work.
     assert bool((tmp_path / "run/run").read_text()) == (state == "inactive")
 
