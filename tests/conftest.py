@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from roles import ROLES
+from roles import ROLES, Role
 from settings import admin, element, mas, monitoring
 from settings.rtc import LIVEKIT_VERSION, LK_JWT_VERSION
 from settings.sliding_sync import VERSION
@@ -145,7 +145,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --role: the tests in files named after the role, and those that are marked `role` with it.
+    """With --role: the tests in files named after the role, those that are marked `role` with it, and its row of tests of all.
 
     Without --both: what is marked `once` on the release only that the mark names.
     """
@@ -156,11 +156,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             group = SharedHostScheduling._split_scope(item.nodeid)
             assert group in ("debian13", "debian12"), f"{item.nodeid} is in the group {group}"
     if role := config.getoption("--role"):
-        chosen = [
-            item
-            for item in items
-            if item.path.stem == f"test_{role}" or any(role in mark.args for mark in item.iter_markers("role"))
-        ]
+        chosen = [item for item in items if _is_about(item, role)]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
     if not config.getoption("--both"):
@@ -169,6 +165,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+
+
+def _is_about(item: pytest.Item, role: str) -> bool:
+    """By its file, by the mark `role`, or as the row of a test of all roles."""
+    if item.path.stem == f"test_{role}" or any(role in mark.args for mark in item.iter_markers("role")):
+        return True
+    params = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    return any(role == (each.name if isinstance(each, Role) else each) for each in params)
 
 
 def _turn(item: pytest.Item) -> int:

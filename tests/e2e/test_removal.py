@@ -55,7 +55,7 @@ OWN_PACKAGE = "python3-seccomp"
 
 @dataclass
 class Machine:
-    """before: what the host had before it got a role; for every fourth, and with --both for all.
+    """before: what the host had before it got a role; for every fourth, and with --both for all. chosen: with --role, that one.
 
     What is said beforehand and afterwards is the administrator's computer's, and looked at for these only.
     """
@@ -63,10 +63,13 @@ class Machine:
     host: Host
     deployment: Deployment
     before: dict[str, set[str]]
+    chosen: RoleName | None = None
 
     @property
     def removable(self) -> list[RoleName]:
-        return [role for role in REMOVABLE if role in AVAILABLE[self.host.release]]
+        # Caddy: to be reached.
+        wanted = [self.chosen, "caddy", *ROLES[self.chosen].needs] if self.chosen else REMOVABLE
+        return [role for role in REMOVABLE if role in wanted and role in AVAILABLE[self.host.release]]
 
     def assign(self, roles: list[str]) -> None:
         self.deployment.assign({role: [self.host.name] for role in roles})
@@ -95,9 +98,10 @@ def machine(
         group_data.write(f"updates_time = '{datetime.now(UTC) + timedelta(hours=12):%H:%M}'\n")
     # As on any Debian but those of the testbed.
     host.run("systemctl enable apt-daily.timer apt-daily-upgrade.timer")
-    machine = Machine(host, deployment, {})
+    machine = Machine(host, deployment, {}, chosen=request.config.getoption("--role"))
     roles = [*STAYING]
-    looked_at = machine.removable if request.config.getoption("--both") else machine.removable[::4]
+    every = machine.chosen or request.config.getoption("--both")
+    looked_at = machine.removable if every else machine.removable[::4]
     for role in machine.removable:
         if role in looked_at:
             machine.assign(roles)
