@@ -388,7 +388,7 @@ def test_it_says_what_it_takes_and_what_not(home: Home) -> None:
         home.host.run(f"mv {COPY_OF_CONTAINER}/media_store /root/volume && mkdir {COPY_OF_CONTAINER}/media_store")
         status, shown = home.take(*home.paths, "--dry")
         home.host.run(f"rmdir {COPY_OF_CONTAINER}/media_store && mv /root/volume {COPY_OF_CONTAINER}/media_store")
-        assert status == 0 and "the database knows 1 files of people, and none is there" in shown, shown
+        assert status == 0 and "the database knows 1 file of people, and none is there" in shown, shown
 
 
 def test_a_takeover_that_was_killed_leaves_the_empty_homeserver(home: Home) -> None:
