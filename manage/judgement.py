@@ -126,12 +126,16 @@ def _of_program(program: ProgramSeen, seen: Seen) -> str:
     if not program.current:
         failure = seen.state.failures.get(program.name)
         if failure and failure.directory.startswith(program.wanted):
+            before = program.found if program.found != program.version else f"The {program.found} of before"
             return (
                 f"{program.name} {program.version} was tried on {failure.when} and did not come up: {failure.why}. "
-                f"{program.found} serves: docs/UPGRADE.md"
+                f"{before} serves: docs/UPGRADE.md"
             )
         if program.found == program.version:
-            return f"{program.name} {program.version} is installed with other packages than requirements/ has: {DEPLOY}"
+            # A file of a release page is known by its version and checksum, a virtualenv by its packages'.
+            of_release = program.wanted.startswith(f"{program.version}-")
+            how = "from another file than is wanted" if of_release else "with other packages than requirements/ has"
+            return f"{program.name} {program.version} is installed {how}: {DEPLOY}"
         return (
             f"{program.name} {program.found or program.installed} is installed, and {program.version} wanted: {DEPLOY}"
         )

@@ -21,6 +21,7 @@ from operations.machine import BACKUP_STATE, MachineState
 from operations.machine import Machine as MachineFact
 from operations.shell import Fact, quoted, shell_file
 from operations.units import seconds_since_epoch, unrecovered
+from releases import Release, ReleaseError, store
 from roles import (
     ALERTS_QUESTION,
     ASK_POSTGRES,
@@ -496,13 +497,21 @@ def _programs_seen(settings: Settings, answers: Mapping[str, list[str]]) -> Iter
                 role=role.name,
                 name=release.name,
                 version=release.version,
-                wanted=f"{release.version}-",
+                wanted=_wanted_directory(release),
                 installed=installed,
                 found=installed.rpartition("-")[0],
                 running=tuple(
                     directory for program, directory in used if program == release.name and directory != "current"
                 ),
             )
+
+
+def _wanted_directory(release: Release) -> str:
+    try:
+        return store.wanted_directory(release)
+    except ReleaseError:
+        # A deploy says it. The file may be on the computer from which others deploy.
+        return f"{release.version}-"
 
 
 def _packages_seen(settings: Settings, lines: Sequence[str]) -> Iterator[PackageSeen]:

@@ -299,12 +299,8 @@ def _print(items: Sequence[Item], silent: Sequence[str], complete: bool) -> None
     if shown:
         print_text(table, "")
     if others:
-        have = "has" if others == 1 else "have"
-        print_text(
-            Text(
-                f"Of what comes with them, {others} {have} newer releases: `make lock UPGRADE=1` takes them in.", "dim"
-            )
-        )
+        have, them = ("has a newer release", "it") if others == 1 else ("have newer releases", "them")
+        print_text(Text(f"Of what comes with them, {others} {have}: `make lock UPGRADE=1` takes {them} in.", "dim"))
     for line in silent:
         print_text(Text(line, "yellow"))
     if vulnerable:

@@ -29,6 +29,8 @@ from settings.synapse import Choices as Homeserver
 LONGEST = 200
 # Tables that are shown, and the part of outdated rows from which it is shown: by far more than autovacuum leaves.
 TABLES, MANY_DEAD = 3, 0.2
+# For how long the report of the housekeeping keeps each count.
+MONTH = timedelta(days=30)
 # Seconds for one machine, its connection included.
 PATIENCE = 25
 GOOD, BAD, WEAK = "green", "bold red", "dim"
@@ -334,8 +336,10 @@ def _housekeeping(seen: Seen) -> Text:
     if not found or not found.at or not found.since:
         return Text("nothing was counted yet", WEAK)
     freed = ", ".join(freed_words(found.month)) or "nothing"
-    days = min(30, (found.at - found.since).days)
-    text = f"freed {freed} in {max(1, days)} day{'s' if days > 1 else ''}, counted {ago(found.at)} ago"
+    if found.at == found.since:
+        text = f"first counted {ago(found.at)} ago: what was freed is known after the next count"
+    else:
+        text = f"freed {freed} in {span(min(found.at - found.since, MONTH))}, counted {ago(found.at)} ago"
     # What could be freed, with the setting that does it, where it is not set.
     homeserver = seen.settings.section(Homeserver)
     if not homeserver.remote_media_days and found.unused:

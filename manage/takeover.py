@@ -183,16 +183,20 @@ def problems(found: Mapping[str, Any], server_name: str) -> Iterator[str]:
             yield f"{size(each['needed'])} are needed in {each['at']}, and {size(each['free'])} are free"
 
 
+def _files(number: int) -> str:
+    return f"{number} file{'' if number == 1 else 's'}"
+
+
 def described(found: Mapping[str, Any], domain: str) -> Iterator[str]:
     """What was found and is taken, and what is not. domain: the name by which clients reach the new homeserver."""
     database, media, counts = found["database"], found["media"], found["database"]["counts"]
     kind = "SQLite" if database["kind"] == "SQLite" else f"dump of PostgreSQL, {database['kind']}"
     yield f"  server name    {found['server_name']}"
     yield f"  database       {database['path']} ({kind}, {size(database['size'])}, schema {database['schema']})"
-    yield f"                 {', '.join(f'{number} {name}' for name, number in counts.items()).replace('_', ' ')}"
-    yield f"  media          {media['path']}: {media['files']} files, {size(media['size'])}"
+    yield f"                 {database['counted']}"
+    yield f"  media          {media['path']}: {_files(media['files'])}, {size(media['size'])}"
     if (known := counts.get("local_media_repository")) and not media["own"]:
-        yield f"  but            the database knows {known} files of people, and none is there: copy them to that place first,"
+        yield f"  but            the database knows {_files(known)} of people, and none is there: copy them to that place first,"
         yield "                 as from a volume of their own, or people miss them"
     yield f"  signing key    {', '.join(found['signing_keys'])}"
     if found["old_signing_keys"]:

@@ -187,7 +187,8 @@ def _say_what_is_upgraded(host: Host, settings: Settings) -> None:
         now, wanted = settings.machine.programs.get(_name(program)), _wanted_directory(program)
         if not now or wanted in ("", now.directory, f"{now.version}-"):
             continue
-        new = program.version if now.version != program.version else f"{now.version}, built anew,"
+        how = "built anew" if isinstance(program, Virtualenv) else "another file"
+        new = program.version if now.version != program.version else f"{now.version}, {how},"
         line = f"{title} {now.version} -> {new} on {host.name}"
         if executes():
             click.echo(f"--> {line}", err=True)
@@ -203,8 +204,9 @@ def _failed_before(settings: Settings) -> list[str]:
         if not failure or not now or now.directory == failure.directory:
             continue
         if failure.directory == _wanted_directory(program) and settings.choices.try_again != program.version:
+            before = now.version if now.version != program.version else f"The {now.version} of before"
             lines.append(
-                f"{title} {program.version} was tried on {failure.when} and did not come up: {failure.why}. {now.version} "
+                f"{title} {program.version} was tried on {failure.when} and did not come up: {failure.why}. {before} "
                 f"serves. Repair the cause, then try again with --data try_again={program.version}; or choose another version"
             )
     return lines
@@ -215,15 +217,13 @@ def _name(program: Virtualenv | Release) -> str:
 
 
 def _wanted_directory(program: Virtualenv | Release) -> str:
-    """The directory of the version that is wanted; "" if it is not known before the file is downloaded."""
+    """The directory of the version that is wanted, or how its name begins; "" if its file cannot be used."""
     if isinstance(program, Virtualenv):
         return program.key
     try:
-        sha256 = store.wanted_sha256(program)
+        return store.wanted_directory(program)
     except ReleaseError:
         return ""  # the task says it
-    # Its version is known in any case.
-    return program.directory(sha256) if sha256 else f"{program.version}-"
 
 
 HALF_RESTORED = "a restore has begun here, and has not ended; this goes on with it"

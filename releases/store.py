@@ -24,6 +24,15 @@ def wanted_sha256(release: Release) -> str | None:
     return _configured_sha256(release) or record.read(release.record).get(record.key(release))
 
 
+def wanted_directory(release: Release) -> str:
+    """The name of the directory that a deploy would put to use, or how it begins if the file is not known before its download.
+
+    Raises ReleaseError, as wanted_sha256.
+    """
+    sha256 = wanted_sha256(release)
+    return release.directory(sha256) if sha256 else f"{release.version}-"
+
+
 def resolve(release: Release, timeouts: Timeouts | None = None) -> ReleaseFile:
     """A checked file on this computer: the given one, or upstream's, downloaded if it is not in the cache.
 

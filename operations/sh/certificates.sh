@@ -78,10 +78,11 @@ await_certificates() {
   fi
   end=$(($(date +%s) + patience))
   while [ $# -gt 0 ]; do
-    await_certificate "$1" "$2" "$3" "$4" || failed=yes
+    await_certificate "$1" "$2" "$3" "$4" || failed="${failed:+$failed, }$1"
     shift 4
   done
   [ "$failed" ] || return 0
-  echo 'Everything else is in place, and certificates arrive by themselves once they can be issued.' >&2
+  echo "Still without a certificate: $failed. Everything else is in place, and certificates arrive by themselves once they can be" \
+    "issued." >&2
   return 1
 }

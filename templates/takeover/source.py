@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,15 @@ import yaml
 DEPTH = 6
 MEDIA = {"local_content", "local_thumbnails", "remote_content", "remote_thumbnail", "url_cache", "url_cache_thumbnails"}
 OWN_MEDIA = ("local_content", "url_cache")
-# What is compared.
-TABLES = ("users", "access_tokens", "rooms", "events", "room_memberships", "local_media_repository")
+# What is compared, and what one of it is called, and several.
+TABLES = {
+    "users": ("user", "users"),
+    "access_tokens": ("access token", "access tokens"),
+    "rooms": ("room", "rooms"),
+    "events": ("event", "events"),
+    "room_memberships": ("room membership", "room memberships"),
+    "local_media_repository": ("local media file", "local media files"),
+}
 COPY = re.compile(rb'COPY (?:"?public"?\.)?"?(\w+)"? \((.*)\) FROM stdin;')
 FAILURE = re.compile(r"\[Failure instance: Traceback: <class '[\w.]+'>: (.*)")
 # In a dump: what only a superuser may do, or names owners and rights that are others here, or removes what is not here yet.
@@ -70,6 +77,11 @@ def last_line(text: str) -> str:
     if causes := FAILURE.findall(text):
         return str(causes[-1])
     return (text.strip().splitlines() or ["it says nothing"])[-1]
+
+
+def counted(rows: Mapping[str, int]) -> str:
+    """Rows of each table, for people."""
+    return ", ".join(f"{number} {TABLES[table][number != 1]}" for table, number in rows.items())
 
 
 class Dump:

@@ -25,7 +25,7 @@ from operations.machine import KEY_NOTE
 from roles import HOUSEKEEPING_REPORT, SYNAPSE
 from tests.built import built
 from tests.conftest import own
-from tests.deployment import Deployment
+from tests.deployment import ROOT, Deployment
 from tests.e2e.client import Account, Outside, expect, expect_json, receive_message, send_message
 from tests.e2e.people import bodies, create_shared_room
 from tests.testbed import Host, Testbed
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.role("synapse")
 
 PROGRAMS, PORT = "/srv/old", 18008
 COPY, DUMP = "/root/old", "/root/synapse.dump"
-# Copied as `rsync -a data/` does it, with a dump that was made in the database's container.
+# As the README has it copied, to another directory, with a dump that was made in the database's container.
 COPY_OF_CONTAINER = "/root/container"
 OLD_KEY = "ed25519:a_before"
 WRITTEN = ["The seeds are in the shed.", "Which shelf?", "The upper one."]
@@ -172,12 +172,12 @@ cp -a /data/. {to}
 rm -r /data
 runuser -u postgres -- psql -q -c "DROP DATABASE synapse" -c "REASSIGN OWNED BY synapse TO synapse_user" -c "DROP ROLE synapse"
 """
-# Copied, and nothing of it is left at its place.
+# Copied by the README's own command, which gets only what a new machine has, and nothing of it is left at its place.
 MOVE = """
 set -eu
-mkdir {copy}
-cp -a --parents {home} {copy}
-[ {home} = {data} ] || cp -a --parents {data} {copy}
+ssh() {{ [ "$1" = root@matrix.example.org ] && sh -c "$2"; }}
+cd /
+{copying}
 if [ -d /etc/postgresql ]; then
   cd / && runuser -u synapse_user -- pg_dump -Fc messages >{dump}
   runuser -u synapse_user -- pg_dump messages >{dump}.sql
@@ -225,7 +225,7 @@ class Home:
     @property
     def key(self) -> str:
         """The signing key, of what was copied."""
-        place = COPY_OF_CONTAINER if self.old is BESIDE else f"{COPY}{self.old.home}"
+        place = {BESIDE: COPY_OF_CONTAINER, CONTAINER: COPY, PACKAGE: f"{COPY}{PACKAGE.home}"}[self.old]
         return self.host.run(f"cat {place}/{self.old.key}").stdout
 
     def take(self, *arguments: str) -> tuple[int, str]:
@@ -288,6 +288,12 @@ def home(
     return emptied(home, tmp_path_factory.mktemp("again")) if again else home
 
 
+def copying() -> list[str]:
+    """The commands of the README that copy the data of a container, and of a package."""
+    section = (ROOT / "README.md").read_text().partition("**2. Stop the old homeserver")[2].partition("**3. ")[0]
+    return re.findall(r"^    ((?:[^\n|]+\|\n? *)?[^\n|]* root@matrix\.example\.org\b.*)$", section, re.M)
+
+
 def made(testbed: Testbed, release: str, directory: Path) -> Home:
     old = CONTAINER if release == "bookworm" else PACKAGE
     layers = built(testbed, release, "libraries", "programs")
@@ -299,7 +305,15 @@ def made(testbed: Testbed, release: str, directory: Path) -> Home:
         host.run(f"cat >{old.home}/conf.d/server_name.yaml", stdin=name)
     host.run(f"cat >{old.home}/homeserver.yaml", stdin=old.configuration + (name if old is CONTAINER else ""))
     host.run(f"cat >{old.home}/log.yaml", stdin="version: 1\nroot: {level: WARNING}\n")
-    places = {"programs": PROGRAMS, "port": PORT, "copy": COPY, "dump": DUMP, **vars(old)}
+    [of_container, of_package] = copying()
+    places = {
+        "copying": of_container if old is CONTAINER else of_package,
+        "programs": PROGRAMS,
+        "port": PORT,
+        "copy": COPY,
+        "dump": DUMP,
+        **vars(old),
+    }
     host.run(INSTALL.format(**places), timeout=300)
     (keys := directory / "keys").mkdir()
     picture = os.urandom(200_000)
@@ -341,7 +355,7 @@ def test_what_cannot_be_taken_over_is_refused(home: Home) -> None:
     assert status == 1 and shown.splitlines()[-1].endswith("there is no /nowhere"), shown
     broken = "/root/broken"
     if home.old is CONTAINER:
-        home.host.run(f"cp -a {COPY}/data {broken} && rm {broken}/*.signing.key")
+        home.host.run(f"cp -a {COPY} {broken} && rm {broken}/*.signing.key")
         wrong, paths = f"there is no signing key {home.old.key} in what was given", [broken]
     elif home.old is BESIDE:
         # As `docker exec -t` writes it.
@@ -363,9 +377,9 @@ def test_it_says_what_it_takes_and_what_not(home: Home) -> None:
         status, shown = home.take(*paths, "--dry")
         assert status == 0, shown
         assert re.search(
-            r"^ +2 users, 4 access tokens, 1 rooms, \d+ events, \d+ room memberships, 1 local", shown, re.M
+            r"^ +2 users, 4 access tokens, 1 room, \d+ events, \d+ room memberships, 1 local media file$", shown, re.M
         ), shown
-    assert f"server name    {home.host.domain}" in shown and "media: 1 files" in shown.replace("_store", "")
+    assert f"server name    {home.host.domain}" in shown and "media: 1 file," in shown.replace("_store", "")
     assert "into the vault macaroon_secret_key, form_secret, password_config.pepper" in shown
     assert re.search(r"^  ignored        pid_file, retention$", shown, re.M), shown
     assert not Vault.open(home.deployment.vault).has("synapse_password_pepper")
@@ -374,7 +388,7 @@ def test_it_says_what_it_takes_and_what_not(home: Home) -> None:
         home.host.run(f"mv {COPY_OF_CONTAINER}/media_store /root/volume && mkdir {COPY_OF_CONTAINER}/media_store")
         status, shown = home.take(*home.paths, "--dry")
         home.host.run(f"rmdir {COPY_OF_CONTAINER}/media_store && mv /root/volume {COPY_OF_CONTAINER}/media_store")
-        assert status == 0 and "the database knows 1 files of people, and none is there" in shown, shown
+        assert status == 0 and "the database knows 1 file of people, and none is there" in shown, shown
 
 
 def test_a_takeover_that_was_killed_leaves_the_empty_homeserver(home: Home) -> None:
@@ -417,7 +431,7 @@ def test_it_is_taken_over(home: Home) -> None:
     status, shown = home.take(*home.paths, "--yes")
     print(shown)
     assert status == 0, shown
-    assert "Copied and compared: 2 users, 4 access tokens, 1 rooms" in shown
+    assert "Copied and compared: 2 users, 4 access tokens, 1 room," in shown
     assert "Verified: @" in shown and "is still logged in." in shown
 
 

@@ -46,8 +46,9 @@ class FakeHost:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, module: Any, host: FakeHost) -> None:
-    """Make the module's operations use this machine."""
-    for name, replacement in (("host", host), ("ask", host.get_fact)):
+    """Make the module's operations use this machine, of a run that only plans, whatever runs other tests have begun."""
+    planning = SimpleNamespace(is_executing=False)
+    for name, replacement in (("host", host), ("ask", host.get_fact), ("state", planning)):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, replacement)
 

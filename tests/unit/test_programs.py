@@ -116,7 +116,7 @@ def test_a_version_that_did_not_come_up_is_refused_until_asked_for(tmp_path: Pat
     assert refused(now=key) == [], "it runs"
 
 
-def test_another_file_of_the_same_release_is_tried(tmp_path: Path) -> None:
+def test_another_file_of_the_same_release_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = settings(tmp_path).view(SlidingSync).release
     machine = replace(
         MACHINE,
@@ -124,7 +124,14 @@ def test_another_file_of_the_same_release_is_tried(tmp_path: Path) -> None:
         failures={"sliding-sync": Failure(f"{VERSION}-{BAD}", "yesterday", "no")},
     )
     sha256 = {MACHINE.architecture: BAD + "0" * 52}
-    assert len(preflight._failed_before(settings(tmp_path, machine, sliding_sync_sha256=sha256))) == 1
+    given = settings(tmp_path, machine, sliding_sync_sha256=sha256)
+    [line] = preflight._failed_before(given)
+    assert f"did not come up: no. The {VERSION} of before serves. Repair the cause" in line
+    lines: list[str] = []
+    monkeypatch.setattr(preflight, "add_final_line", lines.append)
+    monkeypatch.setattr(preflight, "executes", lambda: False)
+    preflight._say_what_is_upgraded(SimpleNamespace(name="one"), given)  # type: ignore[arg-type]
+    assert lines == [f"Sliding Sync proxy {VERSION} -> {VERSION}, another file, on one"]
     sha256 = {MACHINE.architecture: "f" * 64}
     assert preflight._failed_before(settings(tmp_path, machine, sliding_sync_sha256=sha256)) == []
     assert not release.record.exists() and record.is_sha256("f" * 64)

@@ -25,6 +25,7 @@ from operations.machine import Failure, MachineState
 from roles import ROLES
 from settings import Settings
 from settings.mas import VERSION
+from settings.sliding_sync import VERSION as SLIDING_SYNC
 from tests.standin.release_server import ReleaseServer
 from tests.unit.test_settings import settings
 from vault import WithoutSecrets
@@ -152,10 +153,13 @@ def program(**changes: Any) -> Change:
     return lambda seen: replace(seen, programs=(replace(seen.programs[0], **changes), *seen.programs[1:]))
 
 
-def put_back(seen: Seen) -> Seen:
+of_release = program(name="mas", version="v1", wanted="v1-abcdefabcdef", installed="v1-0123456789ab", found="v1")
+
+
+def put_back(seen: Seen, installed: str = "0123456789ab-py3.13", found: str = "1.160.0") -> Seen:
     failure = Failure(seen.programs[0].wanted, "yesterday", "it cannot")
     seen.settings.machine = replace(seen.settings.machine, failures={seen.programs[0].name: failure})
-    return program(installed="0123456789ab-py3.13", found="1.160.0")(seen)
+    return program(installed=installed, found=found)(seen)
 
 
 def shown(begin: timedelta, end: timedelta, name: str = "") -> Change:
@@ -188,6 +192,11 @@ WRONG: list[tuple[Change, str]] = [
     (program(installed="0123456789ab-py3.13", found="1.160.0"), "matrix-synapse 1.160.0 is installed, and 1."),
     (put_back, "was tried on yesterday and did not come up: it cannot. 1.160.0 serves: docs/UPGRADE.md"),
     (program(installed="0123456789ab-py3.13"), "is installed with other packages than requirements/ has"),
+    (of_release, "mas v1 is installed from another file than is wanted: deploy again"),
+    (
+        lambda seen: put_back(of_release(seen), installed="v1-0123456789ab", found="v1"),
+        "mas v1 was tried on yesterday and did not come up: it cannot. The v1 of before serves: docs/UPGRADE.md",
+    ),
     (program(running=("0123456789ab-py3.13",)), "matrix-synapse still runs from an earlier version than is installed"),
     (shown(-60 * DAY, 5 * DAY), "x.test, port 443: its certificate expires on "),
     (shown(-60 * DAY, -DAY), "x.test, port 443: its certificate expired on "),
@@ -597,12 +606,41 @@ def test_programs_get_plain_values(chosen: Settings) -> None:
         assert f"`{key}`" in documented, key
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_another_file_of_the_same_release_is_not_the_wanted_one(tmp_path: Path, chosen: bool) -> None:
+    """A file of the administrator's own has the version of the settings, whatever is in it."""
+    sha256 = {"sliding_sync_sha256": {STATE.architecture: "b" * 64}} if chosen else {}
+    made = settings(
+        tmp_path, {role: ["one"] for role in ("postgres", "synapse", "caddy", "sliding_sync")}, STATE, **sha256
+    )
+    answers = {"installed": [f"/opt/sliding-sync/current {SLIDING_SYNC}-{'a' * 12}"], "running": []}
+    [seen] = [each for each in look._programs_seen(made, answers) if each.name == "sliding-sync"]
+    assert seen.current != chosen and seen.wanted == (f"{SLIDING_SYNC}-{'b' * 12}" if chosen else f"{SLIDING_SYNC}-")
+
+
 def test_one_is_not_several() -> None:
     database = ROLES["synapse"].database
     assert database
     words = [status._figure(each, {"accounts": 1, "rooms": 2}) for each in database.figures]
     assert words[0] == "1 account" and "2 rooms" in words and "? other servers" in words
     assert status._figure(database.figures[-1], {"failing_servers": 1}) == "1 server not reached"
+
+
+@pytest.mark.parametrize(
+    ("counted", "words"),
+    [
+        (timedelta(), "first counted 1 minute ago: what was freed is known after the next count"),
+        (timedelta(minutes=13), "freed nothing in 13 minutes, counted 1 minute ago"),
+        (timedelta(hours=30), "freed nothing in 30 hours, counted 1 minute ago"),
+        (timedelta(days=400), "freed nothing in 30 days, counted 1 minute ago"),
+    ],
+    ids=["once", "minutes", "hours", "more than what is kept"],
+)
+def test_for_how_long_it_was_counted(tmp_path: Path, counted: timedelta, words: str) -> None:
+    made = settings(tmp_path, {role: ["one"] for role in ("postgres", "synapse")}, STATE)
+    at = NOW - timedelta(seconds=90)
+    seen = look.HousekeepingSeen(at, at - counted, {}, {}, 0, 0, ())
+    assert status._housekeeping(replace(answered(made), housekeeping=seen)).plain == words
 
 
 def test_what_a_setting_removes_already_is_no_advice(tmp_path: Path) -> None:
