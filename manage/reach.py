@@ -98,7 +98,7 @@ def line_of(reach: Reach | None, parts: Sequence[Mapping[str, Any]], with_databa
     if not reach:
         return "`restore --to` reaches nothing yet: there is no backup of the database"
     end = (known.get("wal") or {}).get("restore_to")
-    until = f"{shown(max(moment(end), reach.first))} UTC" if end else "the end of the database's log at the target"
+    until = f"{shown(max(moment(end), reach.exact or 0))} UTC" if end else "the end of the database's log at the target"
     dumps = f"the daily dumps of PostgreSQL {reach.older}, none of which is from before {shown(reach.first)} UTC"
     if reach.exact is None:
         return f"`restore --to` has only {dumps}; {media}"

@@ -543,6 +543,7 @@ FILES = (
             "from 2027-01-31 17:06:00 UTC (before that, only the daily dumps of PostgreSQL 15, none of which is from before "
             "2027-01-31 17:05:00 UTC) to 2027-01-31 17:59:58 UTC; ",
         ),
+        (Reach(STOP + 3600, STOP, "15"), DONE, " UTC) to 2027-01-31 18:05:00 UTC; "),
         (Reach(None, STOP, "15"), DONE, "`restore --to` has only the daily dumps of PostgreSQL 15, none of which is "),
         (None, DONE, "`restore --to` reaches nothing yet: there is no backup of the database"),
     ],
