@@ -467,7 +467,7 @@ def test_a_moment_after_the_end_of_the_log_is_its_end(
     monkeypatch.setattr(restore, "pgbackrest_command", lambda *_: ["true"])
     monkeypatch.setattr(restore, "measured", lambda *given: (given[-1].wait(), ("", ""))[1])
     backup = {"label": "x", "info": {"size": 1}, "timestamp": {"stop": 0}}
-    asked = (SimpleNamespace(cluster="15/main", home="/x"), [backup], 1.0)
+    asked = (SimpleNamespace(cluster="15/main", home="/x"), [backup], 1.0, "")
     if restored:
         assert "as it was at its newest" in restore.physical(*asked)
         assert options.read_text() == "recovery_target_time = ''\n"
@@ -660,3 +660,73 @@ def test_the_newest_dump_before_the_moment_is_taken(restore: ModuleType, monkeyp
     restorable(restore, monkeypatch, known_to_pgbackrest(("15", 0), newest="15"), [10, 600, 900])
     found = restore.backups_of_database(SimpleNamespace(cluster="17/main", databases={"synapse": {}}), STOP + 600.0)
     assert {name: dump["id"] for name, dump in found.dumps.items()} == {"synapse": 600}
+
+
+@pytest.mark.parametrize(
+    ("timelines", "newest", "starts", "commands", "told"),
+    [
+        # Nobody has restored since.
+        (("1", "1"), "1", [""], ["new"], "as it was at 2027"),
+        # Somebody has, to an earlier time: what was written between is in the history that was left.
+        (("1", "1"), "2", [""], ["new current"], "as it was at 2027"),
+        # That one ends before the time, and this belongs to the next.
+        (("1", "1"), "2", [ENDED, ""], ["new current", "new"], "as it was at 2027"),
+        (("1", "1"), "2", [ENDED, ENDED, ""], ["new current", "new"], "as it was at its newest"),
+        (("1", "2"), "2", [""], ["new"], "as it was at 2027"),
+    ],
+)
+def test_a_moment_that_an_earlier_restore_has_left_behind_is_restored(
+    timelines: tuple[str, str],
+    newest: str,
+    starts: list[str],
+    commands: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has gone back too far goes forward again."""
+    restore, given, answers = program("restore"), list[str](), iter(starts)
+
+    def start(_: object) -> None:
+        if failure := next(answers):
+            raise restore.Problem(failure)
+
+    def command(_: object, *words: str) -> list[str]:
+        given.append(
+            " ".join(word.rpartition("=")[2] for word in words if word.startswith(("--set", "--target-timeline")))
+        )
+        return ["true"]
+
+    monkeypatch.setattr(restore, "Path", lambda _: tmp_path / "options")
+    for name, function in (("cluster_started", start), ("pgbackrest_command", command)):
+        monkeypatch.setattr(restore, name, function)
+    for name in ("progress", "cluster_stopped"):
+        monkeypatch.setattr(restore, name, lambda *_: None)
+    monkeypatch.setattr(restore, "measured", lambda *given: (given[-1].wait(), ("", ""))[1])
+    backups = [
+        {
+            "label": label,
+            "info": {"size": 1},
+            "timestamp": {"stop": 0},
+            "archive": {"stop": f"0000000{timeline}00000000"},
+        }
+        for label, timeline in zip(("old", "new"), timelines, strict=True)
+    ]
+    text = restore.physical(SimpleNamespace(cluster="17/main", home="/x"), backups, STOP + 1.0, f"0000000{newest}")
+    assert told in text and given == commands
+
+
+def test_the_newest_history_is_the_one_of_this_database(restore: ModuleType) -> None:
+    """An older PostgreSQL's had its own numbers."""
+    found = {
+        "archive": [
+            {"database": {"id": 1}, "max": "000000090000000000000001"},
+            {"database": {"id": 2}, "max": "000000030000000000000001"},
+            {"database": {"id": 2}, "max": None},
+        ],
+        "backup": [
+            {"database": {"id": 1}, "archive": {"stop": "000000080000000000000001"}},
+            {"database": {"id": 2}, "archive": {"stop": "000000020000000000000001"}},
+        ],
+    }
+    assert restore.newest_timeline(found, 2) == "00000003"
