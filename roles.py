@@ -318,6 +318,9 @@ _CHECK_POSTGRES = (
     '&& { [ -z "$wrong" ] || { echo "$wrong" >&2; false; }; }'
 )
 
+# In a log: the first and the last line of what Python says of an exception. The last says which.
+TRACEBACK = r"^Traceback|^[\w.]+(Error|Exception)(:|$)"
+
 # Unless other clusters came first.
 POSTGRES_PORT = 5432
 # The start of a shell command that asks a running cluster, $cluster. Debian's own psql reads the configuration of all clusters,
@@ -669,7 +672,7 @@ SYDENT = Role(
             # Not all of /etc/sydent: the texts of its mails are readable by everybody, in a directory that others cannot enter.
             private=("/etc/sydent/sydent.conf", "/var/lib/sydent/sydent.db"),
             secrets=("/etc/sydent/sydent.conf",),
-            errors=r" - (ERROR|CRITICAL) - |^Traceback",
+            errors=rf" - (ERROR|CRITICAL) - |{TRACEBACK}",
         ),
     ),
     state=("/var/lib/sydent",),
@@ -967,7 +970,7 @@ BANS = Role(
             exposure=1.5,
             reads=(BANS_HOME,),
             private=(BANS_STATE, BANS_RUN),
-            errors=r"\b(ERROR|CRITICAL)\b|^Traceback",
+            errors=rf"\b(ERROR|CRITICAL)\b|{TRACEBACK}",
         ),
     ),
     state=(BANS_STATE,),

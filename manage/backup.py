@@ -13,6 +13,7 @@ import click
 from compat import Refused
 from manage.machines import ROOT, Deployment, Machine
 from manage.output import as_json, confirm, print_json, print_table, unasked
+from manage.reach import at, check_reach, line_of, reach_of
 from manage.rehearsal import rehearse
 from manage.restoring import Untouched, check_disk, check_original, check_target, data_of, put_back, pyinfra, stop
 from operations.machine import BACKUP_STATE, RESTORE_HOME
@@ -29,8 +30,10 @@ def backup() -> None:
 @as_json
 @click.pass_obj
 def show(deployment: Deployment, as_json: bool) -> None:
-    """Show when each part of the backup last succeeded, or why it failed."""
-    found = {machine.name: _parts(machine) for machine in deployment.machines_with("backup")}
+    """Show when each part of the backup last succeeded, or why it failed, and how far back `restore --to` reaches."""
+    found, reaches = {}, {}
+    for machine in deployment.machines_with("backup"):
+        found[machine.name], reaches[machine.name] = _shown(machine)
     if as_json:
         return print_json(found)
     rows = [
@@ -39,6 +42,23 @@ def show(deployment: Deployment, as_json: bool) -> None:
         for part in parts
     ]
     print_table(("MACHINE", "PART", "LAST SUCCESS", "FAILED SINCE", "WHY"), rows)
+    for name, line in reaches.items():
+        click.echo(f"{name}: {line}.")
+
+
+def _shown(machine: Machine) -> tuple[list[dict[str, object]], str]:
+    """What the jobs on a machine say, and how far back a restore reaches."""
+    parts, with_database = _parts(machine), machine.settings.here("postgres")
+    try:
+        reach = reach_of(machine) if with_database else None
+    except Refused as error:
+        return parts, str(error).removeprefix(f"{machine.name}: ")
+    finally:
+        machine.close()
+    for part in parts:
+        if part["part"] == "database":
+            part["restore_from"] = at(reach.exact) if reach and reach.exact else None
+    return parts, line_of(reach, parts, with_database)
 
 
 def _parts(machine: Machine) -> list[dict[str, object]]:
@@ -157,6 +177,8 @@ def restore(
         raise Refused(f"there is data on {', '.join(with_data)}; --overwrite replaces it, and it is lost")
     for machine in machines:
         check_disk(machine, wanted)
+        if not source and not named:
+            check_reach(machine, to)
         if not with_data:
             check_original(machine)
     names = ", ".join(machine.name for machine in machines)

@@ -32,6 +32,7 @@ from roles import (
     HOUSEKEEPING_REPORT,
     PACKAGES,
     ROLES,
+    TRACEBACK,
     UPDATES_APT,
     UPDATES_JOBS,
     Role,
@@ -466,7 +467,14 @@ def _errors(unit: Unit, lines: Sequence[str], invocation: str) -> Iterator[tuple
     # Lines that are no text are lists of bytes.
     messages = [printable(text) if isinstance(text := entry.get("MESSAGE"), str) else "?" for entry in entries]
     remaining = unrecovered(messages, unit.recoveries)
-    for entry, message in zip(entries, messages, strict=True):
+    for entry, message, following in zip(entries, messages, [*messages, ""][1:], strict=True):
+        # Of an exception, its last line says which.
+        if (
+            message.startswith("Traceback ")
+            and re.match(TRACEBACK, following)
+            and not following.startswith("Traceback ")
+        ):
+            continue
         if message in remaining:
             yield _time(int(entry["__REALTIME_TIMESTAMP"]) / 1e6), message
 

@@ -17,6 +17,7 @@ import click
 
 from compat import Refused, read_inventory
 from manage.machines import Deployment, Machine, inventory_path
+from manage.reach import check_reach, shown
 from manage.restoring import check_disk, put_back, pyinfra, stop
 from operations.machine import REHEARSAL_NOTE, RESTORE_HOME
 from operations.shell import quoted, shell_file
@@ -72,6 +73,8 @@ def rehearse(deployment: Deployment, spare: str | None, restore: Restore) -> Non
         # While a rehearsal has not ended, what it has left is taken down in any case.
         if not machine.run(f"[ ! -e {REHEARSAL_NOTE} ] || echo begun"):
             check_disk(machine, wanted)
+            if homeserver and not restore.source and not restore.machine:
+                check_reach(homeserver, restore.to)
         try:
             _spare(machine, source, "begin")
             stop(machine)
@@ -170,6 +173,7 @@ def _wrong(machine: Machine, homeserver: Machine | None) -> Iterator[str]:
     # A homeserver that nobody has used yet has none either.
     if not newest and (homeserver is None or float(_ask(homeserver, "synapse", NEWEST))):
         yield "the database has no accounts and no events"
+    until = f"{shown(max(0, newest - SETTLED))} UTC"
     for what, (database, table, made) in COUNTED.items():
         if database not in databases:
             continue
@@ -178,9 +182,9 @@ def _wrong(machine: Machine, homeserver: Machine | None) -> Iterator[str]:
         if homeserver:
             expected = int(_ask(homeserver, database, statement))
             if found < expected:
-                yield f"{found} {what} were restored, and the homeserver has {expected} from before then"
-        compared = "" if expected is None else f"; the homeserver has {expected} from before then"
-        click.echo(f"  {what}: {found}{compared}")
+                yield f"{found} {what} of until {until} were restored, and the homeserver has {expected}"
+        compared = "" if expected is None else f"; the homeserver has {expected}"
+        click.echo(f"  {what} until {until}: {found}{compared}")
     yield from _wrong_media(machine, homeserver, files)
     for path in (path for role in machine.settings.played for path in role.sqlite):
         code = f"import sqlite3; print(sqlite3.connect({path!r}).execute('PRAGMA integrity_check').fetchone()[0])"

@@ -23,7 +23,8 @@ about() {
     echo "version $version"
     systemctl is-active --quiet "postgresql@$version-main" && echo "active $version"
     data=$(pg_conftool -s "$version" main show data_directory)
-    echo "size $version $(du -sxm "$data" | cut -f 1)"
+    # Not -x: in a container, files may be on another file system than their directory.
+    echo "size $version $(du -sm "$data" | cut -f 1)"
     echo "free $version $(df -Pm "$data" | awk 'NR == 2 { print $4 }')"
   done
   [ ! -e "$mark" ] || echo "begun $(cat "$mark")"

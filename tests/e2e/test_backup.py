@@ -520,9 +520,38 @@ def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
     drill.deployment.vault.write_bytes(saved)
 
 
+def test_the_backup_says_how_far_back_it_reaches(drill: Drill) -> None:
+    """Whoever mistypes the time is told so before anything is stopped."""
+    host = drill.host
+    drill.log_sent()
+    line = drill.deployment.manage("backup", "show").stdout.splitlines()[-1]
+    found = re.match(rf"{host.name}: `restore --to` reaches from (\S+ \S+) UTC to (\S+ \S+) UTC; media ", line)
+    assert found, line
+    first, last = (datetime.fromisoformat(f"{each}+00:00") for each in found.groups())
+    assert first < datetime.fromisoformat(f"{drill.moment}+00:00") < last, line
+    assert timedelta() <= datetime.now(UTC) - last < timedelta(seconds=30), line
+    shown = json.loads(drill.deployment.manage("backup", "show", "--json").stdout)[host.name]
+    parts = {part["part"]: part for part in shown}
+    assert (parts["database"]["restore_from"], parts["wal"]["restore_to"]) == (
+        f"{first:%Y-%m-%dT%H:%M:%SZ}",
+        f"{last:%Y-%m-%dT%H:%M:%SZ}",
+    )
+    serving = host.run("systemctl show -p MainPID --value matrix-synapse").stdout
+    before = f"{first - timedelta(seconds=1):%Y-%m-%d %H:%M:%S}"
+    begin = time.monotonic()
+    done = drill.deployment.manage("restore", "--yes", "--overwrite", "--to", before)
+    assert time.monotonic() - begin < 15
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        f"manage: {host.name}: there is no backup of the database from before {before} UTC: --to reaches back to "
+        f"{found[1]} UTC. Nothing was touched"
+    ], done.stderr
+    assert host.run("systemctl show -p MainPID --value matrix-synapse").stdout == serving
+
+
 def test_a_time_before_the_first_backup_replaces_nothing(drill: Drill) -> None:
-    """Whoever mistypes it still has a homeserver."""
-    done = drill.deployment.manage("restore", "--yes", "--overwrite", "--to", "2024-01-31 17:05")
+    """With a target that the machine cannot ask before, whoever mistypes it still has a homeserver."""
+    options = ("--from", TARGET, "--to", "2024-01-31 17:05")
+    done = drill.deployment.manage("restore", "--yes", "--overwrite", *options)
     assert done.returncode == 1, done.stderr
     assert re.search(
         r": there is no backup of the database from before 2024-01-31T17:05:00Z: the oldest is of \S+Z\. "
@@ -642,14 +671,18 @@ def burnt_after_a_backup(drill: Drill, testbed: Testbed, **settings: Any) -> lis
 def test_everything_is_restored_from_another_machine_by_sftp(
     drill: Drill, testbed: Testbed, other: Host, directory: Path
 ) -> None:
-    """It is not at the target of the settings, and the machine had another name. The first attempt is killed near its end."""
+    """It is not at the target of the settings, and the machine had another name. The first attempt is killed near its end.
+
+    The moment is after the last that the target has of the database.
+    """
     line = drill.deployment.manage("backup", "key").stdout
     account, before = Sftp(other, line.strip()), drill.deployment.settings
     messages = burnt_after_a_backup(drill, testbed, backup_target=account.target, backup_sftp_host_key=account.host_key)
     other.run(f"mv /srv/matrix/{drill.host.name} /srv/matrix/former")
     drill.deployment.choose(**{**drill.deployment.settings, "backup_target": before["backup_target"]})
     drill.host.run(f"mkdir {TARGET}")
-    options = ("--from", account.target, "--machine", "former")
+    moment = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    options = ("--from", account.target, "--machine", "former", "--to", moment)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(drill.deployment.manage, "restore", "--yes", *options)
         recovered = "[ \"$(runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()' 2>/dev/null)\" = f ]"
@@ -658,7 +691,8 @@ def test_everything_is_restored_from_another_machine_by_sftp(
         drill.host.run(f"cd /; until {recovered} || [ -e /run/ended ]; do sleep 0.05; done; {kill}", timeout=120)
         killed = running.result()
     assert killed.returncode == 1 and "run the same command again" in killed.stderr, killed.stderr
-    drill.restored(*options)
+    output = drill.restored(*options)
+    assert f"at its newest, as the backup has nothing later until {moment.replace(' ', 'T')}Z" in output, output
     assert_kept(drill, directory, *messages)
 
 

@@ -110,7 +110,7 @@ def test_the_changes_of_the_database_leave_the_machine(host: Host, backup: Backu
         "the target did not take the database's log for too long: what happened since can be restored only once it does, and "
         "a new backup was made"
     )
-    waiting = ask(host, f"find {SPOOL} -ignore_readdir_race -type f -mmin +5").split()
+    waiting = ask(host, f"find {SPOOL} -ignore_readdir_race -type f -cmin +5").split()
     assert not waiting, (
         f"{len(waiting)} files of the database's log wait for more than five minutes: journalctl -u matrix-metal-backup-wal"
     )

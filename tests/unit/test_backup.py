@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from email.message import EmailMessage
@@ -23,6 +23,7 @@ import pytest
 from compat import Refused
 from manage import restoring
 from manage.backup import Moment
+from manage.reach import Reach, check_reach, line_of, reach_of
 from operations import preflight
 from operations.machine import MachineState
 from operations.templating import TEMPLATES
@@ -481,7 +482,7 @@ def test_a_moment_after_the_end_of_the_log_is_its_end(
     monkeypatch.setattr(restore, "pgbackrest_command", lambda *_: ["true"])
     monkeypatch.setattr(restore, "measured", lambda *given: (given[-1].wait(), ("", ""))[1])
     backup = {"label": "x", "info": {"size": 1}, "timestamp": {"stop": 0}}
-    asked = (SimpleNamespace(cluster="15/main", home="/x"), [backup], 1.0)
+    asked = (SimpleNamespace(cluster="15/main", home="/x"), [backup], 1.0, "")
     if restored:
         assert "as it was at its newest" in restore.physical(*asked)
         assert options.read_text() == "recovery_target_time = ''\n"
@@ -489,3 +490,258 @@ def test_a_moment_after_the_end_of_the_log_is_its_end(
         with pytest.raises(restore.Problem, match="could not open file"):
             restore.physical(*asked)
         assert not options.exists()
+
+
+# --- how far back it reaches ----------------------------------------------------------------------
+
+STOP = 1801415100  # 2027-01-31 17:05:00 UTC
+
+
+def known_to_pgbackrest(*backups: tuple[str, int], newest: str = "17") -> dict[str, Any]:
+    """backups: PostgreSQL's version, and seconds after STOP when it had ended."""
+    versions = sorted({*(version for version, _ in backups), newest}, key=int)
+    return {
+        "status": {"code": 0, "message": "ok"},
+        "db": [{"id": number, "version": version} for number, version in enumerate(versions, 1)],
+        "backup": [
+            {"database": {"id": versions.index(version) + 1}, "timestamp": {"stop": STOP + seconds}}
+            for version, seconds in backups
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("info", "reach"),
+    [
+        (known_to_pgbackrest(), None),
+        (known_to_pgbackrest(("17", 0), ("17", A_DAY)), Reach(STOP + 1, STOP + 1)),
+        (known_to_pgbackrest(("15", 0), ("17", A_DAY)), Reach(STOP + A_DAY + 1, STOP + 1, "15")),
+        (known_to_pgbackrest(("15", 0)), Reach(None, STOP + 1, "15")),
+    ],
+)
+def test_the_earliest_moment_is_after_the_oldest_backup_of_this_postgresql(
+    info: dict[str, Any], reach: Reach | None
+) -> None:
+    assert Reach.of(info) == reach
+
+
+DONE = [
+    {"part": "wal", "success": "2027-01-31T18:00:30Z", "restore_to": "2027-01-31T17:59:58Z"},
+    {"part": "files", "success": "2027-01-31T18:00:00Z"},
+]
+FILES = (
+    "media and other files are those of the first backup of files after that moment (the newest is of "
+    "2027-01-31 18:00:00 UTC)"
+)
+
+
+@pytest.mark.parametrize(
+    ("reach", "parts", "line"),
+    [
+        (
+            Reach(STOP, STOP),
+            DONE,
+            f"`restore --to` reaches from 2027-01-31 17:05:00 UTC to 2027-01-31 17:59:58 UTC; {FILES}",
+        ),
+        # The first backup has just ended, and is later than what else was sent.
+        (Reach(STOP + 3600, STOP + 3600), DONE, f"from 2027-01-31 18:05:00 UTC to 2027-01-31 18:05:00 UTC; {FILES}"),
+        # A program that was deployed before does not say it.
+        (
+            Reach(STOP, STOP),
+            [],
+            "to the end of the database's log at the target; media and other files are those of the ",
+        ),
+        (Reach(STOP, STOP), [], "first backup of files after that moment (there is none yet)"),
+        (
+            Reach(STOP + 60, STOP, "15"),
+            DONE,
+            "from 2027-01-31 17:06:00 UTC (before that, only the daily dumps of PostgreSQL 15, none of which is from before "
+            "2027-01-31 17:05:00 UTC) to 2027-01-31 17:59:58 UTC; ",
+        ),
+        (Reach(STOP + 3600, STOP, "15"), DONE, " UTC) to 2027-01-31 18:05:00 UTC; "),
+        (Reach(None, STOP, "15"), DONE, "`restore --to` has only the daily dumps of PostgreSQL 15, none of which is "),
+        (None, DONE, "`restore --to` reaches nothing yet: there is no backup of the database"),
+    ],
+)
+def test_a_line_says_from_when_to_when_a_restore_reaches(
+    reach: Reach | None, parts: list[dict[str, Any]], line: str
+) -> None:
+    assert line in line_of(reach, parts, with_database=True)
+
+
+def test_without_the_database_files_alone_are_restored() -> None:
+    assert line_of(None, DONE, with_database=False).startswith("`restore --to` takes the first backup of files after")
+
+
+class Answering:
+    """A machine with backups, that says this of its target."""
+
+    def __init__(self, directory: Path, answer: str, prepared: bool = True) -> None:
+        self.name, self.settings, self.answer, self.prepared = "one", settings(directory), answer, prepared
+        self.run = lambda _: [self.answer]
+        self.ask = lambda *_, **__: self.prepared
+        self.close = lambda: None
+
+
+def test_a_moment_before_the_first_backup_is_refused_with_the_first_that_can_be_restored(tmp_path: Path) -> None:
+    answer = json.dumps([known_to_pgbackrest(("15", 0), ("17", A_DAY))])
+    machine: Any = Answering(tmp_path, answer)
+    check_reach(machine, None)
+    check_reach(machine, STOP + 1)
+    with pytest.raises(Refused) as refused:
+        check_reach(machine, STOP)
+    assert str(refused.value) == (
+        "one: there is no backup of the database from before 2027-01-31 17:05:00 UTC: --to reaches back to "
+        "2027-01-31 17:05:01 UTC. Nothing was touched"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "prepared"),
+    [("", True), ("not JSON", True), (json.dumps([known_to_pgbackrest(("17", 0))]), False)],
+)
+def test_what_cannot_be_asked_at_once_is_looked_for_by_the_restore(tmp_path: Path, answer: str, prepared: bool) -> None:
+    """The target is away, or is one where this machine makes no backups."""
+    machine: Any = Answering(tmp_path, answer, prepared)
+    check_reach(machine, STOP)
+
+
+def test_a_target_that_does_not_say_it_is_named(tmp_path: Path) -> None:
+    failed = json.dumps(
+        [{**known_to_pgbackrest(), "status": {"code": 99, "message": "[HostConnectError] unable\nto \x01"}}]
+    )
+    machine: Any = Answering(tmp_path, failed)
+    with pytest.raises(Refused, match=r"does not say how far back it reaches \(\[HostConnectError\] unable to\)"):
+        reach_of(machine)
+
+
+def test_the_log_reaches_as_far_as_what_was_sent(
+    backup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as far as the job has run: PostgreSQL keeps a file of its log until it is full or two minutes old."""
+    sent: list[str] = []
+    monkeypatch.setattr(backup, "pgbackrest", lambda _, *words, timeout: sent.append(Path(words[-1]).name))
+    plan = SimpleNamespace(spool=tmp_path)
+    assert backup.wal(plan) == {}
+    for number, name in enumerate(("000000010000000000000002", "000000010000000000000001")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (STOP - number * 60 + 0.9,) * 2)
+    assert backup.wal(plan) == {"restore_to": "2027-01-31T17:05:00Z"}
+    assert sent == ["000000010000000000000001", "000000010000000000000002"] and not list(tmp_path.iterdir())
+
+
+def restorable(
+    restore: ModuleType, monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], dumps: Sequence[int]
+) -> None:
+    """What the target has. dumps: seconds after STOP."""
+    known = json.dumps([{"id": seconds, "time": restore.at(STOP + seconds)} for seconds in dumps])
+    monkeypatch.setattr(restore, "info", lambda _: info)
+    monkeypatch.setattr(restore, "progress", lambda *_: None)
+    monkeypatch.setattr(restore, "restic", lambda *_: known)
+    monkeypatch.setattr(restore, "time", SimpleNamespace(time=lambda: STOP + 2 * A_DAY))
+
+
+def test_the_second_in_which_a_backup_has_ended_is_too_early(
+    restore: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pgBackRest leaves out what is after the comma: PostgreSQL would have to stop before the backup is consistent."""
+    restorable(restore, monkeypatch, known_to_pgbackrest(("17", 0)), [])
+    plan = SimpleNamespace(cluster="17/main")
+    with pytest.raises(restore.Problem, match="the oldest is of 2027-01-31T17:05:01Z"):
+        restore.backups_of_database(plan, STOP + 0.0)
+    assert len(restore.backups_of_database(plan, STOP + 1.0).each) == 1
+
+
+@pytest.mark.parametrize(
+    ("dumps", "to", "why"),
+    [
+        ([], None, "there is no dump of the database synapse, and PostgreSQL 15 is needed"),
+        (
+            [600],
+            STOP + 300.0,
+            "no dump of the database synapse from before 2027-01-31T17:10:00Z: the oldest is of 2027-01-31T17:15:01Z",
+        ),
+    ],
+)
+def test_a_dump_that_is_not_there_is_missed_before_anything_is_replaced(
+    restore: ModuleType, monkeypatch: pytest.MonkeyPatch, dumps: list[int], to: float | None, why: str
+) -> None:
+    restorable(restore, monkeypatch, known_to_pgbackrest(("15", 0), newest="15"), dumps)
+    with pytest.raises(restore.Problem, match=why):
+        restore.backups_of_database(SimpleNamespace(cluster="17/main", databases={"synapse": {}}), to)
+
+
+def test_the_newest_dump_before_the_moment_is_taken(restore: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    restorable(restore, monkeypatch, known_to_pgbackrest(("15", 0), newest="15"), [10, 600, 900])
+    found = restore.backups_of_database(SimpleNamespace(cluster="17/main", databases={"synapse": {}}), STOP + 600.0)
+    assert {name: dump["id"] for name, dump in found.dumps.items()} == {"synapse": 600}
+
+
+@pytest.mark.parametrize(
+    ("timelines", "newest", "starts", "commands", "told"),
+    [
+        # Nobody has restored since.
+        (("1", "1"), "1", [""], ["new"], "as it was at 2027"),
+        # Somebody has, to an earlier time: what was written between is in the history that was left.
+        (("1", "1"), "2", [""], ["new current"], "as it was at 2027"),
+        # That one ends before the time, and this belongs to the next.
+        (("1", "1"), "2", [ENDED, ""], ["new current", "new"], "as it was at 2027"),
+        (("1", "1"), "2", [ENDED, ENDED, ""], ["new current", "new"], "as it was at its newest"),
+        (("1", "2"), "2", [""], ["new"], "as it was at 2027"),
+    ],
+)
+def test_a_moment_that_an_earlier_restore_has_left_behind_is_restored(
+    timelines: tuple[str, str],
+    newest: str,
+    starts: list[str],
+    commands: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has gone back too far goes forward again."""
+    restore, given, answers = program("restore"), list[str](), iter(starts)
+
+    def start(_: object) -> None:
+        if failure := next(answers):
+            raise restore.Problem(failure)
+
+    def command(_: object, *words: str) -> list[str]:
+        given.append(
+            " ".join(word.rpartition("=")[2] for word in words if word.startswith(("--set", "--target-timeline")))
+        )
+        return ["true"]
+
+    monkeypatch.setattr(restore, "Path", lambda _: tmp_path / "options")
+    for name, function in (("cluster_started", start), ("pgbackrest_command", command)):
+        monkeypatch.setattr(restore, name, function)
+    for name in ("progress", "cluster_stopped"):
+        monkeypatch.setattr(restore, name, lambda *_: None)
+    monkeypatch.setattr(restore, "measured", lambda *given: (given[-1].wait(), ("", ""))[1])
+    backups = [
+        {
+            "label": label,
+            "info": {"size": 1},
+            "timestamp": {"stop": 0},
+            "archive": {"stop": f"0000000{timeline}00000000"},
+        }
+        for label, timeline in zip(("old", "new"), timelines, strict=True)
+    ]
+    text = restore.physical(SimpleNamespace(cluster="17/main", home="/x"), backups, STOP + 1.0, f"0000000{newest}")
+    assert told in text and given == commands
+
+
+def test_the_newest_history_is_the_one_of_this_database(restore: ModuleType) -> None:
+    """An older PostgreSQL's had its own numbers."""
+    found = {
+        "archive": [
+            {"database": {"id": 1}, "max": "000000090000000000000001"},
+            {"database": {"id": 2}, "max": "000000030000000000000001"},
+            {"database": {"id": 2}, "max": None},
+        ],
+        "backup": [
+            {"database": {"id": 1}, "archive": {"stop": "000000080000000000000001"}},
+            {"database": {"id": 2}, "archive": {"stop": "000000020000000000000001"}},
+        ],
+    }
+    assert restore.newest_timeline(found, 2) == "00000003"

@@ -383,6 +383,15 @@ def test_answers_are_understood(chosen: Settings) -> None:
             *("Id=sydent.service", "LoadState=loaded", "ActiveState=activating", "SubState=auto-restart"),
         ],
         "health caddy.service": ["works"],
+        "log sydent.service": [
+            json.dumps({"MESSAGE": text, "__REALTIME_TIMESTAMP": "1700000000000000"})
+            for text in (
+                "Traceback (most recent call last):",
+                "Traceback (most recent call last):",
+                "ModuleNotFoundError: No module named 'sydent'",
+                "x - ERROR - ModuleNotFoundError: No module named 'sydent'",
+            )
+        ],
         "log caddy.service": [
             json.dumps({"MESSAGE": text, "_SYSTEMD_INVOCATION_ID": which, "__REALTIME_TIMESTAMP": "1700000000000000"})
             for text, which in (
@@ -420,6 +429,9 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert [text for _, text in caddy.errors] == ['{"level":"error","logger":"tls","identifier":"b.test"}']
     assert (units["postgresql@17-main.service"].state, units["postgresql@17-main.service"].works) == ("active", False)
     assert units["sydent.service"].state == "failing" and units["mas.service"].state == "missing"
+    # Those of which the log says no more have their first line.
+    wrong = ["Traceback (most recent call last):", "ModuleNotFoundError: No module named 'sydent'"]
+    assert [text for _, text in units["sydent.service"].errors] == [wrong[0], wrong[1], f"x - ERROR - {wrong[1]}"]
     programs = {each.name: each for each in seen.programs}
     assert programs["mas"].current and programs["mas"].found == VERSION and programs["mas"].running == ()
     assert not programs["sydent"].current and programs["sydent"].running == ("old-py3.13",)
