@@ -168,9 +168,7 @@ def begun(host: Host, directory: Path, page: ReleaseServer, roles: Sequence[str]
         drill.stickers("enable", users.alice.user_id)
     drill.backed_up()
     asyncio.run(say(drill, BEFORE))
-    time.sleep(1.1)
-    drill.moment = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    time.sleep(1.1)
+    drill.moment = between()
     asyncio.run(say(drill, AFTER))
     drill.log_sent()
     return drill
@@ -197,6 +195,14 @@ def published(outside: Outside) -> Mapping[str, Any]:
     assert key_problem(document, outside.server_name, time.time()) is None
     keys: Mapping[str, Any] = document["verify_keys"]
     return keys
+
+
+def between() -> str:
+    """A moment after all that was written, and before what will be."""
+    time.sleep(1.1)
+    moment = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    time.sleep(1.1)
+    return moment
 
 
 def written(drill: Drill) -> list[str]:
@@ -641,9 +647,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         yield storage
 
 
-def burnt_after_a_backup(drill: Drill, testbed: Testbed, **settings: Any) -> list[str]:
+def burnt_after_a_backup(drill: Drill, testbed: Testbed, later: str = "", **settings: Any) -> list[str]:
     """Backups go to this target from now on, then the machine burns, and the target alone is left. Returns the messages since the
     first. The new machine is empty: what a deploy installs is there, for the sake of time, and nothing was configured.
+
+    later: a message after `drill.moment`, which is not among those returned.
     """
     drill.deployment.choose(**{**drill.deployment.settings, **settings})
     drill.deployment.run("-y")
@@ -660,6 +668,10 @@ def burnt_after_a_backup(drill: Drill, testbed: Testbed, **settings: Any) -> lis
     asyncio.run(say(drill, f"Now by {settings['backup_target'].partition(':')[0]}."))
     drill.log_sent()
     messages = written(drill)
+    if later:
+        drill.moment = between()
+        asyncio.run(say(drill, later))
+        drill.log_sent()
     replaced(drill, testbed, built(testbed, "trixie"))
     places = (
         "/etc/matrix-* /etc/mas /var/lib/matrix-synapse /var/lib/sydent /var/lib/caddy/.local /var/lib/postgresql /mnt"
@@ -741,16 +753,17 @@ async def talk(drill: Drill, peer: Peer, room: str | None) -> str:
 def test_everything_is_restored_from_s3_and_another_homeserver_still_trusts_it(
     drill: Drill, testbed: Testbed, s3: S3, peer: Peer, directory: Path
 ) -> None:
+    """As it was at a time before the last message."""
     s3.trusted_by(drill.host)
     for name, value in (("backup_s3_access_key", s3.access_key), ("backup_s3_secret_key", s3.secret_key)):
         set_ = drill.deployment.manage("secrets", "set", name, stdin=f"{value}\n")
         assert set_.returncode == 0, set_.stderr
     drill.deployment.run("-y")  # it trusts the other's authority now
     room = asyncio.run(talk(drill, peer, None))
-    messages = burnt_after_a_backup(drill, testbed, backup_target=s3.target)
+    messages = burnt_after_a_backup(drill, testbed, later="It is lost.", backup_target=s3.target)
     s3.trusted_by(drill.host)
     trust(drill.host, peer.outside)
-    drill.restored()
+    drill.restored("--to", drill.moment)
     assert_kept(drill, directory, *messages)
     asyncio.run(talk(drill, peer, room))
 
