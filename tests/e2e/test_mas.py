@@ -20,7 +20,7 @@ from tests.e2e.client import Outside, expect_json, register
 from tests.e2e.database import query
 from tests.e2e.test_confinement import Machine, Service, assert_reaches_no_other, neighbours
 from tests.e2e.test_refusals import assert_refused
-from tests.standin.archives import mas_archive
+from tests.standin.archives import mas_archive, real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -139,6 +139,37 @@ def test_clients_reach_synapse_and_mas_each_where_it_answers(outside: Outside) -
         # The second is where a browser goes for the pages' style.
         assert http.get(outside.url("auth", "/")).status_code in (200, 303)
         assert http.get(outside.url("auth", "/assets/none.css")).status_code == 404
+
+
+@pytest.mark.once("debian13")
+def test_clients_are_told_at_once_whether_people_may_make_accounts(deployed: Deployed, outside: Outside) -> None:
+    """Synapse would tell them what MAS said when Synapse was started, and is not restarted for it."""
+    deployment, settings = deployed.deployment, deployed.deployment.settings
+    synapse = deployed.host.run("systemctl show --value -p InvocationID matrix-synapse").stdout
+
+    def told() -> set[bool]:
+        with outside.http() as http:
+            found = [
+                http.get(outside.url("matrix", f"/_matrix/client/{path}"), headers={"Origin": outside.url("chat")})
+                for path in ("v1/auth_metadata", "unstable/org.matrix.msc2965/auth_metadata")
+            ]
+            answers = [expect_json(answer) for answer in found]
+            if real_mas():
+                # Clients in browsers may read it.
+                assert {answer.headers["Access-Control-Allow-Origin"] for answer in found} == {"*"}
+            assert answers[0] == expect_json(http.get(outside.url("auth", "/.well-known/openid-configuration")))
+        return {"create" in answer["prompt_values_supported"] for answer in answers}
+
+    try:
+        assert told() == {False}
+        deployment.choose(**settings, registration="token")
+        deployment.run("-y")
+        assert told() == {True}
+    finally:
+        deployment.choose(**settings)
+        deployment.run("-y")
+    assert told() == {False}
+    assert deployed.host.run("systemctl show --value -p InvocationID matrix-synapse").stdout == synapse
 
 
 @pytest.mark.once("debian13")
