@@ -14,6 +14,7 @@ from roles import (
     COTURN,
     FEDERATION_PORT,
     JOIN_PAGE,
+    MAS,
     MAS_PORT,
     NTFY,
     SYDENT,
@@ -126,6 +127,7 @@ class Synapse(View):
     page: the directory of our page. figures_port: where it says how it is, to the monitoring.
     captcha, captcha_secret: what somebody who makes an account has to solve, and the secret by which the solution is checked.
     mas_url, mas_secret: where the Matrix Authentication Service is, which then has the accounts, and the secret that they share.
+    mas_domain: the name at which people find it.
     """
 
     server_name: str
@@ -145,6 +147,7 @@ class Synapse(View):
     password_pepper: Secret | None
     mas_url: str | None
     mas_secret: Secret | None
+    mas_domain: str | None
     registration: str
     captcha: Captcha | None
     captcha_secret: Secret | None
@@ -203,6 +206,7 @@ class Synapse(View):
             password_pepper=vault.get(PEPPER) if vault.has(PEPPER) else None,
             mas_url=f"http://127.0.0.1:{MAS_PORT}/" if settings.exists("mas") else None,
             mas_secret=vault.get("mas_synapse_secret") if settings.exists("mas") else None,
+            mas_domain=settings.domain(MAS) if settings.exists("mas") else None,
             registration=choices.registration,
             captcha=None if settings.exists("mas") else choices.captcha,
             captcha_secret=vault.get(CAPTCHA_SECRET) if choices.captcha and not settings.exists("mas") else None,

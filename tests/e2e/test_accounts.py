@@ -170,6 +170,11 @@ class Reported:
 @pytest.fixture(scope="module", autouse=True)
 def reported(managed: Managed) -> Reported:
     """Somebody reports at the beginning: it takes half a minute until it is told, in which the other tests are made."""
+    return report(managed, told=True)
+
+
+def report(managed: Managed, *, told: bool) -> Reported:
+    """Somebody reports a message, its room and who has written it. told: what is reported is also written to a moderator."""
     reporter, moderator = (
         managed.log_in(each, managed.json("accounts", "create", each, "--generate")["password"])
         for each in (REPORTER, MODERATOR)
@@ -182,8 +187,9 @@ def reported(managed: Managed) -> Reported:
             return room
 
     room = asyncio.run(said())
-    # Once the module has begun: what was reported before is not told.
-    invitations(managed, moderator)
+    if told:
+        # Once the module has begun: what was reported before is not told.
+        invitations(managed, moderator)
     [event] = [each["event_id"] for each in timeline(managed, reporter, room) if "body" in each["content"]]
     for path in (
         f"rooms/{quote(room)}/report/{quote(event)}",

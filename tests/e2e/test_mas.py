@@ -3,8 +3,11 @@
 With its stand-in, or with the real program that MAS_BINARY names. What people do with it is in test_sign_in.py.
 """
 
+import asyncio
+import base64
 import json
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from tests.e2e.client import Outside, expect_json, register
 from tests.e2e.database import query
 from tests.e2e.test_confinement import Machine, Service, assert_reaches_no_other, neighbours
 from tests.e2e.test_refusals import assert_refused
-from tests.standin.archives import mas_archive
+from tests.standin.archives import mas_archive, real_mas
 from tests.standin.release_server import ReleaseServer
 from tests.testbed import Host, Testbed
 from vault import Vault
@@ -139,6 +142,37 @@ def test_clients_reach_synapse_and_mas_each_where_it_answers(outside: Outside) -
         # The second is where a browser goes for the pages' style.
         assert http.get(outside.url("auth", "/")).status_code in (200, 303)
         assert http.get(outside.url("auth", "/assets/none.css")).status_code == 404
+
+
+@pytest.mark.once("debian13")
+def test_clients_are_told_at_once_whether_people_may_make_accounts(deployed: Deployed, outside: Outside) -> None:
+    """Synapse would tell them what MAS said when Synapse was started, and is not restarted for it."""
+    deployment, settings = deployed.deployment, deployed.deployment.settings
+    synapse = deployed.host.run("systemctl show --value -p InvocationID matrix-synapse").stdout
+
+    def told() -> set[bool]:
+        with outside.http() as http:
+            found = [
+                http.get(outside.url("matrix", f"/_matrix/client/{path}"), headers={"Origin": outside.url("chat")})
+                for path in ("v1/auth_metadata", "unstable/org.matrix.msc2965/auth_metadata")
+            ]
+            answers = [expect_json(answer) for answer in found]
+            if real_mas():
+                # Clients in browsers may read it.
+                assert {answer.headers["Access-Control-Allow-Origin"] for answer in found} == {"*"}
+            assert answers[0] == expect_json(http.get(outside.url("auth", "/.well-known/openid-configuration")))
+        return {"create" in answer["prompt_values_supported"] for answer in answers}
+
+    try:
+        assert told() == {False}
+        deployment.choose(**settings, registration="token")
+        deployment.run("-y")
+        assert told() == {True}
+    finally:
+        deployment.choose(**settings)
+        deployment.run("-y")
+    assert told() == {False}
+    assert deployed.host.run("systemctl show --value -p InvocationID matrix-synapse").stdout == synapse
 
 
 @pytest.mark.once("debian13")
@@ -418,3 +452,35 @@ def test_the_verification_says_what_is_wrong_and_keeps_the_secret(deployed: Depl
         host.run(f"cp -a /run/kept {file}; touch -d @0 {file}")
     assert status and "Synapse refuses the secret of MAS" in re.sub(r"\s+", " ", output), output
     assert "wrong-and-still-secret" not in output
+
+
+# The last test: it leaves an account.
+@pytest.mark.once("debian13")
+def test_people_are_sent_to_the_new_name_of_mas(deployed: Deployed, outside: Outside) -> None:
+    """Synapse asks MAS for its addresses once after its start. It sends there who wants a new identity."""
+    deployment, settings = deployed.deployment, deployed.deployment.settings
+    made = deployment.manage("accounts", "create", "sent-elsewhere", "--generate", "--json")
+    assert made.returncode == 0, made.stderr
+    account = asyncio.run(outside.log_in("sent-elsewhere", json.loads(made.stdout)["password"])) if real_mas() else None
+
+    def sent_to() -> str:
+        """Where Synapse sends who has an identity, and wants another one."""
+        assert account
+        for _ in range(2):
+            key = base64.b64encode(secrets.token_bytes(32)).decode().rstrip("=")
+            keys = {"user_id": account.user_id, "usage": ["master"], "keys": {f"ed25519:{key}": key}}
+            with outside.http() as http:
+                url = outside.url("matrix", "/_matrix/client/v3/keys/device_signing/upload")
+                answer = http.post(url, json={"master_key": keys}, headers=account.authorization)
+        return str(expect_json(answer, 401)["params"]["org.matrix.cross_signing_reset"]["url"])
+
+    if account:
+        assert sent_to().startswith(outside.url("auth", "/account/"))
+    try:
+        deployment.choose(**settings, auth_domain=f"login.{deployed.host.domain}")
+        assert "Run Synapse" in deployment.run("-y").changed
+        if account:
+            assert sent_to().startswith(outside.url("login", "/account/"))
+    finally:
+        deployment.choose(**settings)
+        deployment.run("-y")

@@ -32,11 +32,17 @@ from tests.e2e.identity import MAIL_SERVER, receive_mail
 # The commands for accounts, as without MAS.
 from tests.e2e.test_accounts import (  # noqa: F401
     Managed,
+    Reported,
+    report,
     set_passwords,
+    test_a_room_is_blocked_and_purged,
     test_an_account_that_exists_is_left_alone,
+    test_an_administrator_is_made,
     test_an_unknown_account_suggests_the_nearest,
+    test_reports_are_listed,
     test_the_list_has_people_and_nobody_else,
     test_the_password_is_asked_for_twice_and_not_echoed,
+    test_what_an_abuser_has_left_is_removed,
 )
 from tests.e2e.test_element import PICTURES
 from tests.e2e.test_rtc import calling, livekit_client
@@ -226,6 +232,11 @@ def element(homeserver: Homeserver) -> Iterator[ElementX]:
 def managed(homeserver: Homeserver) -> Managed:
     """The administrator's commands."""
     return Managed(homeserver.deployment, homeserver.outside)
+
+
+@pytest.fixture(scope="module")
+def reported(managed: Managed) -> Reported:
+    return report(managed, told=False)
 
 
 @pytest.fixture(name="name")
@@ -443,7 +454,7 @@ def test_an_account_is_created_with_a_token(
     name = new_name("berta")
     browser.open(element.page("create"))
     create(browser, look, name, "password1")
-    assert "weak" in browser.text, f"a password that is easy to guess is taken: {browser.text}"
+    assert browser.says("Password is too weak"), f"a password that is easy to guess is taken: {browser.text}"
     browser.fill(password=PASSWORD, password_confirm=PASSWORD)
     browser.press()
     browser.fill(**{"token": "another-one"})
@@ -459,6 +470,7 @@ def test_nobody_creates_an_account_if_registration_is_closed(
     homeserver: Homeserver, element: ElementX, browser: Browser, look: Look
 ) -> None:
     homeserver.choose("closed")
+    assert "create" not in ElementX(homeserver, element.http).metadata["prompt_values_supported"]
     browser.open(element.page())
     look("log-in")
     assert PROVIDER.name in browser.text and not browser.has("a[href^='/register']")
