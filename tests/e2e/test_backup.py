@@ -513,19 +513,6 @@ def test_a_machine_with_data_is_refused(drill: Drill) -> None:
     assert done.returncode == 1 and "there is data on" in done.stderr and "--overwrite" in done.stderr, done.stderr
 
 
-# A restore that fails leaves the machine as it is for the next attempt: the last of these succeeds.
-
-
-def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
-    vault = Vault.open(drill.deployment.vault)
-    saved = drill.deployment.vault.read_bytes()
-    vault.rotate("backup_encryption_key", force=True)
-    vault.save()
-    done = drill.deployment.manage("restore", "--yes", "--overwrite")
-    assert done.returncode == 1 and "backup_encryption_key in the vault is not the key" in done.stderr, done.stderr
-    drill.deployment.vault.write_bytes(saved)
-
-
 def test_the_backup_says_how_far_back_it_reaches(drill: Drill) -> None:
     """Whoever mistypes the time is told so before anything is stopped."""
     host = drill.host
@@ -552,6 +539,19 @@ def test_the_backup_says_how_far_back_it_reaches(drill: Drill) -> None:
         f"{found[1]} UTC. Nothing was touched"
     ], done.stderr
     assert host.run("systemctl show -p MainPID --value matrix-synapse").stdout == serving
+
+
+# A restore that fails leaves the machine as it is for the next attempt: the last of these succeeds.
+
+
+def test_a_wrong_key_is_named(drill: Drill, tmp_path: Path) -> None:
+    vault = Vault.open(drill.deployment.vault)
+    saved = drill.deployment.vault.read_bytes()
+    vault.rotate("backup_encryption_key", force=True)
+    vault.save()
+    done = drill.deployment.manage("restore", "--yes", "--overwrite")
+    assert done.returncode == 1 and "backup_encryption_key in the vault is not the key" in done.stderr, done.stderr
+    drill.deployment.vault.write_bytes(saved)
 
 
 def test_a_time_before_the_first_backup_replaces_nothing(drill: Drill) -> None:
