@@ -66,15 +66,17 @@ def migrate(deployment: Deployment, yes: bool, back: bool) -> None:
         "homeserver for a minute, and there is no way back later. Go on?",
         yes,
     )
-    problem = _move(deployment, machine, "" if delegated else "move")
+    problem = _deploy(deployment, machine, "" if delegated else "move")
+    moved = not problem
+    problem = problem or _complete(machine)
     if not problem:
         click.echo(f"{_moved(machine)}, and a log-in works.")
         return
     try:
         state = machine.run(_STATE)
     except Refused as error:
-        # Perhaps they are moved by now.
-        raise Refused(f"{problem}; {error}. When the machine is back, run: {_command(deployment)}") from None
+        when = "When" if moved else "Synapse goes on with the accounts there; when"
+        raise Refused(f"{problem}; {error}. {when} the machine is back, run: {_command(deployment)}") from None
     if "delegated" in state and "begun" not in state:
         raise Refused(
             f"{_moved(machine)}, and a log-in works; only the account {_service(machine)}, which these commands had at Synapse, "
@@ -112,10 +114,8 @@ def _deploy(deployment: Deployment, machine: Machine, migration: Migration) -> s
     return deploy(deployment, f"mas-migrate{migration and '-'}{migration}", {MIGRATION_VARIABLE: migration})
 
 
-def _move(deployment: Deployment, machine: Machine, migration: Migration) -> str:
-    """Why the accounts could not be moved, in a sentence; "" if they were."""
-    if problem := _deploy(deployment, machine, migration):
-        return problem
+def _complete(machine: Machine) -> str:
+    """Why the migration is not complete once the accounts have moved, in a sentence; "" if it is."""
     try:
         _log_in(machine)
         click.echo(f"  Log in, on {machine.name}")
