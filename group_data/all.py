@@ -123,7 +123,7 @@ server_name_site = "page"
 support_email = None
 support_page = None
 
-# --- housekeeping (every machine, role synapse), see README ----------------------------------------------------------
+# --- housekeeping (every machine, roles synapse and postgres), see README --------------------------------------------
 
 # Synapse removes what nobody has used for so many days, or what is so old: 1 to 3650. None: nothing is removed.
 # Files of other homeservers, since somebody here saw them last. They are fetched again when somebody wants them, if that
@@ -140,6 +140,10 @@ forget_left_rooms = False
 # Devices that were not used, 30 to 3650 days: they are logged out, and lose encrypted messages that are in no other place. Not
 # with mas.
 stale_device_days: int | None = None
+
+# PostgreSQL counts anew how a table's values are spread, by which it chooses how to search, when so many percent of its rows have
+# changed: 1 to 50. Its own default, 10, is too late for the large tables of a homeserver.
+statistics_percent = 2
 
 # The largest size of a machine's journal, such as "1G". None: systemd's default, a tenth of the file system, 4 GiB at most.
 journal_max_size: str | None = "1G"

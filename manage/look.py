@@ -270,10 +270,14 @@ class AlertSeen:
 
 @dataclass(frozen=True)
 class JournalSeen:
-    """The machine's journal: its size in bytes, and when its first entry was written."""
+    """The machine's journal: its size in bytes, when its first entry was written, and how many before that one were removed.
+
+    journald numbers all entries, also across restarts of the machine.
+    """
 
     size: int
     since: datetime | None
+    removed: int = 0
 
 
 @dataclass(frozen=True)
@@ -379,7 +383,7 @@ def _probes(settings: Settings) -> dict[str, str]:
         )
     probes["journal"] = (
         "du -sB1 /var/log/journal /run/log/journal | awk '{ n += $1 } END { print n }'; "
-        "journalctl -q --no-pager -o short-unix | head -n 1 | cut -d. -f1"
+        "journalctl -q --no-pager -o json --output-fields=_BOOT_ID | head -n 1"
     )
     if settings.here("updates"):
         probes["updates"] = UPDATES_QUESTION
@@ -641,8 +645,15 @@ def _alerts(lines: Sequence[str]) -> tuple[AlertSeen, ...] | None:
 
 
 def _journal(lines: Sequence[str]) -> JournalSeen | None:
-    numbers = [int(line) for line in lines if line.isdigit()]
-    return JournalSeen(numbers[0], _time(numbers[1]) if len(numbers) > 1 else None) if numbers else None
+    if not lines or not lines[0].isdigit():
+        return None
+    try:
+        first = json.loads(lines[1])
+        number = re.search(r";i=([0-9a-f]+);", first["__CURSOR"])
+        since = _time(int(first["__REALTIME_TIMESTAMP"]) / 1_000_000)
+    except (IndexError, KeyError, TypeError, ValueError):
+        return JournalSeen(int(lines[0]), None)
+    return JournalSeen(int(lines[0]), since, int(number[1], 16) - 1 if number else 0)
 
 
 def _time(seconds: float) -> datetime:

@@ -271,7 +271,9 @@ def _rows(seen: Seen) -> Iterator[tuple[str, Text]]:
     if seen.journal:
         since = f", {ago(seen.journal.since)} back" if seen.journal.since else ""
         limit = seen.settings.choices.journal_max_size
-        yield "journal", Text(f"{size(seen.journal.size)}{f' of at most {limit}' if limit else ''}{since}")
+        gone = seen.journal.removed
+        removed = f", {gone:,} older entr{'y' if gone == 1 else 'ies'} removed" if gone else ""
+        yield "journal", Text(f"{size(seen.journal.size)}{f' of at most {limit}' if limit else ''}{since}{removed}")
     yield "deployed", _deployed(seen)
 
 

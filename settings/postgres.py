@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
+from pydantic import Field
+
 from operations.databases import Database
 from operations.machine import MachineState
 from operations.users import Account
 from roles import POSTGRES, POSTGRES_PORT, ROLES, Port, Role, Unit
-from settings.deployment import SettingError, Settings, View
+from settings.deployment import Chosen, SettingError, Settings, View
 from vault import Secret
 
 # Debian release -> the version of PostgreSQL that it has.
@@ -17,6 +19,12 @@ OF_DEBIAN = {"12": "15", "13": "17"}
 
 # The copy of the database server's certificate on a machine that uses the database of another one.
 DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
+
+
+class Choices(Chosen):
+    """The settings of PostgreSQL. statistics_percent: how many percent of a table's rows change before it is looked at anew."""
+
+    statistics_percent: int = Field(description="a number of percent from 1 to 50", ge=1, le=50)
 
 
 def version_on(machine: MachineState) -> str:
@@ -98,6 +106,7 @@ class Postgres(View):
     effective_cache_size: int
     maintenance_work_mem: int
     work_mem: int
+    statistics_percent: int
     databases: tuple[Database, ...]
     clients: tuple[DatabaseClient, ...]
     address: str
@@ -115,6 +124,7 @@ class Postgres(View):
             effective_cache_size=_between(128, memory, 65536),
             maintenance_work_mem=_between(16, memory // 16, 1024),
             work_mem=_between(4, memory // 128, 32),
+            statistics_percent=settings.section(Choices).statistics_percent,
             databases=tuple(
                 Database(
                     role.database.name,

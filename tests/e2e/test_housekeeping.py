@@ -284,6 +284,9 @@ def test_what_nobody_uses_goes_and_all_else_stays(side: tuple[Side, Side]) -> No
     [left] = sql(host, f"SELECT count(*) FROM rooms WHERE room_id = '{made.left}'")
     assert left == "1", "a room that was not forgotten is gone"
 
+    assert sql(host, "SHOW autovacuum_analyze_scale_factor") == ["0.02"]
+    host.run("journalctl --quiet --rotate --vacuum-files=1")
     found, printed = housekeeping(own.deployed)
+    assert re.search(r"journal .* of at most 1G, .* back, [1-9][0-9,]* older entries removed", printed), printed
     assert found["last"]["rooms"] == found["last"]["devices"] == 1 and found["month"]["local_media_files"] >= 1
     assert found["tables"][0]["name"] and re.search(r"freed .*of other servers' media \(.* room.* device", printed)

@@ -194,6 +194,8 @@ def test_misspelt_key_of_a_dictionary_gets_a_suggestion() -> None:
         ("antispam_questions", ["user_may_sing"], "a list of some of user_may_invite, user_may_join_room"),
         ("antispam_questions", [], "a list of some of user_may_invite"),
         ("stale_device_days", 29, "None or a number of days from 30 to 3650"),
+        ("statistics_percent", 0, "a number of percent from 1 to 50"),
+        ("statistics_percent", 2.5, "a number of percent from 1 to 50"),
         ("journal_max_size", "1GB", 'None or a size such as "1G"'),
         ("journal_max_days", -1, "None or a number of days from 1 to 3650"),
         ("smtp_port", "587", "a port from 1 to 65535"),

@@ -410,7 +410,10 @@ def test_answers_are_understood(chosen: Settings) -> None:
         "began": ["1700000001 ben@desk, since 2023-11-14 22:13:21 UTC"],
         "database synapse": ["size 1000", "accounts 3"],
         "housekeeping": [json.dumps(COUNTED)],
-        "journal": ["4096", "1700000000"],
+        "journal": [
+            "4096",
+            '{"__CURSOR": "s=4f;i=3e9;b=50;m=2f;t=66;x=de", "__REALTIME_TIMESTAMP": "1700000000000000"}',
+        ],
         "updates": [
             *("since 1699990000", "lists 1700000000", "installed 1700000100", "begun 1700000050", "source"),
             *("kept_back caddy coturn", "reboot linux-image-amd64"),
@@ -464,7 +467,27 @@ def test_answers_are_understood(chosen: Settings) -> None:
     assert (seen.housekeeping.unused, seen.housekeeping.empty_rooms) == (70, 4)
     day = datetime(2026, 11, 20, 4, 40, tzinfo=UTC)
     assert seen.housekeeping.tables == (look.TableSeen("events", GIB, 6, 4, day, None),)
-    assert seen.journal and seen.journal.size == 4096 and seen.journal.since
+    since = datetime.fromtimestamp(1700000000, UTC)
+    # The first entry that is there has the number 1001.
+    assert seen.journal == look.JournalSeen(4096, since, 1000)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], None),
+        (["du: cannot"], None),
+        (["4096"], look.JournalSeen(4096, None)),
+        (["4096", "No journal files"], look.JournalSeen(4096, None)),
+        (["4096", "{}"], look.JournalSeen(4096, None)),
+        (
+            ["4096", '{"__CURSOR": "s=4f;i=1;b=50", "__REALTIME_TIMESTAMP": "0"}'],
+            look.JournalSeen(4096, datetime.fromtimestamp(0, UTC), 0),
+        ),
+    ],
+)
+def test_a_journal_that_has_lost_nothing_or_says_nothing(lines: list[str], expected: look.JournalSeen | None) -> None:
+    assert look._journal(lines) == expected
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[1]", '[{"labels": {}}]', '{"error": "busy"}'])
@@ -540,7 +563,7 @@ HOUSEKEPT = (
     "state_groups_state 4.0 GiB, events 1.0 GiB (40% outdated)",
     "freed 3 rooms, 12 events in 9 days, counted 5 hours ago; 1.0 GiB of other servers' media were not used for 90 days "
     "(remote_media_days); 4 rooms have nobody of this homeserver (forget_left_rooms)",
-    "512 MiB of at most 1G, 9 days back",
+    "512 MiB of at most 1G, 9 days back, 1,234 older entries removed",
 )
 
 
@@ -555,7 +578,7 @@ def test_it_fits_the_terminal(
 
     seen = unit("caddy", errors=((NOW, "bad " * 100),))(answered(chosen))
     counted = look.HousekeepingSeen(NOW - 5 * HOUR, NOW - 10 * DAY, {}, {"rooms": 3, "events": 12}, GIB, 4, TABLES)
-    seen = replace(seen, housekeeping=counted, journal=look.JournalSeen(GIB // 2, NOW - 9 * DAY))
+    seen = replace(seen, housekeeping=counted, journal=look.JournalSeen(GIB // 2, NOW - 9 * DAY, 1234))
     looked = [
         status.Looked(Named, seen, ()),  # type: ignore[arg-type]
         status.Looked(Named, None, (status.Reason("relay", "cannot be reached"),)),  # type: ignore[arg-type]

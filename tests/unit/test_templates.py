@@ -119,6 +119,7 @@ SCENARIOS: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
             "forgotten_room_days": 7,
             "forget_left_rooms": True,
             "stale_device_days": 500,
+            "statistics_percent": 5,
             "journal_max_size": None,
             "journal_max_days": 14,
             "block_non_admin_invites": True,
