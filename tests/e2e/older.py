@@ -10,10 +10,16 @@ from tests.deployment import ROOT
 OLDER = "1.160.0"
 
 
+def copied(checkout: Path) -> Path:
+    """This project, as it is."""
+    return Path(
+        shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "__pycache__"))
+    )
+
+
 def older_checkout(directory: Path) -> Path:
     """With an older version."""
-    checkout = directory / "older"
-    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "__pycache__"))
+    checkout = copied(directory / "older")
     lock = checkout / "requirements" / "synapse"
     wanted = lock.with_suffix(".in").read_text().splitlines()
     lock.with_suffix(".in").write_text(
@@ -29,10 +35,28 @@ def broken_checkout(older: Path, directory: Path) -> Path:
     checkout = directory / "broken"
     shutil.copytree(older, checkout)
     lock = checkout / "requirements" / "synapse.txt"
-    text, removed = re.subn(r"^psycopg2-binary==.*?(?=^[a-z])", "", lock.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert removed == 1
-    lock.write_text(text)
+    lock.write_text(lock.read_text().replace(entry(lock, "psycopg2-binary"), ""))
     for name in ("homeserver.yaml.j2", "run-synapse", "matrix-synapse.service.j2"):
         with (checkout / "templates" / "synapse" / name).open("a") as file:
             file.write("# Broken.\n")
+    return checkout
+
+
+def entry(lock: Path, package: str) -> str:
+    """The lines of a package in a lock."""
+    found = re.search(rf"^{package}==.*?(?=^[a-z])", lock.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert found
+    return found[0]
+
+
+def broken_sydent(directory: Path) -> Path:
+    """With a Sydent of other packages, whose configuration has an address that no machine has."""
+    checkout = copied(directory / "sydent")
+    requirements = checkout / "requirements"
+    with (requirements / "sydent.txt").open("a") as lock:
+        lock.write(entry(requirements / "synapse.txt", "psycopg2-binary"))
+    configuration = checkout / "templates" / "sydent" / "sydent.conf.j2"
+    text = configuration.read_text()
+    assert "{{ sydent.bind_address | ini }}" in text
+    configuration.write_text(text.replace("{{ sydent.bind_address | ini }}", "192.0.2.1"))
     return checkout

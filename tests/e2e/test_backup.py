@@ -71,8 +71,9 @@ BEFORE, AFTER = "Before the minute.", "After the minute."
 class Drill:
     """A homeserver with a backup.
 
-    roles: of its machine. moment: between its last two messages in the encrypted room. key: its signing key. published: what
-    other homeservers know it by. pack: the directory of a pack of stickers, not with the stand-in of MAS.
+    roles: of its machine. moment: between its last two messages in the encrypted room. newest: to which its backup has said that
+    it reaches, after them. key: its signing key. published: what other homeservers know it by. pack: the directory of a pack of
+    stickers, not with the stand-in of MAS.
     """
 
     deployment: Deployment
@@ -83,6 +84,7 @@ class Drill:
     roles: Sequence[str]
     pack: Path
     moment: str = ""
+    newest: str = ""
 
     @property
     def host(self) -> Host:
@@ -523,6 +525,7 @@ def test_the_backup_says_how_far_back_it_reaches(drill: Drill) -> None:
     first, last = (datetime.fromisoformat(f"{each}+00:00") for each in found.groups())
     assert first < datetime.fromisoformat(f"{drill.moment}+00:00") < last, line
     assert timedelta() <= datetime.now(UTC) - last < timedelta(seconds=30), line
+    drill.newest = found[2]
     shown = json.loads(drill.deployment.manage("backup", "show", "--json").stdout)[host.name]
     parts = {part["part"]: part for part in shown}
     assert (parts["database"]["restore_from"], parts["wal"]["restore_to"]) == (
@@ -627,6 +630,14 @@ def test_it_is_restored_as_it_was_at_a_time(drill: Drill, directory: Path) -> No
     drill.restored("--to", drill.moment)
     assert host.run(f"ls {RESTORE_HOME}", check=False).returncode
     assert_kept(drill, directory, BEFORE)
+    drill.log_sent()
+
+
+def test_who_has_gone_back_too_far_goes_forward_again(drill: Drill, directory: Path) -> None:
+    """To a time of the history that the restore before has left."""
+    output = drill.restored("--overwrite", "--to", drill.newest)
+    assert f"the database as it was at {drill.newest.replace(' ', 'T')}Z" in output, output
+    assert_kept(drill, directory, BEFORE, AFTER, "We are back.")
     drill.log_sent()
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from roles import SYDENT
 from tests.conftest import Deployed
 from tests.deployment import ROOT, Deployment, Run
 from tests.e2e.client import Account, Outside, expect_json
 from tests.e2e.load import Load, during, room_of
-from tests.e2e.older import OLDER, broken_checkout, older_checkout
+from tests.e2e.older import OLDER, broken_checkout, broken_sydent, older_checkout
 from tests.testbed import Host
 
 pytestmark = pytest.mark.role("synapse")
@@ -232,6 +233,23 @@ def test_a_program_that_ends_at_once_is_put_back(
     assert_nothing_is_left(host)
     again = deployment.run("-y", check=False)
     assert again.status == 1 and again.changed == [] and "did not come up: I cannot. " in again.refusal
+
+
+@pytest.mark.once("debian13")
+@pytest.mark.role("sydent")
+def test_a_sydent_that_does_not_start_is_put_back(deployment: Deployment, outside: Outside, tmp_path: Path) -> None:
+    host = deployment.hosts[0]
+    deployment.root = broken_sydent(tmp_path)
+    run = deployment.run("-y", check=False)
+    assert run.status == 1
+    assert re.search(
+        r"Sydent 2[\d.]+ did not come up: .*192\.0\.2\.1.*The 2[\d.]+ of before serves again, \d s later, with the files",
+        run.refusal,
+    ), run.output
+    host.run(SYDENT.units[0].health)
+    assert_nothing_is_left(host)
+    deployment.root = ROOT
+    assert deployment.run("-y").changed == [], "not everything was put back"
 
 
 @pytest.mark.once("debian13")
