@@ -44,6 +44,9 @@ if settings.here("caddy") and settings.migration == "move":
     local.include("tasks/accounts_routes.py")
 if settings.here("sydent"):
     local.include("tasks/sydent.py")
+# What follows asks it, or is told by it.
+if settings.here("synapse"):
+    local.include("tasks/synapse_started.py")
 if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
 if settings.here("rtc"):

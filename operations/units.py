@@ -19,7 +19,7 @@ from compat import add_final_line
 from operations import virtualenvs
 from operations.look import ask, operation
 from operations.programs import Program, read_back
-from operations.shell import Fact, quoted, script, shell_file
+from operations.shell import Fact, YesOrNo, quoted, script, shell_file
 from operations.virtualenvs import Virtualenv
 
 DEFINITIONS = "/etc/systemd/system/"
@@ -140,6 +140,7 @@ def running(
     slow_to_start: bool = False,
     own: Sequence[str] = (),
     own_check: str = "",
+    first_start_goes_on: bool = False,
 ) -> Generator[StringCommand, None, None]:
     """The unit runs with the files that are on the machine, starts at boot, and answers.
 
@@ -159,6 +160,7 @@ def running(
     own: files and directories of the administrator's, which it reads when it starts. It is not restarted for them.
     own_check: shell command that fails with the reason, as the last line on stderr, if the unit would not start again with them.
         Run only if they were changed since it was started; then the run ends with that line.
+    first_start_goes_on: its very first start is not waited for. `started` does that, later in the same run.
     """
     now: UnitState = ask(
         Unit,
@@ -193,12 +195,10 @@ def running(
             f"read_definitions {name}" if enables else "read_definitions",
             f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
         ]
-    start = [
-        *prepare,
-        # Not --no-block for a restart: `ready` would be answered by the old process until it is stopped.
-        f"systemctl {'start --no-block' if slow_to_start and now.active in ('inactive', 'failed') else 'restart'} {name} "
-        "|| failed start",
-    ]
+    goes_on = new and first_start_goes_on
+    blocks = not (goes_on or (slow_to_start and now.active in ("inactive", "failed")))
+    # Not --no-block for a restart: `ready` would be answered by the old process until it is stopped.
+    start = [*prepare, f"systemctl {'restart' if blocks else 'start --no-block'} {name} || failed start"]
     steps: list[str] = []
     if now.refused and not restarts:
         add_final_line(
@@ -214,7 +214,7 @@ def running(
         # `start` follows. Without systemd, which would take all its units for changed until it reads them again.
         steps.append(f"systemctl enable --quiet {'--root=/ ' if restarts else ''}{name}")
     if restarts:
-        steps += [*_check_step(unit, check), *start, "wait_ready"]
+        steps += [*_check_step(unit, check), *start, *([] if goes_on else ["wait_ready"])]
     elif outdated:
         steps += [*_check_step(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
     elif ready and not now.ready:
@@ -235,6 +235,22 @@ def running(
         yield _tried(program, _functions(unit, ready, patience, slow_to_start, gives_up=True), steps, start[1:])
     else:
         yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
+
+
+class Active(YesOrNo):
+    """Whether systemd takes a unit for started."""
+
+    def question(self, unit: str) -> str:
+        return f"! systemctl is-active --quiet {quoted(unit)} || echo yes"
+
+
+@operation()
+def started(unit: str, ready: str, patience: int = 60) -> Generator[StringCommand, None, None]:
+    """The unit answers, if its first start was going on. ready, patience: as for `running`."""
+    if ask(Active, unit=unit):
+        host.noop(f"{unit} is started")
+        return
+    yield script(*_functions(unit, ready, patience, slow_to_start=False), "wait_ready")
 
 
 def _tried(program: Program, functions: Sequence[str], steps: Sequence[str], start: Sequence[str]) -> StringCommand:

@@ -11,7 +11,8 @@ from operations.databases import Database
 from operations.machine import MachineState
 from operations.users import Account
 from roles import POSTGRES, POSTGRES_PORT, ROLES, Port, Role, Unit
-from settings.deployment import Chosen, SettingError, Settings, View
+from settings.deployment import SettingError, Settings, View
+from settings.fields import Chosen
 from vault import Secret
 
 # Debian release -> the version of PostgreSQL that it has.

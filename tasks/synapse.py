@@ -4,7 +4,7 @@ from typing import Any
 
 from pyinfra import host
 
-from operations import deployment, files, schema, units, virtualenvs
+from operations import files, schema, units, virtualenvs
 from operations.files import Absent, Copy, Directory, Template, Text, secret_file
 from operations.programs import Program
 from operations.shell import quoted
@@ -110,11 +110,5 @@ units.running(
     patience=180,
     own=UNIT.own,
     own_check=UNIT.check,
+    first_start_goes_on=True,
 )
-deployment.database_recorded(
-    name="Record where Synapse's database is",
-    server_name=settings.server_name,
-    vault=settings.vault,
-    database=(database.host, database.port),
-)
-deployment.signing_key_recorded(name="Record which signing key Synapse has")
