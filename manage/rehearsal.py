@@ -19,10 +19,12 @@ from compat import Refused, read_inventory
 from manage.machines import Deployment, Machine, inventory_path
 from manage.reach import check_reach, shown
 from manage.restoring import check_disk, put_back, pyinfra, stop
-from operations.machine import REHEARSAL_NOTE, RESTORE_HOME
+from operations.machine import REHEARSAL_NOTE, RESTORE_HOME, MachineState
+from operations.machine import Machine as LookedAt
 from operations.shell import quoted, shell_file
 from roles import ASK_POSTGRES, BACKUP, POSTGRES, ROLES, Role, any_version
 from settings.deployment import Restore
+from settings.postgres import version_on
 
 # What is counted there and on the homeserver: name -> database, table, and when a row was made, in seconds since the epoch.
 COUNTED = {
@@ -153,7 +155,18 @@ def _homeserver(source: Machine, spare: Machine) -> Machine | None:
         return None
     if spare.run("cat /etc/machine-id") == identity:
         raise Refused(f"{spare.name} is {source.name} itself; a rehearsal needs another machine")
+    check_versions(source.ask(LookedAt), spare.name, spare.ask(LookedAt))
     return source
+
+
+def check_versions(homeserver: MachineState, name: str, spare: MachineState) -> None:
+    """Raises Refused if the spare machine, of that name, would get an older PostgreSQL than the homeserver has."""
+    theirs, own = version_on(homeserver), version_on(spare)
+    if int(own) < int(theirs):
+        raise Refused(
+            f"{name} has Debian {spare.release} with PostgreSQL {own}, which cannot read what PostgreSQL {theirs} of the "
+            "homeserver has backed up: take a spare machine with a newer Debian. Nothing was touched"
+        )
 
 
 def _wrong(machine: Machine, homeserver: Machine | None) -> Iterator[str]:

@@ -24,6 +24,7 @@ from compat import Refused
 from manage import restoring
 from manage.backup import Moment
 from manage.reach import Reach, check_reach, line_of, reach_of
+from manage.rehearsal import check_versions
 from operations import preflight
 from operations.machine import MachineState
 from operations.templating import TEMPLATES
@@ -745,3 +746,24 @@ def test_the_newest_history_is_the_one_of_this_database(restore: ModuleType) -> 
         ],
     }
     assert restore.newest_timeline(found, 2) == "00000003"
+
+
+@pytest.mark.parametrize(
+    ("homeserver", "spare", "refused"),
+    [
+        (MachineState(release="13", postgresql=("17",)), MachineState(release="12"), True),
+        # Debian was upgraded, and PostgreSQL not yet.
+        (MachineState(release="13", postgresql=("15",)), MachineState(release="12"), False),
+        (MachineState(release="12", postgresql=("15",)), MachineState(release="13"), False),
+        (MachineState(release="13", postgresql=("17",)), MachineState(release="13"), False),
+    ],
+)
+def test_a_rehearsal_on_too_old_a_debian_is_refused(
+    homeserver: MachineState, spare: MachineState, refused: bool
+) -> None:
+    if not refused:
+        return check_versions(homeserver, "spare", spare)
+    with pytest.raises(
+        Refused, match=r"^spare has Debian 12 with PostgreSQL 15, which cannot read what PostgreSQL 17 of"
+    ):
+        check_versions(homeserver, "spare", spare)
