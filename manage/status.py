@@ -29,6 +29,8 @@ from settings.synapse import Choices as Homeserver
 LONGEST = 200
 # Tables that are shown, and the part of outdated rows from which it is shown: by far more than autovacuum leaves.
 TABLES, MANY_DEAD = 3, 0.2
+# Bytes of a table that are worth a word about that.
+LARGE = 64 * 1024 * 1024
 # For how long the report of the housekeeping keeps each count.
 MONTH = timedelta(days=30)
 # Seconds for one machine, its connection included.
@@ -364,7 +366,7 @@ def freed_words(freed: Mapping[str, int]) -> Iterator[str]:
 
 def _table(table: TableSeen) -> str:
     dead = table.dead_rows / max(1, table.rows + table.dead_rows)
-    return f"{table.name} {size(table.size)}{f' ({dead:.0%} outdated)' if dead > MANY_DEAD else ''}"
+    return f"{table.name} {size(table.size)}{f' ({dead:.0%} outdated)' if dead > MANY_DEAD and table.size >= LARGE else ''}"
 
 
 def _deployed(seen: Seen) -> Text:
