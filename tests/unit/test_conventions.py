@@ -1,6 +1,9 @@
 """Conventions of all tasks and operations, so that runs are readable and repeatable, and show no secrets."""
 
 import ast
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -138,6 +141,12 @@ def test_every_role_has_its_files(role: str) -> None:
     assert (ROOT / "templates" / role).is_dir()
 
 
+def test_every_role_is_in_the_sample_inventory() -> None:
+    """As a line, or as a comment that only has to be made one."""
+    lines = (ROOT / "inventories" / "prod.py").read_text().splitlines()
+    assert [role for role in ROLES if not {f"{role} = [_machine]", f"# {role} = [_machine]"} & {*lines}] == []
+
+
 def test_every_role_is_tested_on_a_host_with_make_test_role() -> None:
     """By a file of its name, or by tests that are marked with it."""
     files = sorted((ROOT / "tests" / "e2e").glob("test_*.py"))
@@ -189,3 +198,17 @@ def test_what_all_roles_share_names_no_role() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert texts & set(ROLES) == set()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not on this computer")
+def test_every_program_is_linted() -> None:
+    """Also those whose name does not say in which language they are."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+    linted, files = (
+        subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True).stdout.split()
+        for command in (["make", "-n", "lint"], ["git", "ls-files"])
+    )
+    unnamed = [name for name in files if not Path(name).suffix and (ROOT / name).is_file()]
+    programs = [name for name in unnamed if (ROOT / name).read_bytes().startswith(b"#!")]
+    assert len(programs) > 8
+    assert sorted(set(programs) - {word.rstrip(")") for word in linted}) == []

@@ -46,6 +46,7 @@ from roles import HELPER_EXPOSURE, MONITORING_HOME, ROLES, UPDATES_RESTARTS
 from settings import Choices, Settings, choices_from, mistakes
 from settings.caddy import Caddy, Site
 from settings.deployment import _vault
+from settings.postgres import OF_DEBIAN
 from settings.synapse import Synapse
 from vault import SECRETS, Secret
 
@@ -626,6 +627,44 @@ def test_units_are_valid_for_systemd(written: Callable[..., Rendered], tmp_path:
         wrong = [line for line in wrong if not re.search("Unknown key '?Restart(Steps|MaxDelaySec)", line)]
     assert len(verified) >= 4
     assert wrong == []
+
+
+def test_the_user_of_every_service_is_made(written: Callable[..., Rendered]) -> None:
+    """Unless a Debian package brings the service, and with it the user."""
+    rendered = written("default")
+    lines = [
+        line
+        for path, (text, _) in rendered.items()
+        if path.startswith("/etc/sysusers.d/")
+        for line in text.splitlines()
+    ]
+    made = {line.split()[1] for line in lines if line.startswith("u ")}
+    needed = {
+        unit.user for role in ROLES.values() for unit in role.units if f"/etc/systemd/system/{unit.name}" in rendered
+    }
+    needed |= {user.name for role in ROLES.values() for user in role.users}
+    assert len(needed) > 8
+    assert needed - made == set()
+
+
+@pytest.mark.parametrize("release", ["12", "13"])
+def test_every_service_comes_back_but_not_in_the_middle_of_a_restore(
+    written: Callable[..., Rendered], release: str
+) -> None:
+    """After a crash; after a boot while data is being put back, it would run with half of them."""
+    rendered = written("default", release)
+    lacking = []
+    for role in ROLES.values():
+        for unit in role.units if release in role.debian else ():
+            path = f"/etc/systemd/system/{unit.name.format(version=OF_DEBIAN[release])}"
+            files = [
+                content for each, (content, _) in rendered.items() if each == path or each.startswith(f"{path}.d/")
+            ]
+            lines = "\n".join(files).splitlines()
+            for wanted in (r"Restart=(always|on-failure)", r"ConditionPathExists=\|!/etc/matrix-metal/restore"):
+                if not any(re.fullmatch(wanted, line) for line in lines):
+                    lacking.append(f"{unit.name}: {wanted}")
+    assert lacking == []
 
 
 # What restarts everything after updates does what root does, and is in no list of what is confined (docs/security.md).
