@@ -192,12 +192,7 @@ class Postgres(View):
     @property
     def files(self) -> list[str]:
         """The files of ours that it reads when it starts."""
-        return [
-            self.configuration,
-            self.access,
-            self.drop_in,
-            *([self.certificate, self.key] if self.clients else []),
-        ]
+        return [self.configuration, self.drop_in, *([self.certificate, self.key] if self.clients else [])]
 
     @property
     def certificate(self) -> str:

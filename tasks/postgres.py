@@ -17,6 +17,8 @@ units.running(
     name="Run PostgreSQL",
     unit=postgres.unit,
     reads=postgres.files,
+    # Whoever uses the database goes on when a role comes or goes.
+    rereads=[postgres.access],
     ready=UNIT.health,
     enabled=False,
     # pg_ctlcluster waits for two seconds after the cluster has started.

@@ -49,6 +49,7 @@ chmod 700 /var/spool/matrix-metal-backup
 mv {TARGET}.away {TARGET}
 systemctl start matrix-metal-backup-files matrix-metal-figures
 """
+POSTGRES_STARTED = "systemctl show -p InvocationID --value 'postgresql@*-main'"
 # Of the administrator's own, before the first deploy: coturn needs it as well.
 OWN_PACKAGE = "python3-seccomp"
 
@@ -194,6 +195,7 @@ def test_a_machine_is_as_if_it_had_never_had_the_role(machine: Machine, role: Ro
         pytest.skip(f"Debian 12 does not have {role}")
     staying = [*STAYING, *machine.removable[: machine.removable.index(role)]]
     machine.assign(staying)
+    database = host.run(POSTGRES_STARTED).stdout
     if role in machine.before:
         assert_only_announced(machine, role)
     if ROLES[role].database:
@@ -202,6 +204,8 @@ def test_a_machine_is_as_if_it_had_never_had_the_role(machine: Machine, role: Ro
     with client(host) as answers:
         done = deployment.manage("remove", role, "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
+    # The backup's settings are those that it reads when it starts.
+    assert host.run(POSTGRES_STARTED).stdout == database or role == "backup", "PostgreSQL was restarted"
     assert role == "caddy" or set(answers) == {"200"}, answers
     if role in machine.before:
         assert difference(machine.before[role], picture(host)) == []
