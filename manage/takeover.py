@@ -32,6 +32,10 @@ STATE = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE dat
 TAKEN = ("server_name", "old_signing_keys", "signing_key", "macaroon_secret_key", "form_secret")
 # Secrets that this deployment has itself, and nobody's data depends on.
 REPLACED = ("registration_shared_secret", "turn_shared_secret", "worker_replication_secret", "email", "log_config")
+# Settings whose part Caddy and systemd have here.
+ELSEWHERE = ("no_tls", "tls_certificate", "tls_private_key", "pid_file")
+# Settings that Debian's homeserver.yaml still has, and Synapse does not know any more.
+GONE = ("tls_dh_params", "uploads")
 SECRETS = {
     "synapse_macaroon_secret_key": "macaroon_secret_key",
     "synapse_form_secret": "form_secret",
@@ -220,8 +224,8 @@ def settings_not_taken(found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     def plain(name: str) -> str:
         return name.removesuffix("_path")
 
-    ours = {*map(plain, found["ours"]), *REPLACED}
-    rest = [name for name in found["settings"] if plain(name) not in TAKEN and name != "password_config"]
+    ours = {*map(plain, found["ours"]), *REPLACED, *ELSEWHERE}
+    rest = [name for name in found["settings"] if plain(name) not in (*TAKEN, *GONE) and name != "password_config"]
     ignored = [name for name in rest if plain(name) not in ours]
     ignored += [f"password_config.{name}" for name in found["passwords"] if name != "pepper"]
     return [name for name in rest if plain(name) in ours], ignored

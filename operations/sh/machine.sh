@@ -106,10 +106,20 @@ if [ -e "$marker" ] || [ -L "$marker" ]; then
   echo "deployment $found"
 fi
 # Without a marker the machine's secrets show which vault it was deployed with. Only digests leave it: -vvv prints what is asked.
-# shellcheck disable=SC2016 # root's shell expands it
+# shellcheck disable=SC2016 # dpkg-query and root's shell expand it
 case $found in
   '{'*'"server_name": "'*'"vault": "'*'"}') ;;
-  *) $sudo sh -c '
+  *)
+    # matrix.org's package and Debian's: when they are purged later, they take files of the new Synapse with them.
+    dpkg-query -W -f '${db:Status-Status} ${Package}\n' matrix-synapse-py3 matrix-synapse 2>/dev/null |
+      while read -r state package; do
+        case $state in
+          not-installed) ;;
+          config-files) echo "foreign the package $package, which was removed and not purged" ;;
+          *) echo "foreign the package $package" ;;
+        esac
+      done
+    $sudo sh -c '
     secret() { value=$(cat); [ -z "$value" ] || echo "secret $1 $(printf %s "$value" | sha256sum | cut -d " " -f 1)"; }
     cd /etc
     sed -n "s/^server_name: \"\(.*\)\"$/server_name \1/p" matrix-synapse/homeserver.yaml

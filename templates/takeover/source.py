@@ -170,7 +170,10 @@ def look_at_sqlite(path: Path) -> dict[str, Any]:
     for suffix in ("-journal", "-wal"):
         beside = path.with_name(path.name + suffix)
         if beside.exists() and beside.stat().st_size:
-            raise Problem(f"{beside} shows that Synapse was at work when this was copied: stop it, and copy again")
+            raise Problem(
+                f"{beside} shows that Synapse was at work when this was copied, or was killed: start it if it does not run, "
+                "stop it, and copy again"
+            )
     try:
         # immutable: SQLite makes no files beside it.
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as database:

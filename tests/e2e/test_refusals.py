@@ -369,6 +369,28 @@ def test_another_synapse_is_not_replaced(fresh: Fresh) -> None:
         fresh.host.run(f"rm -r {home}")
 
 
+@pytest.mark.parametrize("package", ["matrix-synapse", "matrix-synapse-py3"])
+def test_the_package_of_another_synapse_is_purged_first(fresh: Fresh, package: str) -> None:
+    """Its files were moved away. Purged after the deploy, it would remove homeserver.yaml and disable the unit."""
+    host, home = fresh.host, "/etc/matrix-synapse"
+    control = f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: none"
+    host.run(
+        f"set -e; cd $(mktemp -d); mkdir -p p/DEBIAN p{home}; printf '{control}\n' >p/DEBIAN/control\n"
+        f"echo 'pid_file: /run/x' | tee p{home}/homeserver.yaml >/dev/null; echo {home}/homeserver.yaml >p/DEBIAN/conffiles\n"
+        f"dpkg-deb -b p p.deb && dpkg -i p.deb && mv {home} /root/moved; sleep 0.02; touch {STAMP}; sleep 0.02"
+    )
+    words = "refusals13: has a Synapse that was installed in another way", "README.md"
+    try:
+        assert_refused_without_changes(fresh, fresh.deployment(), f"(the package {package})", *words)
+        host.run(f"dpkg --remove {package}; sleep 0.02; touch {STAMP}; sleep 0.02")
+        said = f"(the package {package}, which was removed and not purged)"
+        assert_refused_without_changes(fresh, fresh.deployment(), said, *words)
+        host.run(f"dpkg --purge {package}; sleep 0.02; touch {STAMP}; sleep 0.02")
+        assert fresh.deployment().run("--dry").refusal == ""
+    finally:
+        host.run(f"dpkg --purge {package}; rm -rf /root/moved {home}")
+
+
 @pytest.mark.once("debian13")
 def test_deployed_machine_keeps_its_server_name_and_its_vault(deployed: Deployed, tmp_path: Path) -> None:
     host, mine = deployed.host, deployed.deployment

@@ -45,7 +45,7 @@ WRITTEN = ["The seeds are in the shed.", "Which shelf?", "The upper one."]
 class Old:
     """An old homeserver. newest: when its version was new. home, data: its directories; key: its signing key.
 
-    prepare: a shell program that makes what it needs besides. database: that part of its configuration.
+    prepare: a shell program that makes what it needs besides. database: that part of its configuration. more: other parts.
     """
 
     version: str
@@ -56,6 +56,7 @@ class Old:
     media: str
     prepare: str
     database: str
+    more: str = ""
 
     @property
     def configuration(self) -> str:
@@ -64,6 +65,7 @@ pid_file: {self.data}/homeserver.pid
 listeners:
   - {{port: {PORT}, tls: false, type: http, resources: [{{names: [client, federation], compress: false}}]}}
 {self.database}
+{self.more}
 log_config: {self.home}/log.yaml
 media_store_path: {self.data}/{self.media}
 registration_shared_secret: not taken
@@ -96,7 +98,10 @@ PACKAGE = Old(
     data="/var/lib/matrix-synapse",
     key="homeserver.signing.key",
     media="media",
+    # The user and its log stay when Debian's package is purged; the user has no group of its own.
     prepare="""
+useradd --system --gid nogroup --home-dir /var/lib/matrix-synapse --shell /usr/sbin/nologin matrix-synapse
+install -d -o matrix-synapse -g nogroup -m 755 /var/log/matrix-synapse
 install -d /etc/postgresql-common/createcluster.d
 echo "initdb_options = '--data-checksums'" >/etc/postgresql-common/createcluster.d/checksums.conf
 apt-get install -qq -y locales >&2
@@ -109,6 +114,13 @@ runuser -u postgres -- createdb --owner synapse_user --locale en_US.UTF-8 --temp
   name: psycopg2
   allow_unsafe_locale: true
   args: {user: synapse_user, database: messages, host: /var/run/postgresql, cp_min: 1, cp_max: 5}""",
+    # As Debian's package has them.
+    more="""
+uploads_path: /var/lib/matrix-synapse/uploads
+tls_certificate_path: /etc/matrix-synapse/homeserver.tls.crt
+tls_private_key_path: /etc/matrix-synapse/homeserver.tls.key
+tls_dh_params_path: /etc/matrix-synapse/homeserver.tls.dh
+no_tls: false""",
 )
 # As a container has it whose neighbour `db` is an image of PostgreSQL's: there is another user, and another database.
 BESIDE = Old(
@@ -381,7 +393,7 @@ def test_it_says_what_it_takes_and_what_not(home: Home) -> None:
         ), shown
     assert f"server name    {home.host.domain}" in shown and "media: 1 file," in shown.replace("_store", "")
     assert "into the vault macaroon_secret_key, form_secret, password_config.pepper" in shown
-    assert re.search(r"^  ignored        pid_file, retention$", shown, re.M), shown
+    assert re.search(r"^  ignored        retention$", shown, re.M), shown
     assert not Vault.open(home.deployment.vault).has("synapse_password_pepper")
     if home.old is BESIDE:
         # A volume of their own is an empty directory in what is copied.

@@ -24,6 +24,24 @@ media_store_path: /data/media_store
 signing_key_path: /data/example.org.signing.key
 registration_shared_secret: registers
 """
+OF_DEBIAN = """
+pid_file: "/var/run/matrix-synapse.pid"
+log_config: "/etc/matrix-synapse/log.yaml"
+media_store_path: "/var/lib/matrix-synapse/media"
+uploads_path: "/var/lib/matrix-synapse/uploads"
+signing_key_path: "/etc/matrix-synapse/homeserver.signing.key"
+tls_certificate_path: "/etc/matrix-synapse/homeserver.tls.crt"
+tls_private_key_path: "/etc/matrix-synapse/homeserver.tls.key"
+tls_dh_params_path: "/etc/matrix-synapse/homeserver.tls.dh"
+no_tls: false
+database: {name: "sqlite3", args: {database: "/var/lib/matrix-synapse/homeserver.db"}}
+listeners:
+  - {port: 8448, bind_addresses: ["::1", "127.0.0.1"], type: http, tls: true, resources: [{names: [client, federation]}]}
+  - {port: 8008, bind_addresses: ["::1", "127.0.0.1"], type: http, tls: false, resources: [{names: [client, federation]}]}
+max_upload_size: "100M"
+turn_allow_guests: false
+thumbnail_sizes: [{width: 32, height: 32, method: crop}, {width: 96, height: 96, method: crop}]
+"""
 DUMP = r"""--
 -- PostgreSQL database dump
 --
@@ -94,6 +112,35 @@ def test_a_containers_directory(program: ModuleType, old: Path) -> None:
     assert source.own_media(source.media_files()) == 1
     # Without a secret for macaroons, Synapse takes the other.
     assert source.secrets == {"synapse_macaroon_secret_key": "registers"}
+
+
+def test_debians_package(program: ModuleType, tmp_path: Path) -> None:
+    """As matrix-synapse 1.160.0-1 is installed, with its settings that are in our way."""
+    root, user = tmp_path / "root", {"registration_shared_secret": "registers"}
+    etc, lib = root / "etc/matrix-synapse", root / "var/lib/matrix-synapse"
+    (etc / "conf.d").mkdir(parents=True)
+    (lib / "media/local_content/aa/bb").mkdir(parents=True)
+    (etc / "homeserver.yaml").write_text(OF_DEBIAN)
+    for name, settings in {
+        "report_stats": {"report_stats": False},
+        "server_name": {"server_name": SERVER},
+        "registration": user,
+    }.items():
+        (etc / f"conf.d/{name}.yaml").write_text(yaml.safe_dump(settings))
+    (etc / "homeserver.signing.key").write_text("ed25519 a_OXnI seed\n")
+    sqlite_database(lib / "homeserver.db")
+    source = program.Source([str(root)])
+    assert (source.database, source.kind, source.media) == (lib / "homeserver.db", "SQLite", lib / "media")
+    assert source.configuration["server_name"] == SERVER and source.signing_key == "ed25519 a_OXnI seed\n"
+    ours = ["database", "listeners", "max_upload_size", "media_store_path", "report_stats"]
+    # Caddy has the certificates, systemd the process; Synapse does not know the others any more.
+    _, ignored = settings_not_taken(found(settings=sorted(source.configuration), passwords=[], ours=ours))
+    assert ignored == ["thumbnail_sizes", "turn_allow_guests"]
+    # With PostgreSQL, as its file says: what is in conf.d replaces the database of homeserver.yaml, which is still there.
+    (etc / "conf.d/database.yaml").write_text("database: {name: psycopg2, args: {database: synapse}}\n")
+    (lib / "synapse.dump").write_text(DUMP)
+    source = program.Source([str(root)])
+    assert (source.database, source.kind) == (lib / "synapse.dump", "plain")
 
 
 def test_directories_of_a_package(program: ModuleType, old: Path, tmp_path: Path) -> None:
@@ -270,7 +317,9 @@ def test_sqlite(program: ModuleType, old: Path) -> None:
         program.Source([str(old)])
     (old / "synapse.sql").unlink()
     (old / "h.db-wal").write_text("changes")
-    with pytest.raises(program.Problem, match=r"h\.db-wal shows that Synapse was at work when this was copied"):
+    with pytest.raises(
+        program.Problem, match=r"h\.db-wal shows .* at work when this was copied, or was killed: start it"
+    ):
         program.Source([str(old)]).look_at_database()
     (old / "h.db-wal").unlink()
     content = (old / "h.db").read_bytes()
