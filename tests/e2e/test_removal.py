@@ -49,7 +49,7 @@ chmod 700 /var/spool/matrix-metal-backup
 mv {TARGET}.away {TARGET}
 systemctl start matrix-metal-backup-files matrix-metal-figures
 """
-POSTGRES_STARTED = "systemctl show -p InvocationID --value 'postgresql@*-main'"
+POSTGRES_STARTED = "systemctl show -p InvocationID --value 'postgresql@*-main.service' | grep ."
 # Of the administrator's own, before the first deploy: coturn needs it as well.
 OWN_PACKAGE = "python3-seccomp"
 
