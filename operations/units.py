@@ -131,6 +131,7 @@ def running(
     unit: str,
     reads: Sequence[str] = (),
     rereads: Sequence[str] = (),
+    prepare: str | None = None,
     check: str | None = None,
     ready: str | None = None,
     needs: str | None = None,
@@ -147,6 +148,7 @@ def running(
     reads: files it reads only when it starts: it is restarted when one is newer. Its own definition is always one of them;
         drop-ins of ours have to be listed.
     rereads: files it reads again when it is reloaded: it is reloaded when one is newer.
+    prepare: shell command that makes what the unit needs before it is started, if it is not there.
     check: shell command that must succeed before a restart or reload; while it fails the old process keeps running.
     ready: shell command that succeeds once the unit does its work; run in every deploy, so that a unit which runs but does
         not answer is restarted.
@@ -160,7 +162,8 @@ def running(
     own: files and directories of the administrator's, which it reads when it starts. It is not restarted for them.
     own_check: shell command that fails with the reason, as the last line on stderr, if the unit would not start again with them.
         Run only if they were changed since it was started; then the run ends with that line.
-    first_start_goes_on: its very first start is not waited for. `started` does that, later in the same run.
+    first_start_goes_on: its very first start is not waited for. `started` does that, later in the same run, with `check` only if
+        it fails: there is no process that could keep running.
     """
     now: UnitState = ask(
         Unit,
@@ -184,9 +187,9 @@ def running(
         now.load in ("loaded", "not-found") and now.active == "inactive" and not (now.changed or now.definition_changed)
     )
     if new and not any(_changes_another(path) for path in reads):
-        prepare = [f"read_changed {quoted(unit, *map(_defined_by, filter(_is_definition, reads)))}"]
+        read = [f"read_changed {quoted(unit, *map(_defined_by, filter(_is_definition, reads)))}"]
     else:
-        prepare = [
+        read = [
             # A start from an interrupted run may still be going on. It is waited for: Synapse cannot recover from being killed
             # while it creates its tables for the first time.
             f"case $(systemctl is-active {name}) in activating) systemctl start {name} 2>/dev/null || true;; esac",
@@ -198,7 +201,7 @@ def running(
     goes_on = new and first_start_goes_on
     blocks = not (goes_on or (slow_to_start and now.active in ("inactive", "failed")))
     # Not --no-block for a restart: `ready` would be answered by the old process until it is stopped.
-    start = [*prepare, f"systemctl {'restart' if blocks else 'start --no-block'} {name} || failed start"]
+    start = [*read, f"systemctl {'restart' if blocks else 'start --no-block'} {name} || failed start"]
     steps: list[str] = []
     if now.refused and not restarts:
         add_final_line(
@@ -214,7 +217,8 @@ def running(
         # `start` follows. Without systemd, which would take all its units for changed until it reads them again.
         steps.append(f"systemctl enable --quiet {'--root=/ ' if restarts else ''}{name}")
     if restarts:
-        steps += [*_check_step(unit, check), *start, *([] if goes_on else ["wait_ready"])]
+        steps += _prepare_step(unit, prepare)
+        steps += start if goes_on else [*_check_step(unit, check), *start, "wait_ready"]
     elif outdated:
         steps += [*_check_step(unit, check), f"systemctl reload {name} || failed reload", "wait_ready"]
     elif ready and not now.ready:
@@ -245,12 +249,17 @@ class Active(YesOrNo):
 
 
 @operation()
-def started(unit: str, ready: str, patience: int = 60) -> Generator[StringCommand, None, None]:
-    """The unit answers, if its first start was going on. ready, patience: as for `running`."""
+def started(unit: str, check: str, ready: str, patience: int = 60) -> Generator[StringCommand, None, None]:
+    """The unit answers, if its first start was going on. check, ready, patience: as for `running`."""
     if ask(Active, unit=unit):
         host.noop(f"{unit} is started")
         return
-    yield script(*_functions(unit, ready, patience, slow_to_start=False), "wait_ready")
+    refused = f"{unit} does not start: its configuration is refused, see above"
+    yield script(
+        *_functions(unit, ready, patience, slow_to_start=False, gives_up=True),
+        f"said=$( (wait_ready) 2>&1) || {{ {check} || {{ echo {quoted(refused)} >&2; exit 1; }}",
+        "printf '%s\\n' \"$said\" >&2; exit 1; }",
+    )
 
 
 def _tried(program: Program, functions: Sequence[str], steps: Sequence[str], start: Sequence[str]) -> StringCommand:
@@ -280,6 +289,13 @@ def _defined_by(path: str) -> str:
 def _changes_another(path: str) -> bool:
     """Whether it is a drop-in."""
     return _is_definition(path) and PurePosixPath(path).parent.name.endswith(".d")
+
+
+def _prepare_step(unit: str, prepare: str | None) -> list[str]:
+    if prepare is None:
+        return []
+    message = f"{unit} was not started: what it needs cannot be made, see above"
+    return [f"{prepare} || {{ echo {quoted(message)} >&2; exit 1; }}"]
 
 
 def _check_step(unit: str, check: str | None) -> list[str]:

@@ -98,11 +98,10 @@ units.running(
     unit=UNIT.name,
     reads=[*program.files, synapse.virtualenv.current, *settings.private_authorities],
     # Synapse's own program makes the signing key, once.
-    check=(
-        f"( cd {STATE} && umask 077 "
-        f"&& {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} "
-        f"&& {CHECK_SYNAPSE} )"
+    prepare=(
+        f"( cd {STATE} && umask 077 && {{ [ -s signing.key ] || {as_synapse}/generate_signing_key -o signing.key; }} )"
     ),
+    check=f"( {CHECK_SYNAPSE} )",
     ready=UNIT.health,
     program=program,
     # While its database does not work Synapse does not answer as it should, but a restart would not help.

@@ -3,7 +3,7 @@
 from pyinfra import host
 
 from operations import deployment, units
-from roles import SYNAPSE
+from roles import CHECK_SYNAPSE, SYNAPSE
 from settings import settings_of
 from settings.synapse import Synapse
 
@@ -11,7 +11,7 @@ settings = settings_of(host)
 [UNIT] = SYNAPSE.units
 database = settings.view(Synapse).database
 
-units.started(name="Wait for Synapse", unit=UNIT.name, ready=UNIT.health, patience=180)
+units.started(name="Wait for Synapse", unit=UNIT.name, check=f"( {CHECK_SYNAPSE} )", ready=UNIT.health, patience=180)
 deployment.database_recorded(
     name="Record where Synapse's database is",
     server_name=settings.server_name,

@@ -446,6 +446,20 @@ def kill_at(deployment: Deployment, operation: str, seconds: float = 0.0) -> str
         run.communicate()
 
 
+def assert_a_first_start_is_explained(host: Host, deployment: Deployment) -> None:
+    """It ends at once, again and again, for a mistake in the administrator's own settings."""
+    own = "/etc/matrix-synapse/conf.d/own.yaml"
+    host.run(
+        f"mkdir -p {own.rpartition('/')[0]}; echo 'enable_metrics: [' >{own}; chgrp -R matrix-synapse /etc/matrix-synapse"
+    )
+    begin = time.monotonic()
+    run = deployment.run("-y", check=False)
+    assert time.monotonic() - begin < 60
+    assert run.status == 1 and f'in "{own}", line 2' in run.output
+    assert "matrix-synapse.service does not start: its configuration is refused, see above" in run.refusal
+    host.run(f"rm {own}")
+
+
 def test_interrupted_runs_are_completed_by_the_next(empty: Empty, tmp_path: Path) -> None:
     host, deployment = empty.host, empty.deployment
     kill_at(deployment, "Install the Debian packages")
@@ -464,6 +478,8 @@ def test_interrupted_runs_are_completed_by_the_next(empty: Empty, tmp_path: Path
     host.start()
     for operation, seconds in INTERRUPTIONS:
         kill_at(deployment, operation, seconds)
+        if operation == "Configure Synapse":
+            assert_a_first_start_is_explained(host, deployment)
     deployment.run("-y")
     assert_nothing_to_do(deployment)
     assert_all_answer(host)
