@@ -37,7 +37,6 @@ if settings.here("mas"):
     local.include("tasks/mas.py")
 if settings.here("synapse"):
     local.include("tasks/synapse.py")
-    local.include("tasks/housekeeping.py")
 if settings.here("synapse") and settings.here("caddy"):
     local.include("tasks/join_page.py")
 if settings.here("caddy") and settings.migration == "move":
@@ -47,6 +46,7 @@ if settings.here("sydent"):
 # What follows asks it, or is told by it.
 if settings.here("synapse"):
     local.include("tasks/synapse_started.py")
+    local.include("tasks/housekeeping.py")
 if settings.here("sliding_sync"):
     local.include("tasks/sliding_sync.py")
 if settings.here("rtc"):

@@ -141,8 +141,8 @@ forget_left_rooms = False
 # with mas.
 stale_device_days: int | None = None
 
-# PostgreSQL counts anew how a table's values are spread, by which it chooses how to search, when so many percent of its rows have
-# changed: 1 to 50. Its own default, 10, is too late for the large tables of a homeserver.
+# PostgreSQL renews its statistics of a table, by which it chooses how to search, when so many percent of the rows have changed:
+# 1 to 50. Its own default, 10, is too late for the large tables of a homeserver. PostgreSQL is restarted for another value.
 statistics_percent = 2
 
 # The largest size of a machine's journal, such as "1G". None: systemd's default, a tenth of the file system, 4 GiB at most.

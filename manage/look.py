@@ -272,7 +272,8 @@ class AlertSeen:
 class JournalSeen:
     """The machine's journal: its size in bytes, when its first entry was written, and how many before that one were removed.
 
-    journald numbers all entries, also across restarts of the machine.
+    journald numbers all entries, also across restarts of the machine. Only the system's are looked at: those of people are in
+    other files, which stay longer.
     """
 
     size: int
@@ -383,7 +384,7 @@ def _probes(settings: Settings) -> dict[str, str]:
         )
     probes["journal"] = (
         "du -sB1 /var/log/journal /run/log/journal | awk '{ n += $1 } END { print n }'; "
-        "journalctl -q --no-pager -o json --output-fields=_BOOT_ID | head -n 1"
+        "journalctl --system -q --no-pager -o json --output-fields=_BOOT_ID | head -n 1"
     )
     if settings.here("updates"):
         probes["updates"] = UPDATES_QUESTION

@@ -24,7 +24,7 @@ from operations.machine import Machine as LookedAt
 from operations.shell import quoted, shell_file
 from roles import ASK_POSTGRES, BACKUP, POSTGRES, ROLES, Role, any_version
 from settings.deployment import Restore
-from settings.postgres import version_on
+from settings.postgres import OF_DEBIAN, version_on
 
 # What is counted there and on the homeserver: name -> database, table, and when a row was made, in seconds since the epoch.
 COUNTED = {
@@ -75,7 +75,9 @@ def rehearse(deployment: Deployment, spare: str | None, restore: Restore) -> Non
         # While a rehearsal has not ended, what it has left is taken down in any case.
         if not machine.run(f"[ ! -e {REHEARSAL_NOTE} ] || echo begun"):
             check_disk(machine, wanted)
+            # Of another backup, only that one can say it.
             if homeserver and not restore.source and not restore.machine:
+                check_versions(homeserver.ask(LookedAt), machine.name, machine.ask(LookedAt).release)
                 check_reach(homeserver, restore.to)
         try:
             _spare(machine, source, "begin")
@@ -155,16 +157,15 @@ def _homeserver(source: Machine, spare: Machine) -> Machine | None:
         return None
     if spare.run("cat /etc/machine-id") == identity:
         raise Refused(f"{spare.name} is {source.name} itself; a rehearsal needs another machine")
-    check_versions(source.ask(LookedAt), spare.name, spare.ask(LookedAt))
     return source
 
 
-def check_versions(homeserver: MachineState, name: str, spare: MachineState) -> None:
-    """Raises Refused if the spare machine, of that name, would get an older PostgreSQL than the homeserver has."""
-    theirs, own = version_on(homeserver), version_on(spare)
-    if int(own) < int(theirs):
+def check_versions(homeserver: MachineState, name: str, release: str) -> None:
+    """Raises Refused if the spare machine, of that name and release, would get an older PostgreSQL than the homeserver has."""
+    theirs, own = version_on(homeserver), OF_DEBIAN.get(release, "")
+    if own and int(own) < int(theirs):
         raise Refused(
-            f"{name} has Debian {spare.release} with PostgreSQL {own}, which cannot read what PostgreSQL {theirs} of the "
+            f"{name} has Debian {release} with PostgreSQL {own}, which cannot read what PostgreSQL {theirs} of the "
             "homeserver has backed up: take a spare machine with a newer Debian. Nothing was touched"
         )
 

@@ -19,10 +19,12 @@ from compat import add_final_line
 from operations import virtualenvs
 from operations.look import ask, operation
 from operations.programs import Program, read_back
-from operations.shell import Fact, YesOrNo, quoted, script, shell_file
+from operations.shell import Fact, quoted, script, shell_file
 from operations.virtualenvs import Virtualenv
 
 DEFINITIONS = "/etc/systemd/system/"
+# Machines and units whose first start goes on in this run.
+_going_on: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def running(
     own: files and directories of the administrator's, which it reads when it starts. It is not restarted for them.
     own_check: shell command that fails with the reason, as the last line on stderr, if the unit would not start again with them.
         Run only if they were changed since it was started; then the run ends with that line.
-    first_start_goes_on: its very first start is not waited for. `started` does that, later in the same run, with `check` only if
-        it fails: there is no process that could keep running.
+    first_start_goes_on: a start of a unit that systemd does not know yet is not waited for. `started` does that, later in the
+        same run, with `check` only if it fails: there is no process that could keep running.
     """
     now: UnitState = ask(
         Unit,
@@ -198,7 +200,8 @@ def running(
             f"read_definitions {name}" if enables else "read_definitions",
             f"systemctl reset-failed --quiet {name} 2>/dev/null || true",
         ]
-    goes_on = new and first_start_goes_on
+    goes_on = new and first_start_goes_on and not now.back
+    (_going_on.add if goes_on else _going_on.discard)((host.name, unit))
     blocks = not (goes_on or (slow_to_start and now.active in ("inactive", "failed")))
     # Not --no-block for a restart: `ready` would be answered by the old process until it is stopped.
     start = [*read, f"systemctl {'restart' if blocks else 'start --no-block'} {name} || failed start"]
@@ -241,23 +244,19 @@ def running(
         yield script(*_functions(unit, ready, patience, slow_to_start), *steps)
 
 
-class Active(YesOrNo):
-    """Whether systemd takes a unit for started."""
-
-    def question(self, unit: str) -> str:
-        return f"! systemctl is-active --quiet {quoted(unit)} || echo yes"
-
-
 @operation()
 def started(unit: str, check: str, ready: str, patience: int = 60) -> Generator[StringCommand, None, None]:
-    """The unit answers, if its first start was going on. check, ready, patience: as for `running`."""
-    if ask(Active, unit=unit):
-        host.noop(f"{unit} is started")
+    """The unit answers, if `running` has not waited for that. check, ready, patience: as for `running`.
+
+    If its configuration is refused, it is stopped: systemd would start it again for ever.
+    """
+    if (host.name, unit) not in _going_on:
         return
     refused = f"{unit} does not start: its configuration is refused, see above"
     yield script(
         *_functions(unit, ready, patience, slow_to_start=False, gives_up=True),
-        f"said=$( (wait_ready) 2>&1) || {{ {check} || {{ echo {quoted(refused)} >&2; exit 1; }}",
+        f"said=$( (wait_ready) 2>&1) || {{ {check} || {{",
+        f"systemctl stop {shlex.quote(unit)}; echo {quoted(refused)} >&2; exit 1; }}",
         "printf '%s\\n' \"$said\" >&2; exit 1; }",
     )
 
@@ -294,7 +293,7 @@ def _changes_another(path: str) -> bool:
 def _prepare_step(unit: str, prepare: str | None) -> list[str]:
     if prepare is None:
         return []
-    message = f"{unit} was not started: what it needs cannot be made, see above"
+    message = f"{unit} was not touched: what it needs cannot be made, see above"
     return [f"{prepare} || {{ echo {quoted(message)} >&2; exit 1; }}"]
 
 

@@ -23,7 +23,10 @@ DATABASE_AUTHORITY = "/etc/ssl/certs/matrix-metal-postgresql.pem"
 
 
 class Choices(Chosen):
-    """The settings of PostgreSQL. statistics_percent: how many percent of a table's rows change before it is looked at anew."""
+    """The settings of PostgreSQL.
+
+    statistics_percent: its statistics of a table are renewed when so many percent of the rows have changed.
+    """
 
     statistics_percent: int = Field(description="a number of percent from 1 to 50", ge=1, le=50)
 
@@ -159,6 +162,11 @@ class Postgres(View):
         # As postgresql-common has it. The group reads the key of the certificate that Debian's configuration names.
         paths = ("/etc/postgresql", "/var/log/postgresql", "/run/postgresql")
         return replace(super().account(role, unit, name), shell="/bin/bash", group="ssl-cert", paths=paths)  # noqa: S604
+
+    @property
+    def client_addresses(self) -> list[str]:
+        """Those of all machines that use it. Each is there once: it is restarted for a new machine, and not for another role."""
+        return list(dict.fromkeys(address for client in self.clients for address in client.addresses))
 
     @property
     def cluster(self) -> str:

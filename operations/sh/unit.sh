@@ -84,11 +84,12 @@ about() {
   esac
   true
 }
+# Not our own, which the administrator has not changed.
 changed() {
   property ExecMainStartTimestamp
   since=${value#* }
   # shellcheck disable=SC2086 # they are several words
-  newer=$(find $own -newerct "$since" 2>/dev/null)
+  newer=$(find $own ! -name 'matrix-metal.*' -newerct "$since" 2>/dev/null)
   if [ -n "$since" ] && [ -n "$newer" ]; then
     printf '%s\n' "$newer" | sed 's/^/Changed=/'
     why=$(sh -c "$check" 2>&1 >/dev/null) || printf '%s\n' "$why" | sed '/^[[:space:]]*$/d' | tail -n 1 | sed 's/^[[:space:]]*/Refused=/'

@@ -457,7 +457,13 @@ def assert_a_first_start_is_explained(host: Host, deployment: Deployment) -> Non
     assert time.monotonic() - begin < 60
     assert run.status == 1 and f'in "{own}", line 2' in run.output
     assert "matrix-synapse.service does not start: its configuration is refused, see above" in run.refusal
-    host.run(f"rm {own}")
+    assert host.run("systemctl is-active matrix-synapse", check=False).stdout == "inactive\n"
+    # As it was before: systemd does not know it.
+    host.run(
+        f"rm {own}; systemctl disable --quiet matrix-synapse; rm /etc/systemd/system/matrix-synapse.service; "
+        "systemctl daemon-reload; systemctl reset-failed matrix-synapse 2>/dev/null || true"
+    )
+    assert host.run("systemctl show -P LoadState matrix-synapse").stdout == "not-found\n"
 
 
 def test_interrupted_runs_are_completed_by_the_next(empty: Empty, tmp_path: Path) -> None:

@@ -250,7 +250,9 @@ class ServiceTests:
         if not service.own:
             return
         assert service.pid
-        command = f"find {' '.join('%s' for _ in service.own)} -ignore_readdir_race -newerct %s"
+        command = (
+            f"find {' '.join('%s' for _ in service.own)} -ignore_readdir_race ! -name 'matrix-metal.*' -newerct %s"
+        )
         changed = ask(service.host, command, *service.own, f"@{service.started:.6f}").split()
         if changed:
             done = service.host.run(service.check)

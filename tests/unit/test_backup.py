@@ -751,16 +751,14 @@ def test_the_newest_history_is_the_one_of_this_database(restore: ModuleType) -> 
 @pytest.mark.parametrize(
     ("homeserver", "spare", "refused"),
     [
-        (MachineState(release="13", postgresql=("17",)), MachineState(release="12"), True),
+        (MachineState(release="13", postgresql=("17",)), "12", True),
         # Debian was upgraded, and PostgreSQL not yet.
-        (MachineState(release="13", postgresql=("15",)), MachineState(release="12"), False),
-        (MachineState(release="12", postgresql=("15",)), MachineState(release="13"), False),
-        (MachineState(release="13", postgresql=("17",)), MachineState(release="13"), False),
+        (MachineState(release="13", postgresql=("15",)), "12", False),
+        (MachineState(release="12", postgresql=("15",)), "13", False),
+        (MachineState(release="13", postgresql=("17",)), "13", False),
     ],
 )
-def test_a_rehearsal_on_too_old_a_debian_is_refused(
-    homeserver: MachineState, spare: MachineState, refused: bool
-) -> None:
+def test_a_rehearsal_on_too_old_a_debian_is_refused(homeserver: MachineState, spare: str, refused: bool) -> None:
     if not refused:
         return check_versions(homeserver, "spare", spare)
     with pytest.raises(

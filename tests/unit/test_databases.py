@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from compat import Refused
 from manage.postgres import postgres
-from operations import databases, preflight, same_data
+from operations import databases, preflight, same_data, templating
 from operations.databases import Database, Existing, Tables, exist, matches, verifier
 from operations.machine import Listener, Machine, MachineState
 from roles import ROLES
@@ -230,6 +230,22 @@ def test_only_the_machines_of_its_clients_may_connect(tmp_path: Path) -> None:
         ("sliding-sync", ("10.1.2.4", "2001:db8::4")),
     ]
     assert all(database.password for database in postgres.databases)
+
+
+def test_a_further_role_of_the_same_machine_restarts_nothing(tmp_path: Path) -> None:
+    """It changes who may connect, which is only read again, and nothing that PostgreSQL reads when it starts."""
+    before, after = (
+        settings(tmp_path, roles={"postgres": ["db"], "synapse": ["home"], **more}).view(Postgres)
+        for more in ({}, {"sliding_sync": ["home"]})
+    )
+    assert before.access not in before.files
+    for name in ("override", "matrix-metal"):
+        texts = [
+            templating.render(f"postgres/{name}.conf.j2", {"postgres": each, "backup": None})
+            for each in (before, after)
+        ]
+        assert texts[0] == texts[1]
+    assert before.clients != after.clients
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,25 @@ def test_unit_that_is_slow_to_start_is_not_waited_for_longer_than_it_takes_to_an
     assert "--no-block" not in done("active") and "systemctl restart x.service" in done("active")
 
 
+def test_a_first_start_that_goes_on_is_waited_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other: a unit that runs, or that has a way back, is waited for at once."""
+
+    def done(**now: Any) -> list[str]:
+        at(monkeypatch, units, FakeHost(UnitState(**now)))
+        about: dict[str, Any] = {"unit": "x.service", "check": "try-it", "ready": "ask"}
+        first = commands(units.running, **about, reads=["/etc/a"], first_start_goes_on=True)
+        later = commands(units.started, **about)
+        return ["\n".join(each).partition("is-active --quiet x.service || failed")[2] for each in (first, later)]
+
+    first, later = done(load="loaded")
+    assert "systemctl start --no-block x.service" in first and "wait_ready" not in first and "try-it" not in first
+    assert "(wait_ready) 2>&1" in later and later.index("try-it") < later.index("systemctl stop x.service")
+    for now in ({"load": "loaded", "changed": 1.0}, {"load": "loaded", "active": "activating"}, {"load": "masked"}):
+        first, later = done(**now)
+        assert "systemctl restart x.service" in first and "wait_ready" in first and "try-it" in first
+        assert later == ""
+
+
 def test_unit_state_is_read_from_systemd() -> None:
     state = Unit().answer(
         [

@@ -346,6 +346,8 @@ def test_synapse_removes_what_was_chosen(written: Callable[..., Rendered]) -> No
     assert chosen["delete_stale_devices_after"] == "500d"
     limits = rendered["/etc/systemd/journald.conf.d/matrix-metal.conf"][0]
     assert "SystemMaxUse" not in limits and "MaxRetentionSec=14day" in limits
+    [postgresql] = [each[0] for path, each in rendered.items() if path.endswith("main/conf.d/matrix-metal.conf")]
+    assert "\nautovacuum_analyze_scale_factor = 0.05\n" in postgresql
     unchosen = homeserver(written("homeserver alone"))
     assert not {"media_retention", "retention", "forget_rooms_on_leave", "delete_stale_devices_after"} & set(unchosen)
     assert unchosen["forgotten_room_retention_period"] == "28d"
