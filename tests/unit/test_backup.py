@@ -679,29 +679,41 @@ def test_the_newest_dump_before_the_moment_is_taken(restore: ModuleType, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("timelines", "newest", "starts", "commands", "told"),
+    ("timelines", "newest", "starts", "begun", "commands", "told"),
     [
         # Nobody has restored since.
-        (("1", "1"), "1", [""], ["new"], "as it was at 2027"),
+        (("1", "1"), "1", [""], [], ["new"], "as it was at 2027"),
         # Somebody has, to an earlier time: what was written between is in the history that was left.
-        (("1", "1"), "2", [""], ["new current"], "as it was at 2027"),
+        (("1", "1"), "2", [""], [], ["new 1"], "as it was at 2027"),
         # That one ends before the time, and this belongs to the next.
-        (("1", "1"), "2", [ENDED, ""], ["new current", "new"], "as it was at 2027"),
-        (("1", "1"), "2", [ENDED, ENDED, ""], ["new current", "new"], "as it was at its newest"),
-        (("1", "2"), "2", [""], ["new"], "as it was at 2027"),
+        (("1", "1"), "2", [ENDED, ""], [True], ["new 1", "new 2"], "as it was at 2027"),
+        (("1", "1"), "2", [ENDED, ENDED, ""], [], ["new 1", "new 2"], "as it was at its newest"),
+        # Twice, and it belongs to the one between.
+        (("1", "1"), "3", [ENDED, ""], [True], ["new 1", "new 2"], "as it was at 2027"),
+        # Nobody has written between the time and the restore.
+        (
+            ("1", "1"),
+            "3",
+            [ENDED, ENDED, "", ENDED, ""],
+            [False],
+            ["new 1", "new 2", "new 3", "new 2"],
+            "as it was at its newest",
+        ),
+        (("1", "2"), "2", [""], [], ["new"], "as it was at 2027"),
     ],
 )
 def test_a_moment_that_an_earlier_restore_has_left_behind_is_restored(
     timelines: tuple[str, str],
     newest: str,
     starts: list[str],
+    begun: list[bool],
     commands: list[str],
     told: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever has gone back too far goes forward again."""
-    restore, given, answers = program("restore"), list[str](), iter(starts)
+    restore, given, answers, known = program("restore"), list[str](), iter(starts), iter(begun)
 
     def start(_: object) -> None:
         if failure := next(answers):
@@ -714,6 +726,7 @@ def test_a_moment_that_an_earlier_restore_has_left_behind_is_restored(
         return ["true"]
 
     monkeypatch.setattr(restore, "Path", lambda _: tmp_path / "options")
+    monkeypatch.setattr(restore, "had_begun", lambda *_: next(known))
     for name, function in (("cluster_started", start), ("pgbackrest_command", command)):
         monkeypatch.setattr(restore, name, function)
     for name in ("progress", "cluster_stopped"):
@@ -728,8 +741,50 @@ def test_a_moment_that_an_earlier_restore_has_left_behind_is_restored(
         }
         for label, timeline in zip(("old", "new"), timelines, strict=True)
     ]
-    text = restore.physical(SimpleNamespace(cluster="17/main", home="/x"), backups, STOP + 1.0, f"0000000{newest}")
-    assert told in text and given == commands
+    plan = SimpleNamespace(cluster="17/main", home="/x", spool="/x")
+    text = restore.physical(plan, backups, STOP + 1.0, f"0000000{newest}")
+    assert told in text and given == commands and not [*answers, *known]
+
+
+BEGUN = "1\t0/3000000\t{}\n\n2\t0/5000000\tbefore 2027-01-31 17:05:02.5+00\n"
+
+
+@pytest.mark.parametrize(
+    ("history", "asked", "answer", "expected"),
+    [
+        (None, None, "", True),
+        # It has stopped in the history of the backup.
+        ("1\t0/3000000\tbefore 2027-01-31 17:00:01+00\n", None, "", True),
+        # That of the backup was whole: whichever of both it was, the data are the same.
+        (BEGUN.format("no recovery target specified"), None, "", True),
+        (BEGUN.format("before 2027-01-31 17:00:01.25+00"), "2027-01-31 17:00:01.25+00", "t", True),
+        (BEGUN.format("before 2027-01-31 17:00:01.25+00"), "2027-01-31 17:00:01.25+00", "f", False),
+    ],
+)
+def test_whether_a_history_had_begun(
+    history: str | None,
+    asked: str | None,
+    answer: str,
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    restore, questions = program("restore"), list[str]()
+    (tmp_path / "00000002.history").write_text("1\t0/1\tof before\n")
+    if history:
+        (tmp_path / "00000003.history").write_text(history)
+    else:
+        (tmp_path / "00000002.history").unlink()
+    monkeypatch.setattr(restore, "Path", lambda _: tmp_path)
+
+    def ask(_: object, database: str, text: str) -> str:
+        questions.append(text)
+        return answer
+
+    monkeypatch.setattr(restore, "sql", ask)
+    backup = {"archive": {"stop": "000000010000000000000003"}}
+    assert restore.had_begun(SimpleNamespace(cluster="17/main"), backup) is expected
+    assert [bool(asked and asked in text) for text in questions] == ([True] if asked else [])
 
 
 def test_the_newest_history_is_the_one_of_this_database(restore: ModuleType) -> None:
