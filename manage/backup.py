@@ -85,7 +85,9 @@ def now(deployment: Deployment) -> None:
                 # What has changed counts, however short ago the last one was.
                 machine.run(f"rm -f {BACKUP_STATE}/files/stamp")
                 unit = f"matrix-metal-backup-{part}.service"
-                if machine.run(f"systemctl start {unit} 2>/dev/null || echo failed"):
+                # One that runs already has begun before what is wanted was written. It is waited for.
+                wait = f"[ $(systemctl is-active {unit}) != activating ] || systemctl start {unit} 2>/dev/null || true"
+                if machine.run(f"{wait}; systemctl start {unit} 2>/dev/null || echo failed"):
                     # The last line of the journal is often systemd's, which says only that it has failed.
                     reasons = [each["reason"] for each in _parts(machine) if each["part"] == part and each["failure"]]
                     last = f"journalctl -u {unit} -n 1 --no-pager -o cat"

@@ -457,6 +457,18 @@ def test_a_backup_that_was_asked_for_waits_for_a_check(drill: Drill) -> None:
     assert drill.part("files/files")["success"] > before
 
 
+def test_a_backup_that_was_asked_for_is_none_that_runs_already(drill: Drill) -> None:
+    """It would be without what was written since it has begun."""
+    unit = "matrix-metal-backup-database.service"
+    started = f"systemctl show -P InvocationID {unit}"
+    drill.host.run(
+        f"systemctl start --no-block {unit}; until [ $(systemctl is-active {unit}) = activating ]; do :; done"
+    )
+    running = drill.host.run(started).stdout
+    drill.backed_up()
+    assert drill.host.run(started).stdout != running
+
+
 def test_a_clock_that_was_ahead_by_a_day_hides_nothing(drill: Drill) -> None:
     """When it is right again: what has changed is backed up, a success in the future is none, and its backup not the newest.
 
