@@ -82,12 +82,12 @@ def now(deployment: Deployment) -> None:
         try:
             parts = ["database", "files"] if machine.settings.here("postgres") else ["files"]
             for part in parts:
-                # What has changed counts, however short ago the last one was.
-                machine.run(f"rm -f {BACKUP_STATE}/files/stamp")
                 unit = f"matrix-metal-backup-{part}.service"
                 # One that runs already has begun before what is wanted was written. It is waited for.
                 wait = f"[ $(systemctl is-active {unit}) != activating ] || systemctl start {unit} 2>/dev/null || true"
-                if machine.run(f"{wait}; systemctl start {unit} 2>/dev/null || echo failed"):
+                # What has changed counts, however short ago the last one was.
+                due = f"rm -f {BACKUP_STATE}/files/stamp"
+                if machine.run(f"{wait}; {due}; systemctl start {unit} 2>/dev/null || echo failed"):
                     # The last line of the journal is often systemd's, which says only that it has failed.
                     reasons = [each["reason"] for each in _parts(machine) if each["part"] == part and each["failure"]]
                     last = f"journalctl -u {unit} -n 1 --no-pager -o cat"
