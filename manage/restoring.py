@@ -22,6 +22,9 @@ from settings.deployment import RESTORE_VARIABLE, Restore
 
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 RESTORE_UNIT = "matrix-metal-restore"
+# Sends what PostgreSQL has left for the backup, and how long that may take here.
+SEND = "matrix-metal-backup-wal.service"
+SEND_SECONDS = 150
 
 
 class Untouched(Refused):
@@ -88,7 +91,7 @@ def data_of(machine: Machine) -> str:
 
 
 def stop(machine: Machine) -> None:
-    """Nothing of the deployment runs, nor a restore that was interrupted."""
+    """Nothing of the deployment runs, nor a restore that was interrupted. The log of the database is at the target."""
     played = machine.settings.played
     units = [any_version(unit.name) for role in played for unit in role.units]
     timers = [name for role in played for timer in role.timers for name in (timer.timer, timer.service)]
@@ -96,6 +99,12 @@ def stop(machine: Machine) -> None:
     names = quoted(*timers, *units[::-1])
     machine.run(f"systemctl stop {RESTORE_UNIT}.service {names} 2>/dev/null || true")
     # What failed with the data that are lost, or because it was stopped, says nothing about those that are put back.
+    if machine.settings.here("postgres"):
+        # What PostgreSQL has written last: whoever goes back too far can go forward again to this very moment. Where this
+        # fails, the target has no more than it had.
+        machine.run(
+            f"timeout {SEND_SECONDS} systemctl start {SEND} 2>/dev/null || systemctl stop {SEND} 2>/dev/null || true"
+        )
     machine.run(f"systemctl reset-failed {names} 2>/dev/null || true")
     machine.run(f"rm -f {RESTORE_HOME}/done")
     machine.close()

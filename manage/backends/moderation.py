@@ -1,7 +1,7 @@
 """Rooms, and what people have reported, by Synapse's admin API."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,8 @@ from manage.output import printable
 
 # Seconds between two looks at a room that is being removed.
 PAUSE = 0.5
+# How often Synapse is asked to remove a room.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -135,18 +137,32 @@ class Moderation:
         self.synapse.ask("PUT", f"v1/rooms/{in_path(room_id)}/block", {"block": block})
 
     def remove(self, room_id: str, block: bool, progress: Callable[[int], None]) -> Removal:
-        """Remove a room from the homeserver. progress: called again and again with how many members have left so far."""
+        """Remove a room from the homeserver. progress: called again and again with how many members have left so far.
+
+        Synapse gives up where it meets its own other work, such as its statistics of the room. Asked again, it goes on.
+        """
+        left: set[str] = set()
+        for attempt in range(1, ATTEMPTS + 1):
+            removed, stayed = self._removed(room_id, block, left, progress)
+            if removed:
+                return Removal(left=len(left), not_left=len(stayed))
+            if attempt < ATTEMPTS:
+                time.sleep(PAUSE)
+        why = f"it could not make {', '.join(stayed)} leave" if stayed else "the log of matrix-synapse says why"
+        raise Refused(f"Synapse has not removed {room_id}: {why}")
+
+    def _removed(
+        self, room_id: str, block: bool, left: set[str], progress: Callable[[int], None]
+    ) -> tuple[bool, Sequence[str]]:
+        """Whether one attempt has removed a room, and who could not be made to leave it. Adds those who have to `left`."""
         asked = self.synapse.ask("DELETE", f"v2/rooms/{in_path(room_id)}", {"block": block, "purge": True})
         path = f"v2/rooms/delete_status/{in_path(asked['delete_id'])}"
         while True:
             now = self.synapse.ask("GET", path)
             result = now.get("shutdown_room") or {}
-            left, stayed = result.get("kicked_users", []), result.get("failed_to_kick_users", [])
-            if now["status"] == "complete":
-                return Removal(left=len(left), not_left=len(stayed))
+            left.update(result.get("kicked_users", []))
             if now["status"] not in ("scheduled", "active"):
-                why = f"it could not make {', '.join(stayed)} leave" if stayed else "the log of matrix-synapse says why"
-                raise Refused(f"Synapse has not removed {room_id}: {why}")
+                return now["status"] == "complete", result.get("failed_to_kick_users", [])
             progress(len(left))
             time.sleep(PAUSE)
 

@@ -270,6 +270,38 @@ def test_a_room_is_blocked_and_purged(managed: Managed, reported: Reported) -> N
     assert "there is no room" in managed.refusal("rooms", "show", room)
 
 
+# A purge that PostgreSQL refuses once, as it does where Synapse changes the same rows meanwhile.
+REFUSED_ONCE = """
+CREATE SEQUENCE asked;
+CREATE FUNCTION refuse_once() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF nextval('asked') = 1 THEN RAISE EXCEPTION 'refused once'; END IF;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER refuse_once BEFORE DELETE ON events FOR EACH ROW EXECUTE FUNCTION refuse_once();
+"""
+
+
+def test_a_purge_that_fails_once_goes_on(managed: Managed, deployed: Deployed, reported: Reported) -> None:
+    async def created() -> str:
+        async with managed.outside.matrix(reported.moderator) as hers:
+            return str(expect(await hers.room_create(name="Peas"), nio.RoomCreateResponse).room_id)
+
+    def database(sql: str) -> str:
+        asked = "cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d synapse"
+        return deployed.host.run(asked, stdin=sql).stdout.strip()
+
+    room = asyncio.run(created())
+    database(REFUSED_ONCE)
+    try:
+        done = managed.run("rooms", "purge", room, "--yes")
+        assert int(database("SELECT last_value FROM asked")) > 1
+    finally:
+        database("DROP TRIGGER refuse_once ON events; DROP FUNCTION refuse_once; DROP SEQUENCE asked")
+    assert "is removed: 1 member of this homeserver has left it" in done
+    assert "there is no room" in managed.refusal("rooms", "show", room)
+
+
 @pytest.fixture
 def name() -> str:
     return f"anna-{secrets.token_hex(3)}"
