@@ -15,7 +15,17 @@ from manage.machines import ROOT, Deployment, Machine
 from manage.output import as_json, confirm, print_json, print_table, unasked
 from manage.reach import at, check_reach, line_of, reach_of
 from manage.rehearsal import rehearse
-from manage.restoring import Untouched, check_disk, check_original, check_target, data_of, put_back, pyinfra, stop
+from manage.restoring import (
+    Untouched,
+    check_disk,
+    check_original,
+    check_target,
+    data_of,
+    put_back,
+    pyinfra,
+    send_last_changes,
+    stop,
+)
 from operations.machine import BACKUP_STATE, RESTORE_HOME
 from settings.backup import public_key
 from settings.deployment import Restore
@@ -174,9 +184,10 @@ def restore(
     if named and len(machines) > 1:
         raise Refused("--machine is for a deployment with one machine; others keep their names in the inventory")
     wanted = Restore(to, source, named)
-    with_data = [f"{machine.name} ({where})" for machine in machines if (where := data_of(machine))]
+    with_data = {machine.name: where for machine in machines if (where := data_of(machine))}
+    data = ", ".join(f"{name} ({where})" for name, where in with_data.items())
     if with_data and not overwrite:
-        raise Refused(f"there is data on {', '.join(with_data)}; --overwrite replaces it, and it is lost")
+        raise Refused(f"there is data on {data}; --overwrite replaces it, and it is lost")
     for machine in machines:
         check_disk(machine, wanted)
         if not source and not named:
@@ -185,10 +196,12 @@ def restore(
             check_original(machine)
     names = ", ".join(machine.name for machine in machines)
     when = f"as it was at {datetime.fromtimestamp(to, UTC):%Y-%m-%d %H:%M:%S} UTC" if to else "the newest state"
-    lost = f" The data on {', '.join(with_data)} is lost." if with_data else ""
+    lost = f" The data on {data} is lost." if with_data else ""
     confirm(f"Restore {when} to {names}.{lost} Go on?", yes)
     for machine in machines:
         stop(machine)
+        if machine.name in with_data:
+            send_last_changes(machine)
     pyinfra(deployment, "restore.py", wanted, "the preparation failed, see above")
     for machine in machines:
         try:

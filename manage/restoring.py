@@ -17,12 +17,12 @@ from manage.outside import homeserver_runs
 from operations.machine import RESTORE_HOME
 from operations.shell import quoted
 from roles import SYNAPSE, any_version
-from settings.backup import RESTORE_PROGRAM, Choices, Target, folder_of
+from settings.backup import RESTORE_PROGRAM, SPOOL, Choices, Target, folder_of
 from settings.deployment import RESTORE_VARIABLE, Restore
 
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
 RESTORE_UNIT = "matrix-metal-restore"
-# Sends what PostgreSQL has left for the backup, and how long that may take here.
+# Sends what PostgreSQL has left for the backup, and how long that may take while nothing runs.
 SEND = "matrix-metal-backup-wal.service"
 SEND_SECONDS = 150
 
@@ -91,7 +91,7 @@ def data_of(machine: Machine) -> str:
 
 
 def stop(machine: Machine) -> None:
-    """Nothing of the deployment runs, nor a restore that was interrupted. The log of the database is at the target."""
+    """Nothing of the deployment runs, nor a restore that was interrupted."""
     played = machine.settings.played
     units = [any_version(unit.name) for role in played for unit in role.units]
     timers = [name for role in played for timer in role.timers for name in (timer.timer, timer.service)]
@@ -99,15 +99,32 @@ def stop(machine: Machine) -> None:
     names = quoted(*timers, *units[::-1])
     machine.run(f"systemctl stop {RESTORE_UNIT}.service {names} 2>/dev/null || true")
     # What failed with the data that are lost, or because it was stopped, says nothing about those that are put back.
-    if machine.settings.here("postgres"):
-        # What PostgreSQL has written last: whoever goes back too far can go forward again to this very moment. Where this
-        # fails, the target has no more than it had.
-        machine.run(
-            f"timeout {SEND_SECONDS} systemctl start {SEND} 2>/dev/null || systemctl stop {SEND} 2>/dev/null || true"
-        )
     machine.run(f"systemctl reset-failed {names} 2>/dev/null || true")
     machine.run(f"rm -f {RESTORE_HOME}/done")
     machine.close()
+
+
+def send_last_changes(machine: Machine) -> None:
+    """Send what PostgreSQL has written last: whoever goes back too far can go forward again to this very moment.
+
+    Says so if the target does not take all of it, which a restore deletes.
+    """
+    if not machine.settings.here("postgres"):
+        return
+    click.echo(f"{machine.name}: sending the last changes of the database", err=True)
+    try:
+        left = machine.run(
+            f"timeout {SEND_SECONDS} systemctl start {SEND} 2>/dev/null || systemctl stop {SEND} 2>/dev/null || true; "
+            f"systemctl reset-failed {SEND} 2>/dev/null || true; ls -A {SPOOL} 2>/dev/null || true"
+        )
+    finally:
+        machine.close()
+    if left:
+        click.echo(
+            f"{machine.name}: not all of them are at the target (journalctl -u {SEND} there says why); "
+            "what is not is lost with the data",
+            err=True,
+        )
 
 
 def put_back(machine: Machine) -> str:

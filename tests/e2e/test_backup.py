@@ -538,7 +538,7 @@ def test_the_backup_says_how_far_back_it_reaches(drill: Drill) -> None:
     assert first < datetime.fromisoformat(f"{drill.moment}+00:00") < last, line
     assert timedelta() <= datetime.now(UTC) - last < timedelta(seconds=30), line
     drill.newest = found[2]
-    # Something later, which only the restores after this send to the target.
+    # Something later, which a restore sends to the target before it replaces the database.
     drill.query("SELECT txid_current()")
     shown = json.loads(drill.deployment.manage("backup", "show", "--json").stdout)[host.name]
     parts = {part["part"]: part for part in shown}
@@ -597,10 +597,16 @@ def test_a_repository_that_was_truncated_is_reported_and_not_restored(drill: Dri
         assert program in reason.lower() and "is damaged" in reason, reason
         assert "is damaged" in drill.deployment.manage("backup", "show").stdout
         # What the machine has already is not read from there.
-        host.run("systemctl stop matrix-synapse 'postgresql@*'; rm -rf /var/lib/matrix-synapse/media")
+        host.run("systemctl stop matrix-metal-backup-wal.timer matrix-synapse 'postgresql@*'")
+        host.run("rm -rf /var/lib/matrix-synapse/media")
         host.run(f"rm -rf /var/lib/postgresql/*/main/{'base' if job == 'database' else 'none'}")
+        waiting = host.run(f"ls {SPOOL}").stdout
         done = drill.deployment.manage("restore", "--yes", "--overwrite")
         assert done.returncode == 1 and "is damaged" in done.stderr.splitlines()[-1], done.stderr
+        if job == "files":
+            # The database was whole until then.
+            assert waiting and not host.run(f"ls {SPOOL}").stdout
+            assert "sending the last changes" in done.stderr and "not all of them" not in done.stderr, done.stderr
         host.run(f"mv /root/whole {path}; systemctl start matrix-metal-backup-check-{job}")
 
 

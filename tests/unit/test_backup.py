@@ -369,6 +369,20 @@ def test_a_mail_about_a_failure_comes_once_a_day(
     assert bool(mailbox) == mails
 
 
+def test_a_mail_about_a_backup_after_a_gap_is_about_that(
+    backup: ModuleType, tmp_path: Path, mailbox: list[EmailMessage]
+) -> None:
+    """The log was sent a moment ago, and is every minute: it has not failed."""
+    now = backup.at(time.time())
+    (tmp_path / "wal.json").write_text(json.dumps({"success": now, "reason": ""}))
+    (tmp_path / "database.json").write_text(json.dumps({"success": None, "failure": now, "reason": "no space"}))
+    plan = machine_with_mail(tmp_path)
+    for _ in range(2):
+        backup.mail_about(plan, "matrix-metal-backup-wal.service", "failed")
+    [mail] = mailbox
+    assert "a job of the backup failed: database.\n\nWhy: no space\n" in mail.get_content()
+
+
 def machine_with_mail(directory: Path) -> SimpleNamespace:
     (directory / "mail").mkdir()
     mail = {"from": "a@x.test", "to": "b@x.test", "host": "x", "port": 25, "tls": "none", "username": None}
@@ -629,6 +643,37 @@ def test_the_log_reaches_as_far_as_what_was_sent(
         os.utime(tmp_path / name, (STOP - number * 60 + 0.9,) * 2)
     assert backup.wal(plan) == {"restore_to": "2027-01-31T17:05:00Z"}
     assert sent == ["000000010000000000000001", "000000010000000000000002"] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_gap_ends_with_a_backup_that_succeeds(
+    backup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Without the mark nobody would know that a restore ends there."""
+    gap = tmp_path / "gap"
+    gap.touch()
+
+    def made(_: object) -> None:
+        assert not gap.exists(), "PostgreSQL would keep nothing for this backup"
+        if fails:
+            raise backup.Problem("PostgreSQL does not run")
+
+    monkeypatch.setattr(backup, "new_backup_of_database", made)
+    with pytest.raises(backup.Problem) if fails else nullcontext():
+        backup.back_up_database(SimpleNamespace(spool=tmp_path))
+    assert gap.exists() == fails
+
+
+@pytest.mark.parametrize("left", [[], ["000000010000000000000007"]])
+def test_what_is_not_sent_before_a_restore_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: list[str]
+) -> None:
+    machine = MagicMock(settings=settings(tmp_path))
+    machine.name, machine.run.return_value = "one", left
+    restoring.send_last_changes(machine)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "one: sending the last changes of the database"
+    assert [line.startswith("one: not all of them are at the target") for line in said[1:]] == [True] * len(left)
 
 
 def restorable(
