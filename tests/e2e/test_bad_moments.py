@@ -20,7 +20,8 @@ def statuses(outside: Outside, path: str, requests: int, clients: int, *options:
     url = outside.url("matrix", f"/_matrix/client/{path}?[1-{requests}]")
     command = ["curl", "-sS", "--cacert", CADDY_ROOT, "--http1.1", "--parallel", "--parallel-immediate"]
     command += ["--parallel-max", str(clients), "-o", "/dev/null", "-w", "%{http_code}\\n", *options, url]
-    done = outside.host.run(shlex.join(command), check=False, timeout=180)
+    # Each may need several files at once: sockets of IPv4 and IPv6, those of its resolver, the certificates.
+    done = outside.host.run(f"ulimit -n {8 * CLIENTS}; {shlex.join(command)}", check=False, timeout=180)
     # Why there was no answer; shown if the test fails.
     print(Counter(line for line in done.stderr.splitlines() if line.startswith("curl:")))
     return Counter(done.stdout.split())
